@@ -1,0 +1,65 @@
+"""pytest-gradmask: flag defenses that only look robust because gradient attacks fail on them.
+
+The public names below are imported on first use: the plugin loads in every pytest run, and torch must not.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pytest_gradmask.assertions import (
+        assert_clean_accuracy_retained,
+        assert_gradient_masking,
+        assert_near_identity,
+        assert_no_gradient_masking,
+        assert_robust_accuracy,
+    )
+    from pytest_gradmask.audit import audit
+    from pytest_gradmask.checkpoints import load_model
+    from pytest_gradmask.datasets import load_dataset
+    from pytest_gradmask.defense import Defense
+    from pytest_gradmask.errors import GradmaskError
+    from pytest_gradmask.results import Audit, Finding, Verdict
+    from pytest_gradmask.threat import ThreatModel
+
+_HOMES = {
+    "Audit": "results",
+    "Defense": "defense",
+    "Finding": "results",
+    "GradmaskError": "errors",
+    "ThreatModel": "threat",
+    "Verdict": "results",
+    "assert_clean_accuracy_retained": "assertions",
+    "assert_gradient_masking": "assertions",
+    "assert_near_identity": "assertions",
+    "assert_no_gradient_masking": "assertions",
+    "assert_robust_accuracy": "assertions",
+    "audit": "audit",
+    "load_dataset": "datasets",
+    "load_model": "checkpoints",
+}
+
+__all__ = [
+    "Audit",
+    "Defense",
+    "Finding",
+    "GradmaskError",
+    "ThreatModel",
+    "Verdict",
+    "assert_clean_accuracy_retained",
+    "assert_gradient_masking",
+    "assert_near_identity",
+    "assert_no_gradient_masking",
+    "assert_robust_accuracy",
+    "audit",
+    "load_dataset",
+    "load_model",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"pytest_gradmask.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'pytest_gradmask' has no attribute {name!r}")

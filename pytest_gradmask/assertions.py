@@ -1,0 +1,85 @@
+"""Assertions over audits, with messages that tell what was found, how sure that is and what to do next."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pytest_gradmask.errors import InputError
+from pytest_gradmask.report.text import explain
+from pytest_gradmask.results import Audit, Verdict
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+
+def assert_no_gradient_masking(audit: Audit) -> None:
+    """Fail unless the verdict is ``NOT_MASKED``: an inconclusive audit shows nothing and does not pass."""
+    __tracebackhide__ = True
+    if audit.verdict is not Verdict.NOT_MASKED:
+        raise AssertionError(explain(audit, "no gradient masking"))
+
+
+def assert_gradient_masking(audit: Audit) -> None:
+    """Fail unless the verdict is ``MASKED``."""
+    __tracebackhide__ = True
+    if audit.verdict is not Verdict.MASKED:
+        raise AssertionError(explain(audit, "gradient masking"))
+
+
+def assert_robust_accuracy(audit: Audit, *, at_least: float) -> None:
+    """Fail unless the robust accuracy under all attacks together is at least ``at_least`` (a share of images).
+
+    The measured figure counts, as the field quotes it; the message gives its interval. Fails as well where the
+    audit is not ``NOT_MASKED``, because a robust accuracy under masked gradients means nothing.
+    """
+    __tracebackhide__ = True
+    if not 0 <= at_least <= 1:
+        raise InputError(f"at_least={at_least!r}: must be a share of images between 0 and 1, such as 0.4")
+    if audit.verdict is not Verdict.NOT_MASKED:
+        raise AssertionError(explain(audit, "a robust accuracy that can be trusted"))
+    if audit.robust_accuracy.value < at_least:
+        raise AssertionError(explain(audit, f"a robust accuracy of at least {at_least:.1%}"))
+
+
+def assert_near_identity(front_end: nn.Module, images: torch.Tensor, *, atol: float) -> None:
+    """Fail unless ``front_end(images)`` differs from ``images`` by at most ``atol`` on average over each image.
+
+    Args:
+        front_end: maps N x C x H x W to the same shape.
+        images: in the units of ``atol``.
+        atol: largest mean absolute difference of an image, in input units.
+    """
+    __tracebackhide__ = True
+    import torch
+
+    with torch.no_grad():
+        output = front_end(images)
+    if output.shape != images.shape:
+        raise AssertionError(
+            f"expected a near-identity front end, but it maps shape {tuple(images.shape)} to {tuple(output.shape)}"
+        )
+    change = (output - images).abs().flatten(1).mean(1)
+    worst = int(change.argmax())
+    if not bool((change <= atol).all()):  # NaN fails as well
+        raise AssertionError(
+            f"expected a front end within {atol:.4g} of the identity, but {int((~(change <= atol)).sum())} of "
+            f"{len(images)} images change by more: image {worst} by {change[worst].item():.4g} on average "
+            f"(mean over all images {change.mean().item():.4g})"
+        )
+
+
+def assert_clean_accuracy_retained(
+    defense: nn.Module, backbone: nn.Module, images: torch.Tensor, labels: torch.Tensor, *, within: float = 0.02
+) -> None:
+    """Fail unless the defense's clean accuracy is at most ``within`` (a share of images) below the backbone's."""
+    __tracebackhide__ = True
+    import torch
+
+    with torch.no_grad():
+        defended, bare = (float((model(images).argmax(1) == labels).float().mean()) for model in (defense, backbone))
+    if not defended >= bare - within:
+        raise AssertionError(
+            f"expected the defense to keep the backbone's clean accuracy of {bare:.1%} within {100 * within:.3g} "
+            f"points, but it has {defended:.1%} on the same {len(labels)} images"
+        )

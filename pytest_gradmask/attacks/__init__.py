@@ -1,0 +1,1 @@
+"""Attacks: each a function ``attack(model, images, labels, *, threat, steps, generator) -> images``."""

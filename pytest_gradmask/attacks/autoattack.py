@@ -1,0 +1,170 @@
+"""AutoAttack's attacks, through upstream's code, with its traps defused.
+
+Upstream (Croce and Hein 2020) is used as ``autoattack`` where that is installed and as ``pyautoattack`` otherwise.
+Its attacks are called one by one, with the parameters of its ``standard`` and ``rand`` versions or fewer. Not used
+is ``run_standard_evaluation``, which drops the tracer of coverage and debuggers, keeps a count of dynamic models
+that is never reset, and crashes with four classes or fewer.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from pytest_gradmask.attacks.oracle import random_state, set_random_state
+from pytest_gradmask.threat import ThreatModel
+
+_silent = logging.getLogger("pytest_gradmask.autoattack")
+_silent.addHandler(logging.NullHandler())
+_silent.propagate = False
+
+Build = Callable[..., Any]
+
+
+def _upstream(module: str) -> Any:
+    try:
+        return importlib.import_module(f"autoattack.{module}")
+    except ModuleNotFoundError:
+        return importlib.import_module(f"pyautoattack.{module}")
+
+
+class _UnitRange(nn.Module):
+    """Upstream assumes inputs in [0, 1]: stretch them to the bounds."""
+
+    def __init__(self, model: nn.Module, low: float, width: float) -> None:
+        super().__init__()
+        self.model, self.low, self.width = model, low, width
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.model(images * self.width + self.low)  # type: ignore[no-any-return]
+
+
+def _run(
+    build: Build,
+    model: nn.Module,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    threat: ThreatModel,
+    generator: torch.Generator,
+    prepare: Callable[[Any], None] = lambda attack: None,
+    **parameters: Any,
+) -> torch.Tensor:
+    low, high = threat.bounds
+    width = high - low
+    if width > 0 and (low, width) != (0.0, 1.0):
+        model = _UnitRange(model, low, width)
+    unit = ((images - low) / width).contiguous()  # upstream calls view() on the gradient, laid out as the images
+    seed = int(torch.randint(2**31, (1,), generator=generator))
+    attack = build(model, norm=threat.norm, eps=threat.eps / width, seed=seed, device=images.device, **parameters)
+    prepare(attack)
+    outside = random_state(images.device)  # upstream seeds the global generators
+    try:
+        with torch.no_grad():
+            result = attack.perturb(unit, labels)
+    finally:
+        set_random_state(outside, images.device)
+    adversarial: torch.Tensor = result[-1] if isinstance(result, tuple) else result
+    # Stretching back rounds; projecting removes what rounding added. NaN stays, for the audit to see.
+    return threat.project(adversarial * width + low, images)
+
+
+def apgd_ce(
+    model: nn.Module,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    *,
+    threat: ThreatModel,
+    steps: int,
+    generator: torch.Generator,
+    eot: int = 1,
+    loss: str = "ce",
+) -> torch.Tensor:
+    """Upstream's APGD on cross-entropy, or on DLR with ``loss="dlr"`` (three classes or more).
+
+    ``standard``: 100 steps.
+    """
+    build = _upstream("autopgd_base").APGDAttack
+    return _run(
+        build, model, images, labels, threat, generator,
+        n_iter=steps, n_restarts=1, loss=loss, eot_iter=eot, rho=0.75, logger=_silent,
+    )  # fmt: skip
+
+
+def apgd_dlr(
+    model: nn.Module,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    *,
+    threat: ThreatModel,
+    steps: int,
+    generator: torch.Generator,
+    eot: int = 1,
+) -> torch.Tensor:
+    """Upstream's APGD on the difference of logits ratio; ``rand``: 100 steps and 20 forwards each."""
+    return apgd_ce(model, images, labels, threat=threat, steps=steps, generator=generator, eot=eot, loss="dlr")
+
+
+def apgd_t(
+    model: nn.Module,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    *,
+    threat: ThreatModel,
+    steps: int,
+    generator: torch.Generator,
+    targets: int = 9,
+    eot: int = 1,
+) -> torch.Tensor:
+    """Upstream's targeted APGD (four classes or more); ``standard``: 100 steps for each of 9 target classes."""
+    build = _upstream("autopgd_base").APGDAttack_targeted
+    return _run(
+        build, model, images, labels, threat, generator,
+        n_iter=steps, n_restarts=1, n_target_classes=targets, eot_iter=eot, rho=0.75, logger=_silent,
+    )  # fmt: skip
+
+
+def fab_t(
+    model: nn.Module,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    *,
+    threat: ThreatModel,
+    steps: int,
+    generator: torch.Generator,
+    targets: int = 9,
+) -> torch.Tensor:
+    """Upstream's targeted FAB (Croce and Hein 2020b); ``standard``: 100 steps for each of 9 target classes."""
+    build = _upstream("fab_pt").FABAttack_PT
+
+    def prepare(attack: Any) -> None:
+        attack.targeted = True
+
+    return _run(
+        build, model, images, labels, threat, generator, prepare,
+        n_iter=steps, n_restarts=1, n_target_classes=targets, verbose=False,
+    )  # fmt: skip
+
+
+def square(
+    model: nn.Module,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    *,
+    threat: ThreatModel,
+    steps: int,
+    generator: torch.Generator,
+) -> torch.Tensor:
+    """Upstream's Square attack (Andriushchenko et al. 2020).
+
+    ``steps`` is its number of queries; ``standard``: 5,000.
+    """
+    build = _upstream("square").SquareAttack
+    return _run(
+        build, model, images, labels, threat, generator,
+        n_queries=steps, n_restarts=1, p_init=0.8, resc_schedule=steps < 5000, verbose=False,
+    )  # fmt: skip

@@ -1,0 +1,106 @@
+"""The defense as attacks see it: counted, in float32, with its own random stream."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from pytest_gradmask.defense import Outputs
+
+_TINY_PROBABILITY = 1e-12
+
+
+def random_state(device: torch.device) -> tuple[Any, ...]:
+    """State of the global generators of Python, NumPy and torch."""
+    cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+    return random.getstate(), np.random.get_state(), torch.get_rng_state(), cuda
+
+
+def set_random_state(state: tuple[Any, ...], device: torch.device) -> None:
+    """Put the global generators back into a state from `random_state`."""
+    python, numpy, cpu, cuda = state
+    random.setstate(python)
+    np.random.set_state(numpy)
+    torch.set_rng_state(cpu)
+    if cuda is not None:
+        torch.cuda.set_rng_state(cuda, device)
+
+
+def seed_everything(seed: int) -> None:
+    """Seed the global generators of Python, NumPy and torch."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+class RandomStream:
+    """A defense's own random numbers.
+
+    The global generators belong to the defense while it runs and to the attack otherwise, so an attack that
+    reseeds them (AutoAttack does) neither repeats nor learns the defense's noise.
+    """
+
+    def __init__(self, seed: int, device: torch.device) -> None:
+        self._device = device
+        outside = random_state(device)
+        seed_everything(seed)
+        self._state = random_state(device)
+        set_random_state(outside, device)
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """Switch the global generators to this stream."""
+        outside = random_state(self._device)
+        set_random_state(self._state, self._device)
+        try:
+            yield
+        finally:
+            self._state = random_state(self._device)
+            set_random_state(outside, self._device)
+
+
+class Oracle(nn.Module):
+    """What an attack queries.
+
+    Args:
+        model: maps images to ``outputs``.
+        stream: the defense's random numbers.
+        outputs: what the model returns; probabilities are turned into logits by a logarithm.
+
+    Attributes:
+        forwards, backwards: images passed so far in each direction.
+    """
+
+    def __init__(self, model: nn.Module, stream: RandomStream, outputs: Outputs = "logits") -> None:
+        super().__init__()
+        self.model = model
+        self._stream = stream
+        self._outputs = outputs
+        self._dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+        self.forwards = 0
+        self.backwards = 0
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Logits, float32, N x K. Where the model's graph does not reach the images, their gradient is zero."""
+        self.forwards += len(images)
+        with self._stream.active():
+            raw: torch.Tensor = self.model(images.to(self._dtype))
+        logits = raw.float()
+        if self._outputs == "probabilities":
+            logits = logits.clamp_min(_TINY_PROBABILITY).log()
+        if logits is raw:
+            logits = logits.clone()  # an attack may write into what it gets
+        if torch.is_grad_enabled() and images.requires_grad:
+            # A defense that detaches its input is a defense with zero gradients, not a crash.
+            logits = logits + 0 * images.flatten(1).sum(1, keepdim=True)
+            logits.register_hook(self._count_backward)
+        return logits
+
+    def _count_backward(self, gradient: torch.Tensor) -> None:
+        self.backwards += len(gradient)

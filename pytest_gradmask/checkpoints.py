@@ -1,0 +1,128 @@
+"""Checkpoints: safetensors files, each with a card that says what it is, how it was made and what it measured.
+
+A card is JSON. Its ``sha256`` is checked before a weight is read. A card may also describe a model made of others:
+a composite (``front_end`` and ``backbone``) or a randomized ensemble (``members``), by their names.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from pytest_gradmask.errors import CheckpointError
+from pytest_gradmask.models import build_model
+from pytest_gradmask.models.composites import Composite, RandomizedEnsemble
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
+
+
+def fixtures_directory() -> Path:
+    """Where the trained fixtures are: inside an installed package, or beside it in a checkout."""
+    package = Path(__file__).parent
+    for folder in (package / "fixtures", package.parent / "fixtures"):
+        if folder.is_dir():
+            return folder
+    raise CheckpointError(f"no fixtures directory in {package} or beside it; reinstall pytest-gradmask")
+
+
+def available(directory: Path | None = None) -> list[str]:
+    """Names of all checkpoints, composites and ensembles in a directory (by default the package's fixtures)."""
+    return sorted(file.stem for file in (directory or fixtures_directory()).glob("*.json"))
+
+
+def load_card(name: str, directory: Path | None = None) -> dict[str, Any]:
+    """Read a checkpoint's card.
+
+    Raises:
+        CheckpointError: no such card, or it cannot be read.
+    """
+    folder = directory or fixtures_directory()
+    if not _NAME.fullmatch(name):
+        raise CheckpointError(f"checkpoint {name!r}: a name has lower-case letters, digits and dashes only")
+    file = folder / f"{name}.json"
+    try:
+        card = json.loads(file.read_text())
+    except FileNotFoundError as error:
+        raise CheckpointError(
+            f"checkpoint {name!r}: no card {file}; there are {', '.join(available(folder)) or 'none'}"
+        ) from error
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"checkpoint {name!r}: card {file} cannot be read ({error})") from error
+    if not isinstance(card, dict) or "architecture" not in card:
+        raise CheckpointError(f"checkpoint {name!r}: card {file} names no architecture")
+    return card
+
+
+def load_model(name: str, directory: Path | None = None) -> nn.Module:
+    """Load a model of the fixtures by name, on the CPU and in eval mode.
+
+    Raises:
+        CheckpointError: unknown name, missing or corrupted weights (their hash is not the card's), or weights that do
+            not fit the architecture.
+    """
+    folder = directory or fixtures_directory()
+    card = load_card(name, folder)
+    if card["architecture"] == "composite":
+        return Composite(load_model(card["front_end"], folder), load_model(card["backbone"], folder)).eval()
+    if card["architecture"] == "ensemble":
+        return RandomizedEnsemble([load_model(member, folder) for member in card["members"]]).eval()
+    return _load_weights(name, card, folder)
+
+
+def _load_weights(name: str, card: dict[str, Any], folder: Path) -> nn.Module:
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    file = folder / f"{name}.safetensors"
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"checkpoint {name!r}: weights {file} cannot be read ({error})") from error
+    digest = hashlib.sha256(content).hexdigest()
+    if digest != card.get("sha256"):
+        raise CheckpointError(
+            f"checkpoint {name!r}: {file} is corrupted or was exchanged: its sha256 is {digest}, its card says "
+            f"{card.get('sha256')}; restore the file or train it again"
+        )
+    model = build_model(card["architecture"], card.get("arguments"))
+    try:
+        model.load_state_dict(load(content))
+    except (SafetensorError, RuntimeError) as error:
+        raise CheckpointError(f"checkpoint {name!r}: {file} does not fit {card['architecture']} ({error})") from error
+    return model.eval()
+
+
+def save_model(name: str, model: nn.Module, card: dict[str, Any], directory: Path) -> Path:
+    """Write a model's weights and its card, each in one atomic step, weights first.
+
+    Args:
+        name: lower-case letters, digits and dashes.
+        card: at least ``architecture`` and ``arguments`` to rebuild the model; ``sha256`` is added.
+        directory: created if missing.
+
+    Returns:
+        The path of the weights.
+    """
+    from safetensors.torch import save
+
+    if not _NAME.fullmatch(name):
+        raise CheckpointError(f"checkpoint {name!r}: a name has lower-case letters, digits and dashes only")
+    directory.mkdir(parents=True, exist_ok=True)
+    content = save({key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()})
+    card = {**card, "sha256": hashlib.sha256(content).hexdigest()}
+    file = directory / f"{name}.safetensors"
+    _write(file, content)
+    _write(directory / f"{name}.json", (json.dumps(card, indent=2) + "\n").encode())
+    return file
+
+
+def _write(file: Path, content: bytes) -> None:
+    temporary = file.with_name(file.name + ".part")
+    temporary.write_bytes(content)
+    os.replace(temporary, file)

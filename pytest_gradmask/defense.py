@@ -1,0 +1,76 @@
+"""What is audited: a model, and what an attacker who adapts to it knows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+from torch import nn
+
+from pytest_gradmask.errors import InputError
+
+Outputs = Literal["logits", "probabilities"]
+
+
+@dataclass(frozen=True, slots=True)
+class Defense:
+    """A classifier from images (N x C x H x W, inside the bounds) to logits (N x K), and its attacker's knowledge.
+
+    Attributes:
+        model: the module to audit, in eval mode.
+        bypass: submodules that BPDA treats as the identity on the backward pass, as modules or by dotted name;
+            a mapping gives each a differentiable substitute instead (a callable from its input to its output).
+            ``None`` lets the audit look for candidates; ``()`` means that there are none.
+        members: the members of a randomized ensemble, each a classifier.
+        sources: models whose adversarial examples may transfer to this one.
+        outputs: ``"probabilities"`` if the model ends in a softmax; its logarithm is then attacked.
+        name: for reports; by default the model's class.
+
+    Raises:
+        InputError: ``model``, ``members`` or ``sources`` are not modules, ``bypass`` names no submodule of the model,
+            or ``outputs`` is unknown.
+    """
+
+    model: nn.Module
+    bypass: Sequence[str | nn.Module] | Mapping[str | nn.Module, Any] | None = None
+    members: Sequence[nn.Module] = ()
+    sources: Sequence[nn.Module] = ()
+    outputs: Outputs = "logits"
+    name: str = field(default="")
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.model, nn.Module):
+            raise InputError(
+                f"model={self.model!r}: must be a torch.nn.Module; wrap a function in a module whose forward calls it"
+            )
+        for argument in ("members", "sources"):
+            for entry in getattr(self, argument):
+                if not isinstance(entry, nn.Module):
+                    raise InputError(f"{argument}: holds {entry!r}, which is not a torch.nn.Module")
+        if self.outputs not in get_args(Outputs):
+            raise InputError(f"outputs={self.outputs!r}: must be one of {', '.join(get_args(Outputs))}")
+        if not self.name:
+            object.__setattr__(self, "name", type(self.model).__name__)
+        self.bypassed_modules()
+
+    def bypassed_modules(self) -> dict[str, Any] | None:
+        """Dotted name of each submodule to bypass, with its substitute (None: the identity); None if not told."""
+        if self.bypass is None:
+            return None
+        names = {module: name for name, module in self.model.named_modules(remove_duplicate=True)}
+        by_name = dict(self.model.named_modules())
+        substitutes = self.bypass if isinstance(self.bypass, Mapping) else dict.fromkeys(self.bypass)
+        found: dict[str, Any] = {}
+        for entry, substitute in substitutes.items():
+            name = entry if isinstance(entry, str) else names.get(entry)
+            if name is None or name not in by_name or name == "":
+                known = ", ".join(list(by_name)[1:8]) or "none"
+                raise InputError(f"bypass: {entry!r} is not a submodule of {self.name}; its submodules begin {known}")
+            found[name] = substitute
+        return found
+
+
+def as_defense(defense: Defense | nn.Module) -> Defense:
+    """A bare module is a defense of which nothing is known."""
+    return defense if isinstance(defense, Defense) else Defense(defense)

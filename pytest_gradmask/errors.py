@@ -1,0 +1,26 @@
+"""The errors this package raises on purpose.
+
+Every message names the argument, the value it got and what to do about it.
+"""
+
+from __future__ import annotations
+
+
+class GradmaskError(Exception):
+    """Base class: catch this to catch everything the package raises on purpose."""
+
+
+class InputError(GradmaskError, ValueError):
+    """An argument (images, labels, threat model, option) is unusable as given."""
+
+
+class DefenseError(GradmaskError):
+    """The defense cannot be audited as given: NaN logits, train mode, probabilities, wrong shape."""
+
+
+class DataError(GradmaskError):
+    """A data set is missing, unreadable or malformed."""
+
+
+class CheckpointError(GradmaskError):
+    """A checkpoint or its card is missing, corrupted or does not match."""

@@ -1,0 +1,48 @@
+"""An audit leaves no trace in the process or in the models it looks at."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from pytest_gradmask.attacks.oracle import random_state, set_random_state
+
+
+@contextmanager
+def no_trace(models: Sequence[nn.Module], device: torch.device) -> Iterator[None]:
+    """Restore on exit, whatever happens: random states, grad mode, default dtype, tracer, and each model's state.
+
+    Of each model: where it is (device), train/eval flags, ``requires_grad`` and ``.grad`` of parameters, and the
+    values of buffers. Inside, parameters need no gradient: attacks differentiate with respect to images only.
+    """
+    states = random_state(device)
+    grad_mode, dtype, tracer = torch.is_grad_enabled(), torch.get_default_dtype(), sys.gettrace()
+    modules = list({module: None for model in models for module in model.modules()})
+    parameters = list({parameter: None for model in models for parameter in model.parameters()})
+    buffers = list({buffer: None for model in models for buffer in model.buffers()})
+    training = [module.training for module in modules]
+    needs = [(parameter.requires_grad, parameter.grad) for parameter in parameters]
+    values = [buffer.detach().clone() for buffer in buffers]
+    try:
+        for parameter in parameters:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for module, flag in zip(modules, training, strict=True):
+            module.training = flag
+        for parameter, (requires_grad, grad) in zip(parameters, needs, strict=True):
+            parameter.requires_grad_(requires_grad)
+            parameter.grad = grad
+        with torch.no_grad():
+            for buffer, value in zip(buffers, values, strict=True):
+                if not torch.equal(buffer, value):
+                    buffer.copy_(value)
+        torch.set_grad_enabled(grad_mode)
+        torch.set_default_dtype(dtype)
+        if sys.gettrace() is not tracer:
+            sys.settrace(tracer)
+        set_random_state(states, device)

@@ -1,0 +1,78 @@
+"""Small CIFAR-sized classifiers from timm's classes, with the input normalisation inside the model.
+
+Attacks work in pixel space [0, 1], so a model that wants normalised inputs normalises them itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+#: Channel means and standard deviations of the CIFAR-10 training images, in [0, 1] units.
+CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
+CIFAR10_STD = (0.2470, 0.2435, 0.2616)
+
+
+class Normalize(nn.Module):
+    """Subtract ``mean`` and divide by ``std``, channel by channel (images N x C x H x W)."""
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return (images - self.mean) / self.std
+
+
+def _normalized(network: nn.Module, mean: Sequence[float], std: Sequence[float]) -> nn.Sequential:
+    return nn.Sequential(Normalize(mean, std), network)
+
+
+def resnet(
+    layers: Sequence[int] = (1, 1, 1, 1),
+    channels: Sequence[int] = (32, 64, 128, 192),
+    num_classes: int = 10,
+    mean: Sequence[float] = CIFAR10_MEAN,
+    std: Sequence[float] = CIFAR10_STD,
+) -> nn.Sequential:
+    """Timm's ResNet (He et al. 2016) with a 3 x 3 stem of stride 1 and no pooling, for 32 x 32 images."""
+    from timm.models.resnet import BasicBlock, ResNet
+
+    network = ResNet(
+        BasicBlock, list(layers), num_classes=num_classes, channels=tuple(channels), stem_width=channels[0]
+    )
+    # The ImageNet stem shrinks the image by four before the first block: too much for 32 x 32.
+    network.conv1 = nn.Conv2d(3, channels[0], 3, padding=1, bias=False)
+    network.bn1 = nn.BatchNorm2d(channels[0])
+    network.maxpool = nn.Identity()
+    if channels[0] != 64:  # the first block was built for the 64 channels of timm's own stem
+        network.layer1[0].conv1 = nn.Conv2d(channels[0], channels[0], 3, padding=1, bias=False)
+        network.layer1[0].downsample = None
+    return _normalized(network, mean, std)
+
+
+def vgg(
+    layout: Sequence[int | str] = (32, "M", 64, 64, "M", 128, 128, "M", 192, 192),
+    num_classes: int = 10,
+    mean: Sequence[float] = CIFAR10_MEAN,
+    std: Sequence[float] = CIFAR10_STD,
+) -> nn.Sequential:
+    """Timm's VGG (Simonyan and Zisserman 2015) with batch norm and without its large hidden layers.
+
+    Args:
+        layout: output channels of each 3 x 3 convolution; ``"M"`` is a max pooling that halves the image.
+    """
+    from timm.layers import ClassifierHead
+    from timm.models.vgg import VGG
+
+    network = VGG(list(layout), num_classes=num_classes, norm_layer=nn.BatchNorm2d, mlp_ratio=1 / 4096)
+    # The 7 x 7 convolution to 4096 channels (built as thin as timm allows) is for ImageNet: classify the features.
+    network.pre_logits = nn.Identity()
+    network.head = ClassifierHead(network.num_features, num_classes)
+    return _normalized(network, mean, std)

@@ -1,0 +1,151 @@
+"""Which attacks an audit runs on a defense: the gradient attacks first, then those that adapt to it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+import torch
+from torch import nn
+
+from pytest_gradmask.attacks import autoattack
+from pytest_gradmask.attacks.blackbox import zero_order
+from pytest_gradmask.attacks.bpda import bypassed, find_bypass, removed
+from pytest_gradmask.attacks.gradient import apgd
+from pytest_gradmask.attacks.losses import margin
+from pytest_gradmask.attacks.oracle import Oracle, RandomStream
+from pytest_gradmask.budgets import Budget
+from pytest_gradmask.defense import Defense
+from pytest_gradmask.models.composites import Mixture
+from pytest_gradmask.results import Kind
+
+Run = Callable[..., torch.Tensor]
+
+_SEARCH_IMAGES = 8  # images on which bypass candidates are looked for
+_SEARCH_FORWARDS = 16  # and passes, where the defense is randomized
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedAttack:
+    """One attack, ready to run.
+
+    Attributes:
+        name: unique within the plan.
+        kind: its family.
+        run: ``run(model, images, labels, threat=, generator=)`` returns the perturbed images.
+        model: what it queries; its counters belong to this attack alone.
+        autoattack: whether it is one of AutoAttack's attacks.
+        skip: if not empty, why it cannot run on this defense.
+    """
+
+    name: str
+    kind: Kind
+    run: Run
+    model: Oracle
+    autoattack: bool = False
+    skip: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A defense as the attacker sees it.
+
+    Attributes:
+        attacked: the module that adaptive attacks take gradients from: the model or, where the members of an
+            ensemble are known, their mixture.
+        substitutes: submodules of ``attacked`` to bypass, each with its substitute or None.
+        eot: forwards to average when attacking ``attacked``.
+    """
+
+    defense: Defense
+    stream: RandomStream
+    classes: int
+    randomized: bool
+    attacked: nn.Module
+    substitutes: dict[str, object] = field(default_factory=dict)
+    eot: int = 1
+
+    def oracle(self, model: nn.Module | None = None) -> Oracle:
+        """A fresh counter around the defense, or around another model with the same outputs."""
+        return Oracle(self.defense.model if model is None else model, self.stream, self.defense.outputs)
+
+
+def aim(
+    defense: Defense, stream: RandomStream, classes: int, randomized: bool, images: torch.Tensor, eot: int
+) -> Target:
+    """Decide what an adaptive attacker looks at, finding bypass candidates unless told."""
+    known = bool(defense.members)
+    attacked: nn.Module = Mixture(defense.members).eval() if known else defense.model
+    target = Target(defense, stream, classes, randomized, attacked, eot=eot if randomized and not known else 1)
+    told = defense.bypassed_modules()
+    if told is not None and not known:
+        return replace(target, substitutes=told)
+    if told is not None:  # the names are those of the model, the mixture holds the same modules under its own
+        modules = dict(defense.model.named_modules())
+        own = {module: name for name, module in attacked.named_modules()}
+        return replace(target, substitutes={own[modules[n]]: s for n, s in told.items() if modules[n] in own})
+    with stream.active():
+        found = find_bypass(attacked, images[:_SEARCH_IMAGES], _SEARCH_FORWARDS if target.eot > 1 else 1)
+    return replace(target, substitutes=dict.fromkeys(found))
+
+
+def plan_attacks(target: Target, budget: Budget) -> list[PlannedAttack]:
+    """All gradient and adaptive attacks, in the order to run them."""
+    return [*_gradient_attacks(target, budget), *_adaptive_attacks(target, budget)]
+
+
+def _gradient_attacks(target: Target, budget: Budget) -> list[PlannedAttack]:
+    eot = budget.eot if target.randomized else 1
+    targets = min(budget.targets, target.classes - 1)
+    runs: dict[str, Run] = {"apgd-ce": partial(autoattack.apgd_ce, steps=budget.apgd_steps, eot=eot)}
+    # The targeted DLR loss compares four logits, the untargeted one three: fewer classes, fewer losses.
+    if target.classes == 3 or (target.randomized and target.classes > 3):
+        runs["apgd-dlr"] = partial(autoattack.apgd_dlr, steps=budget.apgd_steps, eot=eot)
+    if target.classes > 3:
+        runs["apgd-t"] = partial(autoattack.apgd_t, steps=budget.apgd_steps, targets=targets, eot=eot)
+    runs["fab-t"] = partial(autoattack.fab_t, steps=budget.fab_steps, targets=targets)
+    return [PlannedAttack(name, "gradient", run, target.oracle(), autoattack=True) for name, run in runs.items()]
+
+
+def _adaptive_attacks(target: Target, budget: Budget) -> list[PlannedAttack]:
+    follow = partial(apgd, steps=budget.bpda_steps, eot=target.eot)
+    substitutes = target.substitutes
+    skip = "" if substitutes else "no submodule to bypass was given or found"
+    planned = [
+        PlannedAttack("bpda", "adaptive", follow, target.oracle(bypassed(target.attacked, substitutes)), skip=skip),
+        PlannedAttack(
+            "transfer-backbone",
+            "adaptive",
+            partial(follow, stop_early=False),
+            target.oracle(removed(target.attacked, tuple(substitutes))),
+            skip=skip,
+        ),
+    ]
+    for number, source in enumerate(target.defense.sources):
+        run = partial(apgd, steps=budget.bpda_steps, stop_early=False)
+        planned.append(PlannedAttack(f"transfer-source-{number}", "adaptive", run, Oracle(source, target.stream)))
+    planned.append(
+        PlannedAttack(
+            "square", "adaptive", partial(autoattack.square, steps=budget.square_queries), target.oracle(), True
+        )
+    )
+    queries = partial(zero_order, steps=budget.zero_order_steps, pairs=budget.zero_order_pairs, loss=margin)
+    planned.append(PlannedAttack("zero-order", "adaptive", queries, target.oracle(target.attacked)))
+    return planned
+
+
+def plan_placebo(target: Target, budget: Budget, passes: float) -> PlannedAttack:
+    """A gradient attack with a fresh seed and the budget of the adaptive attacks: what that buys without adapting.
+
+    ``passes`` is how many forward and backward passes an image the costliest adaptive attack has spent.
+    """
+    eot = budget.eot if target.randomized else 1
+    restarts = max(1, round(passes / (2 * eot * (budget.apgd_steps + 1))))
+    run = partial(apgd, steps=budget.apgd_steps, restarts=restarts, eot=eot)
+    return PlannedAttack("placebo", "placebo", run, target.oracle())
+
+
+def known_models(defense: Defense) -> Sequence[nn.Module]:
+    """Every module an audit may touch."""
+    return (defense.model, *defense.members, *defense.sources)

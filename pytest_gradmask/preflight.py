@@ -1,0 +1,173 @@
+"""Checks before any attack runs: is this batch, and is this defense, something an audit can judge?
+
+Bad input raises an error that names the argument, the value and the fix. What is unusual but auditable becomes a
+finding.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from pytest_gradmask.attacks.oracle import Oracle
+from pytest_gradmask.defense import Defense
+from pytest_gradmask.errors import DefenseError, InputError
+from pytest_gradmask.results import Finding
+from pytest_gradmask.threat import TOLERANCE, ThreatModel
+
+#: Forwards that must agree before a defense counts as deterministic: an even choice of two members shows with
+#: a chance of 1 - 2**-15.
+_REPEATS = 16
+_SAMPLE = 2  # images in the checks that repeat
+_SAME = 1e-4  # largest difference of logits, relative to their size, that counts as none
+
+
+@dataclass(frozen=True, slots=True)
+class Preflight:
+    """What is known of a defense before it is attacked."""
+
+    classes: int
+    randomized: bool
+    findings: tuple[Finding, ...]
+
+
+def check_batch(images: torch.Tensor, labels: torch.Tensor, threat: ThreatModel) -> None:
+    """Raise `InputError` unless images and labels are ready to use."""
+    for argument, value in (("images", images), ("labels", labels)):
+        if not isinstance(value, torch.Tensor):
+            raise InputError(
+                f"{argument}: must be a torch.Tensor, got {type(value).__name__}; use torch.as_tensor(...)"
+            )
+    shape = tuple(images.shape)
+    if images.dtype == torch.uint8:
+        raise InputError("images: dtype is uint8; scale them to the bounds, as in images.float() / 255")
+    if images.dtype != torch.float32:
+        raise InputError(f"images: dtype is {images.dtype}; use images.float()")
+    if images.ndim != 4:
+        raise InputError(
+            f"images: shape is {shape}; a batch has four axes, N x C x H x W; for one image use images[None]"
+        )
+    if shape[1] > 4 and shape[3] in (1, 3, 4):
+        raise InputError(f"images: shape {shape} looks like N x H x W x C; use images.permute(0, 3, 1, 2)")
+    if len(images) == 0:
+        raise InputError(f"images: shape is {shape}; there is no image to attack")
+    if labels.dtype not in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8):
+        raise InputError(f"labels: dtype is {labels.dtype}; use class indices, as in labels.long()")
+    if labels.shape != (len(images),):
+        hint = "; for one-hot labels use labels.argmax(1)" if labels.ndim == 2 else ""
+        raise InputError(f"labels: shape is {tuple(labels.shape)}; must be ({len(images)},), one label an image{hint}")
+    if not images.isfinite().all():
+        raise InputError("images: hold NaN or infinite values")
+    low, high = images.min().item(), images.max().item()
+    if low < threat.bounds[0] - TOLERANCE or high > threat.bounds[1] + TOLERANCE:
+        hint = "; divide by 255" if high > 2 and threat.bounds == (0.0, 1.0) else ""
+        raise InputError(
+            f"images: values from {low:.4g} to {high:.4g} are outside the bounds {threat.bounds}{hint}; put a "
+            "normalisation inside the model, or give ThreatModel(bounds=...)"
+        )
+
+
+def check_defense(
+    defense: Defense, oracle: Oracle, images: torch.Tensor, labels: torch.Tensor
+) -> tuple[torch.Tensor, Preflight]:
+    """Look at the defense's clean behaviour.
+
+    Returns:
+        The logits of all images (N x K) and what they tell.
+
+    Raises:
+        DefenseError: train mode, a forward that raises, output that is no finite N x K tensor of floats,
+            probabilities where logits were promised.
+        InputError: labels out of range.
+    """
+    _check_eval_mode(defense.model)
+    raw = _forward(defense, images)
+    _check_output(defense, raw, images)
+    classes = raw.shape[1]
+    if labels.min() < 0 or labels.max() >= classes:
+        raise InputError(
+            f"labels: range from {labels.min().item()} to {labels.max().item()}, but {defense.name} has {classes} "
+            f"classes; labels must be in 0..{classes - 1}"
+        )
+    findings: list[Finding] = []
+    sample = images[:_SAMPLE]
+    with torch.no_grad():
+        repeats = torch.stack([oracle(sample) for _ in range(_REPEATS)])
+        scale = repeats.abs().amax().clamp_min(1e-12)
+        spread = ((repeats.amax(0) - repeats.amin(0)).max() / scale).item()
+        randomized = spread > _SAME
+        logits = oracle(images)
+        if randomized:
+            findings.append(
+                Finding("randomized", f"the same image gets logits that differ by up to {spread:.2g} of their size")
+            )
+        elif len(images) > 1:
+            alone = oracle(images[:1])
+            change = ((alone - logits[:1]).abs().max() / scale).item()
+            if change > 10 * _SAME:
+                findings.append(
+                    Finding(
+                        "batch-dependence",
+                        f"an image's logits differ by {change:.2g} of their size alone and in a batch: each image's "
+                        "robustness depends on its neighbours",
+                        undermines_attacks=True,
+                    )
+                )
+    if defense.outputs == "probabilities":
+        findings.append(Finding("probabilities", "the model returns probabilities; attacks used their logarithm"))
+    return logits, Preflight(classes, randomized, tuple(findings))
+
+
+def _check_eval_mode(model: nn.Module) -> None:
+    if model.training:
+        raise DefenseError(f"{type(model).__name__} is in train mode; call model.eval() first")
+    for name, module in model.named_modules():
+        if module.training and isinstance(module, _BatchNorm):
+            raise DefenseError(
+                f"the batch norm layer {name!r} is in train mode, so images change each other's logits; "
+                "call model.eval() first (dropout left on by intention may stay in train mode)"
+            )
+
+
+def _forward(defense: Defense, images: torch.Tensor) -> torch.Tensor:
+    # Once without the oracle's conversions, to see what the model itself returns.
+    dtype = next((p.dtype for p in defense.model.parameters() if p.is_floating_point()), torch.float32)
+    try:
+        with torch.no_grad():
+            return defense.model(images.to(dtype))  # type: ignore[no-any-return]
+    except Exception as error:
+        raise DefenseError(
+            f"{defense.name} raised {type(error).__name__} on images of shape {tuple(images.shape)}: {error}"
+        ) from error
+
+
+def _check_output(defense: Defense, output: object, images: torch.Tensor) -> None:
+    if not isinstance(output, torch.Tensor):
+        raise DefenseError(
+            f"{defense.name} returns {type(output).__name__}, not a tensor of logits; wrap it in a module that "
+            "returns the logits alone"
+        )
+    if output.ndim != 2 or len(output) != len(images) or output.shape[1] < 2:
+        raise DefenseError(
+            f"{defense.name} maps images of shape {tuple(images.shape)} to shape {tuple(output.shape)}; logits must "
+            f"be {len(images)} x K with K of at least 2 (for a single sigmoid score s use the logits (0, s))"
+        )
+    if not output.is_floating_point():
+        raise DefenseError(f"{defense.name} returns {output.dtype}; logits must be floating point")
+    if not output.isfinite().all():
+        bad = int((~output.isfinite().all(1)).sum())
+        raise DefenseError(f"{defense.name} returns NaN or infinite logits for {bad} of {len(images)} clean images")
+    values = output.float()
+    probabilities = bool((values >= -_SAME).all() and ((values.sum(1) - 1).abs() < 1e-3).all())
+    if defense.outputs == "logits" and probabilities:
+        raise DefenseError(
+            f"{defense.name} returns probabilities, not logits: a softmax hides gradients where it saturates. Remove "
+            'it, or pass Defense(model, outputs="probabilities") to have its logarithm attacked'
+        )
+    if defense.outputs == "probabilities" and not probabilities:
+        raise DefenseError(
+            f'{defense.name} was declared with outputs="probabilities", but its rows do not sum to 1; drop outputs='
+        )

@@ -1,0 +1,216 @@
+"""What an audit returns: plain data, no torch, ready for JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, Literal
+
+from pytest_gradmask.stats import clopper_pearson
+
+Kind = Literal["gradient", "adaptive", "placebo"]
+Status = Literal["done", "failed", "skipped"]
+
+
+class Verdict(Enum):
+    """The three answers an audit can give."""
+
+    MASKED = "MASKED"
+    NOT_MASKED = "NOT_MASKED"
+    INCONCLUSIVE = "INCONCLUSIVE"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something a probe saw.
+
+    Attributes:
+        id: kebab-case name of the probe.
+        message: what was seen, in a sentence.
+        undermines_attacks: whether a failed attack proves nothing here, so that ``NOT_MASKED`` is refused.
+    """
+
+    id: str
+    message: str
+    undermines_attacks: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class AttackResult:
+    """One attack on the images that were still standing when it started.
+
+    Attributes:
+        name: unique within an audit.
+        kind: its family.
+        attacked: indices of the images it was given.
+        broken: indices of the images it broke, re-scored by the audit.
+        status: ``"done"``, ``"failed"`` (it raised) or ``"skipped"`` (it cannot run on this defense).
+        note: why it failed or was skipped.
+        invalid: returned images outside the ball or the bounds, or not finite: counted as not broken.
+        forwards, backwards: images passed through the defense in each direction.
+        seconds: wall-clock time.
+        autoattack: whether it is one of AutoAttack's attacks.
+    """
+
+    name: str
+    kind: Kind
+    attacked: tuple[int, ...] = ()
+    broken: tuple[int, ...] = ()
+    status: Status = "done"
+    note: str = ""
+    invalid: int = 0
+    forwards: int = 0
+    backwards: int = 0
+    seconds: float = 0.0
+    autoattack: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Proportion:
+    """``count`` of ``total`` images, with exact one-sided bounds each valid at the audit's confidence."""
+
+    count: int
+    total: int
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, count: int, total: int, confidence: float) -> Proportion:
+        """With bounds each valid at ``confidence``."""
+        return cls(count, total, *clopper_pearson(count, total, confidence))
+
+    @property
+    def value(self) -> float:
+        """``count / total``."""
+        return self.count / self.total
+
+    def __str__(self) -> str:
+        return f"{self.value:.1%} [{self.low:.1%}, {self.high:.1%}]"
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """The masking gap beyond the placebo, in shares of all images.
+
+    Attributes:
+        excess: images that survive every gradient attack and the placebo, and fall to an adaptive attack.
+        placebo_only: images that survive every gradient attack and adaptive attack, and fall to the placebo.
+        total: all images of the audit.
+        estimate: ``(excess - placebo_only) / total``.
+        low, high: exact bounds of it, each valid at the audit's confidence.
+        p_values: Holm-adjusted, one for each adaptive attack.
+    """
+
+    excess: int
+    placebo_only: int
+    total: int
+    estimate: float
+    low: float
+    high: float
+    p_values: Mapping[str, float]
+
+    def __str__(self) -> str:
+        return f"{100 * self.estimate:.1f} points [{100 * self.low:.1f}, {100 * self.high:.1f}]"
+
+
+@dataclass(frozen=True, slots=True)
+class Audit:
+    """One defense, audited.
+
+    Attributes:
+        defense: its name.
+        verdict: the answer.
+        reasons: why, in sentences; the last may say what to do next.
+        clean: for each image, whether the defense classifies it correctly without any attack.
+        attacks: every attack in the order it ran.
+        gap: the masking gap beyond the placebo; None where there was nothing to compare.
+        findings: what the probes saw.
+        images_needed: about how many images would settle an ``INCONCLUSIVE``; None if images are not what is missing.
+        margin: the largest gap, as a share of images, that still counts as none.
+        confidence: of every bound and test.
+        bypassed: names of the submodules that BPDA bypassed.
+        seconds: wall-clock time.
+        test: name of the test that asked for the audit, if any.
+        provenance: versions, device, seed, threat model, budget, data.
+    """
+
+    defense: str
+    verdict: Verdict
+    reasons: tuple[str, ...]
+    clean: tuple[bool, ...]
+    attacks: tuple[AttackResult, ...]
+    gap: Gap | None
+    findings: tuple[Finding, ...]
+    images_needed: int | None
+    margin: float
+    confidence: float
+    bypassed: tuple[str, ...] = ()
+    seconds: float = 0.0
+    test: str = ""
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def total(self) -> int:
+        """Number of images."""
+        return len(self.clean)
+
+    def attack(self, name: str) -> AttackResult:
+        """The result of one attack, by name."""
+        for result in self.attacks:
+            if result.name == name:
+                return result
+        raise KeyError(f"no attack {name!r}; there are {', '.join(result.name for result in self.attacks)}")
+
+    def survivors(self, attacks: Iterable[AttackResult]) -> set[int]:
+        """Images classified correctly both without an attack and under each of ``attacks``."""
+        return {index for index, correct in enumerate(self.clean) if correct} - {
+            index for result in attacks for index in result.broken
+        }
+
+    def of_kind(self, *kinds: Kind) -> list[AttackResult]:
+        """The attacks of one or more families."""
+        return [result for result in self.attacks if result.kind in kinds]
+
+    def _share(self, indices: Sequence[int] | set[int]) -> Proportion:
+        return Proportion.of(len(indices), self.total, self.confidence)
+
+    @property
+    def clean_accuracy(self) -> Proportion:
+        """Accuracy without any attack."""
+        return self._share(self.survivors([]))
+
+    @property
+    def gradient_accuracy(self) -> Proportion:
+        """Robust accuracy under the gradient attacks together (pointwise worst case)."""
+        return self._share(self.survivors(self.of_kind("gradient")))
+
+    @property
+    def robust_accuracy(self) -> Proportion:
+        """Robust accuracy under every attack together, the placebo included (pointwise worst case)."""
+        return self._share(self.survivors(self.attacks))
+
+    @property
+    def autoattack_accuracy(self) -> Proportion | None:
+        """Robust accuracy under AutoAttack's attacks together, as the field quotes it; None if none ran."""
+        results = [result for result in self.attacks if result.autoattack]
+        return self._share(self.survivors(results)) if results else None
+
+    def accuracy_under(self, name: str) -> Proportion:
+        """Robust accuracy once this attack has run.
+
+        Attacks run on survivors only. A gradient attack's figure therefore includes the gradient attacks before
+        it, and an adaptive attack's or the placebo's includes all gradient attacks, but no other adaptive attack.
+        """
+        result = self.attack(name)
+        before = self.of_kind("gradient")
+        if result.kind == "gradient":
+            before = before[: before.index(result)]
+        return self._share(self.survivors([*before, result]))
+
+    def broken_alone(self, name: str) -> int:
+        """Images that fall to this attack and to no other that was given them."""
+        return len(
+            set(self.attack(name).broken)
+            - {index for other in self.attacks if other.name != name for index in other.broken}
+        )

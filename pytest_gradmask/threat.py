@@ -1,0 +1,111 @@
+"""The threat model: which perturbations an attacker may use."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, get_args
+
+from pytest_gradmask.errors import InputError
+
+if TYPE_CHECKING:  # the plugin builds threat models before any audit needs torch
+    import torch
+
+Norm = Literal["Linf", "L2"]
+
+#: Slack for rounding when a returned image is checked against the ball and the bounds, in input units.
+TOLERANCE = 1e-5
+
+
+@dataclass(frozen=True, slots=True)
+class ThreatModel:
+    """All images within ``eps`` of the original in ``norm`` and within ``bounds``.
+
+    Attributes:
+        eps: radius in input units, above 0. For images in [0, 1] the usual CIFAR-10 radius is 8/255 (Linf).
+        norm: ``"Linf"`` or ``"L2"``.
+        bounds: smallest and largest value of a pixel.
+
+    Raises:
+        InputError: on values outside these ranges.
+    """
+
+    eps: float = 8 / 255
+    norm: Norm = "Linf"
+    bounds: tuple[float, float] = (0.0, 1.0)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.eps, bool) or not isinstance(self.eps, (int, float)):
+            raise InputError(f"eps={self.eps!r}: must be a number, such as 8/255")
+        if not (math.isfinite(self.eps) and self.eps > 0):
+            raise InputError(f"eps={self.eps!r}: must be above 0 and finite, such as 8/255")
+        if self.norm not in get_args(Norm):
+            raise InputError(f"norm={self.norm!r}: must be one of {', '.join(get_args(Norm))}")
+        try:
+            low, high = (float(bound) for bound in self.bounds)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"bounds={self.bounds!r}: must be two numbers, such as (0, 1)") from error
+        if not (math.isfinite(low) and math.isfinite(high) and low < high):
+            raise InputError(f"bounds={self.bounds!r}: the first must be below the second, such as (0, 1)")
+        width = (high - low) if self.norm == "Linf" else math.inf
+        if self.eps > width:
+            raise InputError(
+                f"eps={self.eps!r}: larger than the bounds {self.bounds} are wide; "
+                f"eps is in input units: did you mean {self.eps / 255 * (high - low):.4g}?"
+            )
+
+    def project(self, perturbed: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+        """The point of the ball around ``images`` nearest to ``perturbed``, then clipped to the bounds."""
+        delta = perturbed - images
+        if self.norm == "Linf":
+            delta = delta.clamp(-self.eps, self.eps)
+        else:
+            delta = delta * (self.eps / _norm2(delta).clamp_min(1e-12)).clamp_max(1.0)
+        return (images + delta).clamp(*self.bounds)
+
+    def step(self, gradient: torch.Tensor) -> torch.Tensor:
+        """The steepest ascent direction of unit norm; all zero where the gradient is."""
+        if self.norm == "Linf":
+            return gradient.sign()
+        return gradient / _norm2(gradient).clamp_min(1e-12)
+
+    def random_start(self, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """A random point of the ball: uniform for Linf; uniform direction and radius for L2."""
+        if self.norm == "Linf":
+            noise = _rand(images, generator) * (2 * self.eps) - self.eps
+        else:
+            direction = _randn(images, generator)
+            radius = self.eps * _rand(images[:, :1, :1, :1], generator)
+            noise = direction / _norm2(direction).clamp_min(1e-12) * radius
+        return self.project(images + noise, images)
+
+    def distance(self, perturbed: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+        """Size of each image's perturbation in ``norm``, shape N."""
+        delta = (perturbed - images).flatten(1)
+        return delta.abs().amax(1) if self.norm == "Linf" else delta.norm(dim=1)
+
+    def contains(self, perturbed: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+        """Whether each image is finite, in the ball and in the bounds, up to `TOLERANCE`; bool, shape N."""
+        low, high = self.bounds
+        flat = perturbed.flatten(1)
+        finite = flat.isfinite().all(1)
+        bounded = (flat >= low - TOLERANCE).all(1) & (flat <= high + TOLERANCE).all(1)
+        return finite & bounded & (self.distance(perturbed, images) <= self.eps + TOLERANCE)
+
+
+def _norm2(delta: torch.Tensor) -> torch.Tensor:
+    norms: torch.Tensor = delta.flatten(1).norm(dim=1)
+    return norms.view(-1, *[1] * (delta.ndim - 1))
+
+
+# Random numbers are drawn on the generator's device (the CPU) and moved, so that a seed means the same on every device.
+def _rand(like: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    import torch
+
+    return torch.rand(like.shape, generator=generator, dtype=like.dtype).to(like.device)
+
+
+def _randn(like: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    import torch
+
+    return torch.randn(like.shape, generator=generator, dtype=like.dtype).to(like.device)

@@ -1,0 +1,126 @@
+"""From broken images and findings to a verdict: pure functions, no torch.
+
+The rules are those of the design: the masking gap is what adaptive attacks break beyond the gradient
+attacks *and* beyond a placebo, a fresh gradient attack with the adaptive attacks' budget. Every bound and
+every test is exact and holds for small samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pytest_gradmask.results import AttackResult, Finding, Gap, Verdict
+from pytest_gradmask.stats import (
+    holm,
+    images_to_establish,
+    images_to_exclude,
+    mcnemar_p,
+    paired_interval,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """A verdict with its reasons, the gap behind it and, if more images would settle it, how many."""
+
+    verdict: Verdict
+    reasons: tuple[str, ...]
+    gap: Gap | None
+    images_needed: int | None = None
+
+
+def measure_gap(total: int, attacks: Sequence[AttackResult], confidence: float) -> Gap | None:
+    """The paired gap between adaptive attacks and placebo; None where either did not run."""
+    adaptive = [result for result in attacks if result.kind == "adaptive" and result.status == "done"]
+    placebo = [result for result in attacks if result.kind == "placebo" and result.status == "done"]
+    if not adaptive or not placebo:
+        return None
+    by_gradient = {index for result in attacks if result.kind == "gradient" for index in result.broken}
+    by_placebo = {index for result in placebo for index in result.broken} - by_gradient
+    by_adaptive = {result.name: set(result.broken) - by_gradient for result in adaptive}
+    fallen = set().union(*by_adaptive.values())
+    excess, placebo_only = len(fallen - by_placebo), len(by_placebo - fallen)
+    low, high = paired_interval(excess, placebo_only, total, confidence)
+    p_values = holm(
+        {name: mcnemar_p(len(broken - by_placebo), len(by_placebo - broken)) for name, broken in by_adaptive.items()}
+    )
+    return Gap(excess, placebo_only, total, (excess - placebo_only) / total, low, high, p_values)
+
+
+def decide(
+    clean: Sequence[bool],
+    attacks: Sequence[AttackResult],
+    findings: Sequence[Finding],
+    *,
+    margin: float,
+    confidence: float,
+) -> Decision:
+    """Turn an audit's evidence into a verdict.
+
+    Args:
+        clean: for each image, whether it is classified correctly without an attack.
+        attacks: every attack that was to run, the failed and skipped ones included.
+        findings: what the probes saw.
+        margin: a gap above this share of the images is masking; a gap surely below it is none.
+        confidence: in (0.5, 1), of every bound and test.
+    """
+    total = len(clean)
+    if not any(clean):
+        return Decision(
+            Verdict.INCONCLUSIVE,
+            (
+                f"no image of {total} is classified correctly without an attack, so there is nothing to break; "
+                "check the labels and the preprocessing",
+            ),
+            None,
+        )
+    failures = [result for result in attacks if result.status == "failed"]
+    broken_family = [result for result in failures if result.kind != "adaptive"]
+    gap = measure_gap(total, attacks, confidence)
+    if broken_family or gap is None:
+        why = [f"{result.name} failed: {result.note}" for result in failures]
+        if gap is None and not broken_family:
+            why.append("no adaptive attack could run, so there is nothing to compare the gradient attacks with")
+        return Decision(Verdict.INCONCLUSIVE, tuple(why), gap)
+
+    points = f"{100 * margin:.3g} points"
+    if gap.low > 0 and min(gap.p_values.values()) < 1 - confidence and gap.estimate > margin:
+        strongest = min(gap.p_values, key=lambda name: gap.p_values[name])
+        return Decision(
+            Verdict.MASKED,
+            (
+                f"adaptive attacks break {gap.excess} of {total} images that neither a gradient attack nor the placebo "
+                f"breaks: a gap of {gap}, above the margin of {points}",
+                f"the strongest evidence is {strongest} (p = {gap.p_values[strongest]:.2g} after Holm's correction)",
+            ),
+            gap,
+        )
+    obstacles = [f"{result.name} failed: {result.note}" for result in failures]
+    obstacles += [f"{finding.id}: {finding.message}" for finding in findings if finding.undermines_attacks]
+    extra = sum(len(result.broken) for result in attacks if result.kind == "placebo") / total
+    if extra > margin:
+        obstacles.append(
+            f"the gradient attacks have not converged: the placebo alone breaks another {100 * extra:.1f} points; "
+            "use a larger budget"
+        )
+    if gap.high < margin:
+        if obstacles:
+            return Decision(Verdict.INCONCLUSIVE, tuple(obstacles), gap)
+        return Decision(
+            Verdict.NOT_MASKED,
+            (f"no gap above {points}: {gap} at {confidence:.0%} confidence on {total} images",),
+            gap,
+        )
+    if gap.estimate > margin:
+        needed = images_to_establish(gap.excess / total, gap.placebo_only / total, confidence, len(gap.p_values))
+        what = f"the gap of {gap} is above the margin of {points}, but {total} images do not settle it"
+    else:
+        needed = images_to_exclude(margin, gap.excess / total, confidence)
+        what = f"a gap of {gap} leaves open whether it is above the margin of {points}"
+    if needed is None:
+        advice = "more images of this kind will hardly settle it: use a larger budget or another margin"
+    else:
+        needed = max(needed, total + 1)
+        advice = f"if it goes on like this, about {needed} images settle it"
+    return Decision(Verdict.INCONCLUSIVE, (*obstacles, what, advice), gap, needed)
