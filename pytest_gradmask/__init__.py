@@ -16,7 +16,7 @@ if TYPE_CHECKING:
         assert_no_gradient_masking,
         assert_robust_accuracy,
     )
-    from pytest_gradmask.audit import audit
+    from pytest_gradmask.auditing import audit
     from pytest_gradmask.checkpoints import load_model
     from pytest_gradmask.datasets import load_dataset
     from pytest_gradmask.defense import Defense
@@ -36,7 +36,7 @@ _HOMES = {
     "assert_near_identity": "assertions",
     "assert_no_gradient_masking": "assertions",
     "assert_robust_accuracy": "assertions",
-    "audit": "audit",
+    "audit": "auditing",
     "load_dataset": "datasets",
     "load_model": "checkpoints",
 }

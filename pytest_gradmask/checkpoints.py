@@ -66,13 +66,26 @@ def load_model(name: str, directory: Path | None = None) -> nn.Module:
         CheckpointError: unknown name, missing or corrupted weights (their hash is not the card's), or weights that do
             not fit the architecture.
     """
-    folder = directory or fixtures_directory()
+    return _load(name, directory or fixtures_directory(), ())
+
+
+def _load(name: str, folder: Path, wholes: tuple[str, ...]) -> nn.Module:
+    if name in wholes:
+        raise CheckpointError(f"checkpoint {wholes[0]!r}: is a part of itself ({' > '.join((*wholes, name))})")
     card = load_card(name, folder)
-    if card["architecture"] == "composite":
-        return Composite(load_model(card["front_end"], folder), load_model(card["backbone"], folder)).eval()
-    if card["architecture"] == "ensemble":
-        return RandomizedEnsemble([load_model(member, folder) for member in card["members"]]).eval()
-    return _load_weights(name, card, folder)
+    if card["architecture"] not in ("composite", "ensemble"):
+        return _load_weights(name, card, folder)
+    parts = [_load(part, folder, (*wholes, name)) for part in _parts(name, card)]
+    return (Composite(*parts) if card["architecture"] == "composite" else RandomizedEnsemble(parts)).eval()
+
+
+def _parts(name: str, card: dict[str, Any]) -> list[str]:
+    composite = card["architecture"] == "composite"
+    parts = [card.get("front_end"), card.get("backbone")] if composite else card.get("members")
+    if not (isinstance(parts, list) and all(isinstance(part, str) for part in parts)):
+        wanted = "front_end and backbone, a name each" if composite else "members, a list of names"
+        raise CheckpointError(f"checkpoint {name!r}: its card must have {wanted}; got {parts!r}")
+    return parts
 
 
 def _load_weights(name: str, card: dict[str, Any], folder: Path) -> nn.Module:

@@ -15,12 +15,14 @@ from __future__ import annotations
 
 import os
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
+from numpy.lib.npyio import NpzFile
 
 from pytest_gradmask.errors import DataError, InputError
 
@@ -48,6 +50,19 @@ class Dataset:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def subset(self, samples: int, seed: int) -> Dataset:
+        """This many of the images, chosen at random without replacement, in their order.
+
+        Raises:
+            InputError: there are not so many.
+        """
+        if not 1 <= samples <= len(self):
+            raise InputError(
+                f"samples {samples}: {self.source!r} has {len(self)} images; ask for 1 to {len(self)}, or bring more"
+            )
+        chosen = np.sort(np.random.default_rng(seed).permutation(len(self))[:samples])
+        return Dataset(self.images[chosen], self.labels[chosen], self.source)
 
 
 def check_spec(spec: str) -> str:
@@ -89,8 +104,6 @@ def load_dataset(
     check_spec(spec)
     if split not in SPLITS:
         raise InputError(f"split {split!r}: use one of {', '.join(SPLITS)}")
-    if samples is not None and samples < 1:
-        raise InputError(f"samples {samples}: must be at least 1")
     kind, _, path = spec.partition(":")
     if kind == "embedded":
         images, labels = _from_npz(_embedded_file(), "test")
@@ -100,15 +113,9 @@ def load_dataset(
         images, labels = _from_folder(Path(path).expanduser())
     else:
         images, labels = _from_torchvision(kind, path, split, download)
-    if samples is not None:
-        if samples > len(labels):
-            raise InputError(
-                f"samples {samples}: {spec!r} has only {len(labels)} images; ask for fewer or bring more data"
-            )
-        chosen = np.sort(np.random.default_rng(seed).permutation(len(labels))[:samples])
-        images, labels = images[chosen], labels[chosen]
     pixels = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
-    return Dataset(pixels.float() / 255, torch.from_numpy(labels.astype(np.int64)), spec)
+    dataset = Dataset(pixels.float() / 255, torch.from_numpy(labels.astype(np.int64)), spec)
+    return dataset if samples is None else dataset.subset(samples, seed)
 
 
 def _embedded_file() -> Path:
@@ -119,15 +126,23 @@ def _embedded_file() -> Path:
 
 def _from_npz(file: Path, split: str) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     try:
-        with np.load(file, allow_pickle=False) as archive:
+        # Opened here: numpy leaves a file open that looks like an archive and is none.
+        with file.open("rb") as stream, _archive(stream) as archive:
             for image_key, label_key in _NPZ_KEYS[split]:
                 if image_key in archive and label_key in archive:
                     return _checked(archive[image_key], archive[label_key], str(file))
             found = ", ".join(archive.files)
-    except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
+    except (OSError, ValueError, zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise DataError(f"data file {file}: cannot be read as npz without pickles ({error})") from error
     wanted = " or ".join("/".join(keys) for keys in _NPZ_KEYS[split])
     raise DataError(f"data file {file}: no arrays named {wanted} (found: {found})")
+
+
+def _archive(stream: BinaryIO) -> NpzFile:
+    loaded = np.load(stream, allow_pickle=False)
+    if not isinstance(loaded, NpzFile):
+        raise ValueError("it holds a single array; save images and labels with numpy.savez")
+    return loaded
 
 
 def _checked(

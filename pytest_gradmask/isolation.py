@@ -16,17 +16,17 @@ from pytest_gradmask.attacks.oracle import random_state, set_random_state
 def no_trace(models: Sequence[nn.Module], device: torch.device) -> Iterator[None]:
     """Restore on exit, whatever happens: random states, grad mode, default dtype, tracer, and each model's state.
 
-    Of each model: where it is (device), train/eval flags, ``requires_grad`` and ``.grad`` of parameters, and the
+    Of each model: train/eval flags, ``requires_grad`` and ``.grad`` of parameters, and the
     values of buffers. Inside, parameters need no gradient: attacks differentiate with respect to images only.
     """
     states = random_state(device)
     grad_mode, dtype, tracer = torch.is_grad_enabled(), torch.get_default_dtype(), sys.gettrace()
     modules = list({module: None for model in models for module in model.modules()})
     parameters = list({parameter: None for model in models for parameter in model.parameters()})
-    buffers = list({buffer: None for model in models for buffer in model.buffers()})
+    buffers = [dict(module.named_buffers(recurse=False)) for module in modules]
     training = [module.training for module in modules]
     needs = [(parameter.requires_grad, parameter.grad) for parameter in parameters]
-    values = [buffer.detach().clone() for buffer in buffers]
+    values = [(buffer, buffer.detach().clone()) for named in buffers for buffer in named.values()]
     try:
         for parameter in parameters:
             parameter.requires_grad_(False)
@@ -38,7 +38,11 @@ def no_trace(models: Sequence[nn.Module], device: torch.device) -> Iterator[None
             parameter.requires_grad_(requires_grad)
             parameter.grad = grad
         with torch.no_grad():
-            for buffer, value in zip(buffers, values, strict=True):
+            for module, named in zip(modules, buffers, strict=True):
+                for name, buffer in named.items():
+                    if getattr(module, name, None) is not buffer:  # the model has assigned another tensor
+                        setattr(module, name, buffer)
+            for buffer, value in values:
                 if not torch.equal(buffer, value):
                     buffer.copy_(value)
         torch.set_grad_enabled(grad_mode)

@@ -17,6 +17,7 @@ from pytest_gradmask.attacks.losses import margin
 from pytest_gradmask.attacks.oracle import Oracle, RandomStream
 from pytest_gradmask.budgets import Budget
 from pytest_gradmask.defense import Defense
+from pytest_gradmask.errors import InputError
 from pytest_gradmask.models.composites import Mixture
 from pytest_gradmask.results import Kind
 
@@ -76,7 +77,9 @@ def aim(
 ) -> Target:
     """Decide what an adaptive attacker looks at, finding bypass candidates unless told."""
     known = bool(defense.members)
-    attacked: nn.Module = Mixture(defense.members).eval() if known else defense.model
+    attacked = defense.model
+    if known:
+        attacked = Mixture(defense.members, probabilities=defense.outputs == "probabilities")
     target = Target(defense, stream, classes, randomized, attacked, eot=eot if randomized and not known else 1)
     told = defense.bypassed_modules()
     if told is not None and not known:
@@ -84,7 +87,13 @@ def aim(
     if told is not None:  # the names are those of the model, the mixture holds the same modules under its own
         modules = dict(defense.model.named_modules())
         own = {module: name for name, module in attacked.named_modules()}
-        return replace(target, substitutes={own[modules[n]]: s for n, s in told.items() if modules[n] in own})
+        outside = [name for name in told if modules[name] not in own]
+        if outside:
+            raise InputError(
+                f"bypass: {', '.join(outside)} is part of {defense.name} but of none of its members; "
+                "an attack on the members cannot bypass it: leave it or members= out"
+            )
+        return replace(target, substitutes={own[modules[name]]: substitute for name, substitute in told.items()})
     with stream.active():
         found = find_bypass(attacked, images[:_SEARCH_IMAGES], _SEARCH_FORWARDS if target.eot > 1 else 1)
     return replace(target, substitutes=dict.fromkeys(found))

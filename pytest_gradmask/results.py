@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pytest_gradmask.stats import clopper_pearson
 
 Kind = Literal["gradient", "adaptive", "placebo"]
-Status = Literal["done", "failed", "skipped"]
+Status = Literal["done", "failed", "skipped", "spared"]
 
 
 class Verdict(Enum):
@@ -45,8 +45,9 @@ class AttackResult:
         kind: its family.
         attacked: indices of the images it was given.
         broken: indices of the images it broke, re-scored by the audit.
-        status: ``"done"``, ``"failed"`` (it raised) or ``"skipped"`` (it cannot run on this defense).
-        note: why it failed or was skipped.
+        status: ``"done"``, ``"failed"`` (it raised), ``"skipped"`` (it cannot run on this defense) or ``"spared"``
+            (the verdict was certain without it).
+        note: why it is not ``"done"``.
         invalid: returned images outside the ball or the bounds, or not finite: counted as not broken.
         forwards, backwards: images passed through the defense in each direction.
         seconds: wall-clock time.
@@ -192,17 +193,24 @@ class Audit:
 
     @property
     def autoattack_accuracy(self) -> Proportion | None:
-        """Robust accuracy under AutoAttack's attacks together, as the field quotes it; None if none ran."""
+        """Robust accuracy under AutoAttack's attacks together, as the field quotes it; None if not all of them ran."""
         results = [result for result in self.attacks if result.autoattack]
-        return self._share(self.survivors(results)) if results else None
+        complete = bool(results) and all(result.status == "done" for result in results)
+        return self._share(self.survivors(results)) if complete else None
 
     def accuracy_under(self, name: str) -> Proportion:
         """Robust accuracy once this attack has run.
 
         Attacks run on survivors only. A gradient attack's figure therefore includes the gradient attacks before
         it, and an adaptive attack's or the placebo's includes all gradient attacks, but no other adaptive attack.
+
+        Raises:
+            KeyError: there is no such attack.
+            ValueError: it did not run to its end.
         """
         result = self.attack(name)
+        if result.status != "done":
+            raise ValueError(f"attack {name!r} has no accuracy: it was {result.status} ({result.note})")
         before = self.of_kind("gradient")
         if result.kind == "gradient":
             before = before[: before.index(result)]

@@ -75,7 +75,7 @@ def images_to_establish(rate: float, other: float, confidence: float, comparison
 
 
 def _search(settled: Callable[[int], bool], limit: int = 1_000_000) -> int | None:
-    low, high = 1, 16
+    low, high = 0, 16
     while not settled(high):
         low, high = high, high * 2
         if high > limit:

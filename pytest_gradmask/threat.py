@@ -13,8 +13,8 @@ if TYPE_CHECKING:  # the plugin builds threat models before any audit needs torc
 
 Norm = Literal["Linf", "L2"]
 
-#: Slack for rounding when a returned image is checked against the ball and the bounds, in input units.
-TOLERANCE = 1e-5
+#: Slack for rounding when a returned image is checked against the ball and the bounds, relative to their size.
+_TOLERANCE = 1e-5
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +54,11 @@ class ThreatModel:
                 f"eps is in input units: did you mean {self.eps / 255 * (high - low):.4g}?"
             )
 
+    @property
+    def tolerance(self) -> float:
+        """Slack for rounding, in input units: 1e-5 for images in [0, 1]."""
+        return _TOLERANCE * max(abs(self.bounds[0]), abs(self.bounds[1]), self.eps)
+
     def project(self, perturbed: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
         """The point of the ball around ``images`` nearest to ``perturbed``, then clipped to the bounds."""
         delta = perturbed - images
@@ -67,7 +72,9 @@ class ThreatModel:
         """The steepest ascent direction of unit norm; all zero where the gradient is."""
         if self.norm == "Linf":
             return gradient.sign()
-        return gradient / _norm2(gradient).clamp_min(1e-12)
+        # Largest entry first: the squares of very small or large gradients leave the range of a float.
+        scaled = gradient / _largest(gradient).clamp_min(1e-38)
+        return scaled / _norm2(scaled).clamp_min(1e-38)
 
     def random_start(self, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """A random point of the ball: uniform for Linf; uniform direction and radius for L2."""
@@ -85,17 +92,21 @@ class ThreatModel:
         return delta.abs().amax(1) if self.norm == "Linf" else delta.norm(dim=1)
 
     def contains(self, perturbed: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
-        """Whether each image is finite, in the ball and in the bounds, up to `TOLERANCE`; bool, shape N."""
+        """Whether each image is finite, in the ball and in the bounds, up to `tolerance`; bool, shape N."""
         low, high = self.bounds
         flat = perturbed.flatten(1)
         finite = flat.isfinite().all(1)
-        bounded = (flat >= low - TOLERANCE).all(1) & (flat <= high + TOLERANCE).all(1)
-        return finite & bounded & (self.distance(perturbed, images) <= self.eps + TOLERANCE)
+        bounded = (flat >= low - self.tolerance).all(1) & (flat <= high + self.tolerance).all(1)
+        return finite & bounded & (self.distance(perturbed, images) <= self.eps + self.tolerance)
 
 
 def _norm2(delta: torch.Tensor) -> torch.Tensor:
     norms: torch.Tensor = delta.flatten(1).norm(dim=1)
     return norms.view(-1, *[1] * (delta.ndim - 1))
+
+
+def _largest(delta: torch.Tensor) -> torch.Tensor:
+    return delta.flatten(1).abs().amax(1).view(-1, *[1] * (delta.ndim - 1))
 
 
 # Random numbers are drawn on the generator's device (the CPU) and moved, so that a seed means the same on every device.

@@ -42,9 +42,12 @@ def measure_gap(total: int, attacks: Sequence[AttackResult], confidence: float) 
     fallen = set().union(*by_adaptive.values())
     excess, placebo_only = len(fallen - by_placebo), len(by_placebo - fallen)
     low, high = paired_interval(excess, placebo_only, total, confidence)
-    p_values = holm(
-        {name: mcnemar_p(len(broken - by_placebo), len(by_placebo - broken)) for name, broken in by_adaptive.items()}
-    )
+    p_values = {
+        name: mcnemar_p(len(broken - by_placebo), len(by_placebo - broken)) for name, broken in by_adaptive.items()
+    }
+    # A spared attack was planned, so it counts among the comparisons.
+    p_values |= {result.name: 1.0 for result in attacks if result.status == "spared"}
+    p_values = holm(p_values)
     return Gap(excess, placebo_only, total, (excess - placebo_only) / total, low, high, p_values)
 
 

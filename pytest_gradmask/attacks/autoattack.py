@@ -19,9 +19,8 @@ from torch import nn
 from pytest_gradmask.attacks.oracle import random_state, set_random_state
 from pytest_gradmask.threat import ThreatModel
 
-_silent = logging.getLogger("pytest_gradmask.autoattack")
-_silent.addHandler(logging.NullHandler())
-_silent.propagate = False
+# No logger of the logging tree, whose levels and handlers are the user's business.
+_silent = logging.Logger("pytest_gradmask.autoattack", level=logging.CRITICAL + 1)
 
 Build = Callable[..., Any]
 

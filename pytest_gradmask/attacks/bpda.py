@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from pytest_gradmask.attacks.oracle import parameter_dtype
+
 #: A bypass candidate's output differs from its input by at most this share of the input's norm.
 CLOSENESS = 0.3
 
@@ -98,7 +100,7 @@ def find_bypass(model: nn.Module, images: torch.Tensor, forwards: int = 1) -> tu
     """Find submodules that look like a front end: image in, nearly the same image out.
 
     A candidate's input and output have the shape of the images and differ by at most `CLOSENESS` of the input's
-    norm on average. Of nested candidates the outermost is kept.
+    norm on average; what passes its very input on is none. Of nested candidates the outermost is kept.
 
     Args:
         model: the defense, in eval mode.
@@ -109,26 +111,34 @@ def find_bypass(model: nn.Module, images: torch.Tensor, forwards: int = 1) -> tu
         Dotted names, in the order of ``model.named_modules()``.
     """
     close: dict[str, bool] = {}
+    entered: dict[str, torch.Tensor] = {}
 
-    def watch(name: str) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
+    def enter(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        def hook(_: nn.Module, inputs: tuple[Any, ...]) -> None:
+            if len(inputs) == 1 and isinstance(inputs[0], torch.Tensor) and inputs[0].shape[1:] == images.shape[1:]:
+                entered[name] = inputs[0].detach().clone()  # a front end may write into its input
+
+        return hook
+
+    def leave(name: str) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
         def hook(_: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-            if len(inputs) != 1 or not isinstance(inputs[0], torch.Tensor) or not isinstance(output, torch.Tensor):
-                close[name] = False
-                return
-            before, after = inputs[0].detach(), output.detach()
-            same = before.shape[1:] == images.shape[1:] and after.shape == before.shape and after is not before
-            if same:
-                change = (after.float() - before.float()).flatten(1).norm(dim=1)
+            before = entered.pop(name, None)
+            same = False
+            if before is not None and isinstance(output, torch.Tensor) and output.shape == before.shape:
+                change = (output.float() - before.float()).flatten(1).norm(dim=1)
                 same = bool((change / before.float().flatten(1).norm(dim=1).clamp_min(1e-12)).mean() <= CLOSENESS)
+                same = same and not (output is inputs[0] and torch.equal(output, before))
             close[name] = close.get(name, True) and same
 
         return hook
 
-    hooks = [module.register_forward_hook(watch(name)) for name, module in model.named_modules() if name]
+    modules = [(name, module) for name, module in model.named_modules() if name]
+    hooks = [module.register_forward_pre_hook(enter(name)) for name, module in modules]
+    hooks += [module.register_forward_hook(leave(name)) for name, module in modules]
     try:
         with torch.no_grad():
             for _ in range(forwards):
-                model(images)
+                model(images.to(parameter_dtype(model), copy=True))
     finally:
         for hook in hooks:
             hook.remove()

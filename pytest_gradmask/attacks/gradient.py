@@ -46,7 +46,8 @@ def _look(
         with torch.enable_grad():
             logits = model(point)
             each = loss(logits, labels)
-        gradient = gradient + torch.autograd.grad(each.sum(), point)[0]
+            total = each.sum()
+        gradient = gradient + torch.autograd.grad(total, point)[0]
         losses = losses + each.detach() / eot
         margins = margins + margin(logits.detach(), labels) / eot
     # A NaN in the gradient must not spread to the image: such pixels stay where they are.

@@ -39,6 +39,11 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
+def parameter_dtype(model: nn.Module) -> torch.dtype:
+    """What a model computes in, and wants its images in."""
+    return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+
+
 class RandomStream:
     """A defense's own random numbers.
 
@@ -82,7 +87,7 @@ class Oracle(nn.Module):
         self.model = model
         self._stream = stream
         self._outputs = outputs
-        self._dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+        self._dtype = parameter_dtype(model)
         self.forwards = 0
         self.backwards = 0
 
@@ -90,7 +95,7 @@ class Oracle(nn.Module):
         """Logits, float32, N x K. Where the model's graph does not reach the images, their gradient is zero."""
         self.forwards += len(images)
         with self._stream.active():
-            raw: torch.Tensor = self.model(images.to(self._dtype))
+            raw: torch.Tensor = self.model(images.to(self._dtype, copy=True))  # the model may write into its input
         logits = raw.float()
         if self._outputs == "probabilities":
             logits = logits.clamp_min(_TINY_PROBABILITY).log()

@@ -40,12 +40,19 @@ class Mixture(nn.Module):
     """What a randomized ensemble does on average: the logarithm of its members' mean probabilities.
 
     Deterministic, so an attack on the ensemble's expected output needs no sampling.
+
+    Args:
+        members: each a classifier.
+        probabilities: whether they return probabilities; the mixture then does so, too.
     """
 
-    def __init__(self, members: Sequence[nn.Module]) -> None:
+    def __init__(self, members: Sequence[nn.Module], *, probabilities: bool = False) -> None:
         super().__init__()
         self.members = nn.ModuleList(members)
+        self.probabilities = probabilities
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        logs = torch.stack([member(images).float().log_softmax(1) for member in self.members])
-        return logs.logsumexp(0) - torch.tensor(float(len(self.members))).log()
+        outputs = torch.stack([member(images).float() for member in self.members])
+        if self.probabilities:
+            return outputs.mean(0)
+        return outputs.log_softmax(2).logsumexp(0) - torch.tensor(float(len(self.members))).log()

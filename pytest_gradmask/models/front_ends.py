@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from pytest_gradmask.errors import InputError
+from pytest_gradmask.models.batch_norm import estimate_batch_norm
 
 
 class DnCNN(nn.Module):
@@ -39,25 +40,16 @@ class DnCNN(nn.Module):
 def calibrate(front_end: DnCNN, images: torch.Tensor, residual_std: float) -> DnCNN:
     """Make an untrained front end nearly the identity, in place.
 
-    Sets the batch norm statistics to those of ``images`` (one pass in train mode, no momentum), then scales the
-    last convolution so that the residual has a standard deviation of ``residual_std`` over ``images``.
+    Sets the batch norm statistics to those of ``images``, then scales the last convolution so that the residual
+    has a standard deviation of ``residual_std`` over ``images``.
 
     Args:
         front_end: put into eval mode.
         images: N x C x H x W, a few hundred of the kind it will see.
         residual_std: in input units; 0.01 to 0.02 of [0, 1] keeps a classifier's clean accuracy.
     """
-    norms = [module for module in front_end.modules() if isinstance(module, nn.BatchNorm2d)]
-    momenta = [norm.momentum for norm in norms]
+    estimate_batch_norm(front_end, images)
     with torch.no_grad():
-        front_end.train()
-        for norm in norms:
-            norm.reset_running_stats()
-            norm.momentum = None  # cumulative: the statistics of these images alone
-        front_end(images)
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
-        front_end.eval()
         residual = front_end.residual(images)
         last = front_end.residual[-1]
         assert isinstance(last, nn.Conv2d)

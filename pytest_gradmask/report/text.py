@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from pytest_gradmask.results import Audit, Verdict
+
+_INTERVAL = ("estimate", "low", "high")
 
 _NEXT_STEP = {
     Verdict.MASKED: (
@@ -52,21 +55,15 @@ def attack_table(audit: Audit) -> list[str]:
     return _aligned(rows)
 
 
-def summary(audits: Iterable[Audit]) -> list[str]:
-    """One line an audit."""
+def summary(audits: Iterable[Mapping[str, Any]]) -> list[str]:
+    """One line an audit, from its JSON form: the controller of a distributed run has no other."""
     rows: list[Sequence[str]] = [("verdict", "clean", "gradient", "all attacks", "gap", "seconds", "test")]
-    rows += [
-        (
-            audit.verdict.name,
-            f"{audit.clean_accuracy.value:.1%}",
-            f"{audit.gradient_accuracy.value:.1%}",
-            f"{audit.robust_accuracy.value:.1%}",
-            str(audit.gap) if audit.gap is not None else "-",
-            f"{audit.seconds:.1f}",
-            audit.test or audit.defense,
-        )
-        for audit in audits
-    ]
+    for audit in audits:
+        gap = audit["gap"]
+        points = "-" if gap is None else "{:.1f} [{:.1f}, {:.1f}]".format(*(100 * gap[k] for k in _INTERVAL))
+        shares = [audit.get(key) for key in ("clean_accuracy", "gradient_attacks", "all_attacks")]
+        percents = ["-" if share is None else f"{share['value']:.1%}" for share in shares]
+        rows.append((audit["verdict"], *percents, points, f"{audit['seconds']:.1f}", audit["test"]))
     return _aligned(rows)
 
 

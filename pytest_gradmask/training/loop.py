@@ -5,15 +5,20 @@ from __future__ import annotations
 import logging
 import math
 import os
+import pickle
 import time
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy, pad
 
 from pytest_gradmask.datasets import Dataset
+from pytest_gradmask.errors import CheckpointError, InputError
 from pytest_gradmask.models import build_model
+from pytest_gradmask.models.batch_norm import estimate_batch_norm
 from pytest_gradmask.training.recipes import Recipe
 
 logger = logging.getLogger(__name__)
@@ -21,6 +26,8 @@ logger = logging.getLogger(__name__)
 _SAVE_EVERY_SECONDS = 120.0
 _LOG_EVERY_STEPS = 50
 _CROP_MARGIN = 4
+_FEWEST_STEPS = 5  # the one-cycle schedule divides by zero for 4 and has no rise for fewer
+_STATE_KEYS = frozenset({"model", "optimizer", "scheduler", "step"})
 
 
 def augment(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -56,79 +63,212 @@ def perturb(
     return adversarial
 
 
-def train(recipe: Recipe, data: Dataset, *, device: str = "cpu", state_file: Path | None = None) -> nn.Module:
-    """Train one model from scratch.
+def initialised(recipe: Recipe) -> nn.Module:
+    """The recipe's untrained model, from its seed; the global random state is untouched."""
+    with torch.random.fork_rng(devices=[]):
+        # Not torch.manual_seed: that would seed the generators of GPUs too, which are not restored here.
+        torch.default_generator.manual_seed(recipe.seed)
+        return build_model(recipe.architecture, recipe.arguments)
+
+
+def total_steps(recipe: Recipe, images: int) -> int:
+    """How many steps a recipe makes of so many training images.
+
+    Raises:
+        InputError: too few for its learning rate to rise and fall.
+    """
+    total = round(recipe.epochs * math.ceil(images / recipe.batch_size))
+    if total < _FEWEST_STEPS:
+        raise InputError(
+            f"recipe {recipe.name!r}: epochs={recipe.epochs} over {images} images in batches of "
+            f"batch_size={recipe.batch_size} are {total} steps; raise epochs or lower batch_size "
+            f"for at least {_FEWEST_STEPS}"
+        )
+    return total
+
+
+def load_state(file: Path, recipe: Recipe, images: int) -> dict[str, Any] | None:
+    """Read the state in which a killed or finished run of a recipe left off.
+
+    Args:
+        file: where `train` saved it.
+        recipe: what is to be continued.
+        images: number of training images.
+
+    Returns:
+        The state, on the CPU; its ``seconds`` is the time trained so far, ``None`` where an older file does not
+        say. ``None`` if there is no file.
+
+    Raises:
+        CheckpointError: the file cannot be read, or belongs to another recipe or other data.
+    """
+    if not file.exists():
+        return None
+    remedy = f"delete it to train {recipe.name!r} anew, or keep states in another directory"
+    try:
+        state = torch.load(file, weights_only=True, map_location="cpu")
+    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+        reason = str(error).partition("\n")[0]
+        raise CheckpointError(f"state {file}: cannot be read ({reason}); {remedy}") from error
+    if not isinstance(state, dict) or not state.keys() >= _STATE_KEYS:
+        raise CheckpointError(f"state {file}: is not the state of a training run; {remedy}")
+    ours = {**asdict(recipe), "images": images}
+    # Files written before the recipe was part of the state give themselves away by the length of their schedule only.
+    theirs = {**state["recipe"], "images": state["images"]} if "recipe" in state else dict(ours)
+    ours["steps"], theirs["steps"] = total_steps(recipe, images), state["scheduler"].get("total_steps")
+    different = [key for key in ours if theirs.get(key) != ours[key]]
+    if different:
+        told = ", ".join(f"{key} is {theirs.get(key)!r} there and {ours[key]!r} here" for key in different)
+        raise CheckpointError(f"state {file}: belongs to another run ({told}); {remedy}")
+    return {"seconds": None, **state}
+
+
+class _Run:
+    """A model in training: what a state file holds, and how to go one step on."""
+
+    def __init__(self, recipe: Recipe, images: int, device: str) -> None:
+        self.recipe, self.images, self.device = recipe, images, device
+        self.steps_per_epoch = math.ceil(images / recipe.batch_size)
+        self.total = total_steps(recipe, images)
+        # Channels-last is what both cuDNN and oneDNN run fastest.
+        self.model: nn.Module = initialised(recipe).to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.optimizer = torch.optim.SGD(
+            self.model.parameters(),
+            lr=recipe.learning_rate,
+            momentum=0.9,
+            nesterov=True,
+            weight_decay=recipe.weight_decay,
+        )
+        self.scheduler = torch.optim.lr_scheduler.OneCycleLR(
+            self.optimizer, recipe.learning_rate, total_steps=self.total, pct_start=0.25
+        )
+        self.step = 0
+        self.seconds: float | None = 0.0
+
+    def start_from(self, model: nn.Module) -> None:
+        try:
+            self.model.load_state_dict(model.state_dict())
+        except RuntimeError as error:
+            raise InputError(
+                f"recipe {self.recipe.name!r}: initial={self.recipe.initial!r} does not fit architecture "
+                f"{self.recipe.architecture!r} with arguments {self.recipe.arguments} ({error})"
+            ) from error
+
+    def restore(self, state: dict[str, Any], file: Path) -> None:
+        try:
+            self.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+        except (RuntimeError, ValueError) as error:
+            raise CheckpointError(
+                f"state {file}: does not fit recipe {self.recipe.name!r} ({error}); delete it to train anew"
+            ) from error
+        self.scheduler.load_state_dict(state["scheduler"])
+        self.step, self.seconds = state["step"], state["seconds"]
+
+    def save(self, file: Path) -> None:
+        """Write the state in one atomic step: a run killed meanwhile keeps the state before."""
+        state = {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "step": self.step,
+            "seconds": self.seconds,
+            "recipe": asdict(self.recipe),
+            "images": self.images,
+        }
+        temporary = file.with_suffix(".part")
+        torch.save(state, temporary)
+        os.replace(temporary, file)
+
+    def batch(self, data: Dataset) -> tuple[torch.Tensor, torch.Tensor, torch.Generator]:
+        """The images and labels of this step, and a generator for what else it draws.
+
+        Order and noise depend on the seed and the step alone, so a resumed run draws what it would have drawn.
+        """
+        epoch, position = divmod(self.step, self.steps_per_epoch)
+        seed, size = self.recipe.seed * 1_000_003, self.recipe.batch_size
+        order = torch.randperm(self.images, generator=torch.Generator().manual_seed(seed + epoch))
+        generator = torch.Generator().manual_seed(seed + 500_000 + self.step)
+        chosen = order[position * size : (position + 1) * size]
+        images = augment(data.images[chosen].to(self.device), generator).contiguous(memory_format=torch.channels_last)
+        return images, data.labels[chosen].to(self.device), generator
+
+    def advance(self, data: Dataset) -> tuple[float, torch.Tensor]:
+        """Make one step; returns its loss and which of its images were classified correctly."""
+        started = time.monotonic()
+        images, labels, generator = self.batch(data)
+        self.model.train()
+        with torch.autocast(self.device.split(":")[0], torch.bfloat16, enabled=self.device.startswith("cuda")):
+            if self.recipe.eps > 0:
+                images = perturb(self.model, images, labels, self.recipe, generator)
+            logits = self.model(images)
+        loss = cross_entropy(logits.float(), labels, label_smoothing=self.recipe.label_smoothing)
+        value = loss.item()
+        if not math.isfinite(value):
+            raise InputError(
+                f"recipe {self.recipe.name!r}: the loss is {value} at step {self.step + 1} of {self.total}; "
+                f"lower learning_rate={self.recipe.learning_rate} and train anew"
+            )
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        self.scheduler.step()
+        self.step += 1
+        if self.seconds is not None:
+            self.seconds += time.monotonic() - started
+        return value, logits.argmax(1) == labels
+
+
+def train(
+    recipe: Recipe,
+    data: Dataset,
+    *,
+    initial: nn.Module | None = None,
+    calibration: Dataset | None = None,
+    device: str = "cpu",
+    state_file: Path | None = None,
+) -> nn.Module:
+    """Train one model.
 
     Args:
         recipe: what to do.
         data: training images, kept in memory.
+        initial: whose weights to start from, if the recipe has an ``initial``.
+        calibration: images for ``recalibrate``; the training images if ``None``.
         device: torch device.
         state_file: if given, progress is saved there and a killed run continues from it; the result is
             that of an undisturbed run.
 
     Returns:
         The trained model in eval mode, on the CPU.
-    """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.seed)
-        model = build_model(recipe.architecture, recipe.arguments)
-    # Channels-last is what both cuDNN and oneDNN run fastest.
-    model = model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    steps_per_epoch = math.ceil(len(data) / recipe.batch_size)
-    total = round(recipe.epochs * steps_per_epoch)
-    optimizer = torch.optim.SGD(
-        model.parameters(), lr=recipe.learning_rate, momentum=0.9, nesterov=True, weight_decay=recipe.weight_decay
-    )
-    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.learning_rate, total_steps=total, pct_start=0.25)
-    step = 0
-    if state_file is not None and state_file.exists():
-        state = torch.load(state_file, weights_only=True, map_location=device)
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        scheduler.load_state_dict(state["scheduler"])
-        step = state["step"]
-        logger.info("%s: resumed at step %d of %d", recipe.name, step, total)
 
-    started, saved, first = time.monotonic(), time.monotonic(), step
-    use_amp = device.startswith("cuda")
-    while step < total:
-        epoch, position = divmod(step, steps_per_epoch)
-        # Order and noise depend on the seed and the step alone, so a resumed run draws what it would have drawn.
-        order = torch.randperm(len(data), generator=torch.Generator().manual_seed(recipe.seed * 1_000_003 + epoch))
-        generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + 500_000 + step)
-        chosen = order[position * recipe.batch_size : (position + 1) * recipe.batch_size]
-        images = augment(data.images[chosen].to(device), generator).contiguous(memory_format=torch.channels_last)
-        labels = data.labels[chosen].to(device)
-        model.train()
-        with torch.autocast(device.split(":")[0], torch.bfloat16, enabled=use_amp):
-            if recipe.eps > 0:
-                images = perturb(model, images, labels, recipe, generator)
-            logits = model(images)
-        loss = cross_entropy(logits.float(), labels, label_smoothing=recipe.label_smoothing)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        scheduler.step()
-        step += 1
-        if step % _LOG_EVERY_STEPS == 0 or step == total:
-            accuracy = (logits.argmax(1) == labels).float().mean().item()
-            left = (total - step) * (time.monotonic() - started) / (step - first)
+    Raises:
+        InputError: the recipe makes too few steps, or its loss is no longer finite.
+        CheckpointError: the state file cannot be read, or belongs to another recipe or other data.
+    """
+    run = _Run(recipe, len(data), device)
+    if initial is not None:
+        run.start_from(initial)
+    state = load_state(state_file, recipe, len(data)) if state_file is not None else None
+    if state is not None:
+        assert state_file is not None
+        run.restore(state, state_file)
+        logger.info("%s: resumed at step %d of %d", recipe.name, run.step, run.total)
+    started, saved, first = time.monotonic(), time.monotonic(), run.step
+    while run.step < run.total:
+        loss, correct = run.advance(data)
+        done = run.step == run.total
+        if done or run.step % _LOG_EVERY_STEPS == 0:
+            left = (run.total - run.step) * (time.monotonic() - started) / (run.step - first)
             logger.info(
                 "%s: step %d/%d, loss %.3f, training accuracy %.3f, %.0f s left",
-                recipe.name, step, total, loss.item(), accuracy, left,
+                recipe.name, run.step, run.total, loss, correct.float().mean().item(), left,
             )  # fmt: skip
-        if state_file is not None and (time.monotonic() - saved > _SAVE_EVERY_SECONDS or step == total):
-            temporary = state_file.with_suffix(".part")
-            torch.save(
-                {
-                    "model": model.state_dict(),
-                    "optimizer": optimizer.state_dict(),
-                    "scheduler": scheduler.state_dict(),
-                    "step": step,
-                },
-                temporary,
-            )
-            os.replace(temporary, state_file)
+        if state_file is not None and (done or time.monotonic() - saved > _SAVE_EVERY_SECONDS):
+            run.save(state_file)
             saved = time.monotonic()
-    trained: nn.Module = model.eval().cpu()
+    if recipe.recalibrate:
+        # In the memory format the model was trained in, and on its device.
+        estimate_batch_norm(run.model, (calibration or data).images.to(device))
+    trained: nn.Module = run.model.eval().cpu()
     return trained

@@ -2,12 +2,35 @@
 
 from __future__ import annotations
 
+import math
+import re
 import tomllib
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from pytest_gradmask.errors import InputError
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9-]*")  # what a checkpoint may be called
+
+#: For each field: its type, what else must hold, and both in words. A ``float`` may be written as an integer.
+_RULES: dict[str, tuple[type, Callable[[Any], bool], str]] = {
+    "name": (str, lambda v: bool(_NAME.fullmatch(v)), "lower-case letters, digits and dashes, such as 'vgg-standard'"),
+    "architecture": (str, lambda v: bool(v), "a key of pytest_gradmask.models.ARCHITECTURES, such as 'vgg'"),
+    "arguments": (dict, lambda v: all(isinstance(key, str) for key in v), "a table, such as { num_classes = 10 }"),
+    "epochs": (float, lambda v: v > 0, "a number above 0, such as 10"),
+    "batch_size": (int, lambda v: v >= 1, "an integer of at least 1, such as 128"),
+    "learning_rate": (float, lambda v: v > 0, "a number above 0, such as 0.2"),
+    "weight_decay": (float, lambda v: v >= 0, "a number of at least 0, such as 5e-4"),
+    "label_smoothing": (float, lambda v: 0 <= v < 1, "a number in [0, 1), such as 0.1"),
+    "eps": (float, lambda v: 0 <= v <= 1, "a number in [0, 1], in units of images in [0, 1], such as 0.0314 (8/255)"),
+    "attack_steps": (int, lambda v: v >= 1, "an integer of at least 1; to train on clean images set eps = 0"),
+    "attack_step_size": (float, lambda v: v > 0, "a number above 0, as a multiple of eps, such as 1.0"),
+    "initial": (str, lambda v: not v or bool(_NAME.fullmatch(v)), "the name of a checkpoint, or '' to start anew"),
+    "recalibrate": (bool, lambda v: True, "true or false"),
+    "seed": (int, lambda v: 0 <= v < 2**32, "an integer from 0 to 2**32 - 1, such as 0"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +50,12 @@ class Recipe:
         attack_steps: steps of the inner attack: 1 is the randomly started FGSM of Wong et al. 2020,
             more is the PGD of Madry et al. 2018.
         attack_step_size: of the inner attack, as a multiple of eps.
+        initial: checkpoint to start from, in the directory where this one will be saved; a new model if empty.
+        recalibrate: whether to set the batch norm statistics to those of the calibration data after training.
         seed: of initialisation, data order and augmentation.
+
+    Raises:
+        InputError: on a value of the wrong type or outside its range.
     """
 
     name: str
@@ -41,26 +69,46 @@ class Recipe:
     eps: float = 0.0
     attack_steps: int = 1
     attack_step_size: float = 1.0
+    initial: str = ""
+    recalibrate: bool = False
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        for key, (kind, holds, wanted) in _RULES.items():
+            value = getattr(self, key)
+            if not (_is_a(value, kind) and holds(value)):
+                raise InputError(f"{key}={value!r}: must be {wanted}")
+
+
+def _is_a(value: object, kind: type) -> bool:
+    if kind is bool or isinstance(value, bool):  # an int to Python, and no number to anyone else
+        return kind is bool and isinstance(value, bool)
+    if kind is float:
+        return isinstance(value, (int, float)) and math.isfinite(value)
+    return isinstance(value, kind)
 
 
 def load_recipe(file: Path) -> Recipe:
     """Read a recipe from a TOML file.
 
     Raises:
-        InputError: the file is missing, is not TOML, or has keys a `Recipe` does not know.
+        InputError: the file is missing, is not TOML, lacks a key without a default, has keys a `Recipe` does not
+            know, or has a value that a `Recipe` refuses.
     """
     try:
-        content = tomllib.loads(file.read_text())
+        content = tomllib.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"recipe {file}: cannot be read ({error})") from error
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"recipe {file}: is not TOML ({error})") from error
     known = {entry.name for entry in fields(Recipe)}
     unknown = set(content) - known
     if unknown:
         raise InputError(f"recipe {file}: unknown keys {sorted(unknown)}; known are {sorted(known)}")
+    for entry in fields(Recipe):
+        if entry.name not in content and entry.default is MISSING and entry.default_factory is MISSING:
+            raise InputError(f"recipe {file}: has no {entry.name}; it must be {_RULES[entry.name][2]}")
     try:
         return Recipe(**content)
-    except TypeError as error:
+    except InputError as error:
         raise InputError(f"recipe {file}: {error}") from error

@@ -1,0 +1,117 @@
+"""The fixtures. Each imports what needs torch when it is first used."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import pytest
+
+from pytest_gradmask.plugin.marker import TestSettings, read_marker
+from pytest_gradmask.plugin.progress import progress_line
+from pytest_gradmask.plugin.stash import AUDITS, SETTINGS
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from pytest_gradmask.datasets import Dataset
+    from pytest_gradmask.defense import Defense
+    from pytest_gradmask.results import Audit
+    from pytest_gradmask.threat import ThreatModel
+
+
+class EvalBatch(NamedTuple):
+    """Evaluation images (float32, N x C x H x W, in [0, 1]) and their labels (int64, N)."""
+
+    images: torch.Tensor
+    labels: torch.Tensor
+
+
+class Gradmask:
+    """What the ``gradmask`` fixture gives a test: audits with the run's and the test's settings."""
+
+    def __init__(self, request: pytest.FixtureRequest) -> None:
+        self._node = request.node
+        self._config = request.config
+        self.settings: TestSettings = read_marker(request.node, request.config.stash[SETTINGS])
+
+    def audit(self, defense: Defense | nn.Module, images: torch.Tensor, labels: torch.Tensor) -> Audit:
+        """Audit a defense on these images; see `pytest_gradmask.auditing.audit`. The result joins the run's report."""
+        from dataclasses import replace
+
+        from pytest_gradmask.auditing import audit
+        from pytest_gradmask.report.json import crash_to_json, to_json
+
+        own = self.settings
+        records = self._node.stash.setdefault(AUDITS, [])
+        try:
+            with progress_line(self._config, self._node.nodeid) as progress:
+                result = audit(
+                    defense,
+                    images,
+                    labels,
+                    threat=own.threat,
+                    budget=own.budget,
+                    margin=own.margin,
+                    confidence=own.confidence,
+                    device=self._config.stash[SETTINGS].torch_device,
+                    seed=own.seed,
+                    exhaustive=own.exhaustive,
+                    progress=progress,
+                )
+        except Exception as error:
+            name = getattr(defense, "name", type(defense).__name__)
+            records.append(crash_to_json(self._node.nodeid, name, error))
+            raise
+        result = replace(result, test=self._node.nodeid)
+        records.append(to_json(result))
+        return result
+
+
+@pytest.fixture
+def gradmask(request: pytest.FixtureRequest) -> Gradmask:
+    """Audits defenses: ``gradmask.audit(defense, images, labels)``."""
+    return Gradmask(request)
+
+
+@pytest.fixture
+def threat_model(request: pytest.FixtureRequest) -> ThreatModel:
+    """The test's threat model: Linf, 8/255, bounds [0, 1], unless its marker says otherwise."""
+    return read_marker(request.node, request.config.stash[SETTINGS]).threat
+
+
+@pytest.fixture
+def eval_batch(request: pytest.FixtureRequest) -> EvalBatch:
+    """Evaluation images and labels, as chosen by ``--gradmask-data`` and ``--gradmask-samples``."""
+    settings = request.config.stash[SETTINGS]
+    own = read_marker(request.node, settings)
+    data = _load(settings.data, settings.download)
+    # Where no number was asked for: the budget's, or all there are.
+    count = min(own.budget.samples, len(data)) if own.samples is None else own.samples
+    chosen = data.subset(count, own.seed)
+    return EvalBatch(chosen.images, chosen.labels)
+
+
+@functools.lru_cache(maxsize=2)
+def _load(spec: str, download: bool) -> Dataset:
+    from pytest_gradmask.datasets import load_dataset
+
+    return load_dataset(spec, download=download)
+
+
+def _model_fixture(name: str, default: str, what: str) -> Callable[..., Any]:
+    @pytest.fixture(name=name)
+    def model(request: pytest.FixtureRequest) -> nn.Module:
+        from pytest_gradmask.checkpoints import load_model
+
+        return load_model(getattr(request, "param", default))
+
+    model.__doc__ = f"{what} of the trained fixtures, by default {default}; parametrize indirectly for another."
+    return model
+
+
+backbone = _model_fixture("backbone", "resnet-standard", "A classifier")
+composite = _model_fixture("composite", "resnet-standard-deep", "A front end before a classifier")
+ensemble = _model_fixture("ensemble", "deep-ensemble", "A randomized ensemble of composites")

@@ -1,0 +1,87 @@
+"""Run an attack and score what it returns ourselves: no attack's own claim is believed."""
+
+from __future__ import annotations
+
+import time
+import zlib
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+
+import torch
+
+from pytest_gradmask.attacks.losses import margin
+from pytest_gradmask.attacks.oracle import Oracle
+from pytest_gradmask.plan import PlannedAttack
+from pytest_gradmask.results import AttackResult
+from pytest_gradmask.threat import ThreatModel
+
+_CHUNK = {"cpu": 100, "cuda": 250}  # images an attack gets at a time
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """What stays the same for all attacks of an audit.
+
+    Attributes:
+        look: the defense as it is used, for scoring; its counters belong to no attack.
+        images, labels: all images of the audit.
+        threat: where a returned image must lie to count.
+        seed: of the audit.
+        votes: forwards by which an image is judged: 1 unless the defense is randomized.
+    """
+
+    look: Oracle
+    images: torch.Tensor
+    labels: torch.Tensor
+    threat: ThreatModel
+    seed: int
+    votes: int
+
+    def correct(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Whether each image is classified correctly in at least half of the votes; bool, N.
+
+        NaN logits are no classification, so an image that provokes them counts as broken.
+        """
+        right = torch.zeros(len(images), device=images.device)
+        with torch.no_grad():
+            for chunk in torch.arange(len(images), device=images.device).split(250):
+                for _ in range(self.votes):
+                    right[chunk] += margin(self.look(images[chunk]), labels[chunk]) < 0
+        return right * 2 >= self.votes
+
+    def run(self, attack: PlannedAttack, given: Collection[int]) -> AttackResult:
+        """Run one attack on the images at these indices. What it raises becomes a failed result, not a crash."""
+        attacked = tuple(sorted(given))
+        result = AttackResult(attack.name, attack.kind, attacked, autoattack=attack.autoattack)
+        if attack.skip:
+            return replace(result, attacked=(), status="skipped", note=attack.skip)
+        started = time.monotonic()
+        broken: list[int] = []
+        invalid = 0
+        generator = torch.Generator().manual_seed(subseed(self.seed, attack.name))
+        indices = torch.tensor(attacked, dtype=torch.long, device=self.images.device)
+        try:
+            for chunk in indices.split(_CHUNK.get(indices.device.type, 100)) if attacked else ():
+                images, labels = self.images[chunk], self.labels[chunk]
+                returned = attack.run(attack.model, images, labels, threat=self.threat, generator=generator).detach()
+                valid = self.threat.contains(returned, images)
+                invalid += int((~valid).sum())
+                # An image that the attack has ruined counts as not broken: judge the clean one in its place.
+                judged = torch.where(valid.view(-1, 1, 1, 1), returned, images)
+                broken += chunk[valid & ~self.correct(judged, labels)].tolist()
+        except Exception as error:  # the defense is not ours: whatever it raises under attack must not end the audit
+            note = f"{type(error).__name__}: {error}"
+            return replace(result, status="failed", note=note, seconds=time.monotonic() - started)
+        return replace(
+            result,
+            broken=tuple(broken),
+            invalid=invalid,
+            forwards=attack.model.forwards,
+            backwards=attack.model.backwards,
+            seconds=time.monotonic() - started,
+        )
+
+
+def subseed(seed: int, name: str) -> int:
+    """Independent seeds by name, so that an attack's result does not depend on which others run."""
+    return (seed * 1_000_003 + zlib.crc32(name.encode())) % 2**63

@@ -1,0 +1,123 @@
+"""Options, ini values and the header."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+AUDIT_TEST = """
+    import pytest
+
+    @pytest.mark.gradmask
+    def test_audit():
+        pass
+
+    def test_other():
+        pass
+"""
+
+BAD_VALUES = {
+    "budget": ("huge", "smoke, ci, full"),
+    "device": ("tpu", "auto, cpu, cuda or cuda:N"),
+    "data": ("mnist", "embedded"),
+    "samples": ("0", "at least 1"),
+    "seed": ("-1", "at least 0"),
+    "json": ("no/such/dir/out.json", "existing directory"),
+}
+
+
+@pytest.mark.parametrize(("option", "value", "expected"), [(k, *v) for k, v in BAD_VALUES.items()], ids=BAD_VALUES)
+def test_a_bad_option_is_a_usage_error(pytester: pytest.Pytester, option: str, value: str, expected: str) -> None:
+    pytester.makepyfile(AUDIT_TEST)
+    result = pytester.runpytest(f"--gradmask-{option}={value}")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines([f"*--gradmask-{option}*{value}*{expected}*"])
+
+
+@pytest.mark.parametrize(("option", "value", "expected"), [(k, *v) for k, v in BAD_VALUES.items()], ids=BAD_VALUES)
+def test_a_bad_ini_value_is_a_usage_error(pytester: pytest.Pytester, option: str, value: str, expected: str) -> None:
+    pytester.makeini(f"[pytest]\ngradmask_{option} = {value}")
+    pytester.makepyfile(AUDIT_TEST)
+    result = pytester.runpytest()
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines([f"*gradmask_{option}*{value}*{expected}*"])
+
+
+def test_an_unknown_option_is_a_usage_error(pytester: pytest.Pytester) -> None:
+    result = pytester.runpytest("--gradmask-bugdet=smoke")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+
+
+def test_without_the_option_audits_are_skipped_with_a_reason(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(AUDIT_TEST)
+    result = pytester.runpytest("-rs")
+    result.assert_outcomes(passed=1, skipped=1)
+    result.stdout.fnmatch_lines(["*SKIPPED*--gradmask*"])
+
+
+def test_a_test_that_uses_the_fixture_is_an_audit_without_a_marker(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile("def test_audit(gradmask): raise RuntimeError")
+    pytester.runpytest().assert_outcomes(skipped=1)
+
+
+def test_with_the_option_audits_run(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(AUDIT_TEST)
+    pytester.runpytest("--gradmask", "--gradmask-device=cpu").assert_outcomes(passed=2)
+
+
+def test_the_ini_value_turns_audits_on(pytester: pytest.Pytester) -> None:
+    pytester.makeini("[pytest]\ngradmask = true\ngradmask_device = cpu")
+    pytester.makepyfile(AUDIT_TEST)
+    pytester.runpytest().assert_outcomes(passed=2)
+
+
+def test_the_header_prints_the_effective_settings(pytester: pytest.Pytester) -> None:
+    pytester.makeini("[pytest]\ngradmask_budget = ci\ngradmask_seed = 3\ngradmask_device = cpu")
+    result = pytester.runpytest("--gradmask", "--gradmask-seed=7", "--gradmask-samples=5")
+    result.stdout.fnmatch_lines(["gradmask: budget=ci, device=cpu, data=embedded, samples=5, seed=7"])
+
+
+def test_the_header_is_silent_where_no_audit_was_asked_for(pytester: pytest.Pytester) -> None:
+    result = pytester.runpytest()
+    result.stdout.no_fnmatch_line("gradmask:*")
+
+
+def test_help_lists_every_option_and_ini_twin(pytester: pytest.Pytester) -> None:
+    text = pytester.runpytest("--help").stdout.str()
+    for name in ("budget", "device", "data", "samples", "seed", "json", "download"):
+        assert f"--gradmask-{name}" in text
+        assert re.search(rf"^  gradmask_{name} ", text, re.MULTILINE)
+
+
+def test_missing_cuda_is_a_usage_error(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    pytester.makepyfile(AUDIT_TEST)
+    result = pytester.runpytest("--gradmask", "--gradmask-device=cuda:1")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["*--gradmask-device=cuda:1*sees 0 CUDA devices*auto*"])
+
+
+@pytest.mark.parametrize("spec", ["npz:nowhere.npz", "imagefolder:nowhere", "npz:"])
+def test_data_that_is_not_there_is_a_usage_error(pytester: pytest.Pytester, spec: str) -> None:
+    pytester.makepyfile(AUDIT_TEST)
+    result = pytester.runpytest("--gradmask", "--gradmask-device=cpu", f"--gradmask-data={spec}")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines([f"*--gradmask-data*{spec}*"])
+
+
+def test_the_plugin_starts_without_torch(tmp_path: Path) -> None:
+    script = (
+        "import sys, pytest\n"
+        "class Look:\n"
+        "    def pytest_sessionfinish(self):\n"
+        "        print('heavy:', [m for m in ('torch', 'numpy', 'scipy', 'timm') if m in sys.modules])\n"
+        "pytest.main(['-p', 'no:cacheprovider', '--collect-only', '-q'], plugins=[Look()])\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True, timeout=120
+    )
+    assert "heavy: []" in result.stdout
