@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from pytest_gradmask.threat import ThreatModel
 
 DATA = os.environ.get("GRADMASK_TEST_DATA")
 STEPS, IMAGES, BATCH = 20, 500, 125
-ATTACKS = {"upstream": autoattack.apgd_ce, "apgd": apgd, "pgd": pgd}
+ATTACKS: dict[str, Callable[..., torch.Tensor]] = {"upstream": autoattack.apgd_ce, "apgd": apgd, "pgd": pgd}
 
 
 @pytest.mark.slow
