@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+
+from tests.training_toys import TOML, separable
 
 # A busy machine is no failure, and no property here needs the examples of an earlier run.
 settings.register_profile(
@@ -22,3 +26,16 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def workshop(tmp_path: Path) -> Path:
+    """A directory with a recipe and data to train it on."""
+    (tmp_path / "tiny.toml").write_text(TOML)
+    train_data, test_data = separable(48), separable(24, seed=1)
+    arrays = {}
+    for split, data in (("train", train_data), ("test", test_data)):
+        arrays[f"{split}_x"] = (data.images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+        arrays[f"{split}_y"] = data.labels.numpy()
+    np.savez(tmp_path / "data.npz", **arrays)  # type: ignore[arg-type]
+    return tmp_path
