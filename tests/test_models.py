@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 from torch import nn
@@ -10,8 +8,7 @@ from pytest_gradmask.errors import InputError
 from pytest_gradmask.models import ARCHITECTURES, build_model
 from pytest_gradmask.models.backbones import CIFAR10_MEAN, CIFAR10_STD, Normalize, resnet, vgg
 from pytest_gradmask.models.composites import Composite, Mixture, RandomizedEnsemble
-from pytest_gradmask.models.front_ends import DnCNN, calibrate
-from pytest_gradmask.training.front_ends import calibrated_front_end
+from pytest_gradmask.models.front_ends import DnCNN
 from tests.toys import draw, linear
 
 
@@ -69,95 +66,16 @@ def test_normalize_is_inside_the_model_and_not_in_its_weights() -> None:
 
 
 def test_every_architecture_has_usable_defaults() -> None:
-    assert sorted(ARCHITECTURES) == ["dncnn", "resnet", "vgg"]
+    assert sorted(ARCHITECTURES) == ["dncnn", "resnet", "vgg", "vit"]
     for architecture in ARCHITECTURES:
         assert isinstance(build_model(architecture), nn.Module)
 
 
 def test_unknown_architecture_and_arguments_are_refused() -> None:
-    with pytest.raises(InputError, match="'lenet': unknown; use one of dncnn, resnet, vgg"):
+    with pytest.raises(InputError, match="'lenet': unknown; use one of dncnn, resnet, vgg, vit"):
         build_model("lenet")
     with pytest.raises(InputError, match=r"'vgg': cannot be built with {'depth': 3}"):
         build_model("vgg", {"depth": 3})
-
-
-# front ends
-
-
-def test_dncnn_adds_its_residual() -> None:
-    front_end, images = DnCNN(depth=4, width=3).eval(), draw(2, 3, 8, 8)
-    torch.testing.assert_close(front_end(images), images + front_end.residual(images))
-
-
-@pytest.mark.parametrize(("depth", "channels"), [(3, 3), (5, 1)])
-def test_dncnn_has_the_asked_depth_and_keeps_the_shape(depth: int, channels: int) -> None:
-    front_end = DnCNN(depth=depth, width=4, channels=channels)
-    assert sum(isinstance(module, nn.Conv2d) for module in front_end.modules()) == depth
-    assert sum(isinstance(module, nn.BatchNorm2d) for module in front_end.modules()) == depth - 2
-    assert front_end(draw(2, channels, 9, 7)).shape == (2, channels, 9, 7)
-
-
-@pytest.mark.parametrize("arguments", [{"depth": 2}, {"width": 0}])
-def test_impossible_dncnn_is_refused(arguments: dict[str, int]) -> None:
-    with pytest.raises(InputError, match="a depth of at least 3 and a width of at least 1"):
-        DnCNN(**arguments)
-
-
-@pytest.mark.parametrize("asked", [0.01, 0.05])
-def test_calibrated_front_end_is_nearly_the_identity(asked: float) -> None:
-    images = draw(32, 3, 16, 16)
-    front_end = calibrated_front_end(depth=9, width=8, residual_std=asked, seed=0, images=images)
-    with torch.no_grad():
-        residual = front_end(images) - images
-        other = front_end(draw(32, 3, 16, 16, seed=1)) - draw(32, 3, 16, 16, seed=1)
-    assert residual.std().item() == pytest.approx(asked, rel=1e-3)
-    assert other.std().item() == pytest.approx(asked, rel=0.1)  # images it was not calibrated on
-
-
-def test_calibrated_front_end_is_in_eval_mode_with_the_statistics_of_its_images() -> None:
-    images = draw(16, 3, 16, 16)
-    front_end = calibrated_front_end(depth=4, width=4, residual_std=0.02, seed=0, images=images)
-    assert not any(module.training for module in front_end.modules())
-    norms = [module for module in front_end.residual if isinstance(module, nn.BatchNorm2d)]
-    assert [norm.momentum for norm in norms] == [0.1, 0.1]
-    assert norms[0].running_mean is not None
-    assert norms[0].running_var is not None
-    with torch.no_grad():
-        seen = front_end.residual[:3](images)  # what the first batch norm sees
-    torch.testing.assert_close(norms[0].running_mean, seen.mean((0, 2, 3)), rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(norms[0].running_var, seen.var((0, 2, 3)), rtol=1e-3, atol=1e-5)
-
-
-def test_calibrating_twice_changes_nothing() -> None:
-    images = draw(16, 3, 16, 16)
-    front_end = calibrated_front_end(depth=4, width=4, residual_std=0.02, seed=0, images=images)
-    before = {key: value.clone() for key, value in front_end.state_dict().items()}
-    after = calibrate(front_end, images, 0.02).state_dict()
-    assert all(torch.allclose(before[key], after[key], rtol=1e-4, atol=1e-7) for key in before)
-
-
-def test_calibrated_front_end_is_decided_by_its_seed_alone() -> None:
-    def weights(seed: int) -> torch.Tensor:
-        return next(calibrated_front_end(4, 4, 0.02, seed, draw(4, 3, 8, 8)).parameters()).detach()
-
-    before = torch.get_rng_state()
-    first = weights(0)
-    assert torch.equal(torch.get_rng_state(), before)
-    torch.rand(5)
-    assert torch.equal(weights(0), first)
-    assert not torch.equal(weights(1), first)
-
-
-@pytest.mark.parametrize("asked", [0.0, -0.1, math.nan, math.inf])
-def test_impossible_residual_is_refused(asked: float) -> None:
-    with pytest.raises(InputError, match=r"residual_std=.*must be above 0 and finite"):
-        calibrated_front_end(4, 4, asked, 0, draw(4, 3, 8, 8))
-
-
-def test_residual_that_does_not_vary_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nn.init, "kaiming_normal_", nn.init.zeros_)
-    with pytest.raises(InputError, match=r"depth=4, width=4, seed=0: .* cannot be scaled"):
-        calibrated_front_end(4, 4, 0.02, 0, draw(4, 3, 8, 8))
 
 
 # composites

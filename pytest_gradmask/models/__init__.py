@@ -15,6 +15,7 @@ ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
     "dncnn": front_ends.DnCNN,
     "resnet": backbones.resnet,
     "vgg": backbones.vgg,
+    "vit": backbones.vit,
 }
 
 

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from pytest_gradmask.errors import InputError
+
 #: Channel means and standard deviations of the CIFAR-10 training images, in [0, 1] units.
 CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
 CIFAR10_STD = (0.2470, 0.2435, 0.2616)
@@ -75,4 +77,58 @@ def vgg(
     # The 7 x 7 convolution to 4096 channels (built as thin as timm allows) is for ImageNet: classify the features.
     network.pre_logits = nn.Identity()
     network.head = ClassifierHead(network.num_features, num_classes)
+    return _normalized(network, mean, std)
+
+
+def vit(
+    embed_dim: int = 96,
+    depth: int = 6,
+    num_heads: int = 3,
+    mlp_ratio: float = 2.0,
+    image_size: int = 32,
+    num_classes: int = 10,
+    mean: Sequence[float] = CIFAR10_MEAN,
+    std: Sequence[float] = CIFAR10_STD,
+) -> nn.Sequential:
+    """Timm's vision transformer (Dosovitskiy et al. 2021) on 8 x 8 tokens from a small convolutional stem.
+
+    The stem is that of Xiao et al. 2021, "Early convolutions help transformers see better": without it a transformer
+    learns little from 50,000 images. Tokens are averaged before the classifier.
+
+    Args:
+        embed_dim: of a token; at least 4 and a multiple of ``num_heads``.
+        image_size: height and width of the images, a multiple of 4.
+
+    Raises:
+        InputError: ``embed_dim``, ``num_heads`` or ``image_size`` is none of these.
+    """
+    from timm.layers import HybridEmbed
+    from timm.models.vision_transformer import VisionTransformer
+
+    if num_heads < 1 or embed_dim < 4 or embed_dim % num_heads or image_size < 4 or image_size % 4:
+        raise InputError(
+            f"embed_dim={embed_dim}, num_heads={num_heads}, image_size={image_size}: embed_dim must be at least 4 and "
+            "a multiple of num_heads, and image_size a multiple of 4"
+        )
+    layers: list[nn.Module] = []
+    widths = (3, embed_dim // 4, embed_dim // 2, embed_dim)
+    for before, after, stride in zip(widths, widths[1:], (2, 2, 1), strict=False):
+        layers += [nn.Conv2d(before, after, 3, stride, padding=1, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
+
+    def embed(img_size: int, embed_dim: int, **_: object) -> nn.Module:
+        stem = nn.Sequential(*layers)
+        stem.num_features = embed_dim  # type: ignore[assignment]  # timm asks for it
+        return HybridEmbed(stem, img_size, feature_size=image_size // 4, embed_dim=embed_dim)  # type: ignore[no-any-return]
+
+    network = VisionTransformer(
+        img_size=image_size,
+        num_classes=num_classes,
+        global_pool="avg",
+        class_token=False,
+        embed_dim=embed_dim,
+        depth=depth,
+        num_heads=num_heads,
+        mlp_ratio=mlp_ratio,
+        embed_layer=embed,
+    )
     return _normalized(network, mean, std)
