@@ -12,10 +12,10 @@ from pytest_gradmask.plugin.fixtures import EvalBatch, Gradmask
 pytestmark = pytest.mark.gradmask(exhaustive=True)
 
 
-def test_a_randomized_ensemble_of_deep_composites_masks(
+def test_a_randomized_ensemble_of_composites_masks(
     gradmask: Gradmask, ensemble: RandomizedEnsemble, eval_batch: EvalBatch
 ) -> None:
-    audit = gradmask.audit(Defense(ensemble, members=list(ensemble.members), name="deep-ensemble"), *eval_batch)
+    audit = gradmask.audit(Defense(ensemble, members=list(ensemble.members), name="standard-ensemble"), *eval_batch)
     assert_gradient_masking(audit)
     bpda, autoattack = audit.accuracy_under("bpda"), audit.autoattack_accuracy
     assert autoattack is not None

@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-from tests.training_toys import TOML, separable
+from tests.training_toys import GUARDED_TOML, TOML, separable
 
 # A busy machine is no failure, and no property here needs the examples of an earlier run.
 settings.register_profile(
@@ -30,8 +30,9 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture
 def workshop(tmp_path: Path) -> Path:
-    """A directory with a recipe and data to train it on."""
+    """A directory with recipes of a model and of a front end before it, and data to train them on."""
     (tmp_path / "tiny.toml").write_text(TOML)
+    (tmp_path / "guarded.toml").write_text(GUARDED_TOML)
     train_data, test_data = separable(48), separable(24, seed=1)
     arrays = {}
     for split, data in (("train", train_data), ("test", test_data)):

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from pytest_gradmask.checkpoints import available, fixtures_directory, load_card, load_model, save_model
+from pytest_gradmask import checkpoints
+from pytest_gradmask.checkpoints import available, fixtures_directory, load_card, load_model, save_card, save_model
 from pytest_gradmask.errors import CheckpointError, GradmaskError
 from pytest_gradmask.models import build_model
 from pytest_gradmask.models.composites import Composite, RandomizedEnsemble
@@ -172,7 +173,7 @@ def test_unreadable_card_is_refused(tmp_path: Path, content: bytes) -> None:
 
 def test_unknown_architecture_is_refused(zoo: Path) -> None:
     write_card(zoo, "backbone", {**load_card("backbone", zoo), "architecture": "alexnet"})
-    with pytest.raises(GradmaskError, match="'alexnet': unknown; use one of dncnn, resnet, vgg"):
+    with pytest.raises(GradmaskError, match="'alexnet': unknown; use one of dncnn, resnet, vgg, vit"):
         load_model("backbone", zoo)
 
 
@@ -193,6 +194,8 @@ def test_names_that_could_leave_the_directory_are_refused(tmp_path: Path, name: 
         load_model(name, inside)
     with pytest.raises(CheckpointError, match="lower-case letters, digits and dashes only"):
         save_model(name, nn.Identity(), VGG, inside)
+    with pytest.raises(CheckpointError, match="lower-case letters, digits and dashes only"):
+        save_card(name, VGG, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["x.json"]
 
 
@@ -216,6 +219,51 @@ def test_composite_card(zoo: Path) -> None:
     assert isinstance(model, Composite)
     assert not any(module.training for module in model.modules())
     torch.testing.assert_close(model(images), load_model("backbone", zoo)(load_model("front", zoo)(images)))
+
+
+def test_saved_card_is_the_model_of_its_parts(zoo: Path) -> None:
+    card = {"architecture": "composite", "front_end": "front", "backbone": "backbone", "measured": {"images": 3}}
+    before = {file.name for file in zoo.iterdir()}
+    assert save_card("both", card, zoo) == zoo / "both.json"
+    assert {file.name for file in zoo.iterdir()} == {*before, "both.json"}
+    assert load_card("both", zoo) == card
+    assert isinstance(load_model("both", zoo), Composite)
+
+
+@pytest.fixture
+def shop(zoo: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty directory; the package's fixtures are those of the zoo, and a composite of them."""
+    monkeypatch.setattr(checkpoints, "fixtures_directory", lambda: zoo)
+    write_card(zoo, "both", {"architecture": "composite", "front_end": "front", "backbone": "backbone"})
+    folder = zoo / "shop"
+    folder.mkdir()
+    return folder
+
+
+def test_part_that_is_not_beside_its_whole_is_the_packages(shop: Path) -> None:
+    save_model("mine", built(DNCNN, seed=1), DNCNN, shop)
+    save_card("whole", {"architecture": "composite", "front_end": "mine", "backbone": "backbone"}, shop)
+    save_card("ensemble", {"architecture": "ensemble", "members": ["whole", "both"]}, shop)
+    whole, ensemble = load_model("whole", shop), load_model("ensemble", shop)
+    assert same(whole, Composite(built(DNCNN, seed=1), load_model("backbone")))
+    assert same(ensemble, RandomizedEnsemble([whole, load_model("both")]))
+
+
+def test_part_beside_its_whole_comes_before_the_packages(shop: Path) -> None:
+    save_model("backbone", built(VGG, seed=2), VGG, shop)
+    save_card("whole", {"architecture": "composite", "front_end": "front", "backbone": "backbone"}, shop)
+    save_card("ensemble", {"architecture": "ensemble", "members": ["whole", "both"]}, shop)
+    mine = load_model("whole", shop)
+    assert same(mine, Composite(load_model("front"), built(VGG, seed=2)))
+    # The package's composites are made of the package's parts, whatever lies beside an ensemble of them.
+    assert same(load_model("ensemble", shop), RandomizedEnsemble([mine, load_model("both")]))
+
+
+@pytest.mark.parametrize("part", ["absent", "a" * 300], ids=["absent", "longer than a file name"])
+def test_part_that_is_nowhere_is_named(shop: Path, part: str) -> None:
+    save_card("whole", {"architecture": "composite", "front_end": part, "backbone": "backbone"}, shop)
+    with pytest.raises(CheckpointError, match=f"'{part}'"):
+        load_model("whole", shop)
 
 
 def test_ensemble_card(zoo: Path) -> None:

@@ -11,21 +11,31 @@ from torch import nn
 from pytest_gradmask.errors import InputError
 from pytest_gradmask.training.loop import initialised
 from pytest_gradmask.training.recipes import load_recipe
-from tests.training_toys import FIXTURES, TINY, TOML
+from tests.training_toys import FIXTURES, GUARDED, GUARDED_TOML, TINY, TOML
 
 # recipes
 
 
 def test_recipe_is_read(tmp_path: Path) -> None:
     (tmp_path / "tiny.toml").write_text(TOML)
+    (tmp_path / "guarded.toml").write_text(GUARDED_TOML)
     assert load_recipe(tmp_path / "tiny.toml") == TINY
+    assert load_recipe(tmp_path / "guarded.toml") == GUARDED
 
 
-@pytest.mark.parametrize("file", sorted(FIXTURES.glob("*.toml")), ids=lambda file: file.stem)
-def test_recipes_of_the_fixtures_are_valid(file: Path) -> None:
-    recipe = load_recipe(file)
-    assert recipe.name == file.stem
+def test_recipe_trains_a_whole_model_with_sgd_and_one_cycle_unless_told_otherwise() -> None:
+    assert (TINY.optimizer, TINY.schedule, TINY.backbone, TINY.residual_std) == ("sgd", "one-cycle", "", 0.0)
+
+
+SHIPPED = {"-".join(file.relative_to(FIXTURES).with_suffix("").parts): file for file in FIXTURES.rglob("*.toml")}
+
+
+@pytest.mark.parametrize("name", sorted(SHIPPED))
+def test_recipes_of_the_fixtures_are_valid(name: str) -> None:
+    recipe = load_recipe(SHIPPED[name])
+    assert recipe.name == name
     assert isinstance(initialised(recipe), nn.Module)
+    assert {recipe.initial, recipe.backbone} - {""} <= SHIPPED.keys()
 
 
 BAD_RECIPES = {
@@ -68,6 +78,15 @@ def test_missing_recipe_is_named(tmp_path: Path) -> None:
         ("batch_size", True),
         ("learning_rate", 0.0),
         ("learning_rate", float("nan")),
+        ("optimizer", "adam"),
+        ("optimizer", ""),
+        ("schedule", "cosine"),
+        ("schedule", None),
+        ("backbone", "../tiny"),
+        ("backbone", None),
+        ("residual_std", -0.02),
+        ("residual_std", 1.5),
+        ("residual_std", float("nan")),
         ("weight_decay", -1e-4),
         ("label_smoothing", 1.0),
         ("eps", -0.1),
@@ -83,6 +102,17 @@ def test_recipe_names_the_value_it_refuses(key: str, value: object) -> None:
     with pytest.raises(InputError) as caught:
         dataclasses.replace(TINY, **{key: value})  # type: ignore[arg-type]
     assert str(caught.value).startswith(f"{key}={value!r}: must be ")
+
+
+def test_calibration_is_for_front_ends_only() -> None:
+    with pytest.raises(InputError, match=r"residual_std=0\.02: is for front ends only; name the backbone of one"):
+        dataclasses.replace(GUARDED, backbone="")
+
+
+@pytest.mark.parametrize("backbone", ["guarded", "guarded-front-end"])
+def test_backbone_that_would_be_overwritten_is_refused(backbone: str) -> None:
+    with pytest.raises(InputError, match=rf"backbone='{backbone}': would be overwritten by what 'guarded' makes"):
+        dataclasses.replace(GUARDED, backbone=backbone)
 
 
 def test_integers_are_numbers_to_a_recipe() -> None:

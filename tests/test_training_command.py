@@ -1,11 +1,10 @@
-"""The command that trains, and what it measures."""
+"""The command that trains."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -14,74 +13,19 @@ from torch import nn
 from pytest_gradmask.checkpoints import load_card, load_model
 from pytest_gradmask.datasets import Dataset
 from pytest_gradmask.training import __main__ as command
-from pytest_gradmask.training import front_ends, loop, measurement
+from pytest_gradmask.training import loop
 from pytest_gradmask.training.loop import train
-from tests.toys import draw, linear
-from tests.training_toys import TINY, TOML, KilledError, identical, kill_after, separable, weights
-
-# measuring
-
-
-def linearly_robust(model: nn.Sequential, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Which images of a linear classifier have no adversarial example in the ball, exactly."""
-    up, down = (1 - images).clamp(max=8 / 255).flatten(1), images.clamp(max=8 / 255).flatten(1)
-    with torch.no_grad():
-        logits, (weight, _) = model(images), (parameter.detach() for parameter in model.parameters())
-        difference = weight[None] - weight[labels][:, None]  # N x K x D
-        reach = (difference.clamp(min=0) * up[:, None] - difference.clamp(max=0) * down[:, None]).sum(2)
-        margins = logits - logits.gather(1, labels[:, None]) + reach
-    strongest: torch.Tensor = margins.scatter(1, labels[:, None], -1.0).amax(1)
-    return strongest < 0
-
-
-def test_measurement_counts_and_attacks_images(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measurement, "_BATCH", 16)
-    monkeypatch.setattr(measurement, "_PGD_IMAGES", 40)
-    images = draw(50, 3, 8, 8)
-    model = linear()
-    with torch.no_grad():
-        labels = model(images).argmax(1)
-    labels[:10] = (labels[:10] + 1) % 4
-    survivors = int(linearly_robust(model, images[:40], labels[:40]).sum())
-    assert 0 < survivors < 30
-    found = measurement.measure(model, Dataset(images, labels, "npz:/some/where/toys.npz"), "cpu")
-    low, high = found.pop("clean_bounds_99")
-    assert low < 0.8 < high
-    assert found == {
-        "data": {"kind": "npz", "name": "toys.npz", "images": 50},
-        "images": 50,
-        "clean_accuracy": 0.8,
-        "pgd20_accuracy": survivors / 40,
-        "pgd_images": 40,
-        "pgd_seed": 0,
-        "eps": 8 / 255,
-        "norm": "Linf",
-    }
-
-
-def test_measurement_does_not_count_images_outside_the_ball(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measurement, "pgd", lambda model, images, labels, **rest: 1 - images)
-    images, model = draw(20, 3, 8, 8), linear()
-    with torch.no_grad():
-        labels = model(images).argmax(1)
-    labels[:5] = (labels[:5] + 1) % 4  # wrong to begin with: no survivors, whatever the attack returns
-    assert measurement.measure(model, Dataset(images, labels, "embedded"), "cpu")["pgd20_accuracy"] == 0.75
-
-
-# the command that trains
-
-
-def arguments(workshop: Path, *recipes: str, **options: str) -> list[str]:
-    given = {
-        "data": f"npz:{workshop / 'data.npz'}",
-        "test": f"npz:{workshop / 'data.npz'}",
-        "output": str(workshop / "out"),
-        "state": str(workshop / "states"),
-        "device": "cpu",
-        **options,
-    }
-    files = [str(workshop / recipe) for recipe in recipes or ("tiny.toml",)]
-    return [*files, *(word for key, value in given.items() for word in (f"--{key}", value))]
+from tests.training_toys import (
+    TINY,
+    TOML,
+    KilledError,
+    arguments,
+    identical,
+    kill_after,
+    refused,
+    separable,
+    weights,
+)
 
 
 def test_command_trains_measures_and_saves(workshop: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -99,6 +43,7 @@ def test_command_trains_measures_and_saves(workshop: Path, capsys: pytest.Captur
     assert card["versions"].keys() == {"python", "torch", "torchvision", "timm"}
     assert card["device"] == "cpu"
     assert card["training_seconds"] > 0
+    assert card["calibration"] is None
     measured = card["measured"]
     assert measured["data"] == {"kind": "npz", "name": "data.npz", "images": 24}
     assert (measured["images"], measured["pgd_images"]) == (24, 24)
@@ -144,18 +89,6 @@ def test_command_writes_to_the_fixtures_by_default(workshop: Path, monkeypatch: 
     assert (workshop / "fixtures" / "tiny.safetensors").is_file()
 
 
-def refused(given: list[str], workshop: Path, capsys: pytest.CaptureFixture[str]) -> str:
-    """Run the command, see that it fails as it should, and return its message."""
-    before = sorted(workshop.rglob("*"))
-    assert command.main(given) == 2
-    assert sorted(workshop.rglob("*")) == before  # nothing was written
-    output = capsys.readouterr()
-    assert output.out == ""
-    assert output.err.startswith("error: ")
-    assert "Traceback" not in output.err
-    return output.err
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -180,6 +113,7 @@ def test_command_refuses_a_bad_recipe(
         ("num_classes", "classes", "recipe 'tiny': architecture 'vgg': cannot be built with"),
         ("num_classes = 3", "num_classes = 2", "returns (2,) for an image, and labels go up to 2; raise num_classes"),
         ('"vgg"\narguments', '"dncnn"\n#', "returns (3, 16, 16) for an image"),
+        ('"vgg"\narguments', '"vit"\n#', "does not work on images of shape (3, 16, 16)"),
         ('"M", 8', '"M", "M", "M", "M", "M"', "does not work on images of shape (3, 16, 16)"),
         ("epochs = 4", "epochs = 0.1", "raise epochs or lower batch_size"),
     ],
@@ -259,10 +193,9 @@ def test_command_line_errors_exit_with_2(given: list[str], capsys: pytest.Captur
     assert "usage: python -m pytest_gradmask.training" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("main", [command.main, front_ends.main])
-def test_help_explains_every_option(main: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_explains_every_option(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
-        main(["--help"])
+        command.main(["--help"])
     assert caught.value.code == 0
     text = capsys.readouterr().out
     assert "imagefolder:DIR" in text

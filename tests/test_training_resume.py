@@ -10,26 +10,44 @@ import pytest
 import torch
 
 from pytest_gradmask.errors import CheckpointError
-from pytest_gradmask.training.loop import load_state, train
-from tests.training_toys import DATA, TINY, KilledError, identical, kill_after, separable, weights
+from pytest_gradmask.training.loop import initialised, load_state, train
+from pytest_gradmask.training.recipes import Recipe
+from tests.training_toys import DATA, GUARDED, TINY, KilledError, identical, kill_after, separable, weights
+
+RECIPES = {
+    "clean": dataclasses.replace(TINY, label_smoothing=0.1),
+    "adversarial": dataclasses.replace(TINY, eps=8 / 255, label_smoothing=0.1),
+    "constant": dataclasses.replace(TINY, schedule="constant"),
+    "adamw": dataclasses.replace(TINY, optimizer="adamw", learning_rate=0.01),
+    "adamw, constant": dataclasses.replace(TINY, optimizer="adamw", schedule="constant", learning_rate=0.01),
+    "front end": dataclasses.replace(GUARDED, optimizer="sgd", schedule="one-cycle"),
+    "front end, adversarial": dataclasses.replace(GUARDED, eps=8 / 255, attack_steps=2, attack_step_size=0.5),
+}
 
 
-@pytest.mark.parametrize("eps", [0.0, 8 / 255], ids=["clean", "adversarial"])
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
 @pytest.mark.parametrize("calls", [1, 7])
 def test_killed_run_ends_as_if_undisturbed(
-    calls: int, eps: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    calls: int, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe = dataclasses.replace(TINY, eps=eps, label_smoothing=0.1)
-    undisturbed = weights(train(recipe, DATA))
+    file, backbone = tmp_path / "tiny.state", initialised(TINY) if recipe.backbone else None
+    undisturbed = weights(train(recipe, DATA, backbone=backbone))
     with monkeypatch.context() as patch:
         kill_after(calls, patch)
         with pytest.raises(KilledError):
-            train(recipe, DATA, state_file=tmp_path / "tiny.state")
-    state = load_state(tmp_path / "tiny.state", recipe, len(DATA))
+            train(recipe, DATA, backbone=backbone, state_file=file)
+    state = load_state(file, recipe, len(DATA))
     assert state is not None
     assert state["step"] == calls
-    assert identical(weights(train(recipe, DATA, state_file=tmp_path / "tiny.state")), undisturbed)
+    assert identical(weights(train(recipe, DATA, backbone=backbone, state_file=file)), undisturbed)
     assert [file.name for file in tmp_path.iterdir()] == ["tiny.state"]
+
+
+def test_state_holds_the_front_end_and_not_its_backbone(tmp_path: Path) -> None:
+    front_end = train(GUARDED, DATA, backbone=initialised(TINY), state_file=tmp_path / "guarded.state")
+    state = load_state(tmp_path / "guarded.state", GUARDED, len(DATA))
+    assert state is not None
+    assert identical(state["model"], weights(front_end))
 
 
 def test_run_killed_twice_ends_as_if_undisturbed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,34 +79,14 @@ def test_seconds_add_up_over_interruptions(tmp_path: Path, monkeypatch: pytest.M
     assert second["seconds"] > first["seconds"] > 0
 
 
-def older_state(file: Path, calls: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A state as written before recipe, images and seconds were part of it."""
-    with monkeypatch.context() as patch:
-        kill_after(calls, patch)
-        with pytest.raises(KilledError):
-            train(TINY, DATA, state_file=file)
+def test_state_that_does_not_fit_its_own_recipe_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "tiny.state"
+    train(TINY, DATA, state_file=file)
     state = torch.load(file, weights_only=True)
-    torch.save({key: state[key] for key in ("model", "optimizer", "scheduler", "step")}, file)
-
-
-def test_state_of_the_older_format_is_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = tmp_path / "tiny.state"
-    older_state(file, 5, monkeypatch)
-    assert identical(weights(train(TINY, DATA, state_file=file)), weights(train(TINY, DATA)))
-    state = load_state(file, TINY, len(DATA))
-    assert state is not None
-    assert state["seconds"] is None  # nobody knows how long the first part took
-    assert state["recipe"] == dataclasses.asdict(TINY)
-
-
-def test_state_of_the_older_format_of_another_run_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = tmp_path / "tiny.state"
-    older_state(file, 5, monkeypatch)
-    with pytest.raises(CheckpointError, match=r"another run \(steps is 12 there and 15 here\)"):
-        train(dataclasses.replace(TINY, epochs=5), DATA, state_file=file)
-    wider = dataclasses.replace(TINY, arguments={"layout": [5, "M", 8], "num_classes": 3})
+    state["model"].popitem()
+    torch.save(state, file)
     with pytest.raises(CheckpointError, match="does not fit recipe 'tiny'"):
-        train(wider, DATA, state_file=file)
+        train(TINY, DATA, state_file=file)
 
 
 @pytest.mark.parametrize(
@@ -96,6 +94,8 @@ def test_state_of_the_older_format_of_another_run_is_refused(tmp_path: Path, mon
     [
         ({"learning_rate": 0.2}, r"\(learning_rate is 0\.1 there and 0\.2 here\)"),
         ({"seed": 4}, r"\(seed is 0 there and 4 here\)"),
+        ({"optimizer": "adamw"}, r"\(optimizer is 'sgd' there and 'adamw' here\)"),
+        ({"schedule": "constant"}, r"\(schedule is 'one-cycle' there and 'constant' here\)"),
         ({"eps": 0.1, "attack_steps": 2}, r"\(eps is 0\.0 there and 0\.1 here, attack_steps is 1 there and 2 here\)"),
     ],
 )

@@ -113,5 +113,5 @@ def _model_fixture(name: str, default: str, what: str) -> Callable[..., Any]:
 
 
 backbone = _model_fixture("backbone", "resnet-standard", "A classifier")
-composite = _model_fixture("composite", "resnet-standard-deep", "A front end before a classifier")
-ensemble = _model_fixture("ensemble", "deep-ensemble", "A randomized ensemble of composites")
+composite = _model_fixture("composite", "resnet-standard-composite", "A front end before a classifier")
+ensemble = _model_fixture("ensemble", "standard-ensemble", "A randomized ensemble of composites")

@@ -5,16 +5,20 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import torch
+from torch import nn
 
-from pytest_gradmask.checkpoints import load_card, load_model, save_model
+from pytest_gradmask.checkpoints import available, load_card, load_model, save_card, save_model
 from pytest_gradmask.datasets import Dataset, load_dataset
 from pytest_gradmask.errors import GradmaskError, InputError
-from pytest_gradmask.training.loop import augment, initialised, load_state, total_steps, train
+from pytest_gradmask.models.composites import Composite
+from pytest_gradmask.training.loop import Progress, augment, initialised, load_state, total_steps, train
 from pytest_gradmask.training.measurement import measure
 from pytest_gradmask.training.provenance import describe, describe_device, exit_code, output_directory, versions
 from pytest_gradmask.training.recipes import Recipe, load_recipe
@@ -34,11 +38,22 @@ def joined(parts: Sequence[Dataset]) -> Dataset:
     return Dataset(images, labels, "+".join(part.source for part in parts))
 
 
-def check_fit(recipe: Recipe, data: Dataset) -> None:
-    """Try the recipe's untrained model on an image: what does not fit the data must fail before hours of training."""
+def check_fit(recipe: Recipe, data: Dataset, backbone: nn.Module | None) -> None:
+    """Try the recipe's untrained model on an image: what does not fit the data must fail before hours of training.
+
+    ``backbone`` is that of a front end, or None if there is none yet: then only the front end itself is tried.
+    """
+    image = augment(data.images[:1], torch.Generator())
     try:
         with torch.no_grad():
-            logits = initialised(recipe).eval()(augment(data.images[:1], torch.Generator()))
+            output = initialised(recipe).eval()(image)
+            if recipe.backbone and output.shape != image.shape:
+                raise InputError(
+                    f"architecture {recipe.architecture!r} is no front end: it makes {tuple(output.shape[1:])} of "
+                    f"{tuple(image.shape[1:])}; use 'dncnn', or leave backbone out"
+                )
+            if backbone is not None:
+                output = backbone(output)
     except GradmaskError as error:
         raise InputError(f"recipe {recipe.name!r}: {error}") from error
     except Exception as error:  # what layers make of arguments and images that do not fit them has no common type
@@ -47,27 +62,45 @@ def check_fit(recipe: Recipe, data: Dataset) -> None:
             f"recipe {recipe.name!r}: architecture {recipe.architecture!r} with arguments {recipe.arguments} does not "
             f"work on images of shape {shape} ({type(error).__name__}: {error}); change arguments or data"
         ) from error
+    if recipe.backbone and backbone is None:
+        return
     highest = int(data.labels.max())
-    if logits.ndim != 2 or logits.shape[1] <= highest:
+    if output.ndim != 2 or output.shape[1] <= highest:
         raise InputError(
             f"recipe {recipe.name!r}: architecture {recipe.architecture!r} with arguments {recipe.arguments} returns "
-            f"{tuple(logits.shape[1:])} for an image, and labels go up to {highest}; raise num_classes"
+            f"{tuple(output.shape[1:])} for an image, and labels go up to {highest}; raise num_classes"
         )
 
 
 def check(options: argparse.Namespace, recipes: Sequence[Recipe]) -> None:
     """Refuse what can be refused before any data is read."""
-    names = [recipe.name for recipe in recipes]
+    names = [name for recipe in recipes for name in {recipe.name, product(recipe)}]
     if repeated := sorted({name for name in names if names.count(name) > 1}):
         raise InputError(f"recipes: more than one is named {', '.join(repeated)}; give each a name of its own")
     if options.device == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: torch sees no such device; use --device cpu or auto")
 
 
+def product(recipe: Recipe) -> str:
+    """Name of the weights that a recipe makes."""
+    return f"{recipe.name}-front-end" if recipe.backbone else recipe.name
+
+
+def in_order(recipes: Sequence[Recipe]) -> list[Recipe]:
+    """The recipes, each after those whose products it needs."""
+    makers = {product(recipe): recipe for recipe in recipes}
+    needs = {name: [n for n in (recipe.initial, recipe.backbone) if n in makers] for name, recipe in makers.items()}
+    try:
+        return [makers[name] for name in TopologicalSorter(needs).static_order()]
+    except CycleError as error:
+        raise InputError(f"recipes: {' needs '.join(error.args[1])}; one of them must start anew") from error
+
+
 def run(options: argparse.Namespace) -> None:
     """Check everything, then train, measure and save one recipe after the other."""
     recipes = [load_recipe(file) for file in options.recipes]
     check(options, recipes)
+    recipes = in_order(recipes)
     device = "cuda" if options.device != "cpu" and torch.cuda.is_available() else "cpu"
     output, states = output_directory(options.output), output_directory(options.state)
     parts = [load_dataset(spec, split="train") for spec in options.data]
@@ -76,29 +109,79 @@ def run(options: argparse.Namespace) -> None:
     common = {"data": [describe(part) for part in parts], "versions": versions(), "device": describe_device(device)}
     del parts  # joined() copied them
     for number, recipe in enumerate(recipes):
-        if recipe.initial and recipe.initial not in [earlier.name for earlier in recipes[:number]]:
+        earlier = [product(other) for other in recipes[:number]]
+        if recipe.initial and recipe.initial not in earlier:
             load_card(recipe.initial, output)  # raises if there is none
-        check_fit(recipe, data)
-        check_fit(recipe, test)
+        backbone = load_backbone(recipe, output) if recipe.backbone not in earlier else None
+        check_fit(recipe, data, backbone)
+        check_fit(recipe, test, backbone)
         total_steps(recipe, len(data))  # raises if they are too few
         load_state(states / f"{recipe.name}.state", recipe, len(data))  # raises if it is another run's
     states.mkdir(parents=True, exist_ok=True)
     for recipe in recipes:
         file = states / f"{recipe.name}.state"
         initial = load_model(recipe.initial, output) if recipe.initial else None
-        model = train(recipe, data, initial=initial, calibration=calibration, device=device, state_file=file)
-        finished = load_state(file, recipe, len(data)) or {}
+        backbone = load_backbone(recipe, output)
+        with training_progress(recipe.name) as report:
+            model = train(
+                recipe, data, initial=initial, backbone=backbone, calibration=calibration, device=device,
+                state_file=file, report=report,
+            )  # fmt: skip
+        finished = load_state(file, recipe, len(data))
+        assert finished is not None
         card = {
             "architecture": recipe.architecture,
             "arguments": recipe.arguments,
             "recipe": asdict(recipe),
             **common,
-            "calibration": describe(calibration) if recipe.recalibrate else None,
+            "calibration": describe(calibration) if recipe.recalibrate or recipe.residual_std else None,
             "seed": recipe.seed,
-            "training_seconds": finished.get("seconds"),
-            "measured": measure(model, test, device),
+            "training_seconds": finished["seconds"],
+            "history": [dict(zip(("step", "loss", "accuracy"), entry, strict=True)) for entry in finished["history"]],
         }
-        logger.info("%s: saved %s: %s", recipe.name, save_model(recipe.name, model, card, output), card["measured"])
+        if backbone is None:
+            measured = measure(model, test, device, pgd_images=options.pgd_images)
+            save_model(product(recipe), model, {**card, "measured": measured}, output)
+        else:
+            save_model(product(recipe), model, card, output)
+            composite = Composite(model, backbone)
+            measured = measure(composite, test, device, bypass=("front_end",), pgd_images=options.pgd_images)
+            made_of = {"front_end": product(recipe), "backbone": recipe.backbone}
+            save_card(recipe.name, {"architecture": "composite", **made_of, "measured": measured}, output)
+        logger.info("%s: saved in %s: %s", recipe.name, output, measured)
+
+
+def load_backbone(recipe: Recipe, output: Path) -> nn.Module | None:
+    """The backbone of a front end, from where it will be saved or else from the package's fixtures."""
+    if not recipe.backbone:
+        return None
+    here = recipe.backbone in available(output)
+    return load_model(recipe.backbone, output if here else None)
+
+
+@contextmanager
+def training_progress(name: str) -> Iterator[Callable[[Progress], None]]:
+    """A progress bar on stderr, if that is a terminal; the log has the rest."""
+    from rich.console import Console
+    from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[seen]}"), TimeRemainingColumn())
+    console = Console(stderr=True)
+    with Bar(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
+        task = bar.add_task(name, total=None, seen="")
+
+        def report(progress: Progress) -> None:
+            seen = f"{progress.step}/{progress.total} loss {progress.loss:.3f} accuracy {progress.accuracy:.3f}"
+            bar.update(task, total=progress.total, completed=progress.step, seen=seen)
+
+        yield report
+
+
+def _count(text: str) -> int:
+    if not (text.isdecimal() and int(text) >= 1):
+        raise argparse.ArgumentTypeError(f"{text!r}: must be an integer of at least 1, such as 500")
+    return int(text)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -113,6 +196,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--data", action="append", required=True, metavar="SPEC", help=f"training data: {spec}; may be repeated")
     add("--calibration", metavar="SPEC", help="images for recipes with recalibrate = true (default: the training data)")
     add("--test", required=True, metavar="SPEC", help=f"test data: {spec}")
+    add("--pgd-images", type=_count, default=500, metavar="N", help="test images to attack (default: %(default)s)")
     add("--output", type=Path, metavar="DIR", help="where to save the models (default: the package's fixtures)")
     add("--state", type=Path, default="runs", metavar="DIR", help="progress, to resume from (default: %(default)s)")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to train (default: %(default)s)")

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 import os
 import pickle
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -19,6 +21,8 @@ from pytest_gradmask.datasets import Dataset
 from pytest_gradmask.errors import CheckpointError, InputError
 from pytest_gradmask.models import build_model
 from pytest_gradmask.models.batch_norm import estimate_batch_norm
+from pytest_gradmask.models.composites import Composite
+from pytest_gradmask.models.front_ends import DnCNN, calibrate
 from pytest_gradmask.training.recipes import Recipe
 
 logger = logging.getLogger(__name__)
@@ -27,7 +31,8 @@ _SAVE_EVERY_SECONDS = 120.0
 _LOG_EVERY_STEPS = 50
 _CROP_MARGIN = 4
 _FEWEST_STEPS = 5  # the one-cycle schedule divides by zero for 4 and has no rise for fewer
-_STATE_KEYS = frozenset({"model", "optimizer", "scheduler", "step"})
+_STATE_KEYS = frozenset({"model", "optimizer", "scheduler", "step", "seconds", "history", "recipe", "images"})
+_CALIBRATION_IMAGES = 512
 
 
 def augment(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -71,6 +76,11 @@ def initialised(recipe: Recipe) -> nn.Module:
         return build_model(recipe.architecture, recipe.arguments)
 
 
+def frozen(backbone: nn.Module) -> nn.Module:
+    """A copy in eval mode whose parameters take no gradient: a front end learns before it, it does not."""
+    return copy.deepcopy(backbone).eval().requires_grad_(False)
+
+
 def total_steps(recipe: Recipe, images: int) -> int:
     """How many steps a recipe makes of so many training images.
 
@@ -96,8 +106,8 @@ def load_state(file: Path, recipe: Recipe, images: int) -> dict[str, Any] | None
         images: number of training images.
 
     Returns:
-        The state, on the CPU; its ``seconds`` is the time trained so far, ``None`` where an older file does not
-        say. ``None`` if there is no file.
+        The state, on the CPU; its ``seconds`` is the time trained so far and its ``history`` that of `train`. ``None``
+        if there is no file.
 
     Raises:
         CheckpointError: the file cannot be read, or belongs to another recipe or other data.
@@ -112,42 +122,60 @@ def load_state(file: Path, recipe: Recipe, images: int) -> dict[str, Any] | None
         raise CheckpointError(f"state {file}: cannot be read ({reason}); {remedy}") from error
     if not isinstance(state, dict) or not state.keys() >= _STATE_KEYS:
         raise CheckpointError(f"state {file}: is not the state of a training run; {remedy}")
-    ours = {**asdict(recipe), "images": images}
-    # Files written before the recipe was part of the state give themselves away by the length of their schedule only.
-    theirs = {**state["recipe"], "images": state["images"]} if "recipe" in state else dict(ours)
-    ours["steps"], theirs["steps"] = total_steps(recipe, images), state["scheduler"].get("total_steps")
+    ours, theirs = {**asdict(recipe), "images": images}, {**state["recipe"], "images": state["images"]}
     different = [key for key in ours if theirs.get(key) != ours[key]]
     if different:
         told = ", ".join(f"{key} is {theirs.get(key)!r} there and {ours[key]!r} here" for key in different)
         raise CheckpointError(f"state {file}: belongs to another run ({told}); {remedy}")
-    return {"seconds": None, **state}
+    return state
+
+
+class Progress(NamedTuple):
+    """Where a run is after a step: that step's loss and accuracy, on perturbed images if any are."""
+
+    step: int
+    total: int
+    loss: float
+    accuracy: float
 
 
 class _Run:
     """A model in training: what a state file holds, and how to go one step on."""
 
-    def __init__(self, recipe: Recipe, images: int, device: str) -> None:
-        self.recipe, self.images, self.device = recipe, images, device
-        self.steps_per_epoch = math.ceil(images / recipe.batch_size)
-        self.total = total_steps(recipe, images)
+    def __init__(self, recipe: Recipe, data: Dataset, backbone: nn.Module | None, calibration: Dataset, device: str):
+        self.recipe, self.images, self.device = recipe, len(data), device
+        self.steps_per_epoch = math.ceil(self.images / recipe.batch_size)
+        self.total = total_steps(recipe, self.images)
+        self.learner = initialised(recipe)
+        if isinstance(self.learner, DnCNN) and recipe.residual_std:
+            count = min(_CALIBRATION_IMAGES, len(calibration))
+            calibrate(self.learner, calibration.subset(count, recipe.seed).images, recipe.residual_std)
+        self.backbone = backbone and frozen(backbone)
+        model = self.learner if self.backbone is None else Composite(self.learner, self.backbone)
         # Channels-last is what both cuDNN and oneDNN run fastest.
-        self.model: nn.Module = initialised(recipe).to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.optimizer = torch.optim.SGD(
-            self.model.parameters(),
-            lr=recipe.learning_rate,
-            momentum=0.9,
-            nesterov=True,
-            weight_decay=recipe.weight_decay,
-        )
-        self.scheduler = torch.optim.lr_scheduler.OneCycleLR(
-            self.optimizer, recipe.learning_rate, total_steps=self.total, pct_start=0.25
-        )
+        self.model: nn.Module = model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        rate, decay = recipe.learning_rate, recipe.weight_decay
+        self.optimizer: torch.optim.Optimizer
+        if recipe.optimizer == "adamw":
+            self.optimizer = torch.optim.AdamW(self.learner.parameters(), lr=rate, weight_decay=decay)
+        else:
+            self.optimizer = torch.optim.SGD(
+                self.learner.parameters(), lr=rate, momentum=0.9, nesterov=True, weight_decay=decay
+            )
+        self.scheduler: torch.optim.lr_scheduler.LRScheduler
+        if recipe.schedule == "constant":
+            self.scheduler = torch.optim.lr_scheduler.ConstantLR(self.optimizer, 1.0)
+        else:
+            self.scheduler = torch.optim.lr_scheduler.OneCycleLR(
+                self.optimizer, rate, total_steps=self.total, pct_start=0.25
+            )
         self.step = 0
-        self.seconds: float | None = 0.0
+        self.seconds = 0.0
+        self.history: list[tuple[int, float, float]] = []
 
     def start_from(self, model: nn.Module) -> None:
         try:
-            self.model.load_state_dict(model.state_dict())
+            self.learner.load_state_dict(model.state_dict())
         except RuntimeError as error:
             raise InputError(
                 f"recipe {self.recipe.name!r}: initial={self.recipe.initial!r} does not fit architecture "
@@ -156,23 +184,24 @@ class _Run:
 
     def restore(self, state: dict[str, Any], file: Path) -> None:
         try:
-            self.model.load_state_dict(state["model"])
+            self.learner.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
         except (RuntimeError, ValueError) as error:
             raise CheckpointError(
                 f"state {file}: does not fit recipe {self.recipe.name!r} ({error}); delete it to train anew"
             ) from error
         self.scheduler.load_state_dict(state["scheduler"])
-        self.step, self.seconds = state["step"], state["seconds"]
+        self.step, self.seconds, self.history = state["step"], state["seconds"], state["history"]
 
     def save(self, file: Path) -> None:
         """Write the state in one atomic step: a run killed meanwhile keeps the state before."""
         state = {
-            "model": self.model.state_dict(),
+            "model": self.learner.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
             "step": self.step,
             "seconds": self.seconds,
+            "history": self.history,
             "recipe": asdict(self.recipe),
             "images": self.images,
         }
@@ -193,11 +222,11 @@ class _Run:
         images = augment(data.images[chosen].to(self.device), generator).contiguous(memory_format=torch.channels_last)
         return images, data.labels[chosen].to(self.device), generator
 
-    def advance(self, data: Dataset) -> tuple[float, torch.Tensor]:
-        """Make one step; returns its loss and which of its images were classified correctly."""
+    def advance(self, data: Dataset) -> Progress:
+        """Make one step."""
         started = time.monotonic()
         images, labels, generator = self.batch(data)
-        self.model.train()
+        self.learner.train()
         with torch.autocast(self.device.split(":")[0], torch.bfloat16, enabled=self.device.startswith("cuda")):
             if self.recipe.eps > 0:
                 images = perturb(self.model, images, labels, self.recipe, generator)
@@ -214,9 +243,8 @@ class _Run:
         self.optimizer.step()
         self.scheduler.step()
         self.step += 1
-        if self.seconds is not None:
-            self.seconds += time.monotonic() - started
-        return value, logits.argmax(1) == labels
+        self.seconds += time.monotonic() - started
+        return Progress(self.step, self.total, value, (logits.argmax(1) == labels).float().mean().item())
 
 
 def train(
@@ -224,9 +252,11 @@ def train(
     data: Dataset,
     *,
     initial: nn.Module | None = None,
+    backbone: nn.Module | None = None,
     calibration: Dataset | None = None,
     device: str = "cpu",
     state_file: Path | None = None,
+    report: Callable[[Progress], None] = lambda progress: None,
 ) -> nn.Module:
     """Train one model.
 
@@ -234,19 +264,23 @@ def train(
         recipe: what to do.
         data: training images, kept in memory.
         initial: whose weights to start from, if the recipe has an ``initial``.
-        calibration: images for ``recalibrate``; the training images if ``None``.
+        backbone: the classifier behind the front end that is trained, if the recipe has a ``backbone``; unchanged.
+        calibration: images for ``recalibrate`` and ``residual_std``; the training images if ``None``.
         device: torch device.
         state_file: if given, progress is saved there and a killed run continues from it; the result is
             that of an undisturbed run.
+        report: called after every step.
 
     Returns:
-        The trained model in eval mode, on the CPU.
+        The trained model (of a front end: without its backbone) in eval mode, on the CPU.
 
     Raises:
-        InputError: the recipe makes too few steps, or its loss is no longer finite.
+        InputError: the recipe makes too few steps, lacks its backbone, or its loss is no longer finite.
         CheckpointError: the state file cannot be read, or belongs to another recipe or other data.
     """
-    run = _Run(recipe, len(data), device)
+    if bool(recipe.backbone) != (backbone is not None):
+        raise InputError(f"backbone: recipe {recipe.name!r} has backbone={recipe.backbone!r}; pass what it asks for")
+    run = _Run(recipe, data, backbone, calibration or data, device)
     if initial is not None:
         run.start_from(initial)
     state = load_state(state_file, recipe, len(data)) if state_file is not None else None
@@ -256,19 +290,21 @@ def train(
         logger.info("%s: resumed at step %d of %d", recipe.name, run.step, run.total)
     started, saved, first = time.monotonic(), time.monotonic(), run.step
     while run.step < run.total:
-        loss, correct = run.advance(data)
+        progress = run.advance(data)
+        report(progress)
         done = run.step == run.total
         if done or run.step % _LOG_EVERY_STEPS == 0:
+            run.history.append((run.step, progress.loss, progress.accuracy))
             left = (run.total - run.step) * (time.monotonic() - started) / (run.step - first)
             logger.info(
                 "%s: step %d/%d, loss %.3f, training accuracy %.3f, %.0f s left",
-                recipe.name, run.step, run.total, loss, correct.float().mean().item(), left,
+                recipe.name, run.step, run.total, progress.loss, progress.accuracy, left,
             )  # fmt: skip
         if state_file is not None and (done or time.monotonic() - saved > _SAVE_EVERY_SECONDS):
             run.save(state_file)
             saved = time.monotonic()
     if recipe.recalibrate:
         # In the memory format the model was trained in, and on its device.
-        estimate_batch_norm(run.model, (calibration or data).images.to(device))
-    trained: nn.Module = run.model.eval().cpu()
+        estimate_batch_norm(run.learner, (calibration or data).images.to(device))
+    trained: nn.Module = run.learner.eval().cpu()
     return trained

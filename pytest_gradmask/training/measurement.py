@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
+from pytest_gradmask.attacks.bpda import bypassed
 from pytest_gradmask.attacks.gradient import pgd
 from pytest_gradmask.datasets import Dataset
 from pytest_gradmask.stats import clopper_pearson
@@ -14,31 +16,39 @@ from pytest_gradmask.threat import ThreatModel
 from pytest_gradmask.training.provenance import describe
 
 _BATCH = 125  # fixed: the attack's random numbers are drawn batch by batch
-_PGD_IMAGES, _PGD_STEPS, _PGD_SEED = 500, 20, 0
+_PGD_STEPS, _PGD_SEED = 20, 0
 _CONFIDENCE = 0.99
 
 
-def measure(model: nn.Module, data: Dataset, device: str) -> dict[str, Any]:
-    """Accuracy on clean images, and on the first 500 of them under PGD-20 with one restart at 8/255 (Linf).
+def measure(
+    model: nn.Module, data: Dataset, device: str, *, bypass: Sequence[str] = (), pgd_images: int = 500
+) -> dict[str, Any]:
+    """Accuracy on clean images, and on the first ``pgd_images`` under PGD-20 with one restart at 8/255 (Linf).
 
     Args:
         model: moved to ``device``, and put into eval mode.
         data: test images.
         device: torch device.
+        bypass: submodules to take for the identity in a second PGD-20 (BPDA).
+        pgd_images: how many images to attack, at least 1; all, if there are fewer.
 
     Returns:
         What was measured and on what; each bound of the clean accuracy is valid at 99 % on its own.
     """
     model = model.to(device).eval()
     clean, images = correct_clean(model, data, device), len(data)
-    attacked = Dataset(data.images[:_PGD_IMAGES], data.labels[:_PGD_IMAGES], data.source)
+    attacked = Dataset(data.images[:pgd_images], data.labels[:pgd_images], data.source)
     threat = ThreatModel()
+    adaptive = (
+        correct_under_pgd(model, attacked, threat, device, bypassed(model, dict.fromkeys(bypass))) if bypass else None
+    )
     return {
         "data": describe(data),
         "images": images,
         "clean_accuracy": clean / images,
         "clean_bounds_99": clopper_pearson(clean, images, _CONFIDENCE),
         "pgd20_accuracy": correct_under_pgd(model, attacked, threat, device) / len(attacked),
+        **({} if adaptive is None else {"bpda20_accuracy": adaptive / len(attacked)}),
         "pgd_images": len(attacked),
         "pgd_seed": _PGD_SEED,
         "eps": threat.eps,
@@ -52,13 +62,15 @@ def correct_clean(model: nn.Module, data: Dataset, device: str) -> int:
     return sum(int(_correct(model, images.to(device), labels.to(device)).sum()) for images, labels in batches)
 
 
-def correct_under_pgd(model: nn.Module, data: Dataset, threat: ThreatModel, device: str) -> int:
-    """How many images are classified correctly before and after PGD-20."""
+def correct_under_pgd(
+    model: nn.Module, data: Dataset, threat: ThreatModel, device: str, source: nn.Module | None = None
+) -> int:
+    """How many images are classified correctly before and after PGD-20, which follows the gradient of ``source``."""
     generator = torch.Generator().manual_seed(_PGD_SEED)
     survivors = 0
     for cpu_images, cpu_labels in zip(data.images.split(_BATCH), data.labels.split(_BATCH), strict=True):
         images, labels = cpu_images.to(device), cpu_labels.to(device)
-        found = pgd(model, images, labels, threat=threat, steps=_PGD_STEPS, generator=generator)
+        found = pgd(source or model, images, labels, threat=threat, steps=_PGD_STEPS, generator=generator)
         # Not the attack's word counts, but what the model says about images that are inside the ball.
         broken = threat.contains(found, images) & ~_correct(model, found, labels)
         survivors += int((_correct(model, images, labels) & ~broken).sum())

@@ -22,12 +22,16 @@ _RULES: dict[str, tuple[type, Callable[[Any], bool], str]] = {
     "epochs": (float, lambda v: v > 0, "a number above 0, such as 10"),
     "batch_size": (int, lambda v: v >= 1, "an integer of at least 1, such as 128"),
     "learning_rate": (float, lambda v: v > 0, "a number above 0, such as 0.2"),
+    "optimizer": (str, lambda v: v in ("sgd", "adamw"), "'sgd' or 'adamw'"),
+    "schedule": (str, lambda v: v in ("one-cycle", "constant"), "'one-cycle' or 'constant'"),
     "weight_decay": (float, lambda v: v >= 0, "a number of at least 0, such as 5e-4"),
     "label_smoothing": (float, lambda v: 0 <= v < 1, "a number in [0, 1), such as 0.1"),
     "eps": (float, lambda v: 0 <= v <= 1, "a number in [0, 1], in units of images in [0, 1], such as 0.0314 (8/255)"),
     "attack_steps": (int, lambda v: v >= 1, "an integer of at least 1; to train on clean images set eps = 0"),
     "attack_step_size": (float, lambda v: v > 0, "a number above 0, as a multiple of eps, such as 1.0"),
     "initial": (str, lambda v: not v or bool(_NAME.fullmatch(v)), "the name of a checkpoint, or '' to start anew"),
+    "backbone": (str, lambda v: not v or bool(_NAME.fullmatch(v)), "the name of a checkpoint, or '' for none"),
+    "residual_std": (float, lambda v: 0 <= v <= 1, "a number in [0, 1], in units of images in [0, 1], such as 0.02"),
     "recalibrate": (bool, lambda v: True, "true or false"),
     "seed": (int, lambda v: 0 <= v < 2**32, "an integer from 0 to 2**32 - 1, such as 0"),
 }
@@ -43,14 +47,19 @@ class Recipe:
         arguments: keyword arguments of that architecture.
         epochs: passes over the training data, may be fractional.
         batch_size: images a step.
-        learning_rate: peak of the one-cycle schedule (Smith and Topin 2018).
-        weight_decay: L2 penalty of SGD.
+        learning_rate: of every step or, if the schedule is one-cycle, of its peak.
+        optimizer: ``"sgd"`` (with Nesterov's momentum) or ``"adamw"`` (Adam, where ``weight_decay`` is 0).
+        schedule: ``"one-cycle"`` (Smith and Topin 2018) or ``"constant"``.
+        weight_decay: L2 penalty of SGD, or AdamW's decay (Loshchilov and Hutter 2019).
         label_smoothing: in [0, 1).
         eps: radius of the Linf ball of adversarial training in [0, 1] units; 0 trains on clean images.
         attack_steps: steps of the inner attack: 1 is the randomly started FGSM of Wong et al. 2020,
             more is the PGD of Madry et al. 2018.
         attack_step_size: of the inner attack, as a multiple of eps.
         initial: checkpoint to start from, in the directory where this one will be saved; a new model if empty.
+        backbone: checkpoint of a classifier. If given, the recipe makes a front end: it is trained before this
+            backbone, which is frozen and in eval mode, so only the front end learns (arXiv:2402.17018).
+        residual_std: if above 0, `calibrate` an untrained front end to a residual of this standard deviation.
         recalibrate: whether to set the batch norm statistics to those of the calibration data after training.
         seed: of initialisation, data order and augmentation.
 
@@ -64,12 +73,16 @@ class Recipe:
     epochs: float = 10.0
     batch_size: int = 128
     learning_rate: float = 0.2
+    optimizer: str = "sgd"
+    schedule: str = "one-cycle"
     weight_decay: float = 5e-4
     label_smoothing: float = 0.0
     eps: float = 0.0
     attack_steps: int = 1
     attack_step_size: float = 1.0
     initial: str = ""
+    backbone: str = ""
+    residual_std: float = 0.0
     recalibrate: bool = False
     seed: int = 0
 
@@ -78,6 +91,12 @@ class Recipe:
             value = getattr(self, key)
             if not (_is_a(value, kind) and holds(value)):
                 raise InputError(f"{key}={value!r}: must be {wanted}")
+        if self.residual_std and not self.backbone:
+            raise InputError(f"residual_std={self.residual_std!r}: is for front ends only; name the backbone of one")
+        if self.backbone in (self.name, f"{self.name}-front-end"):
+            raise InputError(
+                f"backbone={self.backbone!r}: would be overwritten by what {self.name!r} makes; rename one"
+            )
 
 
 def _is_a(value: object, kind: type) -> bool:
