@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -22,7 +23,8 @@ NAME = "test_efficientnet.r160_in1k"
 def drawn(seed: int = 0) -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return timm.create_model(NAME, pretrained=False).eval()
+        model: nn.Module = timm.create_model(NAME, pretrained=False)
+        return model.eval()
 
 
 def state(seed: int = 0) -> dict[str, torch.Tensor]:
@@ -40,7 +42,8 @@ def expected(weights: dict[str, torch.Tensor], images: torch.Tensor) -> torch.Te
     """Logits of timm's model on images that are normalised by hand."""
     model = drawn()
     model.load_state_dict(weights)
-    mean, std = (torch.tensor(model.pretrained_cfg[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
+    config: Any = model.pretrained_cfg
+    mean, std = (torch.tensor(config[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
     assert mean.any()
     with torch.no_grad():
         logits: torch.Tensor = model((images - mean) / std)
