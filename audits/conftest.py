@@ -1,0 +1,117 @@
+"""Puts the paper's figures beside ours: the ``reproduction`` fixture, its summary after a run, and what it stores."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from audits.claims import CLAIMS, merge
+from pytest_gradmask.plugin.fixtures import EvalBatch
+
+_PROPERTY = "reproduction"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Where to keep what a run measured, and weights that a user brings."""
+    group = parser.getgroup("gradmask")
+    group.addoption(
+        "--store-claims", type=Path, metavar="FILE", help="add what this run measured of the paper's claims to FILE"
+    )
+    group.addoption(
+        "--imagenet-weights", type=Path, metavar="FILE", help="a state dict of timm's tf_efficientnet_lite0"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Register what collects the figures, on the controller only."""
+    if not hasattr(config, "workerinput"):
+        config.pluginmanager.register(Reproductions(config.getoption("--store-claims")), "audits-reproductions")
+
+
+class Reproduction:
+    """Checks one claim of the paper: records the paper's figure and ours, then asserts that it holds."""
+
+    def __init__(self, request: pytest.FixtureRequest) -> None:
+        self._request = request
+
+    def check(self, number: str, *, holds: bool, ours: str, images: int, details: dict[str, Any] | None = None) -> None:
+        """Record and assert.
+
+        Args:
+            number: of the claim, a key of `CLAIMS`.
+            holds: whether it holds here.
+            ours: our figures in words, with intervals.
+            images: how many they were measured on.
+            details: plain data for tables and pictures.
+        """
+        __tracebackhide__ = True
+        claim = CLAIMS[number]
+        options = self._request.config.option
+        record = {
+            "claim": number,
+            "test": self._request.node.nodeid,
+            "holds": bool(holds),
+            "ours": ours,
+            "images": images,
+            "details": details or {},
+            "data": (options.gradmask_data or "embedded").rpartition("/")[2],
+            "budget": options.gradmask_budget or "smoke",
+            "seed": options.gradmask_seed or 0,
+        }
+        self._request.node.user_properties.append((_PROPERTY, record))
+        assert holds, f"claim {number} ({claim.text})\n  paper: {claim.paper}\n  here:  {ours} ({images} images)"
+
+
+@pytest.fixture
+def reproduction(request: pytest.FixtureRequest) -> Reproduction:
+    """Checks a claim of the paper: ``reproduction.check("1", holds=..., ours=..., images=...)``."""
+    return Reproduction(request)
+
+
+@pytest.fixture
+def many_images(eval_batch: EvalBatch) -> EvalBatch:
+    """Evaluation images for claims that compare figures near each other: twenty cannot settle those."""
+    if len(eval_batch.labels) < 50:
+        pytest.skip("needs 50 images or more: --gradmask-data=cifar10 --gradmask-samples=100")
+    return eval_batch
+
+
+class Reproductions:
+    """Collects the records of a run, of all workers."""
+
+    def __init__(self, file: Path | None) -> None:
+        self._file = file
+        self._records: list[dict[str, Any]] = []
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Take the records off a report."""
+        if report.when == "call":
+            self._records += [value for name, value in report.user_properties if name == _PROPERTY]  # type: ignore[misc]
+
+    def pytest_sessionfinish(self) -> None:
+        """Store the records, replacing those of the same tests."""
+        if self._file is not None and self._records:
+            merge(self._file, self._records)
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        """The paper's figure beside ours, claim by claim."""
+        if not self._records:
+            return
+        terminalreporter.section("the paper's claims (arXiv:2402.17018)")
+        for line in _lines(self._records):
+            terminalreporter.write_line(line)
+
+
+def _lines(records: list[dict[str, Any]]) -> Iterator[str]:
+    for number in CLAIMS:
+        of_claim = [record for record in records if record["claim"] == number]
+        if not of_claim:
+            continue
+        yield f"{number}. {CLAIMS[number].text}"
+        yield f"   paper: {CLAIMS[number].paper}"
+        for record in of_claim:
+            said = "holds" if record["holds"] else "DOES NOT HOLD"
+            yield f"   {said}: {record['ours']} ({record['images']} images)  {record['test'].rpartition('::')[2]}"

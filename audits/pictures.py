@@ -1,0 +1,131 @@
+"""Pictures of what the audits of the paper's claims measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("svg")
+
+from matplotlib import pyplot  # after the backend is chosen
+from matplotlib.axes import Axes
+
+Share = Sequence[float]  # value, lower bound, upper bound
+
+#: Series of a bar chart: heading and colour. Colours of Okabe and Ito, told apart by colour-blind readers, too.
+_SERIES = {
+    "clean": ("clean", "#999999"),
+    "autoattack": ("AutoAttack's attacks", "#56B4E9"),
+    "gradient": ("gradient attacks", "#0072B2"),
+    "square": ("Square", "#E69F00"),
+    "bpda": ("BPDA", "#D55E00"),
+}
+
+
+def draw(records: Sequence[Mapping[str, Any]], folder: Path) -> None:
+    """Draw a picture of each claim that has figures, as ``claim-NUMBER.svg``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    # The same results make the same file: no date, no random names.
+    matplotlib.rcParams.update({"svg.hashsalt": "gradmask", "font.size": 9, "svg.fonttype": "none"})
+    for number in dict.fromkeys(record["claim"] for record in records):
+        details = [record["details"] for record in records if record["claim"] == number]
+        figure = _picture(number, details)
+        if figure is not None:
+            figure.savefig(folder / f"claim-{number}.svg", metadata={"Date": None}, bbox_inches="tight")
+            pyplot.close(figure)
+
+
+def _picture(number: str, details: Sequence[Mapping[str, Any]]) -> Any:
+    if number == "6":
+        return _grid(details[0]["cells"])
+    if number == "B":
+        return _matrices(details)
+    audits = [audit for detail in details for audit in (*detail.get("audits", ()), *detail.get("cells", ()))]
+    if audits:
+        return _bars({audit["defense"]: audit["accuracies"] for audit in audits})
+    return _lines({name: share for detail in details for name, share in detail.get("accuracies", {}).items()})
+
+
+def _bars(rows: Mapping[str, Mapping[str, Share]]) -> Any:
+    series = [key for key in _SERIES if any(key in shares for shares in rows.values())]
+    height = 0.8 / len(series)
+    figure, axes = pyplot.subplots(figsize=(7, 0.6 + 0.16 * (len(series) + 1) * len(rows)))
+    for index, key in enumerate(series):
+        found = [(row, shares[key]) for row, shares in enumerate(rows.values()) if key in shares]
+        name, colour = _SERIES[key]
+        _whiskers(axes, [row + (index + 0.5) * height - 0.4 for row, _ in found], [s for _, s in found], height, colour)
+        axes.barh([], [], color=colour, label=name)
+    axes.set_yticks(range(len(rows)), list(rows))
+    axes.invert_yaxis()
+    _finish(axes)
+    axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+    return figure
+
+
+def _lines(shares: Mapping[str, Share]) -> Any:
+    if not shares:
+        return None
+    figure, axes = pyplot.subplots(figsize=(7, 0.6 + 0.35 * len(shares)))
+    _whiskers(axes, list(range(len(shares))), list(shares.values()), 0.6, "#0072B2")
+    axes.set_yticks(range(len(shares)), list(shares))
+    axes.invert_yaxis()
+    _finish(axes)
+    return figure
+
+
+def _whiskers(axes: Axes, places: Sequence[float], shares: Sequence[Share], height: float, colour: str) -> None:
+    values = [100 * value for value, _, _ in shares]
+    below = [100 * (value - low) for value, low, _ in shares]
+    above = [100 * (high - value) for value, _, high in shares]
+    bars = {"ecolor": "black", "error_kw": {"elinewidth": 0.8}}
+    axes.barh(places, values, height, color=colour, xerr=[below, above], **bars)  # type: ignore[arg-type]
+
+
+def _finish(axes: Axes) -> None:
+    axes.set_xlim(0, 100)
+    axes.set_xlabel("accuracy in %, with bounds each valid at 99 %")
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+
+
+def _grid(cells: Sequence[Mapping[str, Any]]) -> Any:
+    rates = list(dict.fromkeys(cell["rate"] for cell in cells))
+    lengths = list(dict.fromkeys(cell["epochs"] for cell in cells))
+    figure, panels = pyplot.subplots(1, 3, figsize=(9, 2.6), sharey=True, layout="constrained")
+    for axes, key in zip(panels, ("clean", "gradient", "bpda"), strict=True):
+        found = {(cell["rate"], cell["epochs"]): cell["accuracies"].get(key) for cell in cells}
+        values = [[100 * (found[rate, length] or [0.0])[0] for rate in rates] for length in lengths]
+        _heat(axes, values, rates, [f"{length:g}" for length in lengths])
+        axes.set_title(_SERIES[key][0])
+        axes.set_xlabel("learning rate")
+    panels[0].set_ylabel("epochs")
+    return figure
+
+
+def _matrices(details: Sequence[Mapping[str, Any]]) -> Any:
+    count = len(details[0]["fooled"])
+    figure, panels = pyplot.subplots(
+        1, len(details), figsize=(1 + 4.2 * len(details), 4.6), sharey=True, layout="constrained", squeeze=False
+    )
+    for axes, detail in zip(panels[0], details, strict=True):
+        names = [name.replace("-composite", "") for name in detail["fooled"]]
+        values = [[100 * share[0] for share in row.values()] for row in detail["fooled"].values()]
+        assert len(values) == count
+        _heat(axes, values, names, names)
+        axes.tick_params(axis="x", rotation=90)
+        axes.set_title(f"{detail['attack']} attack: % fooled")
+        axes.set_xlabel("tested on")
+    panels[0][0].set_ylabel("crafted on")
+    return figure
+
+
+def _heat(axes: Axes, values: Sequence[Sequence[float]], columns: Sequence[str], rows: Sequence[str]) -> None:
+    axes.imshow(values, vmin=0, vmax=100, cmap="cividis", aspect="auto")
+    axes.set_xticks(range(len(columns)), columns)
+    axes.set_yticks(range(len(rows)), rows)
+    for row, line in enumerate(values):
+        for column, value in enumerate(line):
+            axes.text(column, row, f"{value:.0f}", ha="center", va="center", color="black" if value > 55 else "white")

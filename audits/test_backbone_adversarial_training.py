@@ -1,0 +1,36 @@
+"""Claim 7: the same front end before classifiers of different robustness."""
+
+from __future__ import annotations
+
+import pytest
+
+from audits.conftest import Reproduction
+from audits.measures import Comparison, plain, share
+from pytest_gradmask.checkpoints import load_model
+from pytest_gradmask.plugin.fixtures import EvalBatch
+
+pytestmark = [pytest.mark.gradmask, pytest.mark.slow]
+
+
+@pytest.mark.parametrize("architecture", ["resnet", "vgg", "vit"])
+def test_adversarial_training_of_the_backbone_amplifies_masking(
+    architecture: str, many_images: EvalBatch, reproduction: Reproduction
+) -> None:
+    """Of the images that are right without an attack, PGD breaks fewer if the backbone is adversarially trained."""
+    found = {
+        training: Comparison.of(load_model(f"{architecture}-{training}-composite"), many_images)
+        for training in ("standard", "adversarial")
+    }
+    kept = {training: share(comparison.pgd[comparison.clean]) for training, comparison in found.items()}
+    reproduction.check(
+        "7",
+        holds=kept["adversarial"].low > kept["standard"].high,
+        ours="; ".join(f"{architecture}-{training}: {comparison}" for training, comparison in found.items())
+        + f"; PGD leaves {kept['standard']} of the clean accuracy before the standard backbone and "
+        f"{kept['adversarial']} before the adversarially trained one",
+        images=len(many_images.labels),
+        details={
+            "cells": [comparison.figures(f"{architecture}-{training}") for training, comparison in found.items()],
+            "kept": plain(kept),
+        },
+    )

@@ -1,0 +1,94 @@
+"""Claims 3 and 4: a random choice among composites, with different backbones and with the same."""
+
+from __future__ import annotations
+
+import pytest
+from torch import nn
+
+from audits.conftest import Reproduction
+from audits.measures import adversarial, figures, plain, right, share, told
+from pytest_gradmask import Defense, Verdict
+from pytest_gradmask.attacks.bpda import bypassed
+from pytest_gradmask.models.composites import Mixture, RandomizedEnsemble
+from pytest_gradmask.plugin.fixtures import EvalBatch, Gradmask
+
+pytestmark = pytest.mark.gradmask
+
+
+# Exhaustive: the point is that Square, too, largely fails, so it must run although BPDA settles the verdict.
+@pytest.mark.gradmask(exhaustive=True)
+@pytest.mark.parametrize(
+    "ensemble",
+    ["adversarial-ensemble", pytest.param("standard-ensemble", marks=pytest.mark.slow)],
+    ids=["adversarial", "standard"],
+    indirect=True,
+)
+def test_a_diverse_ensemble_resists_autoattack_only(
+    gradmask: Gradmask,
+    ensemble: RandomizedEnsemble,
+    eval_batch: EvalBatch,
+    reproduction: Reproduction,
+    request: pytest.FixtureRequest,
+) -> None:
+    """Claim 3: AutoAttack takes at most 20 points off the clean accuracy, an adaptive attack far more."""
+    audit = gradmask.audit(
+        Defense(ensemble, members=list(ensemble.members), name=f"{request.node.callspec.id}-ensemble"), *eval_batch
+    )
+    autoattack, gap = audit.autoattack_accuracy, audit.gap
+    reproduction.check(
+        "3",
+        holds=audit.verdict is Verdict.MASKED
+        and autoattack is not None
+        and gap is not None
+        and autoattack.value >= audit.clean_accuracy.value - 0.2
+        and gap.low > 0.1,
+        ours=f"{told(audit)}; AutoAttack's attacks together {autoattack}; gap {gap}",
+        images=audit.total,
+        details={"audits": [figures(audit)]},
+    )
+
+
+@pytest.mark.parametrize("ensemble", ["uniform-ensemble"], indirect=True)
+def test_an_ensemble_of_one_architecture_is_fooled_by_pgd(
+    ensemble: RandomizedEnsemble, eval_batch: EvalBatch, reproduction: Reproduction
+) -> None:
+    """Claim 4: plain PGD takes at least half of the clean accuracy off an ensemble of one architecture."""
+    mixture = Mixture(list(ensemble.members)).eval()
+    clean = right(mixture, *eval_batch)
+    found = {"clean": share(clean)}
+    for name, source in _sources(mixture).items():
+        found[name] = share(right(mixture, adversarial(source, eval_batch), eval_batch.labels) & clean)
+    reproduction.check(
+        "4",
+        holds=found["PGD on the whole ensemble"].high < found["clean"].value / 2,
+        ours="; ".join(f"{name} {accuracy}" for name, accuracy in found.items()),
+        images=len(eval_batch.labels),
+        details={"accuracies": plain(found)},
+    )
+
+
+@pytest.mark.parametrize("ensemble", ["standard-ensemble"], indirect=True)
+def test_an_adversary_of_the_whole_ensemble(
+    ensemble: RandomizedEnsemble, eval_batch: EvalBatch, reproduction: Reproduction
+) -> None:
+    """Question C: it takes BPDA to break the ensemble's expected output; its true gradient does not."""
+    mixture = Mixture(list(ensemble.members)).eval()
+    clean = right(mixture, *eval_batch)
+    found = {"clean": share(clean)}
+    for name, source in _sources(mixture).items():
+        found[name] = share(right(mixture, adversarial(source, eval_batch), eval_batch.labels) & clean)
+    reproduction.check(
+        "C",
+        holds=found["BPDA on the whole ensemble"].high < found["PGD on the whole ensemble"].low,
+        ours="; ".join(f"{name} {accuracy}" for name, accuracy in found.items()),
+        images=len(eval_batch.labels),
+        details={"accuracies": plain(found)},
+    )
+
+
+def _sources(mixture: Mixture) -> dict[str, nn.Module]:
+    front_ends = {f"members.{number}.front_end": None for number in range(len(mixture.members))}
+    return {
+        "PGD on the whole ensemble": mixture,
+        "BPDA on the whole ensemble": bypassed(mixture, front_ends),
+    }

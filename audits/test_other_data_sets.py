@@ -1,0 +1,68 @@
+"""Claim 1 on CIFAR-100 and ImageNet, with data and weights that you bring.
+
+CIFAR-100: train ``fixtures/cifar100/resnet-standard.toml`` and ``fixtures/cifar100/resnet-composite.toml`` first, then
+``--gradmask-data=cifar100``. ImageNet: ``--gradmask-data=imagefolder:VAL --imagenet-weights=FILE``, a state dict of
+timm's ``tf_efficientnet_lite0``; images of 256 x 256, of which the centre is taken.
+"""
+
+from __future__ import annotations
+
+import pytest
+from torch import nn
+from torchvision.transforms.functional import center_crop
+
+from audits.conftest import Reproduction
+from audits.measures import adversarial, figures, plain, right, share, told
+from pytest_gradmask import Defense, ThreatModel, Verdict
+from pytest_gradmask.attacks.bpda import bypassed
+from pytest_gradmask.checkpoints import available, load_model, load_timm
+from pytest_gradmask.models.composites import Composite
+from pytest_gradmask.models.front_ends import calibrated_front_end
+from pytest_gradmask.plugin.fixtures import EvalBatch, Gradmask
+
+pytestmark = [pytest.mark.gradmask, pytest.mark.slow]
+
+
+def test_a_composite_masks_on_cifar100(
+    gradmask: Gradmask, eval_batch: EvalBatch, reproduction: Reproduction, request: pytest.FixtureRequest
+) -> None:
+    """Claim 1, on CIFAR-100."""
+    if "cifar100" not in (request.config.option.gradmask_data or ""):
+        pytest.skip("needs CIFAR-100: --gradmask-data=cifar100")
+    if "cifar100-resnet-composite" not in available():
+        pytest.skip("needs fixtures/cifar100-resnet-composite; train its recipe")
+    audit = gradmask.audit(Defense(load_model("cifar100-resnet-composite"), name="CIFAR-100, resnet"), *eval_batch)
+    reproduction.check(
+        "1",
+        holds=audit.verdict is Verdict.MASKED,
+        ours=told(audit),
+        images=audit.total,
+        details={"audits": [figures(audit)]},
+    )
+
+
+def test_a_composite_masks_on_imagenet(
+    eval_batch: EvalBatch, reproduction: Reproduction, request: pytest.FixtureRequest
+) -> None:
+    """Claim 1, on ImageNet at 4/255, with an untrained front end calibrated on the images of the audit."""
+    weights = request.config.getoption("--imagenet-weights")
+    if weights is None or eval_batch.images.shape[-1] < 224:
+        pytest.skip("needs ImageNet: --gradmask-data=imagefolder:VAL --imagenet-weights=FILE")
+    backbone = load_timm("tf_efficientnet_lite0", weights)
+    batch = EvalBatch(center_crop(eval_batch.images, [224, 224]), eval_batch.labels)
+    front_end = calibrated_front_end(batch.images, residual_std=0.02, seed=0, depth=49, width=12)
+    composite = Composite(front_end, backbone).eval().requires_grad_(False)
+    clean = right(composite, *batch)
+    found = {"backbone alone, clean": share(right(backbone, *batch)), "clean": share(clean)}
+    sources: dict[str, nn.Module] = {"PGD": composite, "BPDA": bypassed(composite, {"front_end": None})}
+    for name, source in sources.items():
+        found[name] = share(
+            right(composite, adversarial(source, batch, ThreatModel(eps=4 / 255)), batch.labels) & clean
+        )
+    reproduction.check(
+        "1",
+        holds=found["PGD"].low > found["BPDA"].high and found["PGD"].value >= found["clean"].value / 2,
+        ours="ImageNet, efficientnet-lite0: " + "; ".join(f"{name} {accuracy}" for name, accuracy in found.items()),
+        images=len(batch.labels),
+        details={"accuracies": plain(found)},
+    )

@@ -1,0 +1,105 @@
+"""Claims 1, 2 and 5: one front end before one classifier."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from audits.conftest import Reproduction
+from audits.measures import adversarial, figures, plain, right, share, told
+from pytest_gradmask import Verdict, assert_near_identity
+from pytest_gradmask.attacks.bpda import bypassed
+from pytest_gradmask.defense import Defense
+from pytest_gradmask.models.composites import Composite
+from pytest_gradmask.plugin.fixtures import EvalBatch, Gradmask
+
+pytestmark = pytest.mark.gradmask
+
+COMPOSITES = [
+    f"{backbone}-{training}" for training in ("standard", "adversarial") for backbone in ("resnet", "vgg", "vit")
+]
+
+
+@pytest.mark.parametrize("composite", [f"{name}-composite" for name in COMPOSITES], indirect=True, ids=COMPOSITES)
+def test_a_composite_masks(
+    gradmask: Gradmask,
+    composite: Composite,
+    eval_batch: EvalBatch,
+    reproduction: Reproduction,
+    request: pytest.FixtureRequest,
+) -> None:
+    """Claim 1: clean accuracy is kept, at most half of it falls to gradient attacks, and BPDA breaks it."""
+    assert_near_identity(composite.front_end, eval_batch.images, atol=0.05)
+    audit = gradmask.audit(Defense(composite, name=request.node.callspec.id), *eval_batch)
+    bare = share(right(composite.backbone, *eval_batch))
+    reproduction.check(
+        "1",
+        holds=audit.verdict is Verdict.MASKED
+        and audit.clean_accuracy.value >= bare.value - 0.1
+        and audit.gradient_accuracy.value >= audit.clean_accuracy.value / 2,
+        ours=f"{told(audit)}; backbone alone, clean {bare}",
+        images=audit.total,
+        details={"audits": [figures(audit)], "backbone": plain({"clean": bare})},
+    )
+
+
+@pytest.mark.gradmask(exhaustive=True)
+@pytest.mark.parametrize("composite", ["resnet-standard-composite"], indirect=True)
+def test_black_box_attacks_partly_overcome_a_composite(
+    gradmask: Gradmask, composite: Composite, many_images: EvalBatch, reproduction: Reproduction
+) -> None:
+    """Claim 2: Square or zero-order PGD breaks what gradient attacks of the same cost do not, and less than BPDA."""
+    audit = gradmask.audit(Defense(composite, name="resnet-standard"), *many_images)
+    assert audit.gap is not None
+    bpda = audit.accuracy_under("bpda")
+    found = {name: audit.accuracy_under(name) for name in ("square", "zero-order")}
+    best = min(found, key=lambda name: found[name].value)
+    reproduction.check(
+        "2",
+        holds=audit.gap.p_values[best] < 0.01 and bpda.high < found[best].low,
+        ours=f"{told(audit)}; adjusted p of {best} {audit.gap.p_values[best]:.2g}",
+        images=audit.total,
+        details={"audits": [figures(audit)]},
+    )
+
+
+class _Mirrored(nn.Module):
+    """A front end whose output is mirrored: as far from the identity as an image from its mirror image."""
+
+    def __init__(self, front_end: nn.Module) -> None:
+        super().__init__()
+        self.front_end = front_end
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return _mirror(self.front_end(images))
+
+
+def _mirror(images: torch.Tensor) -> torch.Tensor:
+    return images.flip(-1)
+
+
+@pytest.mark.parametrize("composite", ["resnet-standard-composite"], indirect=True)
+def test_identity_bpda_needs_a_front_end_near_the_identity(
+    composite: Composite, eval_batch: EvalBatch, reproduction: Reproduction
+) -> None:
+    """Claim 5: mirror the front end's output, which the classifier does not mind, and BPDA needs the mirror, too."""
+    mirrored = Composite(_Mirrored(composite.front_end), composite.backbone).eval()
+    sources = {
+        "near the identity, identity BPDA": (composite, bypassed(composite, {"front_end": None})),
+        "mirrored, gradient": (mirrored, mirrored),
+        "mirrored, identity BPDA": (mirrored, bypassed(mirrored, {"front_end": None})),
+        "mirrored, BPDA with a mirror": (mirrored, bypassed(mirrored, {"front_end": _mirror})),
+    }
+    found = {"mirrored, clean": share(right(mirrored, *eval_batch))}
+    for name, (defense, source) in sources.items():
+        stands = right(defense, adversarial(source, eval_batch), eval_batch.labels) & right(defense, *eval_batch)
+        found[name] = share(stands)
+    reproduction.check(
+        "5",
+        holds=found["mirrored, identity BPDA"].low > found["mirrored, BPDA with a mirror"].high
+        and found["mirrored, identity BPDA"].low > found["near the identity, identity BPDA"].high,
+        ours="; ".join(f"{name} {accuracy}" for name, accuracy in found.items()),
+        images=len(eval_batch.labels),
+        details={"accuracies": plain(found)},
+    )
