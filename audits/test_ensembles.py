@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from torch import nn
 
-from audits.conftest import Reproduction
+from audits.conftest import Reproduction, images_for
 from audits.measures import adversarial, figures, plain, right, share, told
 from pytest_gradmask import Defense, Verdict
 from pytest_gradmask.attacks.bpda import bypassed
@@ -19,20 +19,20 @@ pytestmark = pytest.mark.gradmask
 @pytest.mark.gradmask(exhaustive=True)
 @pytest.mark.parametrize(
     "ensemble",
-    ["adversarial-ensemble", pytest.param("standard-ensemble", marks=pytest.mark.slow)],
+    ["adversarial-ensemble", "standard-ensemble"],
     ids=["adversarial", "standard"],
     indirect=True,
 )
 def test_a_diverse_ensemble_resists_autoattack_only(
     gradmask: Gradmask,
     ensemble: RandomizedEnsemble,
-    eval_batch: EvalBatch,
     reproduction: Reproduction,
     request: pytest.FixtureRequest,
 ) -> None:
     """Claim 3: AutoAttack takes at most 20 points off the clean accuracy, an adaptive attack far more."""
     audit = gradmask.audit(
-        Defense(ensemble, members=list(ensemble.members), name=f"{request.node.callspec.id}-ensemble"), *eval_batch
+        Defense(ensemble, members=list(ensemble.members), name=f"{request.node.callspec.id}-ensemble"),
+        *images_for(request),
     )
     autoattack, gap = audit.autoattack_accuracy, audit.gap
     reproduction.check(

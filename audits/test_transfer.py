@@ -40,7 +40,21 @@ def between(fooled: dict[str, dict[str, torch.Tensor]], names: Sequence[str]) ->
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("attack", ["gradient", "bpda"])
+@pytest.mark.parametrize(
+    "attack",
+    [
+        pytest.param(
+            "gradient",
+            marks=pytest.mark.xfail(
+                strict=True,
+                raises=AssertionError,
+                reason="gradient attacks hardly transfer at all: to 1.8 % between front ends before the same backbone, "
+                "to 0.0 % between architectures (100 images, seed 0)",
+            ),
+        ),
+        "bpda",
+    ],
+)
 def test_attacks_transfer_less_between_architectures(
     attack: str, many_images: EvalBatch, reproduction: Reproduction
 ) -> None:
