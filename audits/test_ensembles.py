@@ -48,6 +48,11 @@ def test_a_diverse_ensemble_resists_autoattack_only(
     )
 
 
+@pytest.mark.xfail(
+    strict=True,
+    raises=AssertionError,
+    reason="PGD-20 on the whole ensemble leaves 81 % of 100 images, of 86 % without an attack (seed 0)",
+)
 @pytest.mark.parametrize("ensemble", ["uniform-ensemble"], indirect=True)
 def test_an_ensemble_of_one_architecture_is_fooled_by_pgd(
     ensemble: RandomizedEnsemble, eval_batch: EvalBatch, reproduction: Reproduction
