@@ -12,6 +12,7 @@ matplotlib.use("svg")
 
 from matplotlib import pyplot  # after the backend is chosen
 from matplotlib.axes import Axes
+from matplotlib.patches import Patch
 
 Share = Sequence[float]  # value, lower bound, upper bound
 
@@ -55,13 +56,13 @@ def _bars(rows: Mapping[str, Mapping[str, Share]]) -> Any:
     figure, axes = pyplot.subplots(figsize=(7, 0.6 + 0.16 * (len(series) + 1) * len(rows)))
     for index, key in enumerate(series):
         found = [(row, shares[key]) for row, shares in enumerate(rows.values()) if key in shares]
-        name, colour = _SERIES[key]
-        _whiskers(axes, [row + (index + 0.5) * height - 0.4 for row, _ in found], [s for _, s in found], height, colour)
-        axes.barh([], [], color=colour, label=name)
+        places = [row + (index + 0.5) * height - 0.4 for row, _ in found]
+        _whiskers(axes, places, [share for _, share in found], height, _SERIES[key][1])
     axes.set_yticks(range(len(rows)), list(rows))
     axes.invert_yaxis()
     _finish(axes)
-    axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+    legend = [Patch(color=colour, label=name) for name, colour in (_SERIES[key] for key in series)]
+    axes.legend(handles=legend, loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
     return figure
 
 
