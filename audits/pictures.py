@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -97,8 +98,8 @@ def _grid(cells: Sequence[Mapping[str, Any]]) -> Any:
     lengths = list(dict.fromkeys(cell["epochs"] for cell in cells))
     figure, panels = pyplot.subplots(1, 3, figsize=(9, 2.6), sharey=True, layout="constrained")
     for axes, key in zip(panels, ("clean", "gradient", "bpda"), strict=True):
-        found = {(cell["rate"], cell["epochs"]): cell["accuracies"].get(key) for cell in cells}
-        values = [[100 * (found[rate, length] or [0.0])[0] for rate in rates] for length in lengths]
+        found = {(cell["rate"], cell["epochs"]): 100 * cell["accuracies"][key][0] for cell in cells}
+        values = [[found.get((rate, length), math.nan) for rate in rates] for length in lengths]
         _heat(axes, values, rates, [f"{length:g}" for length in lengths])
         axes.set_title(_SERIES[key][0])
         axes.set_xlabel("learning rate")
@@ -129,4 +130,7 @@ def _heat(axes: Axes, values: Sequence[Sequence[float]], columns: Sequence[str],
     axes.set_yticks(range(len(rows)), rows)
     for row, line in enumerate(values):
         for column, value in enumerate(line):
-            axes.text(column, row, f"{value:.0f}", ha="center", va="center", color="black" if value > 55 else "white")
+            if not math.isnan(value):  # a cell that was not trained
+                axes.text(
+                    column, row, f"{value:.0f}", ha="center", va="center", color="black" if value > 55 else "white"
+                )
