@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -147,10 +148,12 @@ def _adaptive_attacks(target: Target, budget: Budget) -> list[PlannedAttack]:
 def plan_placebo(target: Target, budget: Budget, passes: float) -> PlannedAttack:
     """A gradient attack with a fresh seed and the budget of the adaptive attacks: what that buys without adapting.
 
-    ``passes`` is how many forward and backward passes an image the costliest adaptive attack has spent.
+    ``passes`` is how many forward and backward passes an image the costliest adaptive attack has spent; the placebo
+    gets at least as many, in whole restarts.
     """
     eot = budget.eot if target.randomized else 1
-    restarts = max(1, round(passes / (2 * eot * (budget.apgd_steps + 1))))
+    # Rounded up: a placebo with less than the adaptive attacks' budget makes mere extra budget look like masking.
+    restarts = max(1, math.ceil(passes / (2 * eot * (budget.apgd_steps + 1))))
     run = partial(apgd, steps=budget.apgd_steps, restarts=restarts, eot=eot)
     return PlannedAttack("placebo", "placebo", run, target.oracle())
 

@@ -49,20 +49,19 @@ def attack_in_turn(
             results.append(run(attack, standing))
             standing = standing - set(results[-1].broken)
 
-    placebo: AttackResult | None = None
+    placebos: list[AttackResult] = []
 
-    def top_up(placebo: AttackResult | None) -> AttackResult:
+    def top_up() -> AttackResult:
         """Give the placebo the budget of the costliest adaptive attack so far, if it has not had it yet."""
         passes = max((_passes(result) for result in results if result.kind == "adaptive"), default=0.0)
-        if placebo is None:
-            return run(plan_placebo(target, budget, passes), standing)
-        more = plan_placebo(target, budget, passes - _passes(placebo))
-        if placebo.status == "failed" or passes <= _passes(placebo):
-            return placebo
-        # Another name, each time, draws other random starts.
-        name = f"placebo after {_passes(placebo):.0f} passes"
-        second = run(replace(more, name=name), standing - set(placebo.broken))
-        return _merged(placebo, second)
+        had = sum(_passes(result) for result in placebos)
+        if not placebos:
+            placebos.append(run(plan_placebo(target, budget, passes), standing))
+        elif had < passes and placebos[-1].status == "done":
+            # Another name, each time, draws other random starts.
+            more = replace(plan_placebo(target, budget, passes - had), name=f"placebo after {had:.0f} passes")
+            placebos.append(run(more, standing - {index for result in placebos for index in result.broken}))
+        return _merged(placebos)
 
     adaptive = [attack for attack in planned if attack.kind == "adaptive"]
     for number, attack in enumerate(adaptive):
@@ -72,10 +71,10 @@ def attack_in_turn(
         rest = [_spared(left) for left in adaptive[number + 1 :]]
         # Worth the placebo's time only if a placebo that breaks nothing would settle it.
         if certain([*results, *rest, AttackResult("placebo", "placebo")]):
-            placebo = top_up(placebo)
+            placebo = top_up()
             if certain([*results, *rest, placebo]):
                 return [*results, *rest, placebo]
-    return [*results, top_up(placebo)]
+    return [*results, top_up()]
 
 
 def _passes(result: AttackResult) -> float:
@@ -91,14 +90,15 @@ def _spared(attack: PlannedAttack) -> AttackResult:
     )
 
 
-def _merged(first: AttackResult, second: AttackResult) -> AttackResult:
+def _merged(runs: Sequence[AttackResult]) -> AttackResult:
+    """One attack that went on in several runs, each on the images that the ones before left standing."""
     return replace(
-        first,
-        broken=tuple(sorted({*first.broken, *second.broken})),
-        status=second.status,
-        note=second.note,
-        invalid=first.invalid + second.invalid,
-        forwards=first.forwards + second.forwards,
-        backwards=first.backwards + second.backwards,
-        seconds=first.seconds + second.seconds,
+        runs[0],
+        broken=tuple(sorted({index for run in runs for index in run.broken})),
+        status=runs[-1].status,
+        note=runs[-1].note,
+        invalid=sum(run.invalid for run in runs),
+        forwards=sum(run.forwards for run in runs),
+        backwards=sum(run.backwards for run in runs),
+        seconds=sum(run.seconds for run in runs),
     )

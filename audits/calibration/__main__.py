@@ -1,0 +1,141 @@
+"""``python -m audits.calibration``: docs/calibration.md and its picture, from audits/calibration/result.json.
+
+With ``--simulate`` it first makes that file anew, which takes some minutes on one core.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import version
+from itertools import count, product
+from pathlib import Path
+from typing import Any
+
+from audits.calibration.exact import chances, false_alarm_bound
+from audits.calibration.populations import FINDERS, Population, costs, patterns
+from audits.calibration.simulation import disagreements, judge, simulate
+from pytest_gradmask.budgets import BUDGETS
+
+HERE = Path(__file__).parent
+DOCS = HERE.parent.parent / "docs"
+FILE = HERE / "result.json"
+
+AUDITS = 10_000
+#: Default margins of the budgets, and one that 50 images can resolve.
+MARGINS = {20: 0.25, 50: 0.10, 200: 0.05, 1000: 0.02}
+#: So small that the tests alone have to prevent false alarms: what is ``MASKED`` at any margin is so at this one.
+NO_MARGIN = 0.001
+GAPS = (0.05, 0.1, 0.2, 0.4)
+SIZES = tuple(sorted({round(10 * 100 ** (step / 60)) for step in range(61)}))
+
+Row = dict[str, Any]
+
+
+def without_masking(
+    audits: int = AUDITS,
+    sizes: Sequence[int] = (20, 100, 500),
+    effects: Sequence[float] = (0.0, 0.01, 0.02, 0.05, 0.1),
+    accuracies: Sequence[float] = (0.1, 0.5, 0.9),
+    correlations: Sequence[float] = (0.0, 0.5, 1.0),
+) -> Iterator[Row]:
+    """No image is masked: adaptive attacks break survivors as the placebo does, with equal and with real costs."""
+    cases = product(sizes, effects, accuracies, correlations, ("equal", "ci"))
+    for seed, (images, effect, standing, correlation, spent) in zip(count(), cases, strict=False):
+        population = Population(standing, effect, correlation, **(costs(BUDGETS["ci"]) if spent == "ci" else {}))
+        discordant = 2 * standing * effect * (1 - effect) * (1 - correlation)
+        yield _row(population, images, audits, NO_MARGIN, seed) | {
+            "costs": spent,
+            "bound": false_alarm_bound(images, discordant) if spent == "equal" else None,
+        }
+
+
+def with_a_gap(audits: int = AUDITS, sizes: Sequence[int] = tuple(MARGINS)) -> Iterator[Row]:
+    """Of 60 % survivors some are masked, and attacks spend what the budget ``ci`` allows."""
+    for seed, (images, effect) in zip(count(1000, 100), product(sizes, (0.0, 0.02)), strict=False):
+        cases = product(sorted({*GAPS, MARGINS[images]}), FINDERS)
+        for number, (gap, finders) in enumerate(cases):
+            population = Population(0.6, effect, gap=gap, finders=finders, **costs(BUDGETS["ci"]))
+            yield _row(population, images, audits, MARGINS[images], seed + number)
+
+
+def around_the_margin(audits: int = AUDITS, sizes: Sequence[int] = (200, 1000)) -> Iterator[Row]:
+    """Gaps of none, half the margin and the margin, where mere budget finds images, too; and a larger placebo."""
+    cases = product(sizes, (0.0, 0.5, 1.0), (0.0, 0.01, 0.02, 0.05), (False, True))
+    for seed, (images, share, effect, together) in zip(count(3000), cases, strict=False):
+        population = Population(0.6, effect, gap=share * MARGINS[images], together=together)
+        yield _row(population, images, audits, MARGINS[images], seed) | {"share": share, "together": together}
+
+
+def power_curves() -> dict[str, list[list[float]]]:
+    """For each gap, images and exact power at a margin of 5 points, where only one attack finds the gap."""
+    return {f"{gap:g}": [[size, chances(size, 0.05, gap)[0]] for size in SIZES] for gap in GAPS}
+
+
+def _row(population: Population, images: int, audits: int, margin: float, seed: int) -> Row:
+    wrong = disagreements(population, images, margin, min(audits, 1000), seed)
+    if wrong:
+        raise RuntimeError(f"the simulation no longer has the rules of verdict.decide: {'; '.join(wrong)}")
+    tally = simulate(population, images, audits, judge(margin), seed)
+    return {
+        "images": images,
+        "margin": margin,
+        "standing": population.standing,
+        "effect": population.placebo,
+        "correlation": population.correlation,
+        "gap": population.gap,
+        "finders": population.finders,
+        "true_gap": patterns(population).gap(len(population.costs) - 1),
+        "audits": audits,
+        "exhaustive": tally.exhaustive,
+        "in_turn": tally.in_turn,
+        "looks": tally.looks,
+        "misses": tally.misses,
+    }
+
+
+def measure() -> dict[str, Any]:
+    """Everything the page tells."""
+    return {
+        "without_masking": list(without_masking()),
+        "with_a_gap": list(with_a_gap()),
+        "around_the_margin": list(around_the_margin()),
+        "power": power_curves(),
+        "versions": {"python": platform.python_version()}
+        | {name: version(name) for name in ("numpy", "scipy", "pytest-gradmask")},
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Simulate if asked to, draw the picture, write the page."""
+    from audits.calibration.page import draw, markdown
+
+    parser = argparse.ArgumentParser(prog="python -m audits.calibration", description=__doc__)
+    parser.add_argument("--simulate", action="store_true", help=f"make {FILE.name} anew")
+    if parser.parse_args(arguments).simulate:
+        FILE.parent.mkdir(parents=True, exist_ok=True)
+        temporary = FILE.with_name(FILE.name + ".part")
+        temporary.write_text(_json(measure()))
+        os.replace(temporary, FILE)
+    stored = json.loads(FILE.read_text())
+    draw(stored["power"], DOCS / "figures")
+    (DOCS / "calibration.md").write_text(markdown(stored))
+
+
+def _json(content: Mapping[str, Any]) -> str:
+    """One row a line, so that a change shows as such."""
+    parts = []
+    for key, value in content.items():
+        if isinstance(value, list):
+            lines = ",\n  ".join(json.dumps(row) for row in value)
+            parts.append(f" {json.dumps(key)}: [\n  {lines}\n ]")
+        else:
+            parts.append(f" {json.dumps(key)}: {json.dumps(value)}")
+    return "{\n" + ",\n".join(parts) + "\n}\n"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,254 @@
+"""The page and the picture of the calibration, from what ``python -m audits.calibration`` stored."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("svg")
+
+from matplotlib import pyplot  # after the backend is chosen
+
+from audits.calibration.exact import chances
+from audits.calibration.populations import FINDERS
+from audits.calibration.simulation import CONFIDENCE, MASKED, NOT_MASKED
+from pytest_gradmask.stats import clopper_pearson
+
+HERE = Path(__file__).parent
+Row = Mapping[str, Any]
+
+#: Okabe and Ito's, told apart by colour-blind readers, too.
+_COLOURS = ("#D55E00", "#E69F00", "#009E73", "#0072B2")
+
+
+def draw(power: Mapping[str, Sequence[Sequence[float]]], folder: Path) -> None:
+    """Power against the number of images for each gap, as ``power.svg``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    # The same results make the same file: no date, no random names.
+    matplotlib.rcParams.update({"svg.hashsalt": "gradmask", "font.size": 9, "svg.fonttype": "none"})
+    figure, axes = pyplot.subplots(figsize=(7, 3.4))
+    for (gap, points), colour in zip(sorted(power.items(), key=lambda item: -float(item[0])), _COLOURS, strict=True):
+        sizes, chance = zip(*points, strict=True)
+        axes.plot(sizes, [100 * value for value in chance], color=colour, label=f"{100 * float(gap):g} points")
+    axes.axhline(95, color="#999999", linewidth=0.8, linestyle=":")
+    axes.set_xscale("log")
+    ticks = (10, 20, 50, 100, 200, 500, 1000)
+    axes.set_xticks(ticks, [str(tick) for tick in ticks])
+    axes.minorticks_off()
+    axes.set_ylim(0, 101)
+    axes.set_xlabel("images")
+    axes.set_ylabel("audits that say MASKED, in %")
+    axes.legend(title="gap", loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    figure.savefig(folder / "power.svg", metadata={"Date": None}, bbox_inches="tight")
+    pyplot.close(figure)
+
+
+def markdown(stored: Mapping[str, Any]) -> str:
+    """The page."""
+    parts = [
+        (HERE / "introduction.md").read_text().strip(),
+        _summary(stored),
+        _null_section(stored["without_masking"]),
+        _power_section(stored["with_a_gap"]),
+        _excluded_section(stored["with_a_gap"]),
+        _margin_section(stored["around_the_margin"]),
+        "<sub>Simulated with "
+        + ", ".join(f"{name} {number}" for name, number in stored["versions"].items())
+        + ".</sub>",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def worst(rows: Iterable[Row], mode: str, verdict: int) -> tuple[float, float]:
+    """The largest rate of a verdict among simulated populations, and its upper bound."""
+    return max((_rate(row[mode][verdict], row["audits"]) for row in rows), default=(0.0, 0.0))
+
+
+def missed(rows: Sequence[Row]) -> list[Row]:
+    """Populations whose gap is the margin or more, where ``NOT_MASKED`` is wrong."""
+    return [row for row in rows if row["gap"] >= row["margin"]]
+
+
+def _rate(events: int, trials: int) -> tuple[float, float]:
+    return events / trials, clopper_pearson(events, trials, CONFIDENCE)[1]
+
+
+def _told(rate: tuple[float, float]) -> str:
+    return f"{100 * rate[0]:.2f} % (≤ {100 * rate[1]:.2f} %)"
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f} %"
+
+
+def _table(headings: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    rows = [headings, ["---"] * len(headings), *lines]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _groups(rows: Sequence[Row], key: Callable[[Row], Any]) -> dict[Any, list[Row]]:
+    found: dict[Any, list[Row]] = {}
+    for row in rows:
+        found.setdefault(key(row), []).append(row)
+    return found
+
+
+def _summary(stored: Mapping[str, Any]) -> str:
+    null, gaps = stored["without_masking"], stored["with_a_gap"]
+    wanted = [row for row in gaps if (row["images"], row["gap"]) == (200, 0.2)]
+    simple, parts = ([r for r in wanted if (r["finders"] == "parts") == apart] for apart in (False, True))
+
+    def least(rows: Sequence[Row], mode: str) -> str:
+        return _percent(min(row[mode][MASKED] / row["audits"] for row in rows))
+
+    lines = [
+        ("`MASKED` without masking, at most, at any margin", [_told(worst(null, m, MASKED)) for m in _MODES], "1 %"),
+        (
+            "`NOT_MASKED` with a gap of the margin or more, at most",
+            [_told(worst(missed(gaps), m, NOT_MASKED)) for m in _MODES],
+            "1 %",
+        ),
+        (
+            "`MASKED` with a gap of 20 points, 200 images, at least: one attack finds all of it",
+            [least(simple, m) for m in _MODES],
+            "95 % or more",
+        ),
+        ("the same, each of four attacks finds a quarter", [least(parts, m) for m in _MODES], ""),
+        (
+            "lower bound of the gap above the true gap, at most",
+            ["", _told(max(_rate(row["misses"][0], row["audits"]) for row in [*null, *gaps]))],
+            "1 %",
+        ),
+        (
+            "upper bound of the gap below the true gap, at most",
+            [_told(max(_rate(row["misses"][1], row["audits"]) for row in [*null, *gaps])), ""],
+            "1 %",
+        ),
+    ]
+    rows = [[what, *rates, wish] for what, rates, wish in lines]
+    return "## In short\n\n" + _table(["", "exhaustive", "in turn", "wanted"], rows)
+
+
+_MODES = ("exhaustive", "in_turn")
+
+
+def _null_section(rows: Sequence[Row]) -> str:
+    lines = []
+    for (images, effect), group in _groups(rows, lambda row: (row["images"], row["effect"])).items():
+        equal, real = ([row for row in group if row["costs"] == spent] for spent in ("equal", "ci"))
+        lines.append(
+            [
+                str(images),
+                f"{100 * effect:g} %",
+                _told(worst(equal, "exhaustive", MASKED)),
+                _told(worst(real, "exhaustive", MASKED)),
+                _told(worst(real, "in_turn", MASKED)),
+                f"{100 * max(row['bound'] for row in equal):.2f} %",
+            ]
+        )
+    headings = ["images", "placebo effect", "equal costs", "costs of `ci`", "costs of `ci`, in turn", "calculated"]
+    return "\n\n".join(
+        [
+            "## No masking: how often `MASKED`?",
+            f"Each cell is the largest rate (with its upper bound) over robust accuracies of 10, 50 and 90 % and "
+            f"correlations of 0, 0.5 and 1 between tries, {rows[0]['audits']:,} audits each. The margin is a tenth of "
+            "a point, so that nothing but the tests prevents a false alarm. With equal costs every attack has the "
+            "placebo's chance; *in turn* is then the same as exhaustive. *Calculated* is an exact upper bound for "
+            "equal costs that holds however the adaptive attacks depend on each other.",
+            _table(headings, lines),
+            "Looking after each attack is safe because the placebo only grows: what is significant at a later look "
+            "would have been so right after its attack, against a placebo with no less than that attack's budget, and "
+            "Holm's correction counts every planned attack at every look. A smaller placebo would not be safe: with "
+            "four fifths of its budget, false alarms exceed 1 %, as `tests/test_calibration_simulation.py` shows.",
+        ]
+    )
+
+
+def _power_section(rows: Sequence[Row]) -> str:
+    lines = []
+    for (images, margin, gap), group in _groups(rows, lambda row: (row["images"], row["margin"], row["gap"])).items():
+        found = {(row["finders"], row["effect"]): row for row in group}
+        cells = [
+            " / ".join(_percent(found[finders, effect][mode][MASKED] / group[0]["audits"]) for mode in _MODES)
+            for effect in (0.0, 0.02)
+            for finders in FINDERS
+        ]
+        lines.append([str(images), f"{100 * margin:g}", f"{100 * gap:g}", *cells])
+    headings = ["images", "margin", "gap"]
+    headings += [f"{name}{more}" for more in ("", ", placebo 2 %") for name in FINDERS]
+    return "\n\n".join(
+        [
+            "## A true gap: how often `MASKED`?",
+            f"Exhaustive / in turn, {rows[0]['audits']:,} audits each; which attacks find the gap is in the heading, "
+            "and the placebo effect is nought where none is given. Margin and gap are in points. Where the gap is "
+            "below the margin, `MASKED` is not wanted.",
+            _table(headings, lines),
+            "![Power against the number of images](figures/power.svg)",
+            "Exact power at a margin of 5 points, where one attack finds the gap and the placebo nothing. A gap of "
+            "just the margin is called `MASKED` in nearly half of large audits, because the estimate has to exceed "
+            "the margin, not the lower bound. A gap that is pieced together from *parts* takes more images, and less "
+            "placebo, because one attack by itself has to beat the placebo.",
+        ]
+    )
+
+
+def _excluded_section(rows: Sequence[Row]) -> str:
+    lines = []
+    for (images, margin, gap), group in _groups(
+        missed(rows), lambda row: (row["images"], row["margin"], row["gap"])
+    ).items():
+        _, calculated = chances(images, margin, gap)
+        lines.append(
+            [
+                str(images),
+                f"{100 * margin:g}",
+                f"{100 * gap:g}",
+                *(_told(worst(group, mode, NOT_MASKED)) for mode in _MODES),
+                f"{100 * calculated:.2f} %",
+            ]
+        )
+    return "\n\n".join(
+        [
+            "## A gap of the margin or more: how often `NOT_MASKED`?",
+            "Each cell is the largest rate over who finds the gap and placebo effects of 0 and 2 %. *Calculated* is "
+            "exact, for one attack that finds the gap and a placebo without effect.",
+            _table(["images", "margin", "gap", "exhaustive", "in turn", "calculated"], lines),
+        ]
+    )
+
+
+def _margin_section(rows: Sequence[Row]) -> str:
+    lines = []
+    for (images, gap, effect), group in _groups(rows, lambda r: (r["images"], r["gap"], r["effect"])).items():
+        cells = []
+        for row in sorted(group, key=lambda row: bool(row["together"])):
+            shares = [_percent(number / row["audits"]) for number in row["in_turn"]]
+            cells += [f"{round(100 * row['true_gap'], 1) + 0.0:.1f}", " / ".join(shares)]
+        lines.append([str(images), f"{100 * group[0]['margin']:g}", f"{100 * gap:g}", f"{100 * effect:g} %", *cells])
+    half = [row for row in rows if row["share"] == 0.5]
+    alarms = [
+        _percent(max(row["in_turn"][MASKED] / row["audits"] for row in half if row["together"] == together))
+        for together in (False, True)
+    ]
+    verdicts = " / ".join(f"`{name}`" for name in ("MASKED", "NOT_MASKED", "INCONCLUSIVE"))
+    headings = ["images", "margin", "masked", "placebo effect", "gap", verdicts, "gap", f"{verdicts}, larger placebo"]
+    return "\n\n".join(
+        [
+            "## What a verdict does not promise",
+            "The gap counts what *any* adaptive attack breaks, and the placebo has the budget of *one*. Where the "
+            "gradient attacks have not converged, four further tries break more than one, masked or not. That is no "
+            "false alarm by itself, since one attack alone has to beat the placebo, but it widens small gaps and keeps "
+            "honest defenses from `NOT_MASKED`. Here attacks cost the same, all of them find what is masked, 60 % "
+            "survive the gradient attacks, and audits run in turn. *Masked* is what no gradient attack would find at "
+            "any budget, *gap* is what the audit measures, in points; the last two columns have a placebo with the "
+            "budget of all adaptive attacks together, which audits do not give it.",
+            _table(headings, lines),
+            f"A defense that masks half the margin is called `MASKED` in up to {alarms[0]} of these audits; with the "
+            f"larger placebo it would be in up to {alarms[1]}.",
+        ]
+    )
