@@ -17,9 +17,10 @@ from pytest_gradmask.budgets import Budget, get_budget
 from pytest_gradmask.defense import Defense, as_defense
 from pytest_gradmask.errors import GradmaskError, InputError
 from pytest_gradmask.isolation import no_trace
-from pytest_gradmask.plan import Target, aim, known_models
+from pytest_gradmask.plan import aim, known_models
 from pytest_gradmask.preflight import check_batch, check_defense
-from pytest_gradmask.probes import gradient_health, unbounded_attack
+from pytest_gradmask.probes.comparisons import compare_attacks
+from pytest_gradmask.probes.suite import probe_defense
 from pytest_gradmask.results import AttackResult, Audit, Finding, Verdict
 from pytest_gradmask.schedule import Progress, attack_in_turn
 from pytest_gradmask.scoring import Evaluation, subseed
@@ -108,13 +109,14 @@ def _audit(
     target = aim(defense, stream, seen.classes, seen.randomized, images, budget.eot)
     results: list[AttackResult] = []
     if any(clean):
-        findings += _probe(look, images[correct], labels[correct], threat, seed, target)
+        findings += _probe(look, images[correct], labels[correct], threat, seed, seen.randomized)
 
         def judge(attacks: Sequence[AttackResult]) -> Decision:
             return decide(clean, attacks, findings, margin=margin, confidence=confidence)
 
         certain = None if exhaustive else lambda attacks: judge(attacks).verdict is Verdict.MASKED
         results = attack_in_turn(evaluation, target, budget, clean, certain, progress)
+        findings += compare_attacks(results, len(clean), confidence)
     decision = decide(clean, results, findings, margin=margin, confidence=confidence)
     return Audit(
         defense=defense.name,
@@ -132,15 +134,11 @@ def _audit(
 
 
 def _probe(
-    look: Oracle, images: torch.Tensor, labels: torch.Tensor, threat: ThreatModel, seed: int, target: Target
+    look: Oracle, images: torch.Tensor, labels: torch.Tensor, threat: ThreatModel, seed: int, randomized: bool
 ) -> list[Finding]:
     generator = torch.Generator().manual_seed(subseed(seed, "probes"))
-    eot = 4 if target.randomized else 1
     try:
-        return [
-            *gradient_health(look, images, labels),
-            *unbounded_attack(look, images, labels, threat, generator, eot),
-        ]
+        return probe_defense(look, images, labels, threat, generator, randomized)
     except GradmaskError:
         raise
     except Exception as error:  # the defense is not ours: whatever its backward raises is a finding, not a crash

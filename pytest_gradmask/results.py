@@ -35,6 +35,11 @@ class Finding:
     message: str
     undermines_attacks: bool = False
 
+    @property
+    def link(self) -> str:
+        """Where it is explained, from the root of the repository."""
+        return f"docs/findings.md#{self.id}"
+
 
 @dataclass(frozen=True, slots=True)
 class AttackResult:

@@ -108,7 +108,7 @@ def test_only_the_plugin_imports_pytest(name: str) -> None:
 def test_the_scan_sees_imports() -> None:
     # So that the tests above cannot pass on a scan that finds nothing.
     assert own_imports(PACKAGE / "verdict.py") == {"results", "stats"}
-    assert "attacks.gradient" in own_imports(PACKAGE / "probes.py")
+    assert "attacks.gradient" in own_imports(PACKAGE / "probes" / "path.py")
     assert "torch" in imports(PACKAGE / "auditing.py")
 
 

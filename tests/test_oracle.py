@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from pytest_gradmask.attacks.oracle import Oracle, RandomStream, parameter_dtype, random_state, set_random_state
-from tests.toys import CPU, Detach, Noisy, Softmax, Spy, draw, linear, oracle
+from tests.toys import CPU, Detach, Noisy, Quantize, QuantizeInPlace, Softmax, Spy, draw, linear, oracle
 
 
 def test_every_image_is_counted_in_each_direction() -> None:
@@ -186,3 +186,20 @@ def test_the_dtype_of_a_model_is_that_of_its_parameters(model: nn.Module, dtype:
 
 def test_a_model_without_parameters_computes_in_float32() -> None:
     assert parameter_dtype(Detach()) is torch.float32
+
+
+def test_a_frozen_oracle_repeats_the_defenses_noise_and_then_goes_on() -> None:
+    target, images = oracle(Noisy(linear())), draw(2, 3, 8, 8)
+    with target.frozen():
+        first, second = target(images), target(images)
+    assert torch.equal(first, second)
+    assert torch.equal(target(images), first)
+    assert not torch.equal(target(images), first)
+
+
+def test_a_graph_that_is_cut_is_told_from_one_whose_gradient_is_zero() -> None:
+    assert oracle(linear()).connected(draw(1, 3, 8, 8))
+    assert oracle(nn.Sequential(Quantize(), linear())).connected(draw(1, 3, 8, 8))
+    assert oracle(QuantizeInPlace()).connected(draw(1, 3, 8, 8))
+    assert not oracle(nn.Sequential(Detach(), linear())).connected(draw(1, 3, 8, 8))
+    assert not oracle(nn.Sequential(linear(), Detach())).connected(draw(1, 3, 8, 8))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import numpy as np
@@ -56,6 +56,7 @@ class RandomStream:
         outside = random_state(device)
         seed_everything(seed)
         self._state = random_state(device)
+        self._frozen = False
         set_random_state(outside, device)
 
     @contextmanager
@@ -66,8 +67,18 @@ class RandomStream:
         try:
             yield
         finally:
-            self._state = random_state(self._device)
+            if not self._frozen:
+                self._state = random_state(self._device)
             set_random_state(outside, self._device)
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Draw the same numbers again in every use inside, and once more in the first one after it."""
+        before, self._frozen = self._frozen, True
+        try:
+            yield
+        finally:
+            self._frozen = before
 
 
 class Oracle(nn.Module):
@@ -79,6 +90,7 @@ class Oracle(nn.Module):
         outputs: what the model returns; probabilities are turned into logits by a logarithm.
 
     Attributes:
+        dtype: what the model computes in.
         forwards, backwards: images passed so far in each direction.
     """
 
@@ -87,7 +99,7 @@ class Oracle(nn.Module):
         self.model = model
         self._stream = stream
         self._outputs = outputs
-        self._dtype = parameter_dtype(model)
+        self.dtype = parameter_dtype(model)
         self.forwards = 0
         self.backwards = 0
 
@@ -95,7 +107,7 @@ class Oracle(nn.Module):
         """Logits, float32, N x K. Where the model's graph does not reach the images, their gradient is zero."""
         self.forwards += len(images)
         with self._stream.active():
-            raw: torch.Tensor = self.model(images.to(self._dtype, copy=True))  # the model may write into its input
+            raw: torch.Tensor = self.model(images.to(self.dtype, copy=True))  # the model may write into its input
         logits = raw.float()
         if self._outputs == "probabilities":
             logits = logits.clamp_min(_TINY_PROBABILITY).log()
@@ -106,6 +118,24 @@ class Oracle(nn.Module):
             logits = logits + 0 * images.flatten(1).sum(1, keepdim=True)
             logits.register_hook(self._count_backward)
         return logits
+
+    def frozen(self) -> AbstractContextManager[None]:
+        """Inside, every forward pass of batches of one shape draws the same random numbers.
+
+        That makes a randomized defense one fixed draw of itself, unless it keeps a generator of its own.
+        """
+        return self._stream.frozen()
+
+    def connected(self, image: torch.Tensor) -> bool:
+        """Whether autograd's graph leads from the logits back to the images; 1 x C x H x W, one pass each way."""
+        self.forwards += len(image)
+        point = image.to(self.dtype, copy=True).requires_grad_(True)
+        with torch.enable_grad(), self._stream.active():
+            raw = self.model(point + 0)  # the model may write into its input
+        if not raw.requires_grad:
+            return False
+        self.backwards += len(image)
+        return torch.autograd.grad(raw.sum(), point, allow_unused=True)[0] is not None
 
     def _count_backward(self, gradient: torch.Tensor) -> None:
         self.backwards += len(gradient)

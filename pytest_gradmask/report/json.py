@@ -43,7 +43,12 @@ def to_json(audit: Audit) -> dict[str, Any]:
             "p_values": dict(gap.p_values),
         },
         "findings": [
-            {"id": finding.id, "message": finding.message, "undermines_attacks": finding.undermines_attacks}
+            {
+                "id": finding.id,
+                "message": finding.message,
+                "undermines_attacks": finding.undermines_attacks,
+                "link": finding.link,
+            }
             for finding in audit.findings
         ],
         "bypassed": list(audit.bypassed),

@@ -28,7 +28,7 @@ def explain(audit: Audit, expected: str) -> str:
         lines.append(f"masking gap beyond the placebo: {audit.gap} at {audit.confidence:.0%} confidence")
     if audit.bypassed:
         lines.append(f"bypassed by BPDA: {', '.join(audit.bypassed)}")
-    lines += [f"finding {finding.id}: {finding.message}" for finding in audit.findings]
+    lines += [f"finding {finding.id}: {finding.message} ({finding.link})" for finding in audit.findings]
     lines += ["", _NEXT_STEP[audit.verdict]]
     return "\n".join(lines)
 

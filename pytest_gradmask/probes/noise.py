@@ -1,0 +1,75 @@
+"""Gradient noise: does the gradient say what the loss does at the distances at which attacks step?"""
+
+from __future__ import annotations
+
+import torch
+
+from pytest_gradmask.attacks.losses import margin
+from pytest_gradmask.attacks.oracle import Oracle
+from pytest_gradmask.probes.path import Path
+from pytest_gradmask.results import Finding
+
+#: Distances at which the loss is measured, as shares of eps: from an attack's last, small steps to its largest.
+_RADII = (1 / 16, 1 / 4, 1.0)
+#: Among them the one that decides whether there is a finding.
+_TYPICAL = 1 / 4
+#: Cosine below which a gradient is noise. Undefended and adversarially trained models have 0.9 and more.
+_NOISE = 0.5
+#: Pairs of queries an image and radius. On three images, chance moves the mean cosine of pure noise by about 0.3.
+_PAIRS = 4
+#: Differences below this multiple of the rounding error of the logits say nothing: layers add up their own.
+_RESOLVED = 64.0
+
+
+def gradient_noise(oracle: Oracle, path: Path, generator: torch.Generator) -> list[Finding]:
+    """Gradients that disagree with finite differences of the margin, at the images that the path did not break.
+
+    In random directions, the change that the gradient promises and the change of the margin between two points are
+    correlated as the gradient is with that of the loss smoothed over that distance: the correlation estimates their
+    cosine. A smooth loss has 1 and shattered gradients (Balduzzi et al. 2017; Athalye et al. 2018, section 3) have 0.
+
+    Costs 24 forwards for each of these images, and no backward; nothing where they are fewer than 3.
+    """
+    asked = path.asked(1.0)
+    cosines = {radius: _cosines(oracle, path, asked, radius, generator) for radius in _RADII if len(asked)}
+    known = {radius: found.nanmean().item() for radius, found in cosines.items() if not found.isnan().all()}
+    if not known.get(_TYPICAL, 1.0) < _NOISE:
+        return []
+    figures = ", ".join(f"{cosine:.2f} at {radius:.3g} eps" for radius, cosine in known.items())
+    return [
+        Finding(
+            "gradient-noise",
+            f"the cosine between the gradient and that of the smoothed loss is {figures}, on average over "
+            f"{int(path.standing(1.0).sum())} images; a gradient that attacks can follow has nearly 1",
+            # Where the gradient is right at one scale, an attack with steps of that size can follow it.
+            undermines_attacks=all(cosine < _NOISE for cosine in known.values()),
+        )
+    ]
+
+
+def _cosines(
+    oracle: Oracle, path: Path, asked: torch.Tensor, radius: float, generator: torch.Generator
+) -> torch.Tensor:
+    """For each image asked about, the estimated cosine; NaN where it is broken, or the change too small to measure."""
+    images, labels, gradient = path.images[asked], path.labels[asked], path.gradient[asked]
+    products, promises, changes = (torch.zeros(len(images), device=images.device) for _ in range(3))
+    size = radius * path.threat.eps
+    if path.threat.norm == "L2":
+        size /= images[0].numel() ** 0.5
+    # Promises are sums of thousands of terms that may be huge: divided by the slope they stay in the range of a float.
+    scaled = gradient / path.slopes[0, asked].view(-1, 1, 1, 1)
+    with torch.no_grad():
+        for _ in range(_PAIRS):
+            signs = torch.randint(0, 2, images.shape, generator=generator, dtype=torch.int8).to(images) * 2 - 1
+            ends = ((images + sign * size * signs).clamp(*path.threat.bounds) for sign in (1, -1))
+            up, down = (end.to(oracle.dtype).to(images.dtype) for end in ends)  # as the defense will see them
+            promise = (scaled * (up - down)).flatten(1).sum(1)
+            change = margin(oracle(up), labels) - margin(oracle(down), labels)
+            products += promise * change
+            promises += promise**2
+            changes += change**2
+    rounding = torch.finfo(oracle.dtype).eps * path.largest[asked]
+    largest = torch.maximum(promises.sqrt() * path.slopes[0, asked], changes.sqrt()) / _PAIRS**0.5
+    usable = path.standing(1.0)[asked] & (largest > _RESOLVED * rounding) & (promises > 0)
+    cosine = products / (promises * changes).sqrt().clamp_min(torch.finfo(torch.float32).tiny)
+    return cosine.masked_fill(~usable, float("nan"))
