@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from pytest_gradmask.attacks.bpda import described
 from pytest_gradmask.attacks.oracle import Oracle, RandomStream
 from pytest_gradmask.budgets import Budget, get_budget
 from pytest_gradmask.defense import Defense, as_defense
@@ -129,7 +130,7 @@ def _audit(
         images_needed=decision.images_needed,
         margin=margin,
         confidence=confidence,
-        bypassed=tuple(target.substitutes),
+        bypassed=described(target.substitutes),
     )
 
 

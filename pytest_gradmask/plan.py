@@ -12,7 +12,8 @@ from torch import nn
 
 from pytest_gradmask.attacks import autoattack
 from pytest_gradmask.attacks.blackbox import zero_order
-from pytest_gradmask.attacks.bpda import bypassed, find_bypass, removed
+from pytest_gradmask.attacks.bpda import bypassed, removed
+from pytest_gradmask.attacks.bypass_search import find_bypass
 from pytest_gradmask.attacks.gradient import apgd
 from pytest_gradmask.attacks.losses import margin
 from pytest_gradmask.attacks.oracle import Oracle, RandomStream
@@ -96,8 +97,17 @@ def aim(
             )
         return replace(target, substitutes={own[modules[name]]: substitute for name, substitute in told.items()})
     with stream.active():
-        found = find_bypass(attacked, images[:_SEARCH_IMAGES], _SEARCH_FORWARDS if target.eot > 1 else 1)
-    return replace(target, substitutes=dict.fromkeys(found))
+        return replace(target, substitutes=_found(target, images[:_SEARCH_IMAGES]))
+
+
+def _found(target: Target, images: torch.Tensor) -> dict[str, object]:
+    if not target.defense.members:
+        return find_bypass(target.attacked, images, forwards=_SEARCH_FORWARDS if target.eot > 1 else 1)
+    return {
+        f"members.{number}.{name}": substitute
+        for number, member in enumerate(target.defense.members)
+        for name, substitute in find_bypass(member, images).items()
+    }
 
 
 def plan_attacks(target: Target, budget: Budget) -> list[PlannedAttack]:
@@ -128,7 +138,7 @@ def _adaptive_attacks(target: Target, budget: Budget) -> list[PlannedAttack]:
             "transfer-backbone",
             "adaptive",
             partial(follow, stop_early=False),
-            target.oracle(removed(target.attacked, tuple(substitutes))),
+            target.oracle(removed(target.attacked, substitutes)),
             skip=skip,
         ),
     ]

@@ -78,17 +78,27 @@ def test_masking_is_found_where_told() -> None:
     assert audited(Defense(model, bypass={model[0]: nn.Identity()})).bypassed == ("0",)
 
 
+class Inside(nn.Module):
+    """Cuts the graph in its own forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = linear()
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.backbone(images.detach())  # type: ignore[no-any-return]
+
+
+def test_a_mask_in_the_models_own_forward_is_bypassed_without_being_told() -> None:
+    result = audited(Inside().eval())
+    assert result.verdict is Verdict.MASKED
+    assert result.bypassed == ("all before backbone",)
+    assert result.accuracy_under("bpda").value == 0
+
+
 def test_masking_without_a_bypass_is_found_by_other_adaptive_attacks() -> None:
-    class Inside(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.backbone = linear()
-
-        def forward(self, images: torch.Tensor) -> torch.Tensor:
-            return self.backbone(images.detach())  # type: ignore[no-any-return]
-
     budget = replace(TINY, square_queries=300, zero_order_pairs=20, zero_order_steps=10)
-    result = audited(Inside().eval(), threat=ThreatModel(0.2), budget=budget)
+    result = audited(Defense(Inside().eval(), bypass=()), threat=ThreatModel(0.2), budget=budget)
     assert result.verdict is Verdict.MASKED
     assert result.attack("bpda").status == "skipped"
     assert {finding.id for finding in result.findings} >= {
@@ -109,7 +119,8 @@ def test_a_transfer_source_breaks_what_its_twin_masks() -> None:
             return self.model(images.detach())  # type: ignore[no-any-return]
 
     budget = replace(TINY, square_queries=1, zero_order_pairs=1, zero_order_steps=1)
-    result = audited(Defense(Hidden(linear()).eval(), sources=[linear(seed=5), linear()]), budget=budget)
+    hidden = Defense(Hidden(linear()).eval(), sources=[linear(seed=5), linear()], bypass=())
+    result = audited(hidden, budget=budget)
     assert result.verdict is Verdict.MASKED
     assert result.attack("transfer-source-1").broken
     assert len(result.attack("transfer-source-0").broken) < len(result.attack("transfer-source-1").broken)

@@ -1,17 +1,15 @@
-"""Bypassing parts of a defense on the backward pass, and finding which."""
+"""Bypassing parts of a defense on the backward pass."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from pytest_gradmask.attacks.bpda import bypassed, find_bypass, removed
-from pytest_gradmask.models.backbones import Normalize
-from pytest_gradmask.models.composites import Composite, RandomizedEnsemble
+from pytest_gradmask.attacks.bpda import FromImages, bypassed, described, removed
+from pytest_gradmask.models.composites import Composite
 from pytest_gradmask.models.front_ends import DnCNN, calibrate
 from tests.toys import (
     Detach,
@@ -22,7 +20,6 @@ from tests.toys import (
     convolutional,
     draw,
     linear,
-    seeded,
 )
 
 FRONT_ENDS: dict[str, Callable[[], nn.Module]] = {
@@ -103,20 +100,20 @@ def test_nothing_to_bypass_changes_nothing() -> None:
 def test_removed_passes_the_input_on() -> None:
     images, backbone = draw(4, 3, 8, 8), convolutional()
     model = Composite(NearIdentityConv(scale=1.0), backbone)
-    assert torch.equal(removed(model, ("front_end",))(images), backbone(images))
-    assert torch.equal(gradient(removed(model, ("front_end",)), images), gradient(backbone, images))
+    assert torch.equal(removed(model, {"front_end": None})(images), backbone(images))
+    assert torch.equal(gradient(removed(model, {"front_end": None}), images), gradient(backbone, images))
     assert not torch.equal(model(images), backbone(images))
 
 
-@pytest.mark.parametrize("rewire", [lambda model: bypassed(model, {"0": None}), lambda model: removed(model, ("0",))])
-def test_the_model_is_unchanged_afterwards_even_if_it_raises(rewire: Callable[[nn.Module], nn.Module]) -> None:
+@pytest.mark.parametrize("rewire", [bypassed, removed])
+def test_the_model_is_unchanged_afterwards_even_if_it_raises(rewire: Callable[..., nn.Module]) -> None:
     class Raise(nn.Module):
         def forward(self, images: torch.Tensor) -> torch.Tensor:
             raise RuntimeError(f"no images like these {len(images)}")
 
     model = nn.Sequential(NearIdentityConv(), Raise())
     with pytest.raises(RuntimeError, match="no images like these 2"):
-        rewire(model)(draw(2, 3, 8, 8))
+        rewire(model, {"0": None})(draw(2, 3, 8, 8))
     assert overridden(model) == []
 
 
@@ -142,7 +139,7 @@ def test_a_forward_that_was_replaced_before_stays_so() -> None:
 
 def test_rewired_models_do_not_disturb_one_another() -> None:
     model, images = nn.Sequential(Quantize(), linear()), draw(2, 3, 8, 8)
-    first, second = bypassed(model, {"0": None}), removed(model, ("0",))
+    first, second = bypassed(model, {"0": None}), removed(model, {"0": None})
     before = model(images)
     second(images)
     assert torch.equal(first(images), before)
@@ -150,117 +147,61 @@ def test_rewired_models_do_not_disturb_one_another() -> None:
     assert (gradient(model, images) == 0).all()
 
 
-@every_front_end
-def test_find_bypass_finds_a_front_end_in_a_sequential(make: Callable[[], nn.Module]) -> None:
-    model = nn.Sequential(make(), convolutional()).eval()
-    assert find_bypass(model, draw(8, 3, 8, 8)) == ("0",)
+class Inline(nn.Module):
+    """Changes its images in its own forward, in front of ``net``."""
 
-
-@every_front_end
-def test_find_bypass_finds_a_front_end_in_a_custom_module(make: Callable[[], nn.Module]) -> None:
-    class Custom(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.classifier = nn.ModuleDict({"net": convolutional()})
-            self.purifier = nn.Sequential(make())
-
-        def forward(self, images: torch.Tensor) -> torch.Tensor:
-            return self.classifier["net"](self.purifier(images))  # type: ignore[no-any-return]
-
-    assert find_bypass(Custom().eval(), draw(8, 3, 8, 8)) == ("purifier",)
-
-
-def test_find_bypass_keeps_the_outermost_of_nested_candidates_only() -> None:
-    chain = nn.Sequential(nn.Sequential(Quantize(), Detach()), Quantize())
-    model = nn.Sequential(chain, convolutional()).eval()
-    assert find_bypass(model, draw(8, 3, 8, 8)) == ("0",)
-
-
-def test_find_bypass_finds_front_ends_one_after_the_other() -> None:
-    model = nn.Sequential(Quantize(), NearIdentityConv(), convolutional()).eval()
-    assert find_bypass(model, draw(8, 3, 8, 8)) == ("0", "1")
-
-
-class Chatty(nn.Module):
-    """Returns its image and a word."""
-
-    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, str]:
-        return images * 1, "hello"
-
-
-class Sum(nn.Module):
-    """Takes two images."""
-
-    def forward(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-        return (first + second) / 2
-
-
-class Odd(nn.Module):
-    """Has submodules that are no front ends, for reasons other than their distance from the identity."""
-
-    def __init__(self) -> None:
+    def __init__(self, change: Callable[[torch.Tensor], torch.Tensor], net: nn.Module) -> None:
         super().__init__()
-        self.chatty, self.sum, self.backbone = Chatty(), Sum(), convolutional()
+        self.change, self.net = change, net
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return self.backbone(self.sum(images, self.chatty(images)[0]))  # type: ignore[no-any-return]
+        return self.net(self.change(images))  # type: ignore[no-any-return]
 
 
-class Reused(nn.Module):
-    """Uses a submodule twice: near the identity only for the brighter of its two inputs, which comes last."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.quantize, self.backbone = Quantize(), convolutional()
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return self.backbone(self.quantize(images / 100) + self.quantize(images))  # type: ignore[no-any-return]
+def quantized(images: torch.Tensor) -> torch.Tensor:
+    return torch.round(images * 16) / 16
 
 
-@pytest.mark.parametrize(
-    "model",
-    [
-        pytest.param(convolutional(), id="classifier"),
-        pytest.param(linear(), id="linear classifier"),
-        pytest.param(nn.Sequential(Normalize((0.5, 0.5, 0.5), (0.25, 0.25, 0.25)), convolutional()), id="normalize"),
-        pytest.param(nn.Sequential(NearIdentityConv(scale=1.0), convolutional()), id="conv far from the identity"),
-        pytest.param(nn.Sequential(nn.Identity(), nn.Dropout(), convolutional()), id="identity and idle dropout"),
-        pytest.param(nn.Sequential(nn.AvgPool2d(2), nn.Upsample(scale_factor=2), convolutional()), id="resized"),
-        pytest.param(Odd(), id="odd signatures"),
-        pytest.param(Reused(), id="near the identity once of twice"),
-    ],
-)
-def test_find_bypass_finds_nothing_in(model: nn.Module) -> None:
-    assert find_bypass(model.eval(), draw(8, 3, 8, 8)) == ()
+def test_what_comes_before_a_submodule_is_bypassed() -> None:
+    images, backbone = draw(4, 3, 8, 8), linear()
+    model = Inline(quantized, backbone)
+    rewired = bypassed(model, {"net": FromImages()})
+    assert torch.equal(rewired(images), model(images))
+    assert (gradient(model, images) == 0).all()
+    assert torch.equal(gradient(rewired, images), gradient(backbone, images))
 
 
-def test_find_bypass_sees_every_member_of_a_randomized_ensemble() -> None:
-    members = [nn.Sequential(make(), convolutional()) for make in (Quantize, KillGradient, NearIdentityConv)]
-    model = RandomizedEnsemble(members).eval()
-    torch.manual_seed(0)
-    assert find_bypass(model, draw(8, 3, 8, 8), forwards=50) == ("members.0.0", "members.1.0", "members.2.0")
-    assert len(find_bypass(model, draw(8, 3, 8, 8), forwards=1)) == 1
+def test_what_comes_before_a_submodule_has_a_substitute() -> None:
+    images, backbone = draw(4, 3, 8, 8), linear()
+    model = Inline(lambda images: 1 - 2 * quantized(images), backbone)
+    rewired = bypassed(model, {"net": FromImages(lambda images: 1 - 2 * images)})
+    assert torch.equal(rewired(images), model(images))
+    torch.testing.assert_close(gradient(rewired, images), -2 * gradient(backbone, images))
 
 
-def test_find_bypass_gives_a_half_precision_model_half_precision_images() -> None:
-    model = nn.Sequential(NearIdentityConv(), linear()).eval().half()
-    assert find_bypass(model, draw(8, 3, 8, 8)) == ("0",)
+def test_a_substitute_sees_the_images_although_the_model_writes_into_them() -> None:
+    images, backbone = draw(4, 3, 8, 8), linear()
+    model = Inline(lambda images: images.mul_(0).add_(0.5), backbone)
+    rewired = removed(model, {"net": FromImages()})
+    assert torch.equal(rewired(images.clone()), backbone(images))
 
 
-@pytest.mark.parametrize("raises", [False, True])
-def test_find_bypass_leaves_no_trace(raises: bool) -> None:
-    def interrupt(_: nn.Module, inputs: Any, output: Any) -> None:
-        if raises:
-            raise RuntimeError(f"no {type(inputs)} {type(output)}")
+def test_removed_passes_what_stands_in_for_all_before_a_submodule() -> None:
+    images, backbone = draw(4, 3, 8, 8), linear()
+    model = Inline(quantized, backbone)
+    assert torch.equal(removed(model, {"net": FromImages()})(images), backbone(images))
+    assert torch.equal(removed(model, {"net": FromImages(torch.sqrt)})(images), backbone(images.sqrt()))
 
-    model, images = nn.Sequential(QuantizeInPlace(), convolutional()), torch.rand(4, 3, 8, 8, generator=seeded())
-    model[1].register_forward_hook(interrupt)
-    before = images.clone()
-    if raises:
-        with pytest.raises(RuntimeError, match="no "):
-            find_bypass(model, images)
-    else:
-        find_bypass(model, images)
-    assert torch.equal(images, before)
-    hooks = [hook for module in model.modules() for hook in (*module._forward_hooks, *module._forward_pre_hooks)]
-    assert len(hooks) == 1
+
+def test_removed_runs_substitutes_forward() -> None:
+    images, backbone = draw(4, 3, 8, 8), linear()
+    model = nn.Sequential(Quantize(), backbone)
+    assert torch.equal(removed(model, {"0": torch.sqrt})(images), backbone(images.sqrt()))
+
+
+def test_reports_say_what_is_bypassed() -> None:
+    assert described({"front_end": None, "act": torch.relu, "net": FromImages()}) == (
+        "front_end",
+        "act",
+        "all before net",
+    )
