@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from pytest_gradmask.results import AttackResult, Finding, Gap, Verdict
 from pytest_gradmask.stats import (
+    clopper_pearson,
     holm,
     images_to_establish,
     images_to_exclude,
@@ -49,6 +50,15 @@ def measure_gap(total: int, attacks: Sequence[AttackResult], confidence: float) 
     p_values |= {result.name: 1.0 for result in attacks if result.status == "spared"}
     p_values = holm(p_values)
     return Gap(excess, placebo_only, total, (excess - placebo_only) / total, low, high, p_values)
+
+
+def _hardly_anything_left(
+    clean: Sequence[bool], attacks: Sequence[AttackResult], margin: float, confidence: float
+) -> bool:
+    """Whether gradient attacks leave so little that no attack could open a gap of the margin, whatever probes saw."""
+    broken = {index for result in attacks if result.kind == "gradient" for index in result.broken}
+    standing = sum(correct and index not in broken for index, correct in enumerate(clean))
+    return clopper_pearson(standing, len(clean), confidence)[1] < margin
 
 
 def decide(
@@ -100,7 +110,8 @@ def decide(
             gap,
         )
     obstacles = [f"{result.name} failed: {result.note}" for result in failures]
-    obstacles += [f"{finding.id}: {finding.message}" for finding in findings if finding.undermines_attacks]
+    if not _hardly_anything_left(clean, attacks, margin, confidence):
+        obstacles += [f"{finding.id}: {finding.message}" for finding in findings if finding.undermines_attacks]
     extra = sum(len(result.broken) for result in attacks if result.kind == "placebo") / total
     if extra > margin:
         obstacles.append(

@@ -10,6 +10,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from pytest_gradmask.results import AttackResult, Finding, Kind, Status, Verdict
+from pytest_gradmask.stats import clopper_pearson
 from pytest_gradmask.verdict import Decision, decide, measure_gap
 
 UNDERMINED = Finding("zero-gradient", "the gradient is exactly zero", undermines_attacks=True)
@@ -70,6 +71,14 @@ def test_robust_and_unmasked() -> None:
 def test_a_harmless_gap_is_not_masked() -> None:
     # 4 of 200 images fall to an adaptive attack only: surely fewer than 10 points.
     assert judge(200, evidence(adaptive=range(4)), margin=0.1).verdict is Verdict.NOT_MASKED
+
+
+@pytest.mark.parametrize(("standing", "expected"), [(0, Verdict.NOT_MASKED), (1, Verdict.INCONCLUSIVE)])
+def test_a_finding_is_moot_where_gradient_attacks_leave_surely_less_than_the_margin(
+    standing: int, expected: Verdict
+) -> None:
+    # At 99 %, none of 20 is surely below 25 points, one of 20 is not.
+    assert judge(20, evidence(gradient=range(standing, 20)), [UNDERMINED]).verdict is expected
 
 
 @pytest.mark.parametrize(
@@ -233,7 +242,10 @@ def test_a_verdict_keeps_its_promises(
     assert decision.reasons
     if decision.verdict is Verdict.NOT_MASKED:
         assert all(attack.status != "failed" for attack in attacks)
-        assert UNDERMINED not in findings
+        standing = sum(clean) - len(
+            {index for attack in attacks if attack.kind == "gradient" for index in attack.broken}
+        )
+        assert UNDERMINED not in findings or clopper_pearson(standing, len(clean), 0.95)[1] < margin
         assert decision.gap is not None
         assert decision.gap.high < margin
     elif decision.verdict is Verdict.MASKED:
