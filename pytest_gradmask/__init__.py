@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pytest_gradmask.assertions import (
+        assert_attack_passes_unit_test,
         assert_clean_accuracy_retained,
         assert_gradient_masking,
         assert_near_identity,
@@ -31,6 +32,7 @@ _HOMES = {
     "GradmaskError": "errors",
     "ThreatModel": "threat",
     "Verdict": "results",
+    "assert_attack_passes_unit_test": "assertions",
     "assert_clean_accuracy_retained": "assertions",
     "assert_gradient_masking": "assertions",
     "assert_near_identity": "assertions",
@@ -48,6 +50,7 @@ __all__ = [
     "GradmaskError",
     "ThreatModel",
     "Verdict",
+    "assert_attack_passes_unit_test",
     "assert_clean_accuracy_retained",
     "assert_gradient_masking",
     "assert_near_identity",

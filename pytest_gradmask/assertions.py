@@ -5,12 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pytest_gradmask.errors import InputError
-from pytest_gradmask.report.text import explain
+from pytest_gradmask.report.text import explain, explain_unit_test
 from pytest_gradmask.results import Audit, Verdict
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import torch
     from torch import nn
+
+    from pytest_gradmask.defense import Defense
+    from pytest_gradmask.threat import ThreatModel
 
 
 def assert_no_gradient_masking(audit: Audit) -> None:
@@ -40,6 +45,37 @@ def assert_robust_accuracy(audit: Audit, *, at_least: float) -> None:
         raise AssertionError(explain(audit, "a robust accuracy that can be trusted"))
     if audit.robust_accuracy.value < at_least:
         raise AssertionError(explain(audit, f"a robust accuracy of at least {at_least:.1%}"))
+
+
+def assert_attack_passes_unit_test(
+    attack: Callable[..., torch.Tensor],
+    defense: Defense | nn.Module,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    *,
+    threat: ThreatModel,
+    generator: torch.Generator,
+    through: nn.Module | None = None,
+    confidence: float = 0.99,
+) -> None:
+    """Fail unless the attack finds (nearly) all adversarial examples that are planted into the defense for it.
+
+    The arguments and the errors raised are those of `pytest_gradmask.unit_test.unit_test`, after Zimmermann et al.
+    (NeurIPS 2022). At least 7 images; too few of them are no pass, and the message says so.
+    """
+    __tracebackhide__ = True
+    from pytest_gradmask.defense import as_defense
+    from pytest_gradmask.unit_test import unit_test
+
+    result = unit_test(
+        attack, defense, images, labels, threat=threat, generator=generator, through=through, confidence=confidence
+    )
+    if not result.ok:
+        inner = attack
+        while hasattr(inner, "func"):  # functools.partial
+            inner = inner.func
+        name = getattr(inner, "__name__", type(inner).__name__)
+        raise AssertionError(explain_unit_test(result, name, as_defense(defense).name))
 
 
 def assert_near_identity(front_end: nn.Module, images: torch.Tensor, *, atol: float) -> None:

@@ -24,3 +24,7 @@ class DataError(GradmaskError):
 
 class CheckpointError(GradmaskError):
     """A checkpoint or its card is missing, corrupted or does not match."""
+
+
+class DependencyError(GradmaskError, ImportError):
+    """An optional package is needed and not installed; the message says how to install it."""

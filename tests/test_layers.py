@@ -23,6 +23,8 @@ LAYERS = (
     "schedule",
     "scoring",
     "plan",
+    "unit_test",
+    "planting",
     "preflight",
     "probes",
     "verdict",
@@ -40,7 +42,7 @@ LAYERS = (
     "errors",
 )
 FILES = sorted(file for file in PACKAGE.rglob("*.py") if file != PACKAGE / "__init__.py")
-HEAVY = ("torch", "torchvision", "timm", "pyautoattack", "autoattack", "matplotlib")
+HEAVY = ("torch", "torchvision", "timm", "pyautoattack", "autoattack", "foolbox", "matplotlib")
 
 
 def module_name(file: Path) -> str:

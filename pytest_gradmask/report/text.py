@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pytest_gradmask.results import Audit, Verdict
+
+if TYPE_CHECKING:  # a summary needs no torch
+    from pytest_gradmask.unit_test import UnitTest
 
 _INTERVAL = ("estimate", "low", "high")
 
@@ -31,6 +34,46 @@ def explain(audit: Audit, expected: str) -> str:
     lines += [f"finding {finding.id}: {finding.message} ({finding.link})" for finding in audit.findings]
     lines += ["", _NEXT_STEP[audit.verdict]]
     return "\n".join(lines)
+
+
+def explain_unit_test(result: UnitTest, attack: str, defense: str) -> str:
+    """Why an attack does not pass its unit test on a defense: what it found, how sure that is, the next step."""
+    lines = [f"expected {attack} to pass its unit test on {defense}, but {_found(result)}", ""]
+    lines.append("  Each image got a last layer of its own for which an adversarial example inside the ball is known.")
+    total = len(result.outcomes)
+    if result.trivial:
+        lines.append(
+            f"  {result.trivial} of {total} images do not count: random points find an adversarial example, too."
+        )
+    if result.unseparable:
+        lines.append(
+            f"  {result.unseparable} of {total} images do not count: no example could be planted, as features at the "
+            "boundary of the ball cannot be told from those inside."
+        )
+    if result.invalid:
+        lines.append(
+            f"  {result.invalid} of {total} returned images were outside of the ball or the bounds, or not finite."
+        )
+    if result.fails:
+        step = (
+            f"A robust accuracy under {attack} means nothing on this defense: where it finds no adversarial example, "
+            "there may be one. Adapt it: BPDA around what hides the gradient (through=bypassed(...)), more forwards a "
+            "step (eot=) on a randomized defense, another loss (loss=margin) where logits saturate, or more steps."
+        )
+    elif result.tested == 0:
+        step = "Nothing is shown either way. Look at eps, gap and at what the defense does to noise; try other images."
+    else:
+        step = f"This is no pass, and no proof of failure. Settle it with more than {total} images."
+    return "\n".join([*lines, "", step])
+
+
+def _found(result: UnitTest) -> str:
+    if result.rate is None:
+        return f"none of the {len(result.outcomes)} images can be used for one"
+    return (
+        f"it found {result.passed} of {result.tested} planted adversarial examples: {result.rate} at "
+        f"{result.confidence:.0%} confidence"
+    )
 
 
 def attack_table(audit: Audit) -> list[str]:
