@@ -70,8 +70,10 @@ class Target:
     eot: int = 1
 
     def oracle(self, model: nn.Module | None = None) -> Oracle:
-        """A fresh counter around the defense, or around another model with the same outputs."""
-        return Oracle(self.defense.model if model is None else model, self.stream, self.defense.outputs)
+        """A fresh counter around the defense, or around a model made of ``attacked``."""
+        if model is None:
+            return Oracle(self.defense.model, self.stream, self.defense.outputs)
+        return Oracle(model, self.stream, self.defense.outputs, weight=max(1, len(self.defense.members)))
 
 
 def aim(
@@ -158,7 +160,7 @@ def _adaptive_attacks(target: Target, budget: Budget) -> list[PlannedAttack]:
 def plan_placebo(target: Target, budget: Budget, passes: float) -> PlannedAttack:
     """A gradient attack with a fresh seed and the budget of the adaptive attacks: what that buys without adapting.
 
-    ``passes`` is how many forward and backward passes an image the costliest adaptive attack has spent; the placebo
+    ``passes`` is how many forward and backward passes an image the adaptive attacks have spent together; the placebo
     gets at least as many, in whole restarts.
     """
     eot = budget.eot if target.randomized else 1

@@ -105,7 +105,8 @@ class Gap:
         total: all images of the audit.
         estimate: ``(excess - placebo_only) / total``.
         low, high: exact bounds of it, each valid at the audit's confidence.
-        p_values: Holm-adjusted, one for each adaptive attack.
+        p_value: of the exact paired test of all adaptive attacks that ran against the placebo, times ``looks``.
+        looks: how often an audit may look at the evidence: once after each adaptive attack.
     """
 
     excess: int
@@ -114,7 +115,8 @@ class Gap:
     estimate: float
     low: float
     high: float
-    p_values: Mapping[str, float]
+    p_value: float
+    looks: int
 
     def __str__(self) -> str:
         return f"{100 * self.estimate:.1f} points [{100 * self.low:.1f}, {100 * self.high:.1f}]"

@@ -52,8 +52,8 @@ def attack_in_turn(
     placebos: list[AttackResult] = []
 
     def top_up() -> AttackResult:
-        """Give the placebo the budget of the costliest adaptive attack so far, if it has not had it yet."""
-        passes = max((_passes(result) for result in results if result.kind == "adaptive"), default=0.0)
+        """Give the placebo what all adaptive attacks so far have spent together, if it has not had it yet."""
+        passes = sum(_passes(result) for result in results if result.kind == "adaptive")
         had = sum(_passes(result) for result in placebos)
         if not placebos:
             placebos.append(run(plan_placebo(target, budget, passes), standing))

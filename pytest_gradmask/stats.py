@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 from scipy import stats
 
@@ -32,16 +32,6 @@ def mcnemar_p(ours: int, theirs: int) -> float:
     return float(stats.binom.sf(ours - 1, ours + theirs, 0.5)) if ours else 1.0
 
 
-def holm(p_values: Mapping[str, float]) -> dict[str, float]:
-    """Holm's step-down adjustment (Holm 1979): controls the chance of any false rejection."""
-    adjusted: dict[str, float] = {}
-    running = 0.0
-    for rank, name in enumerate(sorted(p_values, key=lambda key: p_values[key])):
-        running = max(running, min(1.0, (len(p_values) - rank) * p_values[name]))
-        adjusted[name] = running
-    return adjusted
-
-
 def paired_interval(ours: int, theirs: int, trials: int, confidence: float) -> tuple[float, float]:
     """One-sided exact bounds, each valid at ``confidence``, of the difference of two paired proportions.
 
@@ -66,11 +56,11 @@ def images_to_exclude(margin: float, rate: float, confidence: float) -> int | No
     return _search(lambda n: clopper_pearson(round(rate * n), n, confidence)[1] < margin) if rate < margin else None
 
 
-def images_to_establish(rate: float, other: float, confidence: float, comparisons: int) -> int | None:
-    """How many images settle that ``rate`` exceeds ``other``, after Holm over ``comparisons``; None if none would."""
+def images_to_establish(rate: float, other: float, confidence: float, looks: int) -> int | None:
+    """How many images settle that ``rate`` exceeds ``other`` at one of ``looks`` looks; None if none would."""
     if rate <= other:
         return None
-    alpha = (1 - confidence) / max(comparisons, 2)
+    alpha = (1 - confidence) / max(looks, 2)
     return _search(lambda n: mcnemar_p(round(rate * n), round(other * n)) < alpha)
 
 

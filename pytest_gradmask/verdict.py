@@ -1,8 +1,9 @@
 """From broken images and findings to a verdict: pure functions, no torch.
 
-The rules are those of the design: the masking gap is what adaptive attacks break beyond the gradient
-attacks *and* beyond a placebo, a fresh gradient attack with the adaptive attacks' budget. Every bound and
-every test is exact and holds for small samples.
+The masking gap is what adaptive attacks break together, beyond the gradient attacks *and* beyond a placebo: fresh
+gradient attacks with the budget of all adaptive attacks together, so that like is compared with like. Every bound and
+every test is exact and holds for small samples. An audit may look after each adaptive attack, so each look gets its
+share of the error (Bonferroni).
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ from dataclasses import dataclass
 from pytest_gradmask.results import AttackResult, Finding, Gap, Verdict
 from pytest_gradmask.stats import (
     clopper_pearson,
-    holm,
     images_to_establish,
     images_to_exclude,
     mcnemar_p,
@@ -39,17 +39,13 @@ def measure_gap(total: int, attacks: Sequence[AttackResult], confidence: float) 
         return None
     by_gradient = {index for result in attacks if result.kind == "gradient" for index in result.broken}
     by_placebo = {index for result in placebo for index in result.broken} - by_gradient
-    by_adaptive = {result.name: set(result.broken) - by_gradient for result in adaptive}
-    fallen = set().union(*by_adaptive.values())
+    fallen = {index for result in adaptive for index in result.broken} - by_gradient
     excess, placebo_only = len(fallen - by_placebo), len(by_placebo - fallen)
     low, high = paired_interval(excess, placebo_only, total, confidence)
-    p_values = {
-        name: mcnemar_p(len(broken - by_placebo), len(by_placebo - broken)) for name, broken in by_adaptive.items()
-    }
-    # A spared attack was planned, so it counts among the comparisons.
-    p_values |= {result.name: 1.0 for result in attacks if result.status == "spared"}
-    p_values = holm(p_values)
-    return Gap(excess, placebo_only, total, (excess - placebo_only) / total, low, high, p_values)
+    # After a failed or a spared attack the audit looked, or would have.
+    looks = sum(result.kind == "adaptive" and result.status != "skipped" for result in attacks)
+    p_value = min(1.0, looks * mcnemar_p(excess, placebo_only))
+    return Gap(excess, placebo_only, total, (excess - placebo_only) / total, low, high, p_value, looks)
 
 
 def _hardly_anything_left(
@@ -98,14 +94,15 @@ def decide(
         return Decision(Verdict.INCONCLUSIVE, tuple(why), gap)
 
     points = f"{100 * margin:.3g} points"
-    if gap.low > 0 and min(gap.p_values.values()) < 1 - confidence and gap.estimate > margin:
-        strongest = min(gap.p_values, key=lambda name: gap.p_values[name])
+    if gap.low > 0 and gap.p_value < 1 - confidence and gap.estimate > margin:
+        strongest = max((result for result in attacks if result.kind == "adaptive"), key=lambda r: len(r.broken))
         return Decision(
             Verdict.MASKED,
             (
                 f"adaptive attacks break {gap.excess} of {total} images that neither a gradient attack nor the placebo "
                 f"breaks: a gap of {gap}, above the margin of {points}",
-                f"the strongest evidence is {strongest} (p = {gap.p_values[strongest]:.2g} after Holm's correction)",
+                f"{strongest.name} alone breaks {len(strongest.broken)}; in a paired test, all adaptive attacks "
+                f"together against the placebo give p = {gap.p_value:.2g}",
             ),
             gap,
         )
@@ -127,7 +124,7 @@ def decide(
             gap,
         )
     if gap.estimate > margin:
-        needed = images_to_establish(gap.excess / total, gap.placebo_only / total, confidence, len(gap.p_values))
+        needed = images_to_establish(gap.excess / total, gap.placebo_only / total, confidence, gap.looks)
         what = f"the gap of {gap} is above the margin of {points}, but {total} images do not settle it"
     else:
         needed = images_to_exclude(margin, gap.excess / total, confidence)

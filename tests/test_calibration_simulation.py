@@ -55,8 +55,8 @@ def agrees(events: int, trials: int, rate: float) -> bool:
 
 
 def uncorrected(evidence: Evidence) -> Counts:
-    """Every attack tested by itself at 50 % confidence."""
-    return np.where(evidence.p_values().min(1) < 0.5, MASKED, INCONCLUSIVE)
+    """Every look at 80 % confidence by itself."""
+    return np.where(evidence.p_values() < 0.2, MASKED, INCONCLUSIVE)
 
 
 def by_estimate(evidence: Evidence) -> Counts:
@@ -75,8 +75,6 @@ def test_without_masking_masked_is_rare(correlation: float, spent: dict[str, Any
     tally = simulate(Population(0.9, 0.1, correlation, **spent), 100, 800, judge(0.001))
     assert not exceeds(tally.exhaustive[MASKED], tally.audits, 0.01)
     assert not exceeds(tally.in_turn[MASKED], tally.audits, 0.01)
-    # With equal costs the placebo never changes, so to stop early changes no verdict.
-    assert spent or tally.in_turn == tally.exhaustive
     assert sum(tally.in_turn) == sum(tally.exhaustive) == sum(tally.looks) == tally.audits
 
 
@@ -95,13 +93,13 @@ def test_a_placebo_with_too_small_a_budget_is_caught(share: float, caught: bool)
 
 @pytest.mark.parametrize("images", [20, 100, 500])
 def test_false_alarms_are_bounded_exactly(images: int) -> None:
-    bounds = [false_alarm_bound(images, step / 20) for step in range(21)]
+    bounds = [false_alarm_bound(images, [step / 20] * 4) for step in range(21)]
     assert 0.001 < max(bounds) <= 0.01
-    # Two tests of which one decides, counted as one, are not bounded so.
-    assert max(false_alarm_bound(images, step / 20, 1) for step in range(21)) * 2 > 0.01
+    # Two looks, each counted as the only one, are not bounded so.
+    assert max(false_alarm_bound(images, [step / 20]) for step in range(21)) * 2 > 0.01
 
 
-@pytest.mark.parametrize("finders", ["all", "last"])
+@pytest.mark.parametrize("finders", FINDERS)
 def test_a_gap_of_20_points_is_found_on_200_images(finders: Any) -> None:
     tally = simulate(Population(0.6, 0.01, gap=0.2, finders=finders, **CI), 200, 500, judge(0.05))
     for verdicts in (tally.exhaustive, tally.in_turn):
@@ -143,17 +141,17 @@ def test_tries_have_the_chance_and_the_correlation_they_are_said_to_have(correla
     seen = patterns(Population(0.5, 0.1, correlation))
     assert seen.chance.sum() == pytest.approx(1)
     standing = np.where(seen.standing, seen.chance, 0) / 0.5
-    tries = np.column_stack([seen.falls, seen.stage <= 3])
+    # After one attack the placebo has had the budget of one try.
+    tries = np.column_stack([seen.falls, seen.stage <= 0])
     assert (standing @ tries).tolist() == pytest.approx([0.1] * 5)
     both = float(standing @ (tries[:, 0] & tries[:, 4]))
     assert (both - 0.01) / 0.09 == pytest.approx(correlation)
 
 
-def test_the_placebo_has_the_budget_of_the_costliest_attack_so_far_in_whole_restarts() -> None:
+def test_the_placebo_has_the_budget_of_all_attacks_so_far_in_whole_restarts() -> None:
     population = Population(0.5, 0.1, **UNEQUAL)
-    assert population.placebo_budgets() == pytest.approx([0.12, 0.36, 0.6, 1.08])
-    assert replace(population, together=True).placebo_budgets() == pytest.approx([0.12, 0.48, 1.08, 2.04])
-    assert replace(population, placebo_share=0.5).placebo_budgets() == pytest.approx([0.06, 0.18, 0.3, 0.54])
+    assert population.placebo_budgets() == pytest.approx([0.12, 0.48, 1.08, 2.04])
+    assert replace(population, placebo_share=0.5).placebo_budgets() == pytest.approx([0.06, 0.24, 0.54, 1.02])
 
 
 @pytest.mark.parametrize("finders", FINDERS)
@@ -164,7 +162,7 @@ def test_the_true_gap_is_what_many_images_show(finders: Any) -> None:
     decision = decide(clean, attacks, (), margin=0.05, confidence=CONFIDENCE)
     assert decision.gap is not None
     assert decision.gap.estimate == pytest.approx(seen.gap(3), abs=0.005)
-    assert seen.gap(3) > 0.1
+    assert seen.gap(3) == pytest.approx(0.1, abs=0.01)
     assert patterns(Population(0.6, 0.0, gap=0.1, finders=finders)).gap(3) == pytest.approx(0.1)
 
 
@@ -194,7 +192,7 @@ class Drawn:
 
 
 def test_simulated_audits_end_as_real_ones() -> None:
-    population = Population(0.6, 0.04, 0.2, gap=0.3, finders="parts", **UNEQUAL)
+    population = Population(0.6, 0.04, 0.2, gap=0.15, finders="parts", **UNEQUAL)
     images, audits, margin = 100, 150, 0.1
     seen = patterns(population)
     defense = masked(KillGradient)
@@ -234,7 +232,7 @@ def test_bounds_in_bulk_are_those_of_the_package() -> None:
     ours, theirs = (side.reshape(-1) for side in np.mgrid[:16, :16])
     kept = ours + theirs <= 15
     ours, theirs = ours[kept], theirs[kept]
-    low, high = Evidence(15, 1, ours[:, None], theirs[:, None], ours, theirs, theirs).bounds()
+    low, high = Evidence(15, 1, ours, theirs, theirs).bounds()
     expected = [paired_interval(int(a), int(b), 15, CONFIDENCE) for a, b in zip(ours, theirs, strict=True)]
     assert list(zip(low.tolist(), high.tolist(), strict=True)) == [pytest.approx(pair) for pair in expected]
 

@@ -12,7 +12,6 @@ from scipy.stats import binom, binomtest, multinomial
 
 from pytest_gradmask.stats import (
     clopper_pearson,
-    holm,
     images_to_establish,
     images_to_exclude,
     mcnemar_p,
@@ -60,24 +59,6 @@ def test_mcnemar_is_the_exact_binomial_test(ours: int, theirs: int) -> None:
 
 def test_mcnemar_without_a_discordant_image() -> None:
     assert mcnemar_p(0, 0) == 1
-
-
-def test_holm_by_hand() -> None:
-    adjusted = holm({"a": 0.01, "b": 0.04, "c": 0.03, "d": 0.005})
-    # 4 x 0.005, 3 x 0.01, 2 x 0.03, and b's own 0.04 raised to that of c before it.
-    assert adjusted == pytest.approx({"d": 0.02, "a": 0.03, "c": 0.06, "b": 0.06})
-
-
-@given(st.dictionaries(st.sampled_from("abcdef"), st.floats(0, 1), max_size=6), st.floats(0.001, 0.5))
-def test_holm_rejects_what_the_step_down_procedure_rejects(p_values: dict[str, float], level: float) -> None:
-    adjusted = holm(p_values)
-    rejected: set[str] = set()
-    for rank, name in enumerate(sorted(p_values, key=lambda key: p_values[key])):
-        if p_values[name] * (len(p_values) - rank) > level:
-            break
-        rejected.add(name)
-    assert {name for name, value in adjusted.items() if value <= level} == rejected
-    assert all(p_values[name] <= value <= 1 for name, value in adjusted.items())
 
 
 def outcomes(trials: int) -> Iterator[tuple[int, int]]:

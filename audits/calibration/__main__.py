@@ -46,7 +46,8 @@ def without_masking(
     cases = product(sizes, effects, accuracies, correlations, ("equal", "ci"))
     for seed, (images, effect, standing, correlation, spent) in zip(count(), cases, strict=False):
         population = Population(standing, effect, correlation, **(costs(BUDGETS["ci"]) if spent == "ci" else {}))
-        discordant = 2 * standing * effect * (1 - effect) * (1 - correlation)
+        seen = patterns(population)
+        discordant = [seen.discordant(look) for look in range(len(population.costs))]
         yield _row(population, images, audits, NO_MARGIN, seed) | {
             "costs": spent,
             "bound": false_alarm_bound(images, discordant) if spent == "equal" else None,
@@ -63,11 +64,11 @@ def with_a_gap(audits: int = AUDITS, sizes: Sequence[int] = tuple(MARGINS)) -> I
 
 
 def around_the_margin(audits: int = AUDITS, sizes: Sequence[int] = (200, 1000)) -> Iterator[Row]:
-    """Gaps of none, half the margin and the margin, where mere budget finds images, too; and a larger placebo."""
-    cases = product(sizes, (0.0, 0.5, 1.0), (0.0, 0.01, 0.02, 0.05), (False, True))
-    for seed, (images, share, effect, together) in zip(count(3000), cases, strict=False):
-        population = Population(0.6, effect, gap=share * MARGINS[images], together=together)
-        yield _row(population, images, audits, MARGINS[images], seed) | {"share": share, "together": together}
+    """Gaps of none, half the margin and the margin, where mere budget finds images, too."""
+    cases = product(sizes, (0.0, 0.5, 1.0), (0.0, 0.01, 0.02, 0.05))
+    for seed, (images, share, effect) in zip(count(3000), cases, strict=False):
+        population = Population(0.6, effect, gap=share * MARGINS[images])
+        yield _row(population, images, audits, MARGINS[images], seed) | {"share": share}
 
 
 def power_curves() -> dict[str, list[list[float]]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -14,27 +15,26 @@ from pytest_gradmask.results import AttackResult, Verdict
 from pytest_gradmask.verdict import decide
 
 
-def false_alarm_bound(images: int, discordant: float, comparisons: int = len(ADAPTIVE)) -> float:
-    """An upper bound of the chance of ``MASKED`` without masking, however the adaptive attacks depend on each other.
+def false_alarm_bound(images: int, discordant: Sequence[float]) -> float:
+    """An upper bound of the chance of ``MASKED`` without masking, however the looks depend on each other.
 
-    ``comparisons`` times the chance that the paired test of one attack is significant after Holm's correction
-    (Bonferroni's inequality; a verdict needs one such test).
+    The chances that the paired test rejects at each look, added up (Bonferroni's inequality; a verdict needs one).
 
     Args:
         images: of the audit.
-        discordant: chance that an image falls to exactly one of this attack and the placebo.
-        comparisons: adaptive attacks.
+        discordant: for each look, the chance that an image falls to exactly one of the adaptive attacks so far and the
+            placebo. Which of the two is a coin toss where nothing is masked and the placebo has their budget.
     """
-    chances = binom.pmf(np.arange(images + 1), images, discordant)
-    return float(comparisons * (chances @ _significance(images, comparisons)))
+    each = [binom.pmf(np.arange(images + 1), images, chance) for chance in discordant]
+    return float(sum(chances @ _significance(images, len(discordant)) for chances in each))
 
 
 @lru_cache(maxsize=16)
-def _significance(images: int, comparisons: int) -> NDArray[np.float64]:
+def _significance(images: int, looks: int) -> NDArray[np.float64]:
     """For each number of discordant images, the chance that so many are ours that the paired test rejects."""
     number = np.arange(images + 1)
     tails = binom.sf(number[None, :] - 1, number[:, None], 0.5)  # discordant images by those of them that are ours
-    significant: NDArray[np.float64] = np.where(tails * comparisons < 1 - CONFIDENCE, tails, 0.0).max(1)
+    significant: NDArray[np.float64] = np.where(tails * looks < 1 - CONFIDENCE, tails, 0.0).max(1)
     return significant
 
 

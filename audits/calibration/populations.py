@@ -34,7 +34,6 @@ class Population:
         finders: which adaptive attacks break those.
         costs: passes an image of each adaptive attack, in the order of `simulation.ADAPTIVE`.
         restart: passes of one restart of the placebo; it gets whole restarts, as many as the costs need.
-        together: give the placebo what all adaptive attacks so far cost together, not what the costliest one cost.
         placebo_share: of the budget it is due, what the placebo gets; below 1 to see that too weak a placebo shows.
     """
 
@@ -45,12 +44,11 @@ class Population:
     finders: Finders = "all"
     costs: tuple[int, ...] = (1, 1, 1, 1)
     restart: int = 1
-    together: bool = False
     placebo_share: float = 1.0
 
     def placebo_budgets(self) -> list[float]:
         """After each adaptive attack, what the placebo has had, relative to the costliest attack of all."""
-        spent = [(sum if self.together else max)(self.costs[: number + 1]) for number in range(len(self.costs))]
+        spent = [sum(self.costs[: number + 1]) for number in range(len(self.costs))]
         whole = [self.restart * math.ceil(passes / self.restart) for passes in spent]
         return [self.placebo_share * passes / max(self.costs) for passes in whole]
 
@@ -80,6 +78,10 @@ class Patterns:
     standing: NDArray[np.bool_]
     falls: NDArray[np.bool_]
     stage: NDArray[np.int64]
+
+    def discordant(self, last: int) -> float:
+        """The chance that an image falls to the adaptive attacks up to number ``last`` or to the placebo, not both."""
+        return float(self.chance @ (self.falls[:, : last + 1].any(1) != (self.stage <= last)))
 
     def gap(self, last: int) -> float:
         """The true gap beyond the placebo of the adaptive attacks up to number ``last``."""

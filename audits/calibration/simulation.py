@@ -32,16 +32,13 @@ class Evidence:
     Attributes:
         images: of each audit.
         planned: adaptive attacks that were to run.
-        ours: audit by attack that has run: images that fall to it and not to the placebo.
-        theirs: audit by attack that has run: images that fall to the placebo and not to it.
-        excess, placebo_only: the same of all adaptive attacks together; one number an audit.
-        placebo: images that fall to the placebo; one number an audit.
+        excess: images that fall to an adaptive attack and not to the placebo; one number an audit.
+        placebo_only: the other way round.
+        placebo: images that fall to the placebo.
     """
 
     images: int
     planned: int
-    ours: Counts
-    theirs: Counts
     excess: Counts
     placebo_only: Counts
     placebo: Counts
@@ -56,8 +53,8 @@ class Evidence:
         return low[which], _clopper_pearson(excess, self.images, CONFIDENCE)[1][which]
 
     def p_values(self) -> NDArray[np.float64]:
-        """`stats.mcnemar_p` of each audit and attack that has run, without correction."""
-        (ours, theirs), which = _once(self.ours, self.theirs)
+        """`stats.mcnemar_p` of each audit, without correction."""
+        (ours, theirs), which = _once(self.excess, self.placebo_only)
         p: NDArray[np.float64] = binom.sf(ours - 1, ours + theirs, 0.5)[which]
         return p
 
@@ -72,9 +69,7 @@ def judge(margin: float) -> Rule:
     """The audit's own rule, `decide`, where no attack failed and no finding undermines the attacks."""
 
     def rule(evidence: Evidence) -> Counts:
-        significant = (
-            evidence.p_values().min(1) * evidence.planned < 1 - CONFIDENCE
-        )  # the smallest p-value after Holm's correction
+        significant = evidence.p_values() * evidence.planned < 1 - CONFIDENCE
         low, high = evidence.bounds()
         estimate = (evidence.excess - evidence.placebo_only) / evidence.images
         masked = (low > 0) & significant & (estimate > margin)
@@ -161,10 +156,8 @@ def evidence(seen: Patterns, drawn: Counts, last: int, placebo: bool) -> Evidenc
         placebo: whether the placebo has run; otherwise it has broken nothing.
     """
     gone = (seen.stage <= last) & placebo
-    ran = seen.falls[:, : last + 1]
-    together = ran.any(1)
-    ours, theirs = ran & ~gone[:, None], gone[:, None] & ~ran
-    counted = [drawn @ what.astype(np.int64) for what in (ours, theirs, together & ~gone, gone & ~together, gone)]
+    fallen = seen.falls[:, : last + 1].any(1)
+    counted = [drawn @ what.astype(np.int64) for what in (fallen & ~gone, gone & ~fallen, gone)]
     return Evidence(int(drawn[0].sum()) if len(drawn) else 1, seen.falls.shape[1], *counted)
 
 

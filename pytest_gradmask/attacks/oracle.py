@@ -88,15 +88,17 @@ class Oracle(nn.Module):
         model: maps images to ``outputs``.
         stream: the defense's random numbers.
         outputs: what the model returns; probabilities are turned into logits by a logarithm.
+        weight: passes of the defense that one pass of the model is worth: a mixture of members asks them all.
 
     Attributes:
         dtype: what the model computes in.
-        forwards, backwards: images passed so far in each direction.
+        forwards, backwards: images passed through the defense so far in each direction.
     """
 
-    def __init__(self, model: nn.Module, stream: RandomStream, outputs: Outputs = "logits") -> None:
+    def __init__(self, model: nn.Module, stream: RandomStream, outputs: Outputs = "logits", *, weight: int = 1) -> None:
         super().__init__()
         self.model = model
+        self._weight = weight
         self._stream = stream
         self._outputs = outputs
         self.dtype = parameter_dtype(model)
@@ -105,7 +107,7 @@ class Oracle(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Logits, float32, N x K. Where the model's graph does not reach the images, their gradient is zero."""
-        self.forwards += len(images)
+        self.forwards += self._weight * len(images)
         with self._stream.active():
             raw: torch.Tensor = self.model(images.to(self.dtype, copy=True))  # the model may write into its input
         logits = raw.float()
@@ -128,14 +130,14 @@ class Oracle(nn.Module):
 
     def connected(self, image: torch.Tensor) -> bool:
         """Whether autograd's graph leads from the logits back to the images; 1 x C x H x W, one pass each way."""
-        self.forwards += len(image)
+        self.forwards += self._weight * len(image)
         point = image.to(self.dtype, copy=True).requires_grad_(True)
         with torch.enable_grad(), self._stream.active():
             raw = self.model(point + 0)  # the model may write into its input
         if not raw.requires_grad:
             return False
-        self.backwards += len(image)
+        self.backwards += self._weight * len(image)
         return torch.autograd.grad(raw.sum(), point, allow_unused=True)[0] is not None
 
     def _count_backward(self, gradient: torch.Tensor) -> None:
-        self.backwards += len(gradient)
+        self.backwards += self._weight * len(gradient)

@@ -40,7 +40,8 @@ def to_json(audit: Audit) -> dict[str, Any]:
             "high": gap.high,
             "excess": gap.excess,
             "placebo_only": gap.placebo_only,
-            "p_values": dict(gap.p_values),
+            "p_value": gap.p_value,
+            "looks": gap.looks,
         },
         "findings": [
             {
