@@ -18,7 +18,7 @@ from pytest_gradmask.budgets import Budget, get_budget
 from pytest_gradmask.defense import Defense, as_defense
 from pytest_gradmask.errors import GradmaskError, InputError
 from pytest_gradmask.isolation import no_trace
-from pytest_gradmask.plan import aim, known_models
+from pytest_gradmask.plan import PlannedAttack, Target, aim, known_models, plan_attacks
 from pytest_gradmask.preflight import check_batch, check_defense
 from pytest_gradmask.probes.comparisons import compare_attacks
 from pytest_gradmask.probes.suite import probe_defense
@@ -26,7 +26,11 @@ from pytest_gradmask.results import AttackResult, Audit, Finding, Verdict
 from pytest_gradmask.schedule import Progress, attack_in_turn
 from pytest_gradmask.scoring import Evaluation, subseed
 from pytest_gradmask.threat import ThreatModel
+from pytest_gradmask.unit_test import unit_test
 from pytest_gradmask.verdict import Decision, decide
+
+#: Images of the attacks' unit test: the first tell a broken attack, all of them settle one that misses a few.
+_TESTED = (8, 24)
 
 
 def audit(
@@ -112,12 +116,16 @@ def _audit(
     if any(clean):
         findings += _probe(look, images[correct], labels[correct], threat, seed, seen.randomized)
 
-        def judge(attacks: Sequence[AttackResult]) -> Decision:
-            return decide(clean, attacks, findings, margin=margin, confidence=confidence)
+        def judge(attacks: Sequence[AttackResult], *more: Finding) -> Decision:
+            return decide(clean, attacks, [*findings, *more], margin=margin, confidence=confidence)
 
         certain = None if exhaustive else lambda attacks: judge(attacks).verdict is Verdict.MASKED
         results = attack_in_turn(evaluation, target, budget, clean, certain, progress)
         findings += compare_attacks(results, len(clean), confidence)
+        failure = Finding("attack-fails-unit-test", "", True)
+        # Worth its time only where a failure would change the verdict.
+        if judge(results).verdict is Verdict.NOT_MASKED is not judge(results, failure).verdict:
+            findings += _test_attacks(target, budget, images[correct], labels[correct], threat, seed, progress)
     decision = decide(clean, results, findings, margin=margin, confidence=confidence)
     return Audit(
         defense=defense.name,
@@ -144,6 +152,53 @@ def _probe(
         raise
     except Exception as error:  # the defense is not ours: whatever its backward raises is a finding, not a crash
         return [Finding("no-gradient", f"differentiating it raises {type(error).__name__}: {error}", True)]
+
+
+def _test_attacks(
+    target: Target,
+    budget: Budget,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    threat: ThreatModel,
+    seed: int,
+    progress: Progress,
+) -> list[Finding]:
+    """A finding unless a gradient attack, or else BPDA, finds examples that are planted in this defense."""
+    told = []
+    for attack in plan_attacks(target, budget):
+        if attack.name in ("apgd-ce", "bpda") and not attack.skip:
+            passed, found = _tested(attack, target.defense, images, labels, threat, seed, progress)
+            if passed:
+                return []
+            told.append(found)
+    return [Finding("attack-fails-unit-test", f"of examples planted in this defense, {'; '.join(told)}", True)]
+
+
+def _tested(
+    attack: PlannedAttack,
+    defense: Defense,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    threat: ThreatModel,
+    seed: int,
+    progress: Progress,
+) -> tuple[bool, str]:
+    """Whether an attack passes its unit test, and what it found in words."""
+    found = ""
+    for count in _TESTED:
+        progress(f"unit test of {attack.name} on {min(count, len(images))} images")
+        generator = torch.Generator().manual_seed(subseed(seed, f"unit test of {attack.name}"))
+        try:
+            result = unit_test(
+                attack.run, defense, images[:count], labels[:count], threat=threat, generator=generator,
+                through=attack.model.model,
+            )  # fmt: skip
+        except Exception as error:  # neither the defense nor its last layer is ours
+            return False, f"{attack.name} cannot be tested ({type(error).__name__}: {error})"
+        found = f"{attack.name} finds {result.passed} of {result.tested}"
+        if result.ok or result.fails or count >= len(images):
+            return result.ok, found
+    return False, found
 
 
 def _move(defense: Defense, place: torch.device) -> list[tuple[nn.Module, torch.device]]:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torchvision  # noqa: F401 - tests that run pytest in their own process forget what it loads, and this loads once
 from hypothesis import HealthCheck, settings
 
 from tests.training_toys import GUARDED_TOML, TOML, separable

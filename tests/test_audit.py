@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
 from torch import nn
 
-from pytest_gradmask import Defense, ThreatModel, Verdict
+from pytest_gradmask import Defense, ThreatModel, Verdict, auditing
 from pytest_gradmask.errors import InputError
 from pytest_gradmask.models.composites import RandomizedEnsemble
 from pytest_gradmask.threat import Norm
@@ -55,6 +56,27 @@ def test_a_robust_model_is_not_masked() -> None:
     result = audited(linear(), threat=ThreatModel(1e-6))
     assert result.verdict is Verdict.NOT_MASKED
     assert result.robust_accuracy.value == 1
+
+
+@pytest.mark.parametrize(("bypass", "verdict"), [([], Verdict.INCONCLUSIVE), (["0"], Verdict.NOT_MASKED)])
+def test_where_attacks_find_nothing_one_of_them_has_to_pass_its_unit_test(
+    bypass: list[str], verdict: Verdict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(auditing, "probe_defense", lambda *arguments: [])  # the test alone has to see it
+    result = audited(Defense(masked(KillGradient), bypass=bypass), threat=ThreatModel(1e-6))
+    assert result.robust_accuracy.value == 1
+    assert result.verdict is verdict
+    found = [finding.message for finding in result.findings if finding.id == "attack-fails-unit-test"]
+    assert found == ([] if bypass else ["of examples planted in this defense, apgd-ce finds 0 of 8"])
+
+
+def test_attacks_that_cannot_be_tested_have_not_passed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(auditing, "unit_test", Mock(side_effect=RuntimeError("no last layer")))
+    result = audited(linear(), threat=ThreatModel(1e-6))
+    assert result.verdict is Verdict.INCONCLUSIVE
+    assert "apgd-ce cannot be tested (RuntimeError: no last layer)" in " ".join(result.reasons)
+    # Where nothing is left to attack, there is nothing to test.
+    assert audited(linear(), threat=ThreatModel(0.15)).verdict is Verdict.NOT_MASKED
 
 
 @every_front_end
