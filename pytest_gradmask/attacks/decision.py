@@ -38,7 +38,7 @@ class _Decisions(nn.Module):
         super().__init__()
         self.model, self.images, self.labels, self.threat = model, images, labels, threat
         self.left = queries
-        self.raised = False
+        self.asking = False  # true after an error: it is the model that raised it
         self.nearest = images.clone()
         self.distances = images.new_full((len(images),), math.inf)
         self.training = False  # foolbox warns otherwise; eval() would change the model's own flags
@@ -48,11 +48,9 @@ class _Decisions(nn.Module):
             raise _QueriesSpentError
         self.left -= 1
         points = _stretched(unit, self.threat)
-        try:
-            logits: torch.Tensor = self.model(points)
-        except Exception:
-            self.raised = True
-            raise
+        self.asking = True
+        logits: torch.Tensor = self.model(points)
+        self.asking = False
         distances = self.threat.distance(points, self.images)
         nearer = (logits.argmax(1) != self.labels) & (distances < self.distances)
         self.nearest = torch.where(nearer.view(-1, 1, 1, 1), points, self.nearest)
@@ -146,7 +144,7 @@ def _run(
         pass
     except (AssertionError, ValueError) as error:
         contradicted = isinstance(error, AssertionError) or "starting_points" in str(error)
-        if decisions.raised or not contradicted:
+        if decisions.asking or not contradicted:
             raise
     found[ready] = threat.project(decisions.nearest, images[ready])
     return found
