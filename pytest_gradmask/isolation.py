@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from pytest_gradmask.attacks.oracle import random_state, set_random_state
+from pytest_gradmask.randomness import random_state_kept
 
 
 @contextmanager
@@ -19,7 +19,6 @@ def no_trace(models: Sequence[nn.Module], device: torch.device) -> Iterator[None
     Of each model: train/eval flags, ``requires_grad`` and ``.grad`` of parameters, and the
     values of buffers. Inside, parameters need no gradient: attacks differentiate with respect to images only.
     """
-    states = random_state(device)
     grad_mode, dtype, tracer = torch.is_grad_enabled(), torch.get_default_dtype(), sys.gettrace()
     modules = list({module: None for model in models for module in model.modules()})
     parameters = list({parameter: None for model in models for parameter in model.parameters()})
@@ -28,9 +27,10 @@ def no_trace(models: Sequence[nn.Module], device: torch.device) -> Iterator[None
     needs = [(parameter.requires_grad, parameter.grad) for parameter in parameters]
     values = [(buffer, buffer.detach().clone()) for named in buffers for buffer in named.values()]
     try:
-        for parameter in parameters:
-            parameter.requires_grad_(False)
-        yield
+        with random_state_kept(device):
+            for parameter in parameters:
+                parameter.requires_grad_(False)
+            yield
     finally:
         for module, flag in zip(modules, training, strict=True):
             module.training = flag
@@ -49,4 +49,3 @@ def no_trace(models: Sequence[nn.Module], device: torch.device) -> Iterator[None
         torch.set_default_dtype(dtype)
         if sys.gettrace() is not tracer:
             sys.settrace(tracer)
-        set_random_state(states, device)

@@ -38,6 +38,7 @@ LAYERS = (
     "budgets",
     "threat",
     "results",
+    "randomness",
     "stats",
     "errors",
 )

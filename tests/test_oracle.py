@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from pytest_gradmask.attacks.oracle import Oracle, RandomStream, parameter_dtype, random_state, set_random_state
+from pytest_gradmask.attacks.oracle import Oracle, RandomStream, parameter_dtype
+from pytest_gradmask.randomness import random_state, set_random_state
 from tests.toys import CPU, Detach, Noisy, Quantize, QuantizeInPlace, Softmax, Spy, draw, linear, oracle
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pytest_gradmask.attacks.oracle import random_state, set_random_state
+from pytest_gradmask.randomness import random_state_kept
 from pytest_gradmask.threat import ThreatModel
 
 # No logger of the logging tree, whose levels and handlers are the user's business.
@@ -61,12 +61,8 @@ def _run(
     seed = int(torch.randint(2**31, (1,), generator=generator))
     attack = build(model, norm=threat.norm, eps=threat.eps / width, seed=seed, device=images.device, **parameters)
     prepare(attack)
-    outside = random_state(images.device)  # upstream seeds the global generators
-    try:
-        with torch.no_grad():
-            result = attack.perturb(unit, labels)
-    finally:
-        set_random_state(outside, images.device)
+    with random_state_kept(images.device), torch.no_grad():  # upstream seeds the global generators
+        result = attack.perturb(unit, labels)
     adversarial: torch.Tensor = result[-1] if isinstance(result, tuple) else result
     # Stretching back rounds; projecting removes what rounding added. NaN stays, for the audit to see.
     return threat.project(adversarial * width + low, images)

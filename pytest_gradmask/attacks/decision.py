@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from pytest_gradmask.attacks.oracle import random_state, seed_everything, set_random_state
 from pytest_gradmask.errors import DependencyError
+from pytest_gradmask.randomness import random_state_kept, seed_everything
 from pytest_gradmask.threat import ThreatModel
 
 _START_TRIES = 20  # batches of noise in which an image that is misclassified is looked for
@@ -88,13 +88,9 @@ def hop_skip_jump(
         DependencyError: foolbox is not installed.
     """
     foolbox = _foolbox()
-    outside = random_state(images.device)  # foolbox draws from the global generators
-    seed_everything(int(torch.randint(2**31, (1,), generator=generator)))
-    try:
-        with torch.no_grad():
-            return _run(foolbox, model, images, labels, threat, steps, generator, evaluations)
-    finally:
-        set_random_state(outside, images.device)
+    with random_state_kept(images.device), torch.no_grad():  # foolbox draws from the global generators
+        seed_everything(int(torch.randint(2**31, (1,), generator=generator)))
+        return _run(foolbox, model, images, labels, threat, steps, generator, evaluations)
 
 
 def _foolbox() -> Any:

@@ -2,41 +2,16 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from pytest_gradmask.defense import Outputs
+from pytest_gradmask.randomness import random_state, random_state_kept, seed_everything, set_random_state
 
 _TINY_PROBABILITY = 1e-12
-
-
-def random_state(device: torch.device) -> tuple[Any, ...]:
-    """State of the global generators of Python, NumPy and torch."""
-    cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-    return random.getstate(), np.random.get_state(), torch.get_rng_state(), cuda
-
-
-def set_random_state(state: tuple[Any, ...], device: torch.device) -> None:
-    """Put the global generators back into a state from `random_state`."""
-    python, numpy, cpu, cuda = state
-    random.setstate(python)
-    np.random.set_state(numpy)
-    torch.set_rng_state(cpu)
-    if cuda is not None:
-        torch.cuda.set_rng_state(cuda, device)
-
-
-def seed_everything(seed: int) -> None:
-    """Seed the global generators of Python, NumPy and torch."""
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
 
 
 def parameter_dtype(model: nn.Module) -> torch.dtype:
@@ -53,23 +28,21 @@ class RandomStream:
 
     def __init__(self, seed: int, device: torch.device) -> None:
         self._device = device
-        outside = random_state(device)
-        seed_everything(seed)
-        self._state = random_state(device)
         self._frozen = False
-        set_random_state(outside, device)
+        with random_state_kept(device):
+            seed_everything(seed)
+            self._state = random_state(device)
 
     @contextmanager
     def active(self) -> Iterator[None]:
         """Switch the global generators to this stream."""
-        outside = random_state(self._device)
-        set_random_state(self._state, self._device)
-        try:
-            yield
-        finally:
-            if not self._frozen:
-                self._state = random_state(self._device)
-            set_random_state(outside, self._device)
+        with random_state_kept(self._device):
+            set_random_state(self._state, self._device)
+            try:
+                yield
+            finally:
+                if not self._frozen:
+                    self._state = random_state(self._device)
 
     @contextmanager
     def frozen(self) -> Iterator[None]:

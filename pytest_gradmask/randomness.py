@@ -1,0 +1,44 @@
+"""The global random generators of Python, NumPy and torch: seeding them, and putting them back."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+
+
+def random_state(device: torch.device) -> tuple[Any, ...]:
+    """State of the global generators of Python, NumPy and torch."""
+    cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+    return random.getstate(), np.random.get_state(), torch.get_rng_state(), cuda
+
+
+def set_random_state(state: tuple[Any, ...], device: torch.device) -> None:
+    """Put the global generators back into a state from `random_state`."""
+    python, numpy, cpu, cuda = state
+    random.setstate(python)
+    np.random.set_state(numpy)
+    torch.set_rng_state(cpu)
+    if cuda is not None:
+        torch.cuda.set_rng_state(cuda, device)
+
+
+def seed_everything(seed: int) -> None:
+    """Seed the global generators of Python, NumPy and torch."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+@contextmanager
+def random_state_kept(device: torch.device) -> Iterator[None]:
+    """Put the global generators back on exit."""
+    outside = random_state(device)
+    try:
+        yield
+    finally:
+        set_random_state(outside, device)
