@@ -14,7 +14,7 @@ from torch import nn
 
 from pytest_gradmask.attacks.bpda import Rewired
 from pytest_gradmask.attacks.losses import margin
-from pytest_gradmask.attacks.oracle import Oracle, RandomStream
+from pytest_gradmask.attacks.oracle import Oracle, RandomStream, as_logits
 from pytest_gradmask.defense import Outputs
 from pytest_gradmask.errors import InputError
 from pytest_gradmask.threat import ThreatModel
@@ -25,7 +25,6 @@ _CLOSENESS = 0.9
 _CLOSENESS_RANDOMIZED = 0.5
 _CHUNK = 256  # points a forward gets
 _LEAST_MARGIN = 1e-6
-_TINY_PROBABILITY = 1e-12
 
 
 class Head(nn.Module):
@@ -59,9 +58,7 @@ class _OnTop(nn.Module):
         self.model, self.head, self.outputs = model, head, outputs
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        raw = self.model(images).float()
-        logits = raw.clamp_min(_TINY_PROBABILITY).log() if self.outputs == "probabilities" else raw
-        return self.head(logits)  # type: ignore[no-any-return]
+        return self.head(as_logits(self.model(images), self.outputs))  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True, slots=True)

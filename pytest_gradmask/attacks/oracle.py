@@ -19,6 +19,12 @@ def parameter_dtype(model: nn.Module) -> torch.dtype:
     return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
 
 
+def as_logits(raw: torch.Tensor, outputs: Outputs) -> torch.Tensor:
+    """What a model returns as float32 logits; those of probabilities are their logarithms."""
+    logits = raw.float()
+    return logits.clamp_min(_TINY_PROBABILITY).log() if outputs == "probabilities" else logits
+
+
 class RandomStream:
     """A defense's own random numbers.
 
@@ -83,9 +89,7 @@ class Oracle(nn.Module):
         self.forwards += self._weight * len(images)
         with self._stream.active():
             raw: torch.Tensor = self.model(images.to(self.dtype, copy=True))  # the model may write into its input
-        logits = raw.float()
-        if self._outputs == "probabilities":
-            logits = logits.clamp_min(_TINY_PROBABILITY).log()
+        logits = as_logits(raw, self._outputs)
         if logits is raw:
             logits = logits.clone()  # an attack may write into what it gets
         if torch.is_grad_enabled() and images.requires_grad:
