@@ -42,3 +42,12 @@ def random_state_kept(device: torch.device) -> Iterator[None]:
         yield
     finally:
         set_random_state(outside, device)
+
+
+@contextmanager
+def seeded_weights(seed: int) -> Iterator[None]:
+    """Weights that are drawn inside, on the CPU, depend on the seed alone; the global random state is untouched."""
+    with torch.random.fork_rng(devices=[]):
+        # Not torch.manual_seed: that would seed the generators of GPUs too, which are not restored here.
+        torch.default_generator.manual_seed(seed)
+        yield

@@ -7,6 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from pytest_gradmask.randomness import seeded_weights
+
 Map = Callable[[torch.Tensor], torch.Tensor]
 
 _WIDTH = 32
@@ -51,8 +53,7 @@ def fit_convolution(given: torch.Tensor, made: torch.Tensor, seed: int) -> Map |
     spread = target.std()
     if not (spread.isfinite() and spread > 0):
         return None
-    with torch.random.fork_rng(devices=[]), torch.enable_grad():
-        torch.default_generator.manual_seed(seed)
+    with seeded_weights(seed), torch.enable_grad():
         network = nn.Sequential(
             nn.Conv2d(source.shape[1], _WIDTH, 3, padding=1),
             nn.SiLU(),  # smooth: its gradient is what it is for

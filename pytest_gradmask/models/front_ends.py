@@ -11,6 +11,7 @@ from torch.nn.functional import conv2d, relu_
 
 from pytest_gradmask.errors import InputError
 from pytest_gradmask.models.batch_norm import estimate_batch_norm
+from pytest_gradmask.randomness import seeded_weights
 
 
 class DnCNN(nn.Module):
@@ -132,8 +133,6 @@ def calibrated_front_end(images: torch.Tensor, *, residual_std: float, seed: int
     Raises:
         InputError: arguments that `DnCNN` or `calibrate` refuses.
     """
-    with torch.random.fork_rng(devices=[]):
-        # Not torch.manual_seed: that would seed the generators of GPUs too, which are not restored here.
-        torch.default_generator.manual_seed(seed)
+    with seeded_weights(seed):
         front_end = DnCNN(**{"channels": images.shape[1], **arguments})
     return calibrate(front_end, images, residual_std)

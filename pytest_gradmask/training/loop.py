@@ -23,6 +23,7 @@ from pytest_gradmask.models import build_model
 from pytest_gradmask.models.batch_norm import estimate_batch_norm
 from pytest_gradmask.models.composites import Composite
 from pytest_gradmask.models.front_ends import DnCNN, calibrate
+from pytest_gradmask.randomness import seeded_weights
 from pytest_gradmask.training.recipes import Recipe
 
 logger = logging.getLogger(__name__)
@@ -70,9 +71,7 @@ def perturb(
 
 def initialised(recipe: Recipe) -> nn.Module:
     """The recipe's untrained model, from its seed; the global random state is untouched."""
-    with torch.random.fork_rng(devices=[]):
-        # Not torch.manual_seed: that would seed the generators of GPUs too, which are not restored here.
-        torch.default_generator.manual_seed(recipe.seed)
+    with seeded_weights(recipe.seed):
         return build_model(recipe.architecture, recipe.arguments)
 
 
