@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import tomllib
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from pytest_gradmask.files import replaced
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -46,6 +47,5 @@ def merge(file: Path, records: list[dict[str, Any]]) -> None:
     merged += [{**record, "versions": versions} for record in records]
     merged.sort(key=lambda record: (record["claim"], record["test"]))
     file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(file.name + ".part")
-    temporary.write_text(json.dumps(merged, indent=1) + "\n")
-    os.replace(temporary, file)
+    with replaced(file) as part:
+        part.write_text(json.dumps(merged, indent=1) + "\n")

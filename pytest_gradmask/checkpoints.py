@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from itertools import zip_longest
 from pathlib import Path
@@ -18,6 +17,7 @@ import torch
 from torch import nn
 
 from pytest_gradmask.errors import CheckpointError
+from pytest_gradmask.files import replaced
 from pytest_gradmask.models import build_model
 from pytest_gradmask.models.backbones import Normalize
 from pytest_gradmask.models.composites import Composite, RandomizedEnsemble
@@ -187,7 +187,8 @@ def save_model(name: str, model: nn.Module, card: dict[str, Any], directory: Pat
     directory.mkdir(parents=True, exist_ok=True)
     content = save({key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()})
     file = directory / f"{name}.safetensors"
-    _write(file, content)
+    with replaced(file) as part:
+        part.write_bytes(content)
     save_card(name, {**card, "sha256": hashlib.sha256(content).hexdigest()}, directory)
     return file
 
@@ -206,11 +207,6 @@ def save_card(name: str, card: dict[str, Any], directory: Path) -> Path:
     if not _NAME.fullmatch(name):
         raise CheckpointError(f"checkpoint {name!r}: a name has lower-case letters, digits and dashes only")
     file = directory / f"{name}.json"
-    _write(file, (json.dumps(card, indent=2) + "\n").encode())
+    with replaced(file) as part:
+        part.write_text(json.dumps(card, indent=2) + "\n")
     return file
-
-
-def _write(file: Path, content: bytes) -> None:
-    temporary = file.with_name(file.name + ".part")
-    temporary.write_bytes(content)
-    os.replace(temporary, file)

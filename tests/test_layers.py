@@ -40,6 +40,7 @@ LAYERS = (
     "results",
     "randomness",
     "stats",
+    "files",
     "errors",
 )
 FILES = sorted(file for file in PACKAGE.rglob("*.py") if file != PACKAGE / "__init__.py")

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
@@ -19,6 +18,7 @@ from audits.calibration.exact import chances, false_alarm_bound
 from audits.calibration.populations import FINDERS, Population, costs, patterns
 from audits.calibration.simulation import disagreements, judge, simulate
 from pytest_gradmask.budgets import BUDGETS
+from pytest_gradmask.files import replaced
 
 HERE = Path(__file__).parent
 DOCS = HERE.parent.parent / "docs"
@@ -118,9 +118,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--simulate", action="store_true", help=f"make {FILE.name} anew")
     if parser.parse_args(arguments).simulate:
         FILE.parent.mkdir(parents=True, exist_ok=True)
-        temporary = FILE.with_name(FILE.name + ".part")
-        temporary.write_text(_json(measure()))
-        os.replace(temporary, FILE)
+        with replaced(FILE) as part:
+            part.write_text(_json(measure()))
     stored = json.loads(FILE.read_text())
     draw(stored["power"], DOCS / "figures")
     (DOCS / "calibration.md").write_text(markdown(stored))

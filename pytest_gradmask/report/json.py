@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pytest_gradmask.files import replaced
 from pytest_gradmask.results import Audit, Proportion, Verdict
 
 #: Raised when a field changes its meaning or goes away.
@@ -82,9 +82,8 @@ def write_json(file: Path, audits: Sequence[Mapping[str, Any]], provenance: Mapp
         "provenance": dict(provenance),
         "audits": sorted(audits, key=lambda audit: (audit["test"], audit["defense"])),
     }
-    temporary = file.with_name(file.name + ".part")
-    temporary.write_text(json.dumps(content, indent=2) + "\n")
-    os.replace(temporary, file)
+    with replaced(file) as part:
+        part.write_text(json.dumps(content, indent=2) + "\n")
 
 
 def _proportion(share: Proportion) -> dict[str, Any]:

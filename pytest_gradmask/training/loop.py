@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import logging
 import math
-import os
 import pickle
 import time
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from torch.nn.functional import cross_entropy, pad
 
 from pytest_gradmask.datasets import Dataset
 from pytest_gradmask.errors import CheckpointError, InputError
+from pytest_gradmask.files import replaced
 from pytest_gradmask.models import build_model
 from pytest_gradmask.models.batch_norm import estimate_batch_norm
 from pytest_gradmask.models.composites import Composite
@@ -204,9 +204,8 @@ class _Run:
             "recipe": asdict(self.recipe),
             "images": self.images,
         }
-        temporary = file.with_suffix(".part")
-        torch.save(state, temporary)
-        os.replace(temporary, file)
+        with replaced(file) as part:
+            torch.save(state, part)
 
     def batch(self, data: Dataset) -> tuple[torch.Tensor, torch.Tensor, torch.Generator]:
         """The images and labels of this step, and a generator for what else it draws.

@@ -1,0 +1,16 @@
+"""Writing files in one atomic step: whoever is killed meanwhile leaves the file of before, whole."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def replaced(file: Path) -> Iterator[Path]:
+    """Write to the path given; on exit that takes the place of ``file``, unless something was raised."""
+    part = file.with_name(file.name + ".part")
+    yield part
+    os.replace(part, file)
