@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import platform
 import tomllib
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from pytest_gradmask.files import replaced
+from pytest_gradmask.versions import versions
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -38,13 +37,11 @@ CLAIMS = {
 
 def merge(file: Path, records: list[dict[str, Any]]) -> None:
     """Add records to a file in one atomic step; those of the same test are replaced."""
-    versions = {"python": platform.python_version()} | {
-        name: version(name) for name in ("pytest-gradmask", "torch", "torchvision", "timm", "pyautoattack")
-    }
+    used = versions("pytest-gradmask", "torch", "torchvision", "timm", "pyautoattack")
     kept = json.loads(file.read_text()) if file.exists() else []
     fresh = {record["test"] for record in records}
     merged = [record for record in kept if record["test"] not in fresh]
-    merged += [{**record, "versions": versions} for record in records]
+    merged += [{**record, "versions": used} for record in records]
     merged.sort(key=lambda record: (record["claim"], record["test"]))
     file.parent.mkdir(parents=True, exist_ok=True)
     with replaced(file) as part:

@@ -6,7 +6,6 @@ import platform
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from importlib import metadata
 from typing import Any
 
 import torch
@@ -28,6 +27,7 @@ from pytest_gradmask.scoring import Evaluation, subseed
 from pytest_gradmask.threat import ThreatModel
 from pytest_gradmask.unit_test import unit_test
 from pytest_gradmask.verdict import Decision, decide
+from pytest_gradmask.versions import versions
 
 #: Images of the attacks' unit test: the first tell a broken attack, all of them settle one that misses a few.
 _TESTED = (8, 24)
@@ -216,12 +216,8 @@ def _move_back(homes: list[tuple[nn.Module, torch.device]]) -> None:
 
 
 def _provenance(threat: ThreatModel, budget: Budget, place: torch.device, seed: int, images: int) -> dict[str, Any]:
-    versions = {
-        name: _version(name)
-        for name in ("pytest-gradmask", "torch", "torchvision", "timm", "pyautoattack", "autoattack")
-    }
     return {
-        "versions": {"python": platform.python_version(), **{k: v for k, v in versions.items() if v}},
+        "versions": versions("pytest-gradmask", "torch", "torchvision", "timm", "pyautoattack", "autoattack"),
         "device": torch.cuda.get_device_name(place) if place.type == "cuda" else platform.processor() or "cpu",
         "seed": seed,
         "images": images,
@@ -229,10 +225,3 @@ def _provenance(threat: ThreatModel, budget: Budget, place: torch.device, seed: 
         "budget": budget.name,
         "autoattack": budget.autoattack,
     }
-
-
-def _version(distribution: str) -> str | None:
-    try:
-        return metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return None

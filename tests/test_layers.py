@@ -41,6 +41,7 @@ LAYERS = (
     "randomness",
     "stats",
     "files",
+    "versions",
     "errors",
 )
 FILES = sorted(file for file in PACKAGE.rglob("*.py") if file != PACKAGE / "__init__.py")

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 from collections.abc import Iterator, Mapping, Sequence
-from importlib.metadata import version
 from itertools import count, product
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ from audits.calibration.populations import FINDERS, Population, costs, patterns
 from audits.calibration.simulation import disagreements, judge, simulate
 from pytest_gradmask.budgets import BUDGETS
 from pytest_gradmask.files import replaced
+from pytest_gradmask.versions import versions
 
 HERE = Path(__file__).parent
 DOCS = HERE.parent.parent / "docs"
@@ -105,8 +104,7 @@ def measure() -> dict[str, Any]:
         "with_a_gap": list(with_a_gap()),
         "around_the_margin": list(around_the_margin()),
         "power": power_curves(),
-        "versions": {"python": platform.python_version()}
-        | {name: version(name) for name in ("numpy", "scipy", "pytest-gradmask")},
+        "versions": versions("numpy", "scipy", "pytest-gradmask"),
     }
 
 

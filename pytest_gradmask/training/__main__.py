@@ -20,8 +20,9 @@ from pytest_gradmask.errors import GradmaskError, InputError
 from pytest_gradmask.models.composites import Composite
 from pytest_gradmask.training.loop import Progress, augment, initialised, load_state, total_steps, train
 from pytest_gradmask.training.measurement import measure
-from pytest_gradmask.training.provenance import describe, describe_device, exit_code, output_directory, versions
+from pytest_gradmask.training.provenance import describe, describe_device, exit_code, output_directory
 from pytest_gradmask.training.recipes import Recipe, load_recipe
+from pytest_gradmask.versions import versions
 
 logger = logging.getLogger(__name__)
 
@@ -106,7 +107,11 @@ def run(options: argparse.Namespace) -> None:
     parts = [load_dataset(spec, split="train") for spec in options.data]
     data, test = joined(parts), load_dataset(options.test, split="test")
     calibration = load_dataset(options.calibration, split="train") if options.calibration else data
-    common = {"data": [describe(part) for part in parts], "versions": versions(), "device": describe_device(device)}
+    common = {
+        "data": [describe(part) for part in parts],
+        "versions": versions("torch", "torchvision", "timm"),
+        "device": describe_device(device),
+    }
     del parts  # joined() copied them
     for number, recipe in enumerate(recipes):
         earlier = [product(other) for other in recipes[:number]]

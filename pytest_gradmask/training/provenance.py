@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import platform
 import sys
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +12,6 @@ import torch
 from pytest_gradmask.checkpoints import fixtures_directory
 from pytest_gradmask.datasets import Dataset
 from pytest_gradmask.errors import GradmaskError, InputError
-
-
-def versions() -> dict[str, str]:
-    """Versions of what decides the numbers."""
-    return {"python": platform.python_version(), **{name: version(name) for name in ("torch", "torchvision", "timm")}}
 
 
 def describe(data: Dataset) -> dict[str, Any]:
