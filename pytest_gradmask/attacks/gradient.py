@@ -35,10 +35,15 @@ class _Best:
         return bool((self.margins > 0).all())
 
 
-def _look(
+def look_at(
     model: nn.Module, images: torch.Tensor, labels: torch.Tensor, loss: Loss, eot: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Mean loss, mean margin and gradient of the mean loss over ``eot`` forwards (Athalye et al. 2018, EOT)."""
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """What a model shows at some points over ``eot`` passes each way (Athalye et al. 2018, EOT).
+
+    Returns:
+        Mean loss and mean margin, N, float32; the gradient of the loss, summed over passes and as the model gives it;
+        the logits of the last pass.
+    """
     point = images.detach().requires_grad_(True)
     gradient = torch.zeros_like(images)
     losses = margins = images.new_zeros(len(images), dtype=torch.float32)
@@ -50,13 +55,21 @@ def _look(
         gradient = gradient + torch.autograd.grad(total, point)[0]
         losses = losses + each.detach() / eot
         margins = margins + margin(logits.detach(), labels) / eot
-    # A NaN in the gradient must not spread to the image: such pixels stay where they are.
-    return losses, margins, gradient.nan_to_num(nan=0.0)
+    return losses, margins, gradient, logits.detach()
 
 
-def _margins(model: nn.Module, images: torch.Tensor, labels: torch.Tensor, eot: int) -> torch.Tensor:
+def mean_margins(model: nn.Module, images: torch.Tensor, labels: torch.Tensor, eot: int) -> torch.Tensor:
+    """Mean margin over ``eot`` forwards, N; no gradient is taken."""
     with torch.no_grad():
         return torch.stack([margin(model(images), labels) for _ in range(eot)]).mean(0)
+
+
+def _finite_look(
+    model: nn.Module, images: torch.Tensor, labels: torch.Tensor, loss: Loss, eot: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    losses, margins, gradient, _ = look_at(model, images, labels, loss, eot)
+    # A NaN in the gradient must not spread to the image: such pixels stay where they are.
+    return losses, margins, gradient.nan_to_num(nan=0.0)
 
 
 def pgd(
@@ -94,10 +107,10 @@ def pgd(
     for _ in range(restarts):
         current = threat.random_start(images, generator)
         for _ in range(steps):
-            _, margins, gradient = _look(model, current, labels, loss, eot)
+            _, margins, gradient = _finite_look(model, current, labels, loss, eot)
             best.update(current, margins)
             current = threat.project(current + size * threat.step(gradient), images)
-        best.update(current, _margins(model, current, labels, eot))
+        best.update(current, mean_margins(model, current, labels, eot))
         if best.done():
             break
     return best.images
@@ -147,7 +160,7 @@ def _apgd_run(
     window, window_min, window_shrink = (max(int(share * steps), 1) for share in (0.22, 0.06, 0.03))
     size = images.new_full((len(images), 1, 1, 1), 2 * threat.eps)
     current = threat.random_start(images, generator)
-    losses, margins, gradient = _look(model, current, labels, loss, eot)
+    losses, margins, gradient = _finite_look(model, current, labels, loss, eot)
     best.update(current, margins)
     top, top_losses, top_gradient = current, losses, gradient  # the iterate with the highest loss of this run
     previous, last_losses = current, losses
@@ -159,7 +172,7 @@ def _apgd_run(
         move = threat.project(current + size * threat.step(gradient), images)
         move = threat.project(current + momentum * (move - current) + (1 - momentum) * (current - previous), images)
         previous, current = current, move
-        losses, margins, gradient = _look(model, current, labels, loss, eot)
+        losses, margins, gradient = _finite_look(model, current, labels, loss, eot)
         best.update(current, margins)
         higher = losses > top_losses
         mask = higher.view(-1, 1, 1, 1)

@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from pytest_gradmask.attacks.gradient import _margins
-from pytest_gradmask.attacks.losses import Loss, cross_entropy, margin
+from pytest_gradmask.attacks.gradient import look_at, mean_margins
+from pytest_gradmask.attacks.losses import cross_entropy, margin
 from pytest_gradmask.attacks.oracle import Oracle
 from pytest_gradmask.threat import ThreatModel
 
@@ -118,7 +118,8 @@ def walk(
     followed = torch.arange(len(images), device=images.device)
     for look in range(len(radii) - 1):
         loss = margin if by_margin[look] else cross_entropy
-        here, gradient, logits = _look(oracle, points[followed], labels[followed], loss, eot)
+        _, here, gradient, logits = look_at(oracle, points[followed], labels[followed], loss, eot)
+        gradient = gradient / eot
         margins[look, followed], saturated[look, followed] = here, _one_hot(logits, labels[followed])
         if look == 0:
             spreads, largest, start = logits.amax(1) - logits.amin(1), logits.abs().amax(1), gradient
@@ -134,7 +135,7 @@ def walk(
         if len(followed) == 0:
             break
     else:
-        margins[-1, followed] = _margins(oracle, points[followed], labels[followed], eot)
+        margins[-1, followed] = mean_margins(oracle, points[followed], labels[followed], eot)
     return Path(images, labels, threat, radii, margins, slopes, by_margin, saturated, spreads, largest, start, whole)
 
 
@@ -147,23 +148,6 @@ def _dual_norm(gradient: torch.Tensor, threat: ThreatModel) -> torch.Tensor:
     flat = gradient.flatten(1)
     norms = flat.abs().sum(1) if threat.norm == "Linf" else flat.norm(dim=1)
     return norms.float().masked_fill(~norms.isfinite(), float("inf"))
-
-
-def _look(
-    oracle: Oracle, points: torch.Tensor, labels: torch.Tensor, loss: Loss, eot: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Mean margin, gradient of the mean loss, and the logits of one forward."""
-    point = points.detach().requires_grad_(True)
-    gradient = torch.zeros_like(points)
-    margins = points.new_zeros(len(points), dtype=torch.float32)
-    for _ in range(eot):
-        with torch.enable_grad():
-            logits = oracle(point)
-            total = loss(logits, labels).sum()
-        gradient = gradient + torch.autograd.grad(total, point)[0] / eot
-        logits = logits.detach()
-        margins = margins + margin(logits, labels) / eot
-    return margins, gradient, logits
 
 
 def _one_hot(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import torch
 
-from pytest_gradmask.attacks.gradient import _look, _margins
+from pytest_gradmask.attacks.gradient import look_at, mean_margins
 from pytest_gradmask.attacks.losses import margin
 from pytest_gradmask.attacks.oracle import Oracle
 from pytest_gradmask.probes.path import FEWEST, Path
@@ -50,10 +50,10 @@ def unbounded_attack(oracle: Oracle, path: Path, generator: torch.Generator, eot
             if len(images) == 0:
                 return []
             if step == _UNBOUNDED_STEPS:
-                margins = _margins(oracle, points, labels, eot)
+                margins = mean_margins(oracle, points, labels, eot)
             else:
-                _, margins, gradient = _look(oracle, points, labels, margin, eot)
-                points = wide.project(points + size * wide.step(gradient), images)
+                _, margins, gradient, _ = look_at(oracle, points, labels, margin, eot)
+                points = wide.project(points + size * wide.step(gradient.nan_to_num(nan=0.0)), images)
             # Broken at the look before the step; NaN logits are no classification, and no success of a gradient either.
             stands = ~(margins > 0)
             images, labels, points = images[stands], labels[stands], points[stands]
