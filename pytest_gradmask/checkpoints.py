@@ -46,8 +46,7 @@ def load_card(name: str, directory: Path | None = None) -> dict[str, Any]:
         CheckpointError: no such card, or it cannot be read.
     """
     folder = directory or fixtures_directory()
-    if not _NAME.fullmatch(name):
-        raise CheckpointError(f"checkpoint {name!r}: a name has lower-case letters, digits and dashes only")
+    _check_name(name)
     file = folder / f"{name}.json"
     try:
         card = json.loads(file.read_text())
@@ -60,6 +59,11 @@ def load_card(name: str, directory: Path | None = None) -> dict[str, Any]:
     if not isinstance(card, dict) or "architecture" not in card:
         raise CheckpointError(f"checkpoint {name!r}: card {file} names no architecture")
     return card
+
+
+def _check_name(name: str) -> None:
+    if not _NAME.fullmatch(name):
+        raise CheckpointError(f"checkpoint {name!r}: a name has lower-case letters, digits and dashes only")
 
 
 def load_model(name: str, directory: Path | None = None) -> nn.Module:
@@ -182,8 +186,7 @@ def save_model(name: str, model: nn.Module, card: dict[str, Any], directory: Pat
     """
     from safetensors.torch import save
 
-    if not _NAME.fullmatch(name):
-        raise CheckpointError(f"checkpoint {name!r}: a name has lower-case letters, digits and dashes only")
+    _check_name(name)
     directory.mkdir(parents=True, exist_ok=True)
     content = save({key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()})
     file = directory / f"{name}.safetensors"
@@ -204,8 +207,7 @@ def save_card(name: str, card: dict[str, Any], directory: Path) -> Path:
     Returns:
         The path of the card.
     """
-    if not _NAME.fullmatch(name):
-        raise CheckpointError(f"checkpoint {name!r}: a name has lower-case letters, digits and dashes only")
+    _check_name(name)
     file = directory / f"{name}.json"
     with replaced(file) as part:
         part.write_text(json.dumps(card, indent=2) + "\n")
