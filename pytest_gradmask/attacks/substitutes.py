@@ -42,7 +42,7 @@ def fit_convolution(given: torch.Tensor, made: torch.Tensor, seed: int) -> Map |
     Args:
         given: N x C x H x W.
         made: N x K x H x W.
-        seed: of its weights and of the noise on ``given`` that smooths what it learns.
+        seed: of its weights.
 
     Returns:
         The network, or None if height and width differ, or if it explains less than half of the variance of ``made``.
