@@ -5,7 +5,7 @@ Nothing is asked of the user and no source is read: the defense runs on a few im
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -33,6 +33,10 @@ class _Seen:
     blocks: bool = True  # no gradient comes through
     picks: bool = True  # every value is passed on or set to zero, and not as a ReLU does
     same_shape: bool = True
+
+
+def _nothing() -> _Seen:
+    return _Seen(near=False, blocks=False, picks=False, same_shape=False)
 
 
 def find_bypass(model: nn.Module, images: torch.Tensor, *, forwards: int = 1, seed: int = 0) -> Substitutes:
@@ -65,24 +69,27 @@ def find_bypass(model: nn.Module, images: torch.Tensor, *, forwards: int = 1, se
     except Exception:  # some models refuse images that need a gradient
         seen = _observe(model, images, forwards, differentiate=False)
     near = [name for name, each in seen.items() if each.near]
+    blocking = [name for name, each in seen.items() if each.blocks]
     found: Substitutes = {name: None for name in near if not _inside(name, near)}
     for name, each in seen.items():
-        if each.blocks and not _inside(name, found) and name not in found and not _holds(name, seen, "blocks"):
+        if _covered(name, found):
+            continue
+        if each.blocks and not any(_inside(other, [name]) for other in blocking):
             substitute = fit_convolution(*_pairs(model, name, images, forwards), seed)
             if substitute is not None or each.same_shape:
                 found[name] = substitute
-        elif each.picks and not _inside(name, found) and name not in found:
+        elif each.picks:
             found[name] = torch.relu
     found |= _before(model, images, forwards, found, seed)
     return {name: found[name] for name, _ in model.named_modules() if name in found}
 
 
-def _inside(name: str, others: Any) -> bool:
+def _inside(name: str, others: Iterable[str]) -> bool:
     return any(name.startswith(other + ".") for other in others)
 
 
-def _holds(name: str, seen: dict[str, _Seen], what: str) -> bool:
-    return any(getattr(each, what) for other, each in seen.items() if other.startswith(name + "."))
+def _covered(name: str, found: Substitutes) -> bool:
+    return name in found or _inside(name, found)
 
 
 def _observe(model: nn.Module, images: torch.Tensor, forwards: int, *, differentiate: bool = True) -> dict[str, _Seen]:
@@ -94,7 +101,7 @@ def _observe(model: nn.Module, images: torch.Tensor, forwards: int, *, different
         seen.setdefault(name, _Seen())
         entered.pop(name, None)
         if len(inputs) != 1 or not isinstance(inputs[0], torch.Tensor) or not inputs[0].is_floating_point():
-            seen[name] = _Seen(near=False, blocks=False, picks=False, same_shape=False)
+            seen[name] = _nothing()
             return None
         given = inputs[0].clone()  # in the graph, if there is one
         if differentiate and not given.requires_grad:
@@ -107,7 +114,7 @@ def _observe(model: nn.Module, images: torch.Tensor, forwards: int, *, different
             return
         given, argument = entered.pop(name)
         if not isinstance(output, torch.Tensor) or not output.is_floating_point():
-            seen[name] = _Seen(near=False, blocks=False, picks=False, same_shape=False)
+            seen[name] = _nothing()
             return
         each, value, result = seen[name], given.detach(), output.detach()
         same = result.shape == value.shape
@@ -132,7 +139,7 @@ def _before(model: nn.Module, images: torch.Tensor, forwards: int, found: Substi
 
     def enter(name: str, inputs: tuple[Any, ...]) -> None:
         image = bool(inputs) and isinstance(inputs[0], torch.Tensor) and inputs[0].ndim == 4
-        if image and not left and name not in found and not _inside(name, found):
+        if image and not left and not _covered(name, found):
             entered[name] = inputs[0].clone()
 
     def leave(name: str, _: Any) -> None:
