@@ -39,6 +39,27 @@ def right(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> torch
         return torch.as_tensor(model(images)).argmax(1) == labels
 
 
+def standing(
+    model: nn.Module, sources: Mapping[str, nn.Module], batch: EvalBatch, threat: ThreatModel | None = None
+) -> dict[str, torch.Tensor]:
+    """For each image, whether the model classifies it correctly ("clean"), and whether it still does after an attack.
+
+    Args:
+        model: what is attacked.
+        sources: by the name of the attack, the model whose gradient PGD-20 takes; see `adversarial`.
+        batch: images and labels.
+        threat: where to search.
+    """
+    clean = right(model, *batch)
+    attacked = {name: adversarial(source, batch, threat) for name, source in sources.items()}
+    return {"clean": clean} | {name: right(model, found, batch.labels) & clean for name, found in attacked.items()}
+
+
+def shares(outcomes: Mapping[str, torch.Tensor]) -> dict[str, Proportion]:
+    """The `share` of each."""
+    return {name: share(each) for name, each in outcomes.items()}
+
+
 def share(outcomes: torch.Tensor) -> Proportion:
     """The share of images that are true, with exact bounds."""
     return Proportion.of(int(outcomes.sum()), len(outcomes), CONFIDENCE)
@@ -61,10 +82,8 @@ class Comparison:
     @classmethod
     def of(cls, composite: nn.Module, batch: EvalBatch) -> Comparison:
         """Attack a composite whose front end is its submodule ``front_end``."""
-        clean = right(composite, *batch)
-        bypass = bypassed(composite, {"front_end": None})
-        stands = [right(composite, adversarial(source, batch), batch.labels) & clean for source in (composite, bypass)]
-        return cls(clean, *stands)
+        sources = {"pgd": composite, "bpda": bypassed(composite, {"front_end": None})}
+        return cls(**standing(composite, sources, batch))
 
     @property
     def masked(self) -> bool:
@@ -111,6 +130,11 @@ def figures(audit: Audit) -> dict[str, Any]:
 def plain(shares: Mapping[str, Proportion]) -> dict[str, list[float]]:
     """Proportions as ``[value, low, high]``."""
     return {name: [found.value, found.low, found.high] for name, found in shares.items()}
+
+
+def listed(accuracies: Mapping[str, Proportion]) -> str:
+    """Accuracies in a line."""
+    return "; ".join(f"{name} {accuracy}" for name, accuracy in accuracies.items())
 
 
 def told(audit: Audit) -> str:

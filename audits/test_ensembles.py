@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import pytest
-from torch import nn
 
 from audits.conftest import Reproduction, images_for
-from audits.measures import adversarial, figures, plain, right, share, told
+from audits.measures import figures, listed, plain, shares, standing, told
 from pytest_gradmask import Defense, Verdict
 from pytest_gradmask.attacks.bpda import bypassed
 from pytest_gradmask.models.composites import Mixture, RandomizedEnsemble
 from pytest_gradmask.plugin.fixtures import EvalBatch, Gradmask
+from pytest_gradmask.results import Proportion
 
 pytestmark = pytest.mark.gradmask
 
@@ -58,15 +58,11 @@ def test_an_ensemble_of_one_architecture_is_fooled_by_pgd(
     ensemble: RandomizedEnsemble, eval_batch: EvalBatch, reproduction: Reproduction
 ) -> None:
     """Claim 4: plain PGD takes at least half of the clean accuracy off an ensemble of one architecture."""
-    mixture = Mixture(list(ensemble.members)).eval()
-    clean = right(mixture, *eval_batch)
-    found = {"clean": share(clean)}
-    for name, source in _sources(mixture).items():
-        found[name] = share(right(mixture, adversarial(source, eval_batch), eval_batch.labels) & clean)
+    found = _accuracies(ensemble, eval_batch)
     reproduction.check(
         "4",
         holds=found["PGD on the whole ensemble"].high < found["clean"].value / 2,
-        ours="; ".join(f"{name} {accuracy}" for name, accuracy in found.items()),
+        ours=listed(found),
         images=len(eval_batch.labels),
         details={"accuracies": plain(found)},
     )
@@ -77,23 +73,19 @@ def test_an_adversary_of_the_whole_ensemble(
     ensemble: RandomizedEnsemble, eval_batch: EvalBatch, reproduction: Reproduction
 ) -> None:
     """Question C: it takes BPDA to break the ensemble's expected output; its true gradient does not."""
-    mixture = Mixture(list(ensemble.members)).eval()
-    clean = right(mixture, *eval_batch)
-    found = {"clean": share(clean)}
-    for name, source in _sources(mixture).items():
-        found[name] = share(right(mixture, adversarial(source, eval_batch), eval_batch.labels) & clean)
+    found = _accuracies(ensemble, eval_batch)
     reproduction.check(
         "C",
         holds=found["BPDA on the whole ensemble"].high < found["PGD on the whole ensemble"].low,
-        ours="; ".join(f"{name} {accuracy}" for name, accuracy in found.items()),
+        ours=listed(found),
         images=len(eval_batch.labels),
         details={"accuracies": plain(found)},
     )
 
 
-def _sources(mixture: Mixture) -> dict[str, nn.Module]:
+def _accuracies(ensemble: RandomizedEnsemble, batch: EvalBatch) -> dict[str, Proportion]:
+    """Of the ensemble's expected output."""
+    mixture = Mixture(list(ensemble.members)).eval()
     front_ends = {f"members.{number}.front_end": None for number in range(len(mixture.members))}
-    return {
-        "PGD on the whole ensemble": mixture,
-        "BPDA on the whole ensemble": bypassed(mixture, front_ends),
-    }
+    sources = {"PGD on the whole ensemble": mixture, "BPDA on the whole ensemble": bypassed(mixture, front_ends)}
+    return shares(standing(mixture, sources, batch))

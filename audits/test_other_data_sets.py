@@ -8,11 +8,10 @@ timm's ``tf_efficientnet_lite0``; images of 256 x 256, of which the centre is ta
 from __future__ import annotations
 
 import pytest
-from torch import nn
 from torchvision.transforms.functional import center_crop
 
 from audits.conftest import Reproduction
-from audits.measures import adversarial, figures, plain, right, share, told
+from audits.measures import figures, listed, plain, right, share, shares, standing, told
 from pytest_gradmask import Defense, ThreatModel, Verdict
 from pytest_gradmask.attacks.bpda import bypassed
 from pytest_gradmask.checkpoints import available, load_model, load_timm
@@ -52,17 +51,13 @@ def test_a_composite_masks_on_imagenet(
     batch = EvalBatch(center_crop(eval_batch.images, [224, 224]), eval_batch.labels)
     front_end = calibrated_front_end(batch.images, residual_std=0.02, seed=0, depth=49, width=12)
     composite = Composite(front_end, backbone).eval().requires_grad_(False)
-    clean = right(composite, *batch)
-    found = {"backbone alone, clean": share(right(backbone, *batch)), "clean": share(clean)}
-    sources: dict[str, nn.Module] = {"PGD": composite, "BPDA": bypassed(composite, {"front_end": None})}
-    for name, source in sources.items():
-        found[name] = share(
-            right(composite, adversarial(source, batch, ThreatModel(eps=4 / 255)), batch.labels) & clean
-        )
+    sources = {"PGD": composite, "BPDA": bypassed(composite, {"front_end": None})}
+    found = {"backbone alone, clean": share(right(backbone, *batch))}
+    found |= shares(standing(composite, sources, batch, ThreatModel(eps=4 / 255)))
     reproduction.check(
         "1",
         holds=found["PGD"].low > found["BPDA"].high and found["PGD"].value >= found["clean"].value / 2,
-        ours="ImageNet, efficientnet-lite0: " + "; ".join(f"{name} {accuracy}" for name, accuracy in found.items()),
+        ours=f"ImageNet, efficientnet-lite0: {listed(found)}",
         images=len(batch.labels),
         details={"accuracies": plain(found)},
     )
