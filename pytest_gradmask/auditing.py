@@ -111,7 +111,7 @@ def _audit(
     correct = evaluation.correct(images, labels)
     clean = correct.tolist()
     findings = list(seen.findings)
-    target = aim(defense, stream, seen.classes, seen.randomized, images, budget.eot)
+    target = aim(defense, stream, seen.classes, seen.randomized, images, threat, budget.eot)
     results: list[AttackResult] = []
     if any(clean):
         findings += _probe(look, images[correct], labels[correct], threat, seed, seen.randomized)
@@ -138,7 +138,7 @@ def _audit(
         images_needed=decision.images_needed,
         margin=margin,
         confidence=confidence,
-        bypassed=described(target.substitutes),
+        bypassed=(*described(target.substitutes), *([f"all after {target.inner}"] if target.inner else [])),
     )
 
 

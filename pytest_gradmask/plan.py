@@ -14,7 +14,9 @@ from pytest_gradmask.attacks import autoattack
 from pytest_gradmask.attacks.blackbox import zero_order
 from pytest_gradmask.attacks.bpda import bypassed, removed
 from pytest_gradmask.attacks.bypass_search import find_bypass
+from pytest_gradmask.attacks.decision import foolbox_installed, hop_skip_jump
 from pytest_gradmask.attacks.gradient import apgd
+from pytest_gradmask.attacks.inner_logits import InnerLogits, find_inner_logits
 from pytest_gradmask.attacks.losses import margin
 from pytest_gradmask.attacks.oracle import Oracle, RandomStream
 from pytest_gradmask.budgets import Budget
@@ -22,11 +24,14 @@ from pytest_gradmask.defense import Defense
 from pytest_gradmask.errors import InputError
 from pytest_gradmask.models.composites import Mixture
 from pytest_gradmask.results import Kind
+from pytest_gradmask.threat import ThreatModel
 
 Run = Callable[..., torch.Tensor]
 
 _SEARCH_IMAGES = 8  # images on which bypass candidates are looked for
 _SEARCH_FORWARDS = 16  # and passes, where the defense is randomized
+#: Queries of the first step of HopSkipJump. Step t has sqrt(t) times as many, so some 20 steps make 3,000.
+_EVALUATIONS = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +63,8 @@ class Target:
         attacked: the module that adaptive attacks take gradients from: the model or, where the members of an
             ensemble are known, their mixture.
         substitutes: submodules of ``attacked`` to bypass, each with its substitute or None.
+        inner: a submodule of ``attacked`` that returns logits which the defense then disguises; empty if there is none.
+        scoreless: whether the outputs do not tell how near an image is to another class.
         eot: forwards to average when attacking ``attacked``.
     """
 
@@ -67,6 +74,8 @@ class Target:
     randomized: bool
     attacked: nn.Module
     substitutes: dict[str, object] = field(default_factory=dict)
+    inner: str = ""
+    scoreless: bool = False
     eot: int = 1
 
     def oracle(self, model: nn.Module | None = None) -> Oracle:
@@ -77,7 +86,13 @@ class Target:
 
 
 def aim(
-    defense: Defense, stream: RandomStream, classes: int, randomized: bool, images: torch.Tensor, eot: int
+    defense: Defense,
+    stream: RandomStream,
+    classes: int,
+    randomized: bool,
+    images: torch.Tensor,
+    threat: ThreatModel,
+    eot: int,
 ) -> Target:
     """Decide what an adaptive attacker looks at, finding bypass candidates unless told."""
     known = bool(defense.members)
@@ -85,21 +100,45 @@ def aim(
     if known:
         attacked = Mixture(defense.members, probabilities=defense.outputs == "probabilities")
     target = Target(defense, stream, classes, randomized, attacked, eot=eot if randomized and not known else 1)
-    told = defense.bypassed_modules()
-    if told is not None and not known:
-        return replace(target, substitutes=told)
-    if told is not None:  # the names are those of the model, the mixture holds the same modules under its own
-        modules = dict(defense.model.named_modules())
-        own = {module: name for name, module in attacked.named_modules()}
-        outside = [name for name in told if modules[name] not in own]
-        if outside:
-            raise InputError(
-                f"bypass: {', '.join(outside)} is part of {defense.name} but of none of its members; "
-                "an attack on the members cannot bypass it: leave it or members= out"
-            )
-        return replace(target, substitutes={own[modules[name]]: substitute for name, substitute in told.items()})
+    few = images[:_SEARCH_IMAGES]
+    target = replace(target, substitutes=_substitutes(target, few))
+    if known:
+        return target
     with stream.active():
-        return replace(target, substitutes=_found(target, images[:_SEARCH_IMAGES]))
+        inner = find_inner_logits(defense.model, few, defense.outputs, forwards=_SEARCH_FORWARDS if randomized else 1)
+    return replace(target, inner=inner, scoreless=not randomized and _scoreless(target.oracle(), few, threat))
+
+
+def _substitutes(target: Target, images: torch.Tensor) -> dict[str, object]:
+    """What to bypass, under its name in ``target.attacked``."""
+    defense, attacked = target.defense, target.attacked
+    told = defense.bypassed_modules()
+    if told is None:
+        with target.stream.active():
+            return _found(target, images)
+    if not defense.members:
+        return told
+    # The names are those of the model; the mixture holds the same modules under its own.
+    modules = dict(defense.model.named_modules())
+    own = {module: name for name, module in attacked.named_modules()}
+    outside = [name for name in told if modules[name] not in own]
+    if outside:
+        raise InputError(
+            f"bypass: {', '.join(outside)} is part of {defense.name} but of none of its members; "
+            "an attack on the members cannot bypass it: leave it or members= out"
+        )
+    return {own[modules[name]]: substitute for name, substitute in told.items()}
+
+
+def _scoreless(look: Oracle, images: torch.Tensor, threat: ThreatModel) -> bool:
+    """Whether the outputs for most images do not move at all when the images do, in any of three directions."""
+    still = torch.ones(len(images), dtype=torch.bool, device=images.device)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        before = look(images)
+        for _ in range(3):
+            still &= (look(threat.random_start(images, generator)) == before).all(1)
+    return bool(2 * still.sum() > len(images))
 
 
 def _found(target: Target, images: torch.Tensor) -> dict[str, object]:
@@ -144,6 +183,10 @@ def _adaptive_attacks(target: Target, budget: Budget) -> list[PlannedAttack]:
             skip=skip,
         ),
     ]
+    if target.inner:
+        inside = InnerLogits(bypassed(target.attacked, substitutes), f"model.{target.inner}")
+        seen = Oracle(inside, target.stream)  # logits, whatever the defense returns
+        planned.append(PlannedAttack("inner-logits", "adaptive", partial(follow, loss=margin), seen))
     for number, source in enumerate(target.defense.sources):
         run = partial(apgd, steps=budget.bpda_steps, stop_early=False)
         planned.append(PlannedAttack(f"transfer-source-{number}", "adaptive", run, Oracle(source, target.stream)))
@@ -154,6 +197,10 @@ def _adaptive_attacks(target: Target, budget: Budget) -> list[PlannedAttack]:
     )
     queries = partial(zero_order, steps=budget.zero_order_steps, pairs=budget.zero_order_pairs, loss=margin)
     planned.append(PlannedAttack("zero-order", "adaptive", queries, target.oracle(target.attacked)))
+    if target.scoreless:
+        skip = "" if foolbox_installed() else "it needs foolbox: pip install 'pytest-gradmask[decision]'"
+        walk = partial(hop_skip_jump, steps=budget.zero_order_steps, evaluations=_EVALUATIONS)
+        planned.append(PlannedAttack("hop-skip-jump", "adaptive", walk, target.oracle(), skip=skip))
     return planned
 
 

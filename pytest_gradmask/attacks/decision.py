@@ -5,7 +5,7 @@ foolbox (Rauber et al. 2017, 2020) is optional: ``pip install pytest-gradmask[de
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import math
 import warnings
 from typing import Any
@@ -91,6 +91,11 @@ def hop_skip_jump(
     with random_state_kept(images.device), torch.no_grad():  # foolbox draws from the global generators
         seed_everything(int(torch.randint(2**31, (1,), generator=generator)))
         return _run(foolbox, model, images, labels, threat, steps, generator, evaluations)
+
+
+def foolbox_installed() -> bool:
+    """Whether `hop_skip_jump` can run."""
+    return importlib.util.find_spec("foolbox") is not None
 
 
 def _foolbox() -> Any:

@@ -10,7 +10,7 @@ from pytest_gradmask.stats import mcnemar_p
 #: Attacks that see nothing but outputs.
 _BLACK_BOX = ("square", "zero-order", "hop-skip-jump", "boundary")
 #: Attacks that follow the gradient of something other than the defense.
-_TRANSFER, _BYPASS = ("transfer",), ("bpda",)
+_TRANSFER, _BYPASS = ("transfer",), ("bpda", "inner-logits")
 #: Share of images, and how many, that the placebo may break before the gradient attacks count as not converged.
 _CONVERGED, _FEWEST = 0.01, 2
 
