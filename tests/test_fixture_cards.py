@@ -10,11 +10,12 @@ from pytest_gradmask.models.composites import Composite, RandomizedEnsemble
 from pytest_gradmask.training.recipes import load_recipe
 from tests.training_toys import FIXTURES
 
-BACKBONES = [
+COMPOSED = [
     f"{architecture}-{kind}" for architecture in ("resnet", "vgg", "vit") for kind in ("standard", "adversarial")
 ]
+BACKBONES = [*COMPOSED, "vgg-mildly-adversarial"]
 COMPOSITES = [
-    *(f"{backbone}-composite" for backbone in BACKBONES),
+    *(f"{backbone}-composite" for backbone in COMPOSED),
     "resnet-standard-composite-b",
     "resnet-standard-composite-c",
 ]
