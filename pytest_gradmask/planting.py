@@ -1,6 +1,6 @@
 """Plant an adversarial example: give a defense a last layer of two classes for which one is known.
 
-After Zimmermann et al. (NeurIPS 2022, section 3). What comes before the last linear layer, front end included, and what
+After Zimmermann et al. (NeurIPS 2022). What comes before the last linear layer, front end included, and what
 comes after it (a scale, a softmax) stay those of the defense.
 """
 

@@ -25,7 +25,8 @@ _silent = logging.Logger("pytest_gradmask.autoattack", level=logging.CRITICAL + 
 Build = Callable[..., Any]
 
 
-def _upstream(module: str) -> Any:
+def upstream(module: str) -> Any:
+    """A module of upstream's package, by its name."""
     try:
         return importlib.import_module(f"autoattack.{module}")
     except ModuleNotFoundError:
@@ -83,7 +84,7 @@ def apgd_ce(
 
     ``standard``: 100 steps.
     """
-    build = _upstream("autopgd_base").APGDAttack
+    build = upstream("autopgd_base").APGDAttack
     return _run(
         build, model, images, labels, threat, generator,
         n_iter=steps, n_restarts=1, loss=loss, eot_iter=eot, rho=0.75, logger=_silent,
@@ -116,7 +117,7 @@ def apgd_t(
     eot: int = 1,
 ) -> torch.Tensor:
     """Upstream's targeted APGD (four classes or more); ``standard``: 100 steps for each of 9 target classes."""
-    build = _upstream("autopgd_base").APGDAttack_targeted
+    build = upstream("autopgd_base").APGDAttack_targeted
     return _run(
         build, model, images, labels, threat, generator,
         n_iter=steps, n_restarts=1, n_target_classes=targets, eot_iter=eot, rho=0.75, logger=_silent,
@@ -134,7 +135,7 @@ def fab_t(
     targets: int = 9,
 ) -> torch.Tensor:
     """Upstream's targeted FAB (Croce and Hein 2020b); ``standard``: 100 steps for each of 9 target classes."""
-    build = _upstream("fab_pt").FABAttack_PT
+    build = upstream("fab_pt").FABAttack_PT
 
     def prepare(attack: Any) -> None:
         attack.targeted = True
@@ -158,7 +159,7 @@ def square(
 
     ``steps`` is its number of queries; ``standard``: 5,000.
     """
-    build = _upstream("square").SquareAttack
+    build = upstream("square").SquareAttack
     return _run(
         build, model, images, labels, threat, generator,
         n_queries=steps, n_restarts=1, p_init=0.8, resc_schedule=steps < 5000, verbose=False,

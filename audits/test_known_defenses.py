@@ -1,0 +1,39 @@
+"""The zoo of known defenses: each verdict against a truth measured with the attack of the defense's own literature.
+
+No audit is told where a mask may be. The truth is stored by ``python -m audits.zoo measure``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from audits.defenses.entry import Entry
+from audits.zoo import ZOO
+from audits.zoo.measurement import stored_truth
+from pytest_gradmask import Defense, Verdict, load_model
+from pytest_gradmask.plugin.fixtures import EvalBatch, Gradmask
+from pytest_gradmask.report.text import explain
+
+pytestmark = pytest.mark.gradmask
+
+
+def _parameter(entry: Entry) -> Any:
+    return pytest.param(entry, id=entry.name, marks=pytest.mark.slow if entry.slow or entry.randomized else ())
+
+
+@pytest.mark.parametrize("entry", map(_parameter, ZOO.values()))
+def test_the_verdict_on_a_known_defense_is_true(gradmask: Gradmask, entry: Entry, eval_batch: EvalBatch) -> None:
+    truth = stored_truth(entry.name)
+    if truth is None:
+        pytest.skip(f"its truth was not measured: python -m audits.zoo measure {entry.name} --data SPEC")
+    expected = truth.expected(gradmask.settings.margin)
+    if expected is None:
+        pytest.skip(f"its measured gap of {100 * truth.gap[0]:.1f} points leaves open what is true at this margin")
+    built = entry.build(load_model)
+    defense = built if isinstance(built, Defense) else Defense(built, name=entry.name)
+    audit = gradmask.audit(defense, eval_batch.images, entry.labels(eval_batch.labels))
+    if audit.verdict is Verdict.INCONCLUSIVE:  # no wrong answer, and none that anyone can use
+        pytest.xfail(f"inconclusive, and {expected.name} by its truth: {'; '.join(audit.reasons)}")
+    assert audit.verdict is expected, explain(audit, f"{expected.name}, its measured truth")

@@ -1,0 +1,121 @@
+"""``python -m audits.zoo``: what is in the zoo, measure it, and write docs/known-defenses.md."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from audits.zoo import find
+from audits.zoo.measurement import RESULTS, Record, measure, repeat, store, stored
+from pytest_gradmask import load_dataset
+from pytest_gradmask.budgets import BUDGETS, get_budget
+from pytest_gradmask.errors import InputError
+from pytest_gradmask.training.provenance import exit_code
+
+
+def told(name: str, record: Record) -> str:
+    """What was measured, in a line."""
+    truth, audit = record["truth"], record["audit"]
+    shares = {
+        "clean": audit["clean_accuracy"]["value"],
+        "gradient": audit["gradient_attacks"]["value"],
+        "reference": truth["reference"][0],
+    }
+    figures = ", ".join(f"{what} {value:.1%}" for what, value in shares.items())
+    gap, low, high = (100 * bound for bound in truth["gap"])
+    said = "masked" if truth["masked"] else "not masked"
+    return f"{name}: {said}, {audit['verdict']}; {figures}, gap {gap:.1f} points [{low:.1f}, {high:.1f}]"
+
+
+def _list(options: argparse.Namespace) -> None:
+    for entry in find(options.names):
+        print(f"{entry.name} ({entry.backbone})\n{entry.story}\n")
+
+
+def _say(name: str, message: str) -> None:
+    print(f"{name}: {message}", file=sys.stderr)
+
+
+def _measure(options: argparse.Namespace) -> None:
+    entries, budget = find(options.names), get_budget(options.budget)
+    data = load_dataset(options.data, samples=options.samples or budget.samples, seed=options.seed)
+    margin = budget.margin if options.margin is None else options.margin
+    known = stored(options.output) if options.missing else {}
+    for entry in entries:
+        if entry.name not in known:
+            progress = partial(_say, entry.name)
+            record = measure(
+                entry, data, budget=budget, margin=margin, device=options.device, seed=options.seed, progress=progress
+            )
+            store(entry.name, record, options.output)
+            print(told(entry.name, record), flush=True)
+
+
+def _repeat(options: argparse.Namespace) -> None:
+    budget = get_budget(options.budget)
+    margin = budget.margin if options.margin is None else options.margin
+    for entry in find(options.names):
+        for seed in options.seeds:
+            record = stored(options.output).get(entry.name)
+            if record is None:
+                raise InputError(f"defense {entry.name!r}: not measured yet; python -m audits.zoo measure {entry.name}")
+            data = load_dataset(options.data, samples=options.samples or budget.samples, seed=seed)
+            fresh = repeat(entry, data, budget=budget, margin=margin, device=options.device, seed=seed)
+            others = [each for each in record.get("repeats", []) if each["seed"] != seed]
+            repeats = sorted([*others, fresh], key=lambda each: int(each["seed"]))
+            store(entry.name, {**record, "repeats": repeats}, options.output)
+            print(f"{entry.name}, seed {seed}: {fresh['verdict']}", flush=True)
+
+
+def _page(_: argparse.Namespace) -> None:
+    from audits.zoo.page import write
+
+    write()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m audits.zoo", description="The zoo of known defenses.", epilog="Exit status: 2 on bad input."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    names = {"nargs": "*", "default": [], "metavar": "DEFENSE", "help": "which (default: all)"}
+
+    listing = commands.add_parser("list", help="tell each defense's story")
+    listing.add_argument("names", **names)  # type: ignore[arg-type]
+    listing.set_defaults(run=_list)
+
+    measuring = commands.add_parser("measure", help="measure what is true of each defense, and audit it")
+    measuring.add_argument("--seed", type=int, default=0, metavar="N", help="(default: %(default)s)")
+    measuring.add_argument("--missing", action="store_true", help="measure only what the folder does not hold yet")
+    measuring.set_defaults(run=_measure)
+
+    repeating = commands.add_parser("repeat", help="audit what was measured with other seeds")
+    repeating.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4], metavar="N", help="(default: 1 2 3 4)")
+    repeating.set_defaults(run=_repeat)
+
+    for command in (measuring, repeating):
+        add = command.add_argument
+        add("names", **names)  # type: ignore[arg-type]
+        add("--data", default="embedded", metavar="SPEC", help="as of --gradmask-data (default: %(default)s)")
+        add("--samples", type=int, metavar="N", help="images, chosen at random (default: the budget's)")
+        add("--budget", choices=BUDGETS, default="ci", help="of the attacks (default: %(default)s)")
+        add("--margin", type=float, metavar="SHARE", help="a larger gap is masking (default: the budget's)")
+        add("--device", default="cpu", help="torch device (default: %(default)s)")
+        add("--output", type=Path, default=RESULTS, metavar="FOLDER", help="(default: audits/zoo/results)")
+
+    page = commands.add_parser("page", help="write docs/known-defenses.md from what was measured")
+    page.set_defaults(run=_page)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    options = _parser().parse_args(argv)
+    return exit_code(lambda: options.run(options))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,185 @@
+"""The page about known defenses, from what ``python -m audits.zoo measure`` stored."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from audits.zoo import ZOO
+from audits.zoo.measurement import Record, stored
+from audits.zoo.truth import Truth
+from pytest_gradmask.stats import clopper_pearson
+from pytest_gradmask.unit_test import REQUIRED
+
+HERE = Path(__file__).parent
+PAGE = HERE.parent.parent / "docs" / "known-defenses.md"
+
+#: Attacks with a column of their own, in the order in which they run.
+_ATTACKS = {"bpda": "BPDA", "transfer-backbone": "transfer", "square": "Square", "zero-order": "zero-order"}
+_VERDICTS = ("MASKED", "NOT_MASKED", "INCONCLUSIVE")
+_FLAGS = ("zero-gradient", "square", "randomized", "probabilities", "dynamic")
+
+
+def write() -> None:
+    """Write the page."""
+    PAGE.write_text(markdown(stored()))
+
+
+def markdown(records: Mapping[str, Record]) -> str:
+    """The page, of records by the name of their defense, in the order of the zoo."""
+    ordered = {name: records[name] for name in ZOO if name in records}
+    parts = [
+        (HERE / "introduction.md").read_text().strip(),
+        "## In short",
+        _summary(ordered),
+        "## Verdicts",
+        _verdicts(ordered),
+        "## What was seen",
+        _evidence(ordered),
+        *_repeats(ordered),
+        _provenance(ordered),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def truth_of(record: Record) -> str:
+    """``MASKED``, ``NOT_MASKED`` or ``open``, by the bounds of the gap that the reference leaves."""
+    expected = Truth(**record["truth"]).expected(record["truth"]["margin"])
+    return expected.name if expected else "open"
+
+
+def _summary(records: Mapping[str, Record]) -> str:
+    groups = {
+        "mask": [record for record in records.values() if truth_of(record) == "MASKED"],
+        "do not mask": [record for record in records.values() if truth_of(record) == "NOT_MASKED"],
+        "leave it open": [record for record in records.values() if truth_of(record) == "open"],
+    }
+    failed = _failed_unit_test
+    rows: list[tuple[str, Callable[[Record], bool]]] = [
+        *((f"verdict `{verdict}`", _has_verdict(verdict)) for verdict in _VERDICTS),
+        ("AutoAttack flags anything", lambda record: bool(record["flags"])),
+        *((f"AutoAttack flags `{flag}`", _has_flag(flag)) for flag in _FLAGS),
+        ("APGD surely fails the unit test", failed),
+    ]
+    headings = ["", *(f"{len(group)} that {name}" for name, group in groups.items())]
+    return _table(headings, ([what, *(_count(group, holds) for group in groups.values())] for what, holds in rows))
+
+
+def _has_verdict(verdict: str) -> Callable[[Record], bool]:
+    return lambda record: record["audit"]["verdict"] == verdict
+
+
+def _has_flag(flag: str) -> Callable[[Record], bool]:
+    return lambda record: flag in record["flags"]
+
+
+def _failed_unit_test(record: Record) -> bool:
+    passed, tested = record["unit_test"]["passed"], record["unit_test"]["tested"]
+    return clopper_pearson(passed, tested, 0.99)[1] < REQUIRED if tested else False
+
+
+def _count(group: Sequence[Record], holds: Callable[[Record], bool]) -> str:
+    return str(sum(map(holds, group)))
+
+
+def _verdicts(records: Mapping[str, Record]) -> str:
+    headings = ["defense", "truth", "verdict", "gap", "clean", "gradient attacks", *_ATTACKS.values(), "reference"]
+    rows = []
+    for name, record in records.items():
+        audit = record["audit"]
+        accuracies = [_accuracy(audit["robust_accuracy"].get(attack)) for attack in _ATTACKS]
+        rows.append(
+            [
+                name,
+                f"{_sign(truth_of(record))} {_points(*record['truth']['gap'])}",
+                f"`{audit['verdict']}`",
+                _points(audit["gap"]["estimate"], audit["gap"]["low"], audit["gap"]["high"]) if audit["gap"] else "",
+                _percent(audit["clean_accuracy"]["value"]),
+                _percent(audit["gradient_attacks"]["value"]),
+                *accuracies,
+                _percent(record["truth"]["reference"][0]),
+            ]
+        )
+    note = (
+        "Accuracies in %; gaps in points, with exact bounds, each valid at 99 %. *Truth* is the gap that the reference "
+        "leaves, *gap* the one that the audit's own adaptive attacks found."
+    )
+    return f"{note}\n\n{_table(headings, rows)}"
+
+
+def _evidence(records: Mapping[str, Record]) -> str:
+    rows = []
+    for name, record in records.items():
+        audit, tested = record["audit"], record["unit_test"]
+        findings = dict.fromkeys(f"[{finding['id']}](findings.md#{finding['id']})" for finding in audit["findings"])
+        rows.append(
+            [
+                name,
+                ", ".join(findings),
+                ", ".join(audit["bypassed"]),
+                f"{tested['passed']} of {tested['tested']}",
+                ", ".join(record["flags"]),
+                f"{audit['seconds']:.0f}",
+            ]
+        )
+    headings = ["defense", "findings", "bypassed, found by the audit", "unit test of APGD", "AutoAttack's flags", "s"]
+    return _table(headings, rows)
+
+
+def _repeats(records: Mapping[str, Record]) -> list[str]:
+    """Verdicts with other seeds, which choose other images, too."""
+    repeated = {name: record for name, record in records.items() if record.get("repeats")}
+    if not repeated:
+        return []
+    first = next(iter(repeated.values()))["repeats"][0]
+    rows = []
+    for name, record in repeated.items():
+        said = [repeat["verdict"] for repeat in record["repeats"]]
+        counts = [str(said.count(verdict)) for verdict in _VERDICTS]
+        rows.append([name, truth_of(record), *counts])
+    settled = [{repeat["verdict"] for repeat in record["repeats"]} for record in repeated.values()]
+    flips = sum({"MASKED", "NOT_MASKED"} <= verdicts for verdicts in settled)
+    text = (
+        f"Audits with {len(next(iter(repeated.values()))['repeats'])} other seeds, each on {first['images']} other "
+        f"images, at the budget `{first['budget']}` and a margin of {100 * first['margin']:g} points: {flips} of "
+        f"{len(repeated)} defenses are called `MASKED` by one seed and `NOT_MASKED` by another."
+    )
+    headings = ["defense", "truth", *(f"`{verdict}`" for verdict in _VERDICTS)]
+    return ["## Other seeds", text, _table(headings, rows)]
+
+
+def _provenance(records: Mapping[str, Record]) -> str:
+    told = dict.fromkeys(_measured_on(record) for record in records.values())
+    return "\n\n".join(f"<sub>Measured on {text}.</sub>" for text in told)
+
+
+def _measured_on(record: Record) -> str:
+    about: Mapping[str, Any] = record["provenance"]
+    versions = ", ".join(f"{name} {number}" for name, number in about["versions"].items())
+    threat = f"{about['threat']['norm']}, eps {255 * about['threat']['eps']:g}/255"
+    return (
+        f"{about['images']} images of {record['data']}, {threat}, budget {about['budget']}, margin "
+        f"{100 * record['audit']['margin']:g} points, seed {about['seed']}, {about['device']}, {versions}"
+    )
+
+
+def _sign(truth: str) -> str:
+    return {"MASKED": "masked", "NOT_MASKED": "honest", "open": "open"}[truth]
+
+
+def _points(value: float, low: float, high: float) -> str:
+    return f"{100 * value + 0.0:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f}"
+
+
+def _accuracy(attack: Mapping[str, Any] | None) -> str:
+    return "-" if attack is None else _percent(attack["value"])
+
+
+def _table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [headings, ["---"] * len(headings), *rows]
+    return "\n".join(f"| {' | '.join(row)} |" for row in lines)

@@ -1,0 +1,127 @@
+"""The truth about a known defense, measured with the attack of its own literature.
+
+A defense *masks* if that attack, the reference, which knows how the defense works, breaks more than a margin of the
+images beyond the whole family of gradient attacks (AutoAttack's, with EOT where the defense is random) and their
+placebo. What is said of the defense, and what an audit's own adaptive attacks find, does not count.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from audits.defenses.entry import Entry
+from pytest_gradmask import Defense, Verdict
+from pytest_gradmask.attacks.oracle import Oracle, RandomStream
+from pytest_gradmask.errors import DataError
+from pytest_gradmask.isolation import no_trace
+from pytest_gradmask.plan import PlannedAttack, known_models
+from pytest_gradmask.results import Audit, Proportion
+from pytest_gradmask.scoring import Evaluation, subseed
+from pytest_gradmask.stats import paired_interval
+from pytest_gradmask.threat import ThreatModel
+
+
+@dataclass(frozen=True, slots=True)
+class Truth:
+    """What was measured of one defense. Shares of all images come as ``[value, low, high]``, each bound valid at 99 %.
+
+    Attributes:
+        masked: whether the gap is above the margin.
+        gap: images that the reference breaks and no gradient attack nor the placebo, minus those that only the
+            placebo breaks.
+        margin: a share of images.
+        reference: robust accuracy under the reference alone.
+        seconds: the reference took.
+    """
+
+    masked: bool
+    gap: list[float]
+    margin: float
+    reference: list[float]
+    seconds: float
+
+    def expected(self, margin: float) -> Verdict | None:
+        """The right verdict at a margin; None where the measured gap leaves it open."""
+        _, low, high = self.gap
+        if low > margin:
+            return Verdict.MASKED
+        return Verdict.NOT_MASKED if high <= margin else None
+
+
+def measure_truth(
+    entry: Entry,
+    defense: Defense,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    audit: Audit,
+    *,
+    threat: ThreatModel,
+    votes: int,
+    device: str,
+    seed: int,
+) -> Truth:
+    """Run the reference on what an audit ran its gradient attacks on.
+
+    Args:
+        entry: whose reference.
+        defense: what the entry built.
+        images, labels: those of the audit; the labels are the defense's.
+        audit: of the defense, with the whole gradient family and its placebo.
+        votes: forwards by which an image is judged, as in the audit.
+
+    Raises:
+        DataError: the reference raised or returned an image outside the ball, or a gradient attack did not run.
+    """
+    family, placebo = audit.of_kind("gradient"), audit.of_kind("placebo")
+    failed = [result for result in (*family, *placebo) if result.status != "done"]
+    if failed:
+        raise DataError(
+            f"{entry.name}: {failed[0].name} was {failed[0].status} ({failed[0].note}); without the whole gradient "
+            "family there is no truth to store"
+        )
+    broken, seconds = _reference(entry, defense, images, labels, audit.survivors([]), threat, votes, device, seed)
+    standing, left = audit.survivors(family), audit.survivors([*family, *placebo])
+    beyond, placebo_only = len(left & broken), len((standing - left) - broken)
+    gap = (beyond - placebo_only) / audit.total
+    low, high = paired_interval(beyond, placebo_only, audit.total, audit.confidence)
+    share = Proportion.of(len(audit.survivors([]) - broken), audit.total, audit.confidence)
+    return Truth(
+        gap > audit.margin, [gap, low, high], audit.margin, [share.value, share.low, share.high], round(seconds, 1)
+    )
+
+
+def _reference(
+    entry: Entry,
+    defense: Defense,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    given: set[int],
+    threat: ThreatModel,
+    votes: int,
+    device: str,
+    seed: int,
+) -> tuple[set[int], float]:
+    """Indices of the images that the reference breaks, scored as an audit scores, and the seconds it took."""
+    place = torch.device(device)
+    models = known_models(defense)
+
+    def run(_: Oracle, images: torch.Tensor, labels: torch.Tensor, **arguments: Any) -> torch.Tensor:
+        return entry.reference(defense, images, labels, **arguments)
+
+    for model in models:
+        model.to(place)
+    try:
+        with no_trace(models, place):
+            look = Oracle(defense.model, RandomStream(subseed(seed, "truth"), place), defense.outputs)
+            evaluation = Evaluation(look, images.to(place), labels.to(place), threat, seed, votes)
+            result = evaluation.run(PlannedAttack("reference", "adaptive", run, look), given)
+    finally:
+        for model in models:
+            model.to("cpu")
+    if result.status != "done" or result.invalid:
+        why = result.note or f"{result.invalid} images outside the ball or the bounds"
+        raise DataError(f"{entry.name}: its reference attack cannot be believed ({why}); mend it, then measure again")
+    return set(result.broken), result.seconds
