@@ -16,7 +16,14 @@ HERE = Path(__file__).parent
 PAGE = HERE.parent.parent / "docs" / "known-defenses.md"
 
 #: Attacks with a column of their own, in the order in which they run.
-_ATTACKS = {"bpda": "BPDA", "transfer-backbone": "transfer", "square": "Square", "zero-order": "zero-order"}
+_ATTACKS = {
+    "bpda": "BPDA",
+    "transfer-backbone": "transfer",
+    "inner-logits": "inner logits",
+    "square": "Square",
+    "zero-order": "zero-order",
+    "placebo": "placebo",
+}
 _VERDICTS = ("MASKED", "NOT_MASKED", "INCONCLUSIVE")
 _FLAGS = ("zero-gradient", "square", "randomized", "probabilities", "dynamic")
 
@@ -63,7 +70,11 @@ def _summary(records: Mapping[str, Record]) -> str:
         ("APGD surely fails the unit test", failed),
     ]
     headings = ["", *(f"{len(group)} that {name}" for name, group in groups.items())]
-    return _table(headings, ([what, *(_count(group, holds) for group in groups.values())] for what, holds in rows))
+    missing = [name for name in ZOO if name not in records]
+    note = f"Not measured yet: {', '.join(missing)}.\n\n" if missing else ""
+    return note + _table(
+        headings, ([what, *(_count(group, holds) for group in groups.values())] for what, holds in rows)
+    )
 
 
 def _has_verdict(verdict: str) -> Callable[[Record], bool]:
@@ -103,7 +114,8 @@ def _verdicts(records: Mapping[str, Record]) -> str:
         )
     note = (
         "Accuracies in %; gaps in points, with exact bounds, each valid at 99 %. *Truth* is the gap that the reference "
-        "leaves, *gap* the one that the audit's own adaptive attacks found."
+        "leaves, *gap* the one that the audit's own adaptive attacks found. There is no figure for an attack that "
+        "cannot run on a defense or was spared."
     )
     return f"{note}\n\n{_table(headings, rows)}"
 
