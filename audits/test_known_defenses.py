@@ -23,7 +23,7 @@ def _parameter(entry: Entry) -> Any:
     return pytest.param(entry, id=entry.name, marks=pytest.mark.slow if entry.slow or entry.randomized else ())
 
 
-@pytest.mark.parametrize("entry", map(_parameter, ZOO.values()))
+@pytest.mark.parametrize("entry", [_parameter(entry) for entry in ZOO.values()])
 def test_the_verdict_on_a_known_defense_is_true(gradmask: Gradmask, entry: Entry, eval_batch: EvalBatch) -> None:
     truth = stored_truth(entry.name)
     if truth is None:

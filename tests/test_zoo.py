@@ -7,6 +7,7 @@ import functools
 import pytest
 import torch
 
+from audits import test_known_defenses
 from audits.defenses import (
     activations,
     controls,
@@ -89,3 +90,12 @@ def test_its_reference_stays_in_the_ball_repeats_itself_and_leaves_no_trace(entr
     assert not first.requires_grad
     assert global_state() == before
     assert [module.training for module in defense.model.modules()] == modes
+
+
+def test_there_is_an_audit_of_each_and_a_quick_run_leaves_some_out() -> None:
+    (marker,) = test_known_defenses.test_the_verdict_on_a_known_defense_is_true.pytestmark  # type: ignore[attr-defined]
+    parameters = marker.args[1]
+    assert [parameter.id for parameter in parameters] == list(ZOO)
+    slow = {parameter.id for parameter in parameters if parameter.marks}
+    assert {name for name, entry in ZOO.items() if entry.randomized} < slow
+    assert {"gradient-killer", "undefended-vgg"} & slow == set()
