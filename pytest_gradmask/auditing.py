@@ -16,7 +16,7 @@ from pytest_gradmask.attacks.oracle import Oracle, RandomStream
 from pytest_gradmask.budgets import Budget, get_budget
 from pytest_gradmask.defense import Defense, as_defense
 from pytest_gradmask.errors import GradmaskError, InputError
-from pytest_gradmask.isolation import no_trace
+from pytest_gradmask.isolation import moved, no_trace
 from pytest_gradmask.plan import PlannedAttack, Target, aim, known_models, plan_attacks
 from pytest_gradmask.preflight import check_batch, check_defense
 from pytest_gradmask.probes.comparisons import compare_attacks
@@ -79,12 +79,9 @@ def audit(
     check_batch(images, labels, threat)
     place = torch.device(device)
     images, labels = images.detach().to(place), labels.detach().long().to(place)
-    homes = _move(defense, place)
-    try:
-        with no_trace(known_models(defense), place):
-            result = _audit(defense, images, labels, threat, budget, margin, confidence, seed, exhaustive, progress)
-    finally:
-        _move_back(homes)
+    models = known_models(defense)
+    with moved(models, place), no_trace(models, place):
+        result = _audit(defense, images, labels, threat, budget, margin, confidence, seed, exhaustive, progress)
     return replace(
         result, seconds=time.monotonic() - started, provenance=_provenance(threat, budget, place, seed, len(images))
     )
@@ -113,12 +110,12 @@ def _audit(
     findings = list(seen.findings)
     target = aim(defense, stream, seen.classes, seen.randomized, images, threat, budget.eot)
     results: list[AttackResult] = []
+
+    def judge(attacks: Sequence[AttackResult], *more: Finding) -> Decision:
+        return decide(clean, attacks, [*findings, *more], margin=margin, confidence=confidence)
+
     if any(clean):
         findings += _probe(look, images[correct], labels[correct], threat, seed, seen.randomized)
-
-        def judge(attacks: Sequence[AttackResult], *more: Finding) -> Decision:
-            return decide(clean, attacks, [*findings, *more], margin=margin, confidence=confidence)
-
         certain = None if exhaustive else lambda attacks: judge(attacks).verdict is Verdict.MASKED
         results = attack_in_turn(evaluation, target, budget, clean, certain, progress)
         findings += compare_attacks(results, len(clean), confidence)
@@ -126,7 +123,7 @@ def _audit(
         # Worth its time only where a failure would change the verdict.
         if judge(results).verdict is Verdict.NOT_MASKED is not judge(results, failure).verdict:
             findings += _test_attacks(target, budget, images[correct], labels[correct], threat, seed, progress)
-    decision = decide(clean, results, findings, margin=margin, confidence=confidence)
+    decision = judge(results)
     return Audit(
         defense=defense.name,
         verdict=decision.verdict,
@@ -138,7 +135,7 @@ def _audit(
         images_needed=decision.images_needed,
         margin=margin,
         confidence=confidence,
-        bypassed=(*described(target.substitutes), *([f"all after {target.inner}"] if target.inner else [])),
+        bypassed=described(target.substitutes) + ((f"all after {target.inner}",) if target.inner else ()),
     )
 
 
@@ -184,7 +181,6 @@ def _tested(
     progress: Progress,
 ) -> tuple[bool, str]:
     """Whether an attack passes its unit test, and what it found in words."""
-    found = ""
     for count in _TESTED:
         progress(f"unit test of {attack.name} on {min(count, len(images))} images")
         generator = torch.Generator().manual_seed(subseed(seed, f"unit test of {attack.name}"))
@@ -195,24 +191,9 @@ def _tested(
             )  # fmt: skip
         except Exception as error:  # neither the defense nor its last layer is ours
             return False, f"{attack.name} cannot be tested ({type(error).__name__}: {error})"
-        found = f"{attack.name} finds {result.passed} of {result.tested}"
         if result.ok or result.fails or count >= len(images):
-            return result.ok, found
-    return False, found
-
-
-def _move(defense: Defense, place: torch.device) -> list[tuple[nn.Module, torch.device]]:
-    homes = []
-    for model in known_models(defense):
-        home = next((tensor.device for tensor in (*model.parameters(), *model.buffers())), place)
-        homes.append((model, home))
-        model.to(place)
-    return homes
-
-
-def _move_back(homes: list[tuple[nn.Module, torch.device]]) -> None:
-    for model, home in homes:
-        model.to(home)
+            break
+    return result.ok, f"{attack.name} finds {result.passed} of {result.tested}"
 
 
 def _provenance(threat: ThreatModel, budget: Budget, place: torch.device, seed: int, images: int) -> dict[str, Any]:

@@ -13,6 +13,19 @@ from pytest_gradmask.randomness import random_state_kept
 
 
 @contextmanager
+def moved(models: Sequence[nn.Module], device: torch.device) -> Iterator[None]:
+    """Move models to a device, and on exit, whatever happens, each back to where it was. One may hold another."""
+    homes = [next((tensor.device for tensor in (*model.parameters(), *model.buffers())), device) for model in models]
+    try:
+        for model in models:
+            model.to(device)
+        yield
+    finally:
+        for model, home in zip(models, homes, strict=True):
+            model.to(home)
+
+
+@contextmanager
 def no_trace(models: Sequence[nn.Module], device: torch.device) -> Iterator[None]:
     """Restore on exit, whatever happens: random states, grad mode, default dtype, tracer, and each model's state.
 

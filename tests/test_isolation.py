@@ -6,12 +6,14 @@ import contextlib
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from pytest_gradmask.isolation import no_trace
+from pytest_gradmask.isolation import moved, no_trace
 from tests.toys import CPU, global_state, seed_all
 
 Inside = Callable[[nn.Module], AbstractContextManager[None]]
@@ -166,3 +168,30 @@ def test_the_exception_itself_gets_out(model: Stateful) -> None:
     with pytest.raises(KeyboardInterrupt), no_trace([model], CPU):
         raise KeyboardInterrupt
     assert model.layer.weight.requires_grad
+
+
+class Elsewhere(nn.Module):
+    """Keeps a device without a tensor on it, so that no second device is needed; moves what it holds."""
+
+    def __init__(self, *parts: Elsewhere) -> None:
+        super().__init__()
+        self.parts, self.device = parts, torch.device("cpu")
+
+    def to(self, device: torch.device) -> Elsewhere:  # type: ignore[override]
+        self.device = device
+        for part in self.parts:
+            part.to(device)
+        return self
+
+    def parameters(self, recurse: bool = True) -> Iterator[Any]:
+        del recurse
+        yield SimpleNamespace(device=self.device)
+
+
+def test_models_that_hold_one_another_come_back_to_where_they_were() -> None:
+    member = Elsewhere()
+    model, place = Elsewhere(member), torch.device("meta")
+    with contextlib.suppress(RuntimeError), moved([model, member], place):
+        assert model.device == member.device == place
+        raise RuntimeError("stop")
+    assert model.device == member.device == torch.device("cpu")

@@ -16,7 +16,7 @@ from audits.defenses.entry import Entry
 from pytest_gradmask import Defense, Verdict
 from pytest_gradmask.attacks.oracle import Oracle, RandomStream
 from pytest_gradmask.errors import DataError
-from pytest_gradmask.isolation import no_trace
+from pytest_gradmask.isolation import moved, no_trace
 from pytest_gradmask.plan import PlannedAttack, known_models
 from pytest_gradmask.results import Audit, Proportion
 from pytest_gradmask.scoring import Evaluation, subseed
@@ -111,16 +111,10 @@ def _reference(
     def run(_: Oracle, images: torch.Tensor, labels: torch.Tensor, **arguments: Any) -> torch.Tensor:
         return entry.reference(defense, images, labels, **arguments)
 
-    for model in models:
-        model.to(place)
-    try:
-        with no_trace(models, place):
-            look = Oracle(defense.model, RandomStream(subseed(seed, "truth"), place), defense.outputs)
-            evaluation = Evaluation(look, images.to(place), labels.to(place), threat, seed, votes)
-            result = evaluation.run(PlannedAttack("reference", "adaptive", run, look), given)
-    finally:
-        for model in models:
-            model.to("cpu")
+    with moved(models, place), no_trace(models, place):
+        look = Oracle(defense.model, RandomStream(subseed(seed, "truth"), place), defense.outputs)
+        evaluation = Evaluation(look, images.to(place), labels.to(place), threat, seed, votes)
+        result = evaluation.run(PlannedAttack("reference", "adaptive", run, look), given)
     if result.status != "done" or result.invalid:
         why = result.note or f"{result.invalid} images outside the ball or the bounds"
         raise DataError(f"{entry.name}: its reference attack cannot be believed ({why}); mend it, then measure again")
