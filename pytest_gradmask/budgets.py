@@ -20,7 +20,7 @@ class Budget:
         fab_steps: of FAB-T, for each target.
         square_queries: of Square.
         bpda_steps: of APGD on the bypassed defense, and of transfer attacks.
-        zero_order_steps, zero_order_pairs: of zero-order PGD.
+        zero_order_steps, zero_order_pairs: of zero-order PGD; the steps are HopSkipJump's, too.
         eot: forwards averaged in each gradient step on randomized defenses.
         votes: forwards by which a randomized defense is judged on each image.
     """

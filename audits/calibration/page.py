@@ -15,6 +15,7 @@ from matplotlib import pyplot  # after the backend is chosen
 from audits.calibration.exact import chances
 from audits.calibration.populations import FINDERS
 from audits.calibration.simulation import CONFIDENCE, MASKED, NOT_MASKED
+from audits.markdown import table
 from pytest_gradmask.stats import clopper_pearson
 
 HERE = Path(__file__).parent
@@ -86,11 +87,6 @@ def _percent(value: float) -> str:
     return f"{100 * value:.1f} %"
 
 
-def _table(headings: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    rows = [headings, ["---"] * len(headings), *lines]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
-
-
 def _groups(rows: Sequence[Row], key: Callable[[Row], Any]) -> dict[Any, list[Row]]:
     found: dict[Any, list[Row]] = {}
     for row in rows:
@@ -131,7 +127,7 @@ def _summary(stored: Mapping[str, Any]) -> str:
         ),
     ]
     rows = [[what, *rates, wish] for what, rates, wish in lines]
-    return "## In short\n\n" + _table(["", "exhaustive", "in turn", "wanted"], rows)
+    return "## In short\n\n" + table(["", "exhaustive", "in turn", "wanted"], rows)
 
 
 _MODES = ("exhaustive", "in_turn")
@@ -160,7 +156,7 @@ def _null_section(rows: Sequence[Row]) -> str:
             "a point, so that nothing but the tests prevents a false alarm. With equal costs every attack has the "
             "placebo's chance. *Calculated* is an exact upper bound for equal costs that holds however looks depend on "
             "each other.",
-            _table(headings, lines),
+            table(headings, lines),
             "Looking after each attack is safe because each look has its share of the error, whether it is taken or "
             "not, and at each the placebo has had what the adaptive attacks have had together. A smaller placebo would "
             "not be safe: with four fifths of its budget, false alarms exceed 1 %, as "
@@ -187,7 +183,7 @@ def _power_section(rows: Sequence[Row]) -> str:
             f"Exhaustive / in turn, {rows[0]['audits']:,} audits each; which attacks find the gap is in the heading, "
             "and the placebo effect is nought where none is given. Margin and gap are in points. Where the gap is "
             "below the margin, `MASKED` is not wanted.",
-            _table(headings, lines),
+            table(headings, lines),
             "![Power against the number of images](figures/power.svg)",
             "Exact power at a margin of 5 points, where one attack finds the gap and the placebo nothing. A gap of "
             "just the margin is called `MASKED` in nearly half of large audits, because the estimate has to exceed "
@@ -216,19 +212,25 @@ def _excluded_section(rows: Sequence[Row]) -> str:
             "## A gap of the margin or more: how often `NOT_MASKED`?",
             "Each cell is the largest rate over who finds the gap and placebo effects of 0 and 2 %. *Calculated* is "
             "exact, for one attack that finds the gap and a placebo without effect.",
-            _table(["images", "margin", "gap", "exhaustive", "in turn", "calculated"], lines),
+            table(["images", "margin", "gap", "exhaustive", "in turn", "calculated"], lines),
         ]
     )
 
 
 def _margin_section(rows: Sequence[Row]) -> str:
     lines = []
-    for (images, gap, effect), group in _groups(rows, lambda r: (r["images"], r["gap"], r["effect"])).items():
-        (row,) = group
+    for row in rows:
         shares = " / ".join(_percent(number / row["audits"]) for number in row["in_turn"])
         measured = f"{round(100 * row['true_gap'], 1) + 0.0:.1f}"
         lines.append(
-            [str(images), f"{100 * row['margin']:g}", f"{100 * gap:g}", f"{100 * effect:g} %", measured, shares]
+            [
+                str(row["images"]),
+                f"{100 * row['margin']:g}",
+                f"{100 * row['gap']:g}",
+                f"{100 * row['effect']:g} %",
+                measured,
+                shares,
+            ]
         )
     half = [row for row in rows if row["share"] == 0.5]
     alarms = _percent(max(row["in_turn"][MASKED] / row["audits"] for row in half))
@@ -243,7 +245,7 @@ def _margin_section(rows: Sequence[Row]) -> str:
             "attacks cost the same, all of them find what is masked, 60 % survive the gradient attacks, and audits run "
             "in turn. *Masked* is what no gradient attack would find at any budget, *gap* is what the audit measures, "
             "in points.",
-            _table(headings, lines),
+            table(headings, lines),
             f"A defense that masks half the margin is called `MASKED` in up to {alarms} of these audits.",
         ]
     )

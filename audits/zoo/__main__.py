@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from audits.zoo import find
-from audits.zoo.measurement import RESULTS, Record, measure, repeat, store, stored
+from audits.zoo.measurement import RESULTS, Record, measure, repeat, store, stored, stored_record
 from pytest_gradmask import load_dataset
 from pytest_gradmask.budgets import BUDGETS, get_budget
 from pytest_gradmask.errors import InputError
@@ -57,12 +57,12 @@ def _measure(options: argparse.Namespace) -> None:
 def _repeat(options: argparse.Namespace) -> None:
     budget = get_budget(options.budget)
     margin = budget.margin if options.margin is None else options.margin
-    for entry in find(options.names):
-        for seed in options.seeds:
-            record = stored(options.output).get(entry.name)
+    for seed in options.seeds:
+        data = load_dataset(options.data, samples=options.samples or budget.samples, seed=seed)
+        for entry in find(options.names):
+            record = stored_record(entry.name, options.output)
             if record is None:
                 raise InputError(f"defense {entry.name!r}: not measured yet; python -m audits.zoo measure {entry.name}")
-            data = load_dataset(options.data, samples=options.samples or budget.samples, seed=seed)
             fresh = repeat(entry, data, budget=budget, margin=margin, device=options.device, seed=seed)
             others = [each for each in record.get("repeats", []) if each["seed"] != seed]
             repeats = sorted([*others, fresh], key=lambda each: int(each["seed"]))

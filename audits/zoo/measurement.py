@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -81,11 +82,7 @@ def measure(
     )  # fmt: skip
     progress("unit test of apgd-ce")
     correct = sorted(found.survivors([]))[:_TESTED]
-    eot = budget.eot if entry.randomized else 1
-
-    def attack(*batch: torch.Tensor, **settings: Any) -> torch.Tensor:
-        return autoattack.apgd_ce(*batch, steps=budget.apgd_steps, eot=eot, **settings)  # type: ignore[arg-type]
-
+    attack = partial(autoattack.apgd_ce, steps=budget.apgd_steps, eot=budget.eot if entry.randomized else 1)
     tested = unit_test(
         attack, defense, data.images[correct], labels[correct], threat=threat,
         generator=torch.Generator().manual_seed(subseed(seed, "unit test")),
@@ -150,19 +147,27 @@ def stored(folder: Path = RESULTS) -> dict[str, Record]:
     return {file.stem: _read(file) for file in sorted(folder.glob("*.json"))}
 
 
+def stored_record(name: str, folder: Path = RESULTS) -> Record | None:
+    """What was measured of one defense; None if nothing was.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    file = folder / f"{name}.json"
+    return _read(file) if file.exists() else None
+
+
 def stored_truth(name: str, folder: Path = RESULTS) -> Truth | None:
     """The truth of a defense; None if it was not measured.
 
     Raises:
         DataError: the file cannot be read, or holds something else.
     """
-    file = folder / f"{name}.json"
-    if not file.exists():
-        return None
+    record = stored_record(name, folder)
     try:
-        return Truth(**_read(file)["truth"])
+        return None if record is None else Truth(**record["truth"])
     except (KeyError, TypeError) as error:
-        raise DataError(f"record {file}: holds something else ({error}); measure again") from error
+        raise DataError(f"record {folder / f'{name}.json'}: holds something else ({error}); measure again") from error
 
 
 def _read(file: Path) -> Record:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from audits.markdown import table
 from audits.zoo import ZOO
 from audits.zoo.measurement import Record, stored
 from audits.zoo.truth import Truth
-from pytest_gradmask.stats import clopper_pearson
-from pytest_gradmask.unit_test import REQUIRED
+from pytest_gradmask.unit_test import UnitTest
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent.parent / "docs" / "known-defenses.md"
@@ -62,17 +62,16 @@ def _summary(records: Mapping[str, Record]) -> str:
         "do not mask": [record for record in records.values() if truth_of(record) == "NOT_MASKED"],
         "leave it open": [record for record in records.values() if truth_of(record) == "open"],
     }
-    failed = _failed_unit_test
     rows: list[tuple[str, Callable[[Record], bool]]] = [
         *((f"verdict `{verdict}`", _has_verdict(verdict)) for verdict in _VERDICTS),
         ("AutoAttack flags anything", lambda record: bool(record["flags"])),
         *((f"AutoAttack flags `{flag}`", _has_flag(flag)) for flag in _FLAGS),
-        ("APGD surely fails the unit test", failed),
+        ("APGD surely fails the unit test", _failed_unit_test),
     ]
     headings = ["", *(f"{len(group)} that {name}" for name, group in groups.items())]
     missing = [name for name in ZOO if name not in records]
     note = f"Not measured yet: {', '.join(missing)}.\n\n" if missing else ""
-    return note + _table(
+    return note + table(
         headings, ([what, *(_count(group, holds) for group in groups.values())] for what, holds in rows)
     )
 
@@ -87,7 +86,7 @@ def _has_flag(flag: str) -> Callable[[Record], bool]:
 
 def _failed_unit_test(record: Record) -> bool:
     passed, tested = record["unit_test"]["passed"], record["unit_test"]["tested"]
-    return clopper_pearson(passed, tested, 0.99)[1] < REQUIRED if tested else False
+    return UnitTest(("passed",) * passed + ("failed",) * (tested - passed), confidence=0.99).fails
 
 
 def _count(group: Sequence[Record], holds: Callable[[Record], bool]) -> str:
@@ -117,7 +116,7 @@ def _verdicts(records: Mapping[str, Record]) -> str:
         "leaves, *gap* the one that the audit's own adaptive attacks found. There is no figure for an attack that "
         "cannot run on a defense or was spared."
     )
-    return f"{note}\n\n{_table(headings, rows)}"
+    return f"{note}\n\n{table(headings, rows)}"
 
 
 def _evidence(records: Mapping[str, Record]) -> str:
@@ -136,7 +135,7 @@ def _evidence(records: Mapping[str, Record]) -> str:
             ]
         )
     headings = ["defense", "findings", "bypassed, found by the audit", "unit test of APGD", "AutoAttack's flags", "s"]
-    return _table(headings, rows)
+    return table(headings, rows)
 
 
 def _repeats(records: Mapping[str, Record]) -> list[str]:
@@ -158,7 +157,7 @@ def _repeats(records: Mapping[str, Record]) -> list[str]:
         f"{len(repeated)} defenses are called `MASKED` by one seed and `NOT_MASKED` by another."
     )
     headings = ["defense", "truth", *(f"`{verdict}`" for verdict in _VERDICTS)]
-    return ["## Other seeds", text, _table(headings, rows)]
+    return ["## Other seeds", text, table(headings, rows)]
 
 
 def _provenance(records: Mapping[str, Record]) -> str:
@@ -190,8 +189,3 @@ def _percent(value: float | None) -> str:
 
 def _accuracy(attack: Mapping[str, Any] | None) -> str:
     return "-" if attack is None else _percent(attack["value"])
-
-
-def _table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [headings, ["---"] * len(headings), *rows]
-    return "\n".join(f"| {' | '.join(row)} |" for row in lines)

@@ -5,8 +5,7 @@ Nothing is asked of the user and no source is read: the defense runs on a few im
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +13,7 @@ import torch
 from torch import nn
 
 from pytest_gradmask.attacks.bpda import FromImages, bypassed
+from pytest_gradmask.attacks.hooks import hooked
 from pytest_gradmask.attacks.oracle import parameter_dtype
 from pytest_gradmask.attacks.substitutes import fit_affine, fit_convolution
 
@@ -125,7 +125,7 @@ def _observe(model: nn.Module, images: torch.Tensor, forwards: int, *, different
         each.picks &= same and not image and _picks(result, value)
         each.same_shape &= same
 
-    with _hooked(model, enter, leave), torch.set_grad_enabled(differentiate):
+    with hooked(model, enter, leave), torch.set_grad_enabled(differentiate):
         for _ in range(forwards):
             model(images.clone())
     return {name: seen[name] for name, _ in model.named_modules() if name in seen}
@@ -147,7 +147,7 @@ def _before(model: nn.Module, images: torch.Tensor, forwards: int, found: Substi
             left.append(name)
 
     rewired = bypassed(model, found)
-    with _hooked(model, enter, leave), torch.enable_grad():
+    with hooked(model, enter, leave), torch.enable_grad():
         for _ in range(forwards):
             entered.clear()
             left.clear()
@@ -191,27 +191,10 @@ def _pairs(model: nn.Module, name: str, images: torch.Tensor, forwards: int) -> 
         if each == name:
             made.append(output.clone())
 
-    with _hooked(model, enter, leave), torch.no_grad():
+    with hooked(model, enter, leave), torch.no_grad():
         for _ in range(forwards):
             model(images.clone())
     return torch.cat(given), torch.cat(made)
-
-
-@contextmanager
-def _hooked(
-    model: nn.Module, enter: Callable[[str, tuple[Any, ...]], Any], leave: Callable[[str, Any], None]
-) -> Iterator[None]:
-    hooks = []
-    for name, module in model.named_modules():
-        if name:
-            # Bound by default arguments: the loop goes on to other names.
-            hooks.append(module.register_forward_pre_hook(lambda _, inputs, name=name: enter(name, inputs)))
-            hooks.append(module.register_forward_hook(lambda _, inputs, output, name=name: leave(name, output)))
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def _distance(output: torch.Tensor, given: torch.Tensor) -> float:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 
+from pytest_gradmask.attacks.hooks import hooked
 from pytest_gradmask.attacks.oracle import as_logits, parameter_dtype
 from pytest_gradmask.defense import Outputs
 
@@ -35,20 +35,12 @@ def find_inner_logits(model: nn.Module, images: torch.Tensor, outputs: Outputs =
 def _inside_one_pass(model: nn.Module, images: torch.Tensor, outputs: Outputs) -> list[str]:
     seen: dict[str, list[torch.Tensor]] = {}
 
-    def watch(name: str) -> Callable[..., None]:
-        def hook(_: nn.Module, __: Any, output: Any) -> None:
-            if isinstance(output, torch.Tensor) and output.ndim == 2 and output.is_floating_point():
-                seen.setdefault(name, []).append(output.detach().float().clone())
+    def leave(name: str, output: Any) -> None:
+        if isinstance(output, torch.Tensor) and output.ndim == 2 and output.is_floating_point():
+            seen.setdefault(name, []).append(output.detach().float().clone())
 
-        return hook
-
-    handles = [module.register_forward_hook(watch(name)) for name, module in model.named_modules() if name]
-    try:
-        with torch.no_grad():
-            final = as_logits(model(images.clone()), outputs)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with hooked(model, leave=leave), torch.no_grad():
+        final = as_logits(model(images.clone()), outputs)
     return [
         name
         for name, found in seen.items()
