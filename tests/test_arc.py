@@ -77,6 +77,15 @@ def test_just_above_the_distance_of_the_boundary_one_member_falls_just_below_not
         assert (expected_accuracy(model, found, labels) == (0 if broken else 1)).all()
 
 
+@pytest.mark.parametrize(("bias", "broken"), [(-0.58, True), (-0.57, False)])
+def test_what_pixels_at_a_bound_cannot_take_the_others_do(bias: float, broken: bool) -> None:
+    # The two free pixels alone lower the sum, 1 at first, by up to 0.3 * sqrt(2) = 0.424.
+    model = Ensemble([Half(torch.ones(1, 2, 2), bias)])
+    images, labels = torch.tensor([0.0, 0.0, 0.5, 0.5]).view(1, 1, 2, 2), torch.tensor([1])
+    found = arc(model, images, labels, threat=ThreatModel(0.3, "L2"), steps=5, generator=seeded())
+    assert (expected_accuracy(model, found, labels) == (0 if broken else 1)).all()
+
+
 class Scores(nn.Module):
     """A binary linear classifier for each image of a batch."""
 
