@@ -56,7 +56,7 @@ def test_black_box_attacks_partly_overcome_a_composite(
     found = {name: audit.accuracy_under(name) for name in ("square", "zero-order")}
     best = min(found, key=lambda name: found[name].value)
     black_box = [result for result in audit.attacks if result.kind != "adaptive" or result.name in found]
-    gap = measure_gap(audit.total, black_box, audit.confidence)
+    gap = measure_gap(audit.clean, audit.votes, black_box, audit.confidence)
     assert gap is not None
     reproduction.check(
         "2",

@@ -28,6 +28,7 @@ from pytest_gradmask.threat import ThreatModel
 from pytest_gradmask.unit_test import unit_test
 from pytest_gradmask.verdict import Decision, decide
 from pytest_gradmask.versions import versions
+from pytest_gradmask.voting import call_ballot
 
 #: Images of the attacks' unit test: the first tell a broken attack, all of them settle one that misses a few.
 _TESTED = (8, 24)
@@ -104,20 +105,26 @@ def _audit(
     progress("preflight")
     with stream.active():
         seen = check_defense(defense, look, images, labels)
-    evaluation = Evaluation(look, images, labels, threat, seed, budget.votes if seen.randomized else 1)
-    correct = evaluation.correct(images, labels)
-    clean = correct.tolist()
     findings = list(seen.findings)
     target = aim(defense, stream, seen.classes, seen.randomized, images, threat, budget.eot)
+    ballot = None
+    if seen.randomized:
+        mixture = target.oracle(target.attacked) if defense.members else None
+        ballot, unusual = call_ballot(look, mixture, images, budget.votes, margin)
+        findings += unusual
+    evaluation = Evaluation(look, images, labels, threat, seed, ballot)
+    clean, votes = evaluation.clean()
+    correct = torch.tensor(clean, device=images.device)
     results: list[AttackResult] = []
 
     def judge(attacks: Sequence[AttackResult], *more: Finding) -> Decision:
-        return decide(clean, attacks, [*findings, *more], margin=margin, confidence=confidence)
+        return decide(clean, attacks, [*findings, *more], margin=margin, confidence=confidence, votes=votes)
 
     if any(clean):
         findings += _probe(look, images[correct], labels[correct], threat, seed, seen.randomized)
         certain = None if exhaustive else lambda attacks: judge(attacks).verdict is Verdict.MASKED
-        results = attack_in_turn(evaluation, target, budget, clean, certain, progress)
+        standing = [index for index, kept in enumerate(clean) if (votes[index].pilot > 0 if votes else kept)]
+        results = attack_in_turn(evaluation, target, budget, standing, certain, progress)
         findings += compare_attacks(results, len(clean), confidence)
         failure = Finding("attack-fails-unit-test", "", True)
         # Worth its time only where a failure would change the verdict.
@@ -136,6 +143,7 @@ def _audit(
         margin=margin,
         confidence=confidence,
         bypassed=described(target.substitutes) + ((f"all after {target.inner}",) if target.inner else ()),
+        votes=votes,
     )
 
 

@@ -23,18 +23,20 @@ class Defense:
             a mapping gives each a differentiable substitute instead (a callable from its input to its output).
             ``None`` lets the audit look for candidates; ``()`` means that there are none.
         members: the members of a randomized ensemble, each a classifier.
+        weights: with what chance each member answers; by default all with the same. Given with ``members`` only.
         sources: models whose adversarial examples may transfer to this one.
         outputs: ``"probabilities"`` if the model ends in a softmax; its logarithm is then attacked.
         name: for reports; by default the model's class.
 
     Raises:
-        InputError: ``model``, ``members`` or ``sources`` are not modules, ``bypass`` names no submodule of the model,
-            or ``outputs`` is unknown.
+        InputError: ``model``, ``members`` or ``sources`` are not modules, ``weights`` do not fit the members,
+            ``bypass`` names no submodule of the model, or ``outputs`` is unknown.
     """
 
     model: nn.Module
     bypass: Sequence[str | nn.Module] | Mapping[str | nn.Module, Any] | None = None
     members: Sequence[nn.Module] = ()
+    weights: Sequence[float] | None = None
     sources: Sequence[nn.Module] = ()
     outputs: Outputs = "logits"
     name: str = field(default="")
@@ -50,6 +52,10 @@ class Defense:
                     raise InputError(f"{argument}: holds {entry!r}, which is not a torch.nn.Module")
         if self.outputs not in get_args(Outputs):
             raise InputError(f"outputs={self.outputs!r}: must be one of {', '.join(get_args(Outputs))}")
+        if self.weights is not None:
+            if not self.members:
+                raise InputError(f"weights={self.weights!r}: there are no members to weigh; give members=, too")
+            member_weights(self.weights, len(self.members))
         if not self.name:
             object.__setattr__(self, "name", type(self.model).__name__)
         self.bypassed_modules()
@@ -74,3 +80,19 @@ class Defense:
 def as_defense(defense: Defense | nn.Module) -> Defense:
     """A bare module is a defense of which nothing is known."""
     return defense if isinstance(defense, Defense) else Defense(defense)
+
+
+def member_weights(weights: Sequence[float] | None, members: int) -> tuple[float, ...]:
+    """The chance with which each member answers; uniform by default.
+
+    Raises:
+        InputError: another number of weights than members, one that is not above 0, or their sum is not 1.
+    """
+    if weights is None:
+        return (1 / members,) * members
+    given = tuple(float(weight) for weight in weights)
+    if len(given) != members:
+        raise InputError(f"weights={given}: {len(given)} weights for {members} members; give one for each")
+    if not (all(weight > 0 for weight in given) and abs(sum(given) - 1) < 1e-6):
+        raise InputError(f"weights={given}: must be above 0 and sum to 1, as in (0.5, 0.3, 0.2)")
+    return given

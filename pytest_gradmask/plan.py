@@ -11,10 +11,13 @@ import torch
 from torch import nn
 
 from pytest_gradmask.attacks import autoattack
+from pytest_gradmask.attacks.arc import arc
 from pytest_gradmask.attacks.blackbox import zero_order
 from pytest_gradmask.attacks.bpda import bypassed, removed
 from pytest_gradmask.attacks.bypass_search import find_bypass
 from pytest_gradmask.attacks.decision import foolbox_installed, hop_skip_jump
+from pytest_gradmask.attacks.ensembles import joint_margins, member_by_member
+from pytest_gradmask.attacks.eot import on_average
 from pytest_gradmask.attacks.gradient import apgd
 from pytest_gradmask.attacks.inner_logits import InnerLogits, find_inner_logits
 from pytest_gradmask.attacks.losses import margin
@@ -60,12 +63,13 @@ class Target:
     """A defense as the attacker sees it.
 
     Attributes:
+        randomized: whether its answers differ from forward to forward.
         attacked: the module that adaptive attacks take gradients from: the model or, where the members of an
             ensemble are known, their mixture.
         substitutes: submodules of ``attacked`` to bypass, each with its substitute or None.
         inner: a submodule of ``attacked`` that returns logits which the defense then disguises; empty if there is none.
         scoreless: whether the outputs do not tell how near an image is to another class.
-        eot: forwards to average when attacking ``attacked``.
+        eot: forwards of ``attacked`` to average in each step; 1 unless its randomness has to be sampled.
     """
 
     defense: Defense
@@ -82,7 +86,22 @@ class Target:
         """A fresh counter around the defense, or around a model made of ``attacked``."""
         if model is None:
             return Oracle(self.defense.model, self.stream, self.defense.outputs)
-        return Oracle(model, self.stream, self.defense.outputs, weight=max(1, len(self.defense.members)))
+        if not isinstance(model, Mixture):
+            return Oracle(model, self.stream, self.defense.outputs)
+        return Oracle(model, self.stream, self.defense.outputs, members=list(model.members), weights=model.weights)
+
+    def rewired(self, rewire: Callable[[nn.Module, dict[str, object]], nn.Module]) -> nn.Module:
+        """``attacked`` with its substitutes: member by member where it is a mixture, so that its members stay known."""
+        if not isinstance(self.attacked, Mixture):
+            return rewire(self.attacked, self.substitutes)
+        modules = dict(self.attacked.named_modules())
+        found = {modules[name]: substitute for name, substitute in self.substitutes.items()}
+        members = [
+            # By module, not by name: members may share one.
+            rewire(member, {name: found[module] for name, module in member.named_modules() if module in found})
+            for member in self.attacked.members
+        ]
+        return Mixture(members, self.attacked.weights, probabilities=self.attacked.probabilities)
 
 
 def aim(
@@ -98,7 +117,7 @@ def aim(
     known = bool(defense.members)
     attacked = defense.model
     if known:
-        attacked = Mixture(defense.members, probabilities=defense.outputs == "probabilities")
+        attacked = Mixture(defense.members, defense.weights, probabilities=defense.outputs == "probabilities")
     target = Target(defense, stream, classes, randomized, attacked, eot=eot if randomized and not known else 1)
     few = images[:_SEARCH_IMAGES]
     target = replace(target, substitutes=_substitutes(target, few))
@@ -164,39 +183,53 @@ def _gradient_attacks(target: Target, budget: Budget) -> list[PlannedAttack]:
     if target.classes == 3 or (target.randomized and target.classes > 3):
         runs["apgd-dlr"] = partial(autoattack.apgd_dlr, steps=budget.apgd_steps, eot=eot)
     if target.classes > 3:
-        runs["apgd-t"] = partial(autoattack.apgd_t, steps=budget.apgd_steps, targets=targets, eot=eot)
-    runs["fab-t"] = partial(autoattack.fab_t, steps=budget.fab_steps, targets=targets)
-    return [PlannedAttack(name, "gradient", run, target.oracle(), autoattack=True) for name, run in runs.items()]
+        runs["apgd-t"] = on_average(partial(autoattack.apgd_t, steps=budget.apgd_steps, targets=targets), eot)
+    runs["fab-t"] = on_average(partial(autoattack.fab_t, steps=budget.fab_steps, targets=targets), eot)
+    planned = [PlannedAttack(name, "gradient", run, target.oracle(), autoattack=True) for name, run in runs.items()]
+    if target.randomized:
+        # Upstream's EOT averages gradients, but keeps the iterate that fooled a single forward.
+        follow = partial(apgd, steps=budget.apgd_steps, eot=target.eot, stop_early=target.eot == 1)
+        planned.append(PlannedAttack("apgd-eot", "gradient", follow, target.oracle(target.attacked)))
+    return planned
 
 
 def _adaptive_attacks(target: Target, budget: Budget) -> list[PlannedAttack]:
-    follow = partial(apgd, steps=budget.bpda_steps, eot=target.eot)
+    follow = partial(apgd, steps=budget.bpda_steps, eot=target.eot, stop_early=target.eot == 1)
     substitutes = target.substitutes
     skip = "" if substitutes else "no submodule to bypass was given or found"
+    around = target.rewired(bypassed)
     planned = [
-        PlannedAttack("bpda", "adaptive", follow, target.oracle(bypassed(target.attacked, substitutes)), skip=skip),
+        PlannedAttack("bpda", "adaptive", follow, target.oracle(around), skip=skip),
         PlannedAttack(
             "transfer-backbone",
             "adaptive",
             partial(follow, stop_early=False),
-            target.oracle(removed(target.attacked, substitutes)),
+            target.oracle(target.rewired(removed)),
             skip=skip,
         ),
     ]
     if target.inner:
-        inside = InnerLogits(bypassed(target.attacked, substitutes), f"model.{target.inner}")
+        inside = InnerLogits(around, f"model.{target.inner}")
         seen = Oracle(inside, target.stream)  # logits, whatever the defense returns
         planned.append(PlannedAttack("inner-logits", "adaptive", partial(follow, loss=margin), seen))
+    if target.randomized and target.defense.members:
+        on_members: dict[str, Run] = {
+            "bpda-members": partial(member_by_member, steps=budget.bpda_steps),
+            "joint-margins": partial(follow, loss=joint_margins),
+            "arc": partial(arc, steps=max(1, budget.bpda_steps // 2)),
+        }
+        planned += [PlannedAttack(name, "adaptive", run, target.oracle(around)) for name, run in on_members.items()]
     for number, source in enumerate(target.defense.sources):
         run = partial(apgd, steps=budget.bpda_steps, stop_early=False)
         planned.append(PlannedAttack(f"transfer-source-{number}", "adaptive", run, Oracle(source, target.stream)))
-    planned.append(
-        PlannedAttack(
-            "square", "adaptive", partial(autoattack.square, steps=budget.square_queries), target.oracle(), True
-        )
+    eot = budget.eot if target.randomized else 1
+    # As many forwards as on a deterministic defense: fewer queries, each judged by the mean of some.
+    queries = on_average(partial(autoattack.square, steps=max(1, budget.square_queries // eot)), eot)
+    planned.append(PlannedAttack("square", "adaptive", queries, target.oracle(), True))
+    estimate = partial(
+        zero_order, steps=budget.zero_order_steps, pairs=budget.zero_order_pairs, loss=margin, eot=target.eot
     )
-    queries = partial(zero_order, steps=budget.zero_order_steps, pairs=budget.zero_order_pairs, loss=margin)
-    planned.append(PlannedAttack("zero-order", "adaptive", queries, target.oracle(target.attacked)))
+    planned.append(PlannedAttack("zero-order", "adaptive", estimate, target.oracle(target.attacked)))
     if target.scoreless:
         skip = "" if foolbox_installed() else "it needs foolbox: pip install 'pytest-gradmask[decision]'"
         walk = partial(hop_skip_jump, steps=budget.zero_order_steps, evaluations=_EVALUATIONS)
@@ -210,11 +243,11 @@ def plan_placebo(target: Target, budget: Budget, passes: float) -> PlannedAttack
     ``passes`` is how many forward and backward passes an image the adaptive attacks have spent together; the placebo
     gets at least as many, in whole restarts.
     """
-    eot = budget.eot if target.randomized else 1
+    each = target.eot * max(1, len(target.defense.members))
     # Rounded up: a placebo with less than the adaptive attacks' budget makes mere extra budget look like masking.
-    restarts = max(1, math.ceil(passes / (2 * eot * (budget.apgd_steps + 1))))
-    run = partial(apgd, steps=budget.apgd_steps, restarts=restarts, eot=eot)
-    return PlannedAttack("placebo", "placebo", run, target.oracle())
+    restarts = max(1, math.ceil(passes / (2 * each * (budget.apgd_steps + 1))))
+    run = partial(apgd, steps=budget.apgd_steps, restarts=restarts, eot=target.eot, stop_early=target.eot == 1)
+    return PlannedAttack("placebo", "placebo", run, target.oracle(target.attacked))
 
 
 def known_models(defense: Defense) -> Sequence[nn.Module]:

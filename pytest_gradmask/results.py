@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Literal
 
-from pytest_gradmask.stats import clopper_pearson
+from pytest_gradmask.stats import accuracy_bounds, clopper_pearson
 
 Kind = Literal["gradient", "adaptive", "placebo"]
 Status = Literal["done", "failed", "skipped", "spared"]
@@ -41,6 +42,34 @@ class Finding:
         return f"docs/findings.md#{self.id}"
 
 
+#: What AutoAttack runs on randomized defenses, its version ``rand``.
+_RAND = ("apgd-ce", "apgd-dlr")
+
+
+@dataclass(frozen=True, slots=True)
+class Votes:
+    """How a randomized defense answers at one point, over repeated forwards.
+
+    Attributes:
+        pilot: share of right answers in the forwards by which the worst of several points is chosen.
+        correct: share of right answers in other forwards, of that point alone. These count: judged by the forwards by
+            which it was chosen, the worst of several points would look worse than it is.
+        number: of those other forwards; 0 where members and their weights are known, and both shares exact.
+        first: whether the first forward of all was right, by which AutoAttack judges.
+    """
+
+    pilot: float
+    correct: float
+    number: int
+    first: bool
+
+    def interval(self, confidence: float) -> tuple[float, float]:
+        """Exact one-sided bounds of the chance of a right answer, each valid at ``confidence``."""
+        if self.number == 0:
+            return self.correct, self.correct
+        return clopper_pearson(round(self.correct * self.number), self.number, confidence)
+
+
 @dataclass(frozen=True, slots=True)
 class AttackResult:
     """One attack on the images that were still standing when it started.
@@ -49,7 +78,8 @@ class AttackResult:
         name: unique within an audit.
         kind: its family.
         attacked: indices of the images it was given.
-        broken: indices of the images it broke, re-scored by the audit.
+        broken: indices of the images it broke, re-scored by the audit; on a randomized defense, those that get a wrong
+            answer more often than a right one.
         status: ``"done"``, ``"failed"`` (it raised), ``"skipped"`` (it cannot run on this defense) or ``"spared"``
             (the verdict was certain without it).
         note: why it is not ``"done"``.
@@ -57,6 +87,7 @@ class AttackResult:
         forwards, backwards: images passed through the defense in each direction.
         seconds: wall-clock time.
         autoattack: whether it is one of AutoAttack's attacks.
+        votes: of a randomized defense on each returned image, by index; empty for a deterministic one.
     """
 
     name: str
@@ -70,13 +101,42 @@ class AttackResult:
     backwards: int = 0
     seconds: float = 0.0
     autoattack: bool = False
+    votes: Mapping[int, Votes] = field(default_factory=dict)
+
+    @property
+    def settled(self) -> set[int]:
+        """Images that no other attack needs to be tried on: broken ones or, by votes, those never answered right."""
+        return {index for index, votes in self.votes.items() if votes.pilot == 0} if self.votes else set(self.broken)
+
+
+def chances(clean: Sequence[bool], votes: Mapping[int, Votes], attacks: Iterable[AttackResult]) -> list[float]:
+    """For each image, the chance of a right answer at the worst point that these attacks have found, or without any.
+
+    Args:
+        clean: whether each image is classified correctly without an attack.
+        votes: of a randomized defense without an attack, for every image; empty for a deterministic one, whose chances
+            are 0 and 1.
+        attacks: any; what they did not attack stays as it was.
+    """
+    if not votes:
+        broken = {index for result in attacks for index in result.broken}
+        return [float(correct and index not in broken) for index, correct in enumerate(clean)]
+    worst = dict(votes)
+    for result in attacks:
+        for index, found in result.votes.items():
+            if found.pilot < worst[index].pilot:
+                worst[index] = found
+    return [worst[index].correct for index in range(len(clean))]
 
 
 @dataclass(frozen=True, slots=True)
 class Proportion:
-    """``count`` of ``total`` images, with exact one-sided bounds each valid at the audit's confidence."""
+    """``count`` of ``total`` images, with one-sided bounds each valid at the audit's confidence.
 
-    count: int
+    Of a randomized defense, ``count`` is how many are answered right on average.
+    """
+
+    count: float
     total: int
     low: float
     high: float
@@ -85,6 +145,11 @@ class Proportion:
     def of(cls, count: int, total: int, confidence: float) -> Proportion:
         """With bounds each valid at ``confidence``."""
         return cls(count, total, *clopper_pearson(count, total, confidence))
+
+    @classmethod
+    def of_chances(cls, chances: Sequence[float], confidence: float) -> Proportion:
+        """The mean of independent chances."""
+        return cls(math.fsum(chances), len(chances), *accuracy_bounds(chances, confidence))
 
     @property
     def value(self) -> float:
@@ -99,18 +164,20 @@ class Proportion:
 class Gap:
     """The masking gap beyond the placebo, in shares of all images.
 
+    On a randomized defense an image falls in part: by the difference of two chances of a right answer.
+
     Attributes:
         excess: images that survive every gradient attack and the placebo, and fall to an adaptive attack.
         placebo_only: images that survive every gradient attack and adaptive attack, and fall to the placebo.
         total: all images of the audit.
         estimate: ``(excess - placebo_only) / total``.
-        low, high: exact bounds of it, each valid at the audit's confidence.
-        p_value: of the exact paired test of all adaptive attacks that ran against the placebo, times ``looks``.
+        low, high: bounds of it, each valid at the audit's confidence.
+        p_value: of the paired test of all adaptive attacks that ran against the placebo, times ``looks``.
         looks: how often an audit may look at the evidence: once after each adaptive attack.
     """
 
-    excess: int
-    placebo_only: int
+    excess: float
+    placebo_only: float
     total: int
     estimate: float
     low: float
@@ -130,7 +197,8 @@ class Audit:
         defense: its name.
         verdict: the answer.
         reasons: why, in sentences; the last may say what to do next.
-        clean: for each image, whether the defense classifies it correctly without any attack.
+        clean: for each image, whether the defense classifies it correctly without any attack; a randomized one, in at
+            least half of all forwards.
         attacks: every attack in the order it ran.
         gap: the masking gap beyond the placebo; None where there was nothing to compare.
         findings: what the probes saw.
@@ -141,6 +209,7 @@ class Audit:
         seconds: wall-clock time.
         test: name of the test that asked for the audit, if any.
         provenance: versions, device, seed, threat model, budget, data.
+        votes: of a randomized defense without any attack, for each image; empty for a deterministic one.
     """
 
     defense: str
@@ -157,6 +226,7 @@ class Audit:
     seconds: float = 0.0
     test: str = ""
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    votes: Mapping[int, Votes] = field(default_factory=dict)
 
     @property
     def total(self) -> int:
@@ -171,7 +241,10 @@ class Audit:
         raise KeyError(f"no attack {name!r}; there are {', '.join(result.name for result in self.attacks)}")
 
     def survivors(self, attacks: Iterable[AttackResult]) -> set[int]:
-        """Images classified correctly both without an attack and under each of ``attacks``."""
+        """Images classified correctly both without an attack and under each of ``attacks``.
+
+        Of a randomized defense: in at least half of all forwards at each of their points.
+        """
         return {index for index, correct in enumerate(self.clean) if correct} - {
             index for result in attacks for index in result.broken
         }
@@ -180,30 +253,52 @@ class Audit:
         """The attacks of one or more families."""
         return [result for result in self.attacks if result.kind in kinds]
 
-    def _share(self, indices: Sequence[int] | set[int]) -> Proportion:
-        return Proportion.of(len(indices), self.total, self.confidence)
+    def _share(self, attacks: Iterable[AttackResult]) -> Proportion:
+        if self.votes:
+            return Proportion.of_chances(chances(self.clean, self.votes, attacks), self.confidence)
+        return Proportion.of(len(self.survivors(attacks)), self.total, self.confidence)
 
     @property
     def clean_accuracy(self) -> Proportion:
         """Accuracy without any attack."""
-        return self._share(self.survivors([]))
+        return self._share([])
 
     @property
     def gradient_accuracy(self) -> Proportion:
         """Robust accuracy under the gradient attacks together (pointwise worst case)."""
-        return self._share(self.survivors(self.of_kind("gradient")))
+        return self._share(self.of_kind("gradient"))
 
     @property
     def robust_accuracy(self) -> Proportion:
         """Robust accuracy under every attack together, the placebo included (pointwise worst case)."""
-        return self._share(self.survivors(self.attacks))
+        return self._share(self.attacks)
 
     @property
     def autoattack_accuracy(self) -> Proportion | None:
         """Robust accuracy under AutoAttack's attacks together, as the field quotes it; None if not all of them ran."""
-        results = [result for result in self.attacks if result.autoattack]
+        return self._under([result for result in self.attacks if result.autoattack])
+
+    @property
+    def rand_accuracy(self) -> Proportion | None:
+        """The same for the attacks of AutoAttack's version ``rand``, judged by votes; None for deterministic ones."""
+        return self._under(self._rand()) if self.votes else None
+
+    @property
+    def rand_claim(self) -> Proportion | None:
+        """What AutoAttack's version ``rand`` would say itself, by one forward of each image before and after it."""
+        results = self._rand()
+        if not self.votes or self._under(results) is None:
+            return None
+        firsts = [self.votes, *(result.votes for result in results)]
+        fooled = {index for votes in firsts for index, found in votes.items() if not found.first}
+        return Proportion.of(self.total - len(fooled), self.total, self.confidence)
+
+    def _rand(self) -> list[AttackResult]:
+        return [result for result in self.attacks if result.autoattack and result.name in _RAND]
+
+    def _under(self, results: Sequence[AttackResult]) -> Proportion | None:
         complete = bool(results) and all(result.status == "done" for result in results)
-        return self._share(self.survivors(results)) if complete else None
+        return self._share(results) if complete else None
 
     def accuracy_under(self, name: str) -> Proportion:
         """Robust accuracy once this attack has run.
@@ -221,7 +316,7 @@ class Audit:
         before = self.of_kind("gradient")
         if result.kind == "gradient":
             before = before[: before.index(result)]
-        return self._share(self.survivors([*before, result]))
+        return self._share([*before, result])
 
     def broken_alone(self, name: str) -> int:
         """Images that fall to this attack and to no other that was given them."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 
 from pytest_gradmask.budgets import Budget
 from pytest_gradmask.plan import PlannedAttack, Target, plan_attacks, plan_placebo
-from pytest_gradmask.results import AttackResult
+from pytest_gradmask.results import AttackResult, Votes
 from pytest_gradmask.scoring import Evaluation
 
 Progress = Callable[[str], None]
@@ -18,7 +18,7 @@ def attack_in_turn(
     evaluation: Evaluation,
     target: Target,
     budget: Budget,
-    clean: Sequence[bool],
+    standing: Collection[int],
     certain: Certain | None,
     progress: Progress,
 ) -> list[AttackResult]:
@@ -31,23 +31,23 @@ def attack_in_turn(
         evaluation: runs and scores one attack.
         target: the defense as its attacker sees it.
         budget: how hard to try.
-        clean: for each image, whether it is classified correctly without an attack.
+        standing: indices of the images to attack.
         certain: whether results, the placebo's included, settle that the defense masks; the adaptive attacks left
             are then spared. ``None`` runs them all.
         progress: called with a line of text before each attack.
     """
     planned = plan_attacks(target, budget)
     results: list[AttackResult] = []
-    standing = {index for index, correct in enumerate(clean) if correct}
+    standing = set(standing)
 
     def run(attack: PlannedAttack, given: set[int]) -> AttackResult:
-        progress(f"{attack.name} on {len(given)} of {len(clean)} images")
+        progress(f"{attack.name} on {len(given)} of {len(evaluation.images)} images")
         return evaluation.run(attack, given)
 
     for attack in planned:
         if attack.kind == "gradient":
             results.append(run(attack, standing))
-            standing = standing - set(results[-1].broken)
+            standing = standing - results[-1].settled
 
     placebos: list[AttackResult] = []
 
@@ -60,7 +60,7 @@ def attack_in_turn(
         elif had < passes and placebos[-1].status == "done":
             # Another name, each time, draws other random starts.
             more = replace(plan_placebo(target, budget, passes - had), name=f"placebo after {had:.0f} passes")
-            placebos.append(run(more, standing - {index for result in placebos for index in result.broken}))
+            placebos.append(run(more, standing.difference(*(result.settled for result in placebos))))
         return _merged(placebos)
 
     adaptive = [attack for attack in planned if attack.kind == "adaptive"]
@@ -92,9 +92,15 @@ def _spared(attack: PlannedAttack) -> AttackResult:
 
 def _merged(runs: Sequence[AttackResult]) -> AttackResult:
     """One attack that went on in several runs, each on the images that the ones before left standing."""
+    votes: dict[int, Votes] = {}
+    for run in runs:
+        votes |= {
+            index: found for index, found in run.votes.items() if index not in votes or found.pilot < votes[index].pilot
+        }
     return replace(
         runs[0],
         broken=tuple(sorted({index for run in runs for index in run.broken})),
+        votes=votes,
         status=runs[-1].status,
         note=runs[-1].note,
         invalid=sum(run.invalid for run in runs),

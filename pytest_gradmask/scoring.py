@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from pytest_gradmask.attacks.losses import margin
 from pytest_gradmask.attacks.oracle import Oracle
 from pytest_gradmask.plan import PlannedAttack
-from pytest_gradmask.results import AttackResult
+from pytest_gradmask.results import AttackResult, Votes
 from pytest_gradmask.threat import ThreatModel
+from pytest_gradmask.voting import Ballot, right
 
 _CHUNK = {"cpu": 100, "cuda": 250}  # images an attack gets at a time
 
@@ -27,7 +27,7 @@ class Evaluation:
         images, labels: all images of the audit.
         threat: where a returned image must lie to count.
         seed: of the audit.
-        votes: forwards by which an image is judged: 1 unless the defense is randomized.
+        ballot: how a randomized defense is judged; None for a deterministic one.
     """
 
     look: Oracle
@@ -35,19 +35,24 @@ class Evaluation:
     labels: torch.Tensor
     threat: ThreatModel
     seed: int
-    votes: int
+    ballot: Ballot | None = None
 
-    def correct(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Whether each image is classified correctly in at least half of the votes; bool, N.
+    def clean(self) -> tuple[list[bool], dict[int, Votes]]:
+        """Whether each image is classified correctly without an attack, and the votes on it; see `Audit`."""
+        right, votes = self._score(torch.arange(len(self.images), device=self.images.device), self.images)
+        return right.tolist(), votes
+
+    def _score(self, indices: torch.Tensor, images: torch.Tensor) -> tuple[torch.Tensor, dict[int, Votes]]:
+        """Whether each image is still classified correctly: bool, N, and votes by index.
 
         NaN logits are no classification, so an image that provokes them counts as broken.
         """
-        right = torch.zeros(len(images), device=images.device)
-        with torch.no_grad():
-            for chunk in torch.arange(len(images), device=images.device).split(250):
-                for _ in range(self.votes):
-                    right[chunk] += margin(self.look(images[chunk]), labels[chunk]) < 0
-        return right * 2 >= self.votes
+        labels = self.labels[indices]
+        if self.ballot is None:
+            return right(self.look, images, labels), {}
+        votes = self.ballot.count(self.look, images, labels)
+        kept = torch.tensor([2 * found.correct >= 1 for found in votes], dtype=torch.bool, device=images.device)
+        return kept, dict(zip(indices.tolist(), votes, strict=True))
 
     def run(self, attack: PlannedAttack, given: Collection[int]) -> AttackResult:
         """Run one attack on the images at these indices. What it raises becomes a failed result, not a crash."""
@@ -57,6 +62,7 @@ class Evaluation:
             return replace(result, attacked=(), status="skipped", note=attack.skip)
         started = time.monotonic()
         broken: list[int] = []
+        votes: dict[int, Votes] = {}
         invalid = 0
         generator = torch.Generator().manual_seed(subseed(self.seed, attack.name))
         indices = torch.tensor(attacked, dtype=torch.long, device=self.images.device)
@@ -68,13 +74,16 @@ class Evaluation:
                 invalid += int((~valid).sum())
                 # An image that the attack has ruined counts as not broken: judge the clean one in its place.
                 judged = torch.where(valid.view(-1, 1, 1, 1), returned, images)
-                broken += chunk[valid & ~self.correct(judged, labels)].tolist()
+                kept, found = self._score(chunk, judged)
+                broken += chunk[valid & ~kept].tolist()
+                votes |= found
         except Exception as error:  # the defense is not ours: whatever it raises under attack must not end the audit
             note = f"{type(error).__name__}: {error}"
             return replace(result, status="failed", note=note, seconds=time.monotonic() - started)
         return replace(
             result,
             broken=tuple(broken),
+            votes=votes,
             invalid=invalid,
             forwards=attack.model.forwards,
             backwards=attack.model.backwards,

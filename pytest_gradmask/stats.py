@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 
-from scipy import stats
+import numpy as np
+from scipy import optimize, special, stats
+
+#: Bets of `mean_p`: half of the wealth on the whole stake, which is best where values hardly differ, the other half
+#: spread as a universal portfolio is (arcsine law).
+_STAKES = np.append(np.sin(np.pi * (np.arange(64) + 0.5) / 128) ** 2, 1.0)
+_SHARES = np.append(np.full(64, 0.5 / 64), 0.5)
 
 
 def clopper_pearson(successes: int, trials: int, confidence: float) -> tuple[float, float]:
@@ -49,6 +56,62 @@ def paired_interval(ours: int, theirs: int, trials: int, confidence: float) -> t
     sign = 2 * share_low - 1
     lower = sign * (rate_low if sign > 0 else rate_high)
     return lower, upper
+
+
+def mean_p(values: Sequence[float], mean: float, low: float) -> float:
+    """p-value of independent values, none below ``low``, whose expectation is ``mean`` or less: by betting.
+
+    Whoever stakes a share of a fortune on each value exceeding ``mean`` gains nothing on average if it does not, so
+    a fortune of 1 grows to w with a chance of at most 1/w (Markov): p = 1/w, for any distribution and any number of
+    values (Waudby-Smith and Ramdas 2024, "Estimating means of bounded random variables by betting").
+
+    Args:
+        values: at least ``low``.
+        mean: at least ``low``.
+        low: the smallest possible value.
+    """
+    if mean <= low:
+        return 1.0 if max(values, default=low) <= low else 0.0
+    gains = (np.asarray(values, dtype=float) - mean) / (mean - low)
+    with np.errstate(divide="ignore"):  # a fortune staked whole may be lost
+        fortunes = np.log1p(np.outer(gains, _STAKES)).sum(0)
+    return float(np.exp(-max(0.0, special.logsumexp(fortunes, b=_SHARES))))
+
+
+def difference_bounds(values: Sequence[float], confidence: float) -> tuple[float, float]:
+    """One-sided bounds, each valid at ``confidence``, of the expectation of independent values in -1..1.
+
+    Those that `mean_p` does not reject: valid for any distribution and any number of values, and narrow where the
+    values hardly differ, as differences between two attacks do. No values give (-1, 1).
+    """
+    return _lower_bound(values, confidence), -_lower_bound([-value for value in values], confidence)
+
+
+def accuracy_bounds(chances: Sequence[float], confidence: float) -> tuple[float, float]:
+    """One-sided bounds, each valid at ``confidence``, of the expectation of independent values in 0..1.
+
+    Their sum exceeds a number at most e times as often as a binomial one of the same expectation does (Bentkus 2004,
+    "On Hoeffding's inequalities"), so these are exact binomial bounds with the error divided by e. No values give
+    (0, 1).
+    """
+    # Sums of exact shares such as 1/3 may miss a whole number by rounding.
+    total = round(math.fsum(chances), 9)
+    strict = 1 - (1 - confidence) / math.e
+    low = clopper_pearson(math.floor(total), len(chances), strict)[0]
+    return low, clopper_pearson(math.ceil(total), len(chances), strict)[1]
+
+
+def _lower_bound(values: Sequence[float], confidence: float) -> float:
+    """Of the expectation of values in -1..1."""
+    if max(values, default=-1.0) <= -1:
+        return -1.0
+    average = math.fsum(values) / len(values)
+
+    def excess(mean: float) -> float:
+        return mean_p(values, mean, -1.0) - (1 - confidence)
+
+    # Rounded down: the bound is on the safe side of the root.
+    return max(-1.0, float(optimize.bisect(excess, -1.0, average, xtol=1e-6)) - 1e-6)
 
 
 def images_to_exclude(margin: float, rate: float, confidence: float) -> int | None:

@@ -2,21 +2,24 @@
 
 The masking gap is what adaptive attacks break together, beyond the gradient attacks *and* beyond a placebo: fresh
 gradient attacks with the budget of all adaptive attacks together, so that like is compared with like. Every bound and
-every test is exact and holds for small samples. An audit may look after each adaptive attack, so each look gets its
-share of the error (Bonferroni).
+every test holds for samples of any size: exact ones where an image falls or does not, bets on bounded values where a
+randomized defense answers it right with some chance. An audit may look after each adaptive attack, so each look gets
+its share of the error (Bonferroni).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from pytest_gradmask.results import AttackResult, Finding, Gap, Verdict
+from pytest_gradmask.results import AttackResult, Finding, Gap, Kind, Proportion, Verdict, Votes, chances
 from pytest_gradmask.stats import (
-    clopper_pearson,
+    difference_bounds,
     images_to_establish,
     images_to_exclude,
     mcnemar_p,
+    mean_p,
     paired_interval,
 )
 
@@ -31,30 +34,52 @@ class Decision:
     images_needed: int | None = None
 
 
-def measure_gap(total: int, attacks: Sequence[AttackResult], confidence: float) -> Gap | None:
+def measure_gap(
+    clean: Sequence[bool], votes: Mapping[int, Votes], attacks: Sequence[AttackResult], confidence: float
+) -> Gap | None:
     """The paired gap between adaptive attacks and placebo; None where either did not run."""
-    adaptive = [result for result in attacks if result.kind == "adaptive" and result.status == "done"]
-    placebo = [result for result in attacks if result.kind == "placebo" and result.status == "done"]
-    if not adaptive or not placebo:
+    done = [result for result in attacks if result.kind == "gradient" or result.status == "done"]
+    if not {"adaptive", "placebo"} <= {result.kind for result in done}:
         return None
-    by_gradient = {index for result in attacks if result.kind == "gradient" for index in result.broken}
-    by_placebo = {index for result in placebo for index in result.broken} - by_gradient
-    fallen = {index for result in adaptive for index in result.broken} - by_gradient
-    excess, placebo_only = len(fallen - by_placebo), len(by_placebo - fallen)
-    low, high = paired_interval(excess, placebo_only, total, confidence)
+    under = _Under(clean, votes, done)
+    # What is left of each image beside the placebo, minus what is left of it beside the adaptive attacks.
+    pairs = zip(under("gradient", "placebo"), under("gradient", "adaptive"), strict=True)
+    differences = [beside_placebo - beside_adaptive for beside_placebo, beside_adaptive in pairs]
+    excess, placebo_only = (math.fsum(max(sign * each, 0.0) for each in differences) for sign in (1, -1))
     # After a failed or a spared attack the audit looked, or would have.
     looks = sum(result.kind == "adaptive" and result.status != "skipped" for result in attacks)
-    p_value = min(1.0, looks * mcnemar_p(excess, placebo_only))
-    return Gap(excess, placebo_only, total, (excess - placebo_only) / total, low, high, p_value, looks)
+    total = len(clean)
+    if votes:
+        low, high = difference_bounds(differences, confidence)
+        p_value = mean_p(differences, 0.0, -1.0)
+    else:
+        excess, placebo_only = round(excess), round(placebo_only)
+        low, high = paired_interval(excess, placebo_only, total, confidence)
+        p_value = mcnemar_p(excess, placebo_only)
+    return Gap(
+        excess, placebo_only, total, (excess - placebo_only) / total, low, high, min(1.0, looks * p_value), looks
+    )
 
 
-def _hardly_anything_left(
-    clean: Sequence[bool], attacks: Sequence[AttackResult], margin: float, confidence: float
-) -> bool:
+@dataclass(frozen=True, slots=True)
+class _Under:
+    """Chances of right answers under families of attacks."""
+
+    clean: Sequence[bool]
+    votes: Mapping[int, Votes]
+    attacks: Sequence[AttackResult]
+
+    def __call__(self, *kinds: Kind) -> list[float]:
+        return chances(self.clean, self.votes, [result for result in self.attacks if result.kind in kinds])
+
+
+def _hardly_anything_left(under: _Under, margin: float, confidence: float) -> bool:
     """Whether gradient attacks leave so little that no attack could open a gap of the margin, whatever probes saw."""
-    broken = {index for result in attacks if result.kind == "gradient" for index in result.broken}
-    standing = sum(correct and index not in broken for index, correct in enumerate(clean))
-    return clopper_pearson(standing, len(clean), confidence)[1] < margin
+    left = under("gradient")
+    share = (
+        Proportion.of_chances(left, confidence) if under.votes else Proportion.of(int(sum(left)), len(left), confidence)
+    )
+    return share.high < margin
 
 
 def decide(
@@ -64,6 +89,7 @@ def decide(
     *,
     margin: float,
     confidence: float,
+    votes: Mapping[int, Votes] | None = None,
 ) -> Decision:
     """Turn an audit's evidence into a verdict.
 
@@ -73,8 +99,10 @@ def decide(
         findings: what the probes saw.
         margin: a gap above this share of the images is masking; a gap surely below it is none.
         confidence: in (0.5, 1), of every bound and test.
+        votes: of a randomized defense without an attack, for every image; none for a deterministic one.
     """
-    total = len(clean)
+    total, votes = len(clean), votes or {}
+    under = _Under(clean, votes, attacks)
     if not any(clean):
         return Decision(
             Verdict.INCONCLUSIVE,
@@ -86,7 +114,7 @@ def decide(
         )
     failures = [result for result in attacks if result.status == "failed"]
     broken_family = [result for result in failures if result.kind != "adaptive"]
-    gap = measure_gap(total, attacks, confidence)
+    gap = measure_gap(clean, votes, attacks, confidence)
     if broken_family or gap is None:
         why = [f"{result.name} failed: {result.note}" for result in failures]
         if gap is None and not broken_family:
@@ -94,22 +122,23 @@ def decide(
         return Decision(Verdict.INCONCLUSIVE, tuple(why), gap)
 
     points = f"{100 * margin:.3g} points"
+    average = " on average" if votes else ""
     if gap.low > 0 and gap.p_value < 1 - confidence and gap.estimate > margin:
         strongest = max((result for result in attacks if result.kind == "adaptive"), key=lambda r: len(r.broken))
         return Decision(
             Verdict.MASKED,
             (
-                f"adaptive attacks break {gap.excess} of {total} images that neither a gradient attack nor the placebo "
-                f"breaks: a gap of {gap}, above the margin of {points}",
+                f"adaptive attacks break {gap.excess:.4g} of {total} images{average} that neither "
+                f"a gradient attack nor the placebo breaks: a gap of {gap}, above the margin of {points}",
                 f"{strongest.name} alone breaks {len(strongest.broken)}; in a paired test, all adaptive attacks "
                 f"together against the placebo give p = {gap.p_value:.2g}",
             ),
             gap,
         )
     obstacles = [f"{result.name} failed: {result.note}" for result in failures]
-    if not _hardly_anything_left(clean, attacks, margin, confidence):
+    if not _hardly_anything_left(under, margin, confidence):
         obstacles += [f"{finding.id}: {finding.message}" for finding in findings if finding.undermines_attacks]
-    extra = sum(len(result.broken) for result in attacks if result.kind == "placebo") / total
+    extra = (math.fsum(under("gradient")) - math.fsum(under("gradient", "placebo"))) / total
     if extra > margin:
         obstacles.append(
             f"the gradient attacks have not converged: the placebo alone breaks another {100 * extra:.1f} points; "

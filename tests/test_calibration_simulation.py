@@ -177,6 +177,7 @@ class Drawn:
         self.broken = {attack.name: set(attack.broken) for attack in attacks}
         self.due = [max(population.costs) * budget for budget in population.placebo_budgets()]
         self.spent = 0
+        self.images = stages
 
     def run(self, attack: PlannedAttack, given: Collection[int]) -> AttackResult:
         broken, passes = self.broken.get(attack.name, set()), 1
@@ -206,8 +207,9 @@ def test_simulated_audits_end_as_real_ones() -> None:
 
         script = cast(Evaluation, Drawn(population, everything, np.repeat(seen.stage, drawn).tolist()))
         found = attack_in_turn(
-            script, target, TINY, clean, lambda attacks: verdict(attacks) is Verdict.MASKED, lambda line: None
-        )
+            script, target, TINY, np.flatnonzero(clean).tolist(), lambda attacks: verdict(attacks) is Verdict.MASKED,
+            lambda line: None,
+        )  # fmt: skip
         verdicts[VERDICTS.index(verdict(found))] += 1
         looks[sum(attack.kind == "adaptive" and attack.status == "done" for attack in found) - 1] += 1
     tally = simulate(population, images, audits, judge(margin), seed=3)

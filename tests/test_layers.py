@@ -28,6 +28,7 @@ LAYERS = (
     "preflight",
     "probes",
     "verdict",
+    "voting",
     "training",
     "datasets",
     "checkpoints",

@@ -19,6 +19,7 @@ from pytest_gradmask.scoring import Evaluation
 from tests.toys import CPU, TINY, KillGradient, linear, masked
 
 CLEAN = [True] * 9 + [False]
+STANDING = range(9)
 GRADIENT = ["apgd-ce", "apgd-t", "fab-t"]
 ADAPTIVE = ["bpda", "transfer-backbone", "square", "zero-order"]
 
@@ -30,6 +31,7 @@ class Script:
         self.broken, self.passes = broken, passes or {}
         self.given: list[tuple[str, set[int]]] = []
         self.restarts: list[int] = []
+        self.images = CLEAN
 
     def run(self, attack: PlannedAttack, given: Collection[int]) -> AttackResult:
         if attack.skip:
@@ -55,7 +57,7 @@ def turn(
     if isinstance(model[0], KillGradient):  # type: ignore[index]
         target = replace(target, substitutes={"0": None})
     progress = (lambda line: None) if lines is None else lines.append
-    return attack_in_turn(cast(Evaluation, script), target, TINY, CLEAN, certain, progress)
+    return attack_in_turn(cast(Evaluation, script), target, TINY, STANDING, certain, progress)
 
 
 def test_gradient_attacks_get_what_the_ones_before_left_and_all_others_what_all_left() -> None:

@@ -14,6 +14,7 @@ from pytest_gradmask.plan import PlannedAttack
 from pytest_gradmask.results import AttackResult
 from pytest_gradmask.scoring import Evaluation, subseed
 from pytest_gradmask.threat import ThreatModel
+from pytest_gradmask.voting import Ballot
 from tests.toys import draw, oracle
 
 Change = Callable[[torch.Tensor], torch.Tensor]
@@ -33,8 +34,13 @@ class FirstPixel(nn.Module):
         return torch.stack([-score, score], 1)
 
 
-def evaluation(model: nn.Module | None = None, votes: int = 1) -> Evaluation:
-    return Evaluation(oracle(model or FirstPixel()), IMAGES, LABELS, THREAT, seed=0, votes=votes)
+def evaluation(
+    model: nn.Module | None = None,
+    ballot: Ballot | None = None,
+    images: torch.Tensor = IMAGES,
+    labels: torch.Tensor = LABELS,
+) -> Evaluation:
+    return Evaluation(oracle(model or FirstPixel()), images, labels, THREAT, seed=0, ballot=ballot)
 
 
 def planned(change: Change, **arguments: Any) -> PlannedAttack:
@@ -122,7 +128,7 @@ def test_passes_are_those_of_the_attack_and_not_of_the_scoring() -> None:
     assert score(brighten(0.15)).forwards == 6
 
 
-class Sequence(nn.Module):
+class Alternating(nn.Module):
     """A constant answer that differs from forward to forward: wrong where told."""
 
     def __init__(self, wrong: Collection[bool]) -> None:
@@ -135,19 +141,28 @@ class Sequence(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("wrong", "correct"),
+    ("wrong", "share"),
     [
-        ([False] * 4, True),
-        ([True, False, False, False], True),
-        ([True, False, True, False], True),
-        ([True, True, True, False], False),
-        ([True] * 4, False),
+        ([False] * 4, 1.0),
+        ([True, False, False, False], 0.75),
+        ([True, True, True, False], 0.25),
+        ([True] * 4, 0.0),
     ],
     ids=str,
 )
-def test_randomized_defenses_are_judged_by_half_of_the_votes(wrong: list[bool], correct: bool) -> None:
-    judged = evaluation(Sequence(wrong), votes=4).correct(IMAGES, LABELS)
-    assert judged.tolist() == [correct] * 6
+def test_randomized_defenses_are_judged_by_their_votes(wrong: list[bool], share: float) -> None:
+    clean, votes = evaluation(Alternating(wrong), Ballot(pilot=4, variance=0.01)).clean()
+    assert clean == [share >= 0.5] * 6
+    assert {found.pilot for found in votes.values()} == {share}
+    assert {found.first for found in votes.values()} == {not wrong[0]}
+    assert list(votes) == list(range(6))
+
+
+def test_attacks_on_randomized_defenses_are_judged_by_votes_too() -> None:
+    result = evaluation(Alternating([True, True, False]), Ballot(3, 0.01)).run(planned(brighten(0.1)), {1, 4})
+    assert result.broken == (1, 4)
+    assert {index: found.pilot for index, found in result.votes.items()} == {1: 1 / 3, 4: 1 / 3}
+    assert all(found.number > 10 for found in result.votes.values())
 
 
 def test_a_tie_of_logits_is_no_classification() -> None:
@@ -155,15 +170,16 @@ def test_a_tie_of_logits_is_no_classification() -> None:
         def forward(self, images: torch.Tensor) -> torch.Tensor:
             return torch.zeros(len(images), 2)
 
-    assert not evaluation(Tie()).correct(IMAGES, LABELS).any()
+    assert evaluation(Tie()).clean() == ([False] * 6, {})
 
 
 def test_many_images_are_scored_in_chunks() -> None:
     images = draw(600, 1, 2, 2)
     labels = (images[:, 0, 0, 0] > 0.5).long()
     labels[[3, 251, 599]] = 1 - labels[[3, 251, 599]]
-    wrong = (~evaluation().correct(images, labels)).nonzero().flatten()
-    assert wrong.tolist() == [3, 251, 599]
+    clean, votes = evaluation(images=images, labels=labels).clean()
+    assert [index for index, kept in enumerate(clean) if not kept] == [3, 251, 599]
+    assert not votes
 
 
 def test_subseeds_differ_by_name_and_seed() -> None:

@@ -5,16 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binom, binomtest, multinomial
 
 from pytest_gradmask.stats import (
+    accuracy_bounds,
     clopper_pearson,
+    difference_bounds,
     images_to_establish,
     images_to_exclude,
     mcnemar_p,
+    mean_p,
     paired_interval,
 )
 
@@ -134,3 +138,79 @@ def test_bounds_are_finite_and_ordered(ours: int, theirs: int, confidence: float
     low, high = paired_interval(ours, theirs, 120, confidence)
     assert math.isfinite(low)
     assert low <= high
+
+
+@pytest.mark.parametrize("mean", [-0.3, 0.0, 0.2])
+@pytest.mark.parametrize("count", [20, 80])
+def test_bounds_of_a_difference_cover(count: int, mean: float) -> None:
+    generator = np.random.default_rng(0)
+    low = high = 0
+    for _ in range(150):
+        values = np.clip(mean + generator.choice([-0.7, 0.1, 0.6], count), -1, 1)
+        bounds = difference_bounds(values.tolist(), 0.9)
+        low += bounds[0] <= mean
+        high += bounds[1] >= mean
+    # 150 tries at 90 % cover fewer than 123 times once in a thousand.
+    assert min(low, high) >= 123
+
+
+def test_bounds_of_a_difference_are_narrow_where_nothing_differs() -> None:
+    for count, width in ((20, 0.225), (200, 0.026), (1000, 0.0052)):
+        low, high = difference_bounds([0.0] * count, 0.99)
+        assert low == pytest.approx(-high)
+        assert 0 < high < width
+
+
+def test_bounds_of_a_difference_know_nothing_without_values() -> None:
+    assert difference_bounds([], 0.99) == (-1, 1)
+
+
+@pytest.mark.parametrize("confidence", [0.9, 0.99])
+def test_bounds_of_a_difference_are_where_the_test_starts_to_reject(confidence: float) -> None:
+    values = [0.4, 0.5, -0.1, 0.0, 0.3] * 12
+    low, high = difference_bounds(values, confidence)
+    assert mean_p(values, low, -1) < 1 - confidence < mean_p(values, low + 1e-5, -1)
+    turned = [-value for value in values]
+    assert mean_p(turned, -high, -1) < 1 - confidence < mean_p(turned, -high + 1e-5, -1)
+
+
+def test_p_of_a_mean_is_rarely_small_where_the_mean_is_not_above() -> None:
+    generator = np.random.default_rng(1)
+    rejected = sum(mean_p(generator.choice([-0.5, 0.5], 50).tolist(), 0, -1) < 0.05 for _ in range(500))
+    assert rejected <= 40  # 500 times 5 % exceeds 40 once in five hundred
+
+
+def test_p_of_a_mean_sees_a_difference() -> None:
+    assert mean_p([0.3, 0.2, 0.0, 0.4] * 25, 0, -1) < 1e-6
+    assert mean_p([-0.3, 0.2, 0.0, 0.0] * 25, 0, -1) == 1
+    assert mean_p([], 0, -1) == 1
+
+
+@given(st.lists(st.floats(0, 1), max_size=60), st.sampled_from([0.9, 0.99]))
+def test_bounds_of_an_accuracy_hold_its_estimate_and_contain_the_binomial_ones(
+    chances: list[float], confidence: float
+) -> None:
+    low, high = accuracy_bounds(chances, confidence)
+    assert 0 <= low <= high <= 1
+    if chances:
+        assert low <= sum(chances) / len(chances) + ROUNDING
+        assert high >= sum(chances) / len(chances) - ROUNDING
+    whole = [float(round(chance)) for chance in chances]
+    exact = clopper_pearson(int(sum(whole)), len(whole), confidence)
+    wide = accuracy_bounds(whole, confidence)
+    assert wide[0] <= exact[0]
+    assert exact[1] <= wide[1]
+
+
+def test_bounds_of_an_accuracy_cover() -> None:
+    generator = np.random.default_rng(2)
+    truth = 0.6
+    covered = 0
+    for _ in range(500):
+        low, high = accuracy_bounds(generator.beta(0.6, 0.4, 80).tolist(), 0.9)
+        covered += low <= truth <= high
+    assert covered >= 400  # both bounds together hold at 80 % at least
+
+
+def test_exact_shares_that_miss_a_whole_number_by_rounding() -> None:
+    assert accuracy_bounds([1 / 3] * 9, 0.99) == accuracy_bounds([1.0, 1.0, 1.0] + [0.0] * 6, 0.99)

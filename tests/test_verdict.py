@@ -176,7 +176,7 @@ def test_what_the_placebo_breaks_too_is_no_gap() -> None:
 
 
 def test_what_a_gradient_attack_breaks_too_is_no_gap() -> None:
-    gap = measure_gap(20, evidence(gradient=range(15), adaptive=range(20), placebo=range(10)), 0.99)
+    gap = measure_gap([True] * 20, {}, evidence(gradient=range(15), adaptive=range(20), placebo=range(10)), 0.99)
     assert gap is not None
     assert (gap.excess, gap.placebo_only) == (5, 0)
 

@@ -7,7 +7,7 @@ placebo. What is said of the defense, and what an audit's own adaptive attacks f
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,10 +18,11 @@ from pytest_gradmask.attacks.oracle import Oracle, RandomStream
 from pytest_gradmask.errors import DataError
 from pytest_gradmask.isolation import moved, no_trace
 from pytest_gradmask.plan import PlannedAttack, known_models
-from pytest_gradmask.results import Audit, Proportion
+from pytest_gradmask.results import AttackResult, Audit
 from pytest_gradmask.scoring import Evaluation, subseed
-from pytest_gradmask.stats import paired_interval
 from pytest_gradmask.threat import ThreatModel
+from pytest_gradmask.verdict import measure_gap
+from pytest_gradmask.voting import call_ballot
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +71,7 @@ def measure_truth(
         defense: what the entry built.
         images, labels: those of the audit; the labels are the defense's.
         audit: of the defense, with the whole gradient family and its placebo.
-        votes: forwards by which an image is judged, as in the audit.
+        votes: of the pilot, as in the audit.
 
     Raises:
         DataError: the reference raised or returned an image outside the ball, or a gradient attack did not run.
@@ -82,15 +83,14 @@ def measure_truth(
             f"{entry.name}: {failed[0].name} was {failed[0].status} ({failed[0].note}); without the whole gradient "
             "family there is no truth to store"
         )
-    broken, seconds = _reference(entry, defense, images, labels, audit.survivors([]), threat, votes, device, seed)
-    standing, left = audit.survivors(family), audit.survivors([*family, *placebo])
-    beyond, placebo_only = len(left & broken), len((standing - left) - broken)
-    gap = (beyond - placebo_only) / audit.total
-    low, high = paired_interval(beyond, placebo_only, audit.total, audit.confidence)
-    share = Proportion.of(len(audit.survivors([]) - broken), audit.total, audit.confidence)
+    result = _reference(entry, defense, images, labels, audit, threat, votes, device, seed)
+    gap = measure_gap(audit.clean, audit.votes, [*family, *placebo, result], audit.confidence)
+    assert gap is not None
+    share = replace(audit, attacks=(result,)).robust_accuracy
     return Truth(
-        gap > audit.margin, [gap, low, high], audit.margin, [share.value, share.low, share.high], round(seconds, 1)
-    )
+        gap.estimate > audit.margin, [gap.estimate, gap.low, gap.high], audit.margin,
+        [share.value, share.low, share.high], round(result.seconds, 1),
+    )  # fmt: skip
 
 
 def _reference(
@@ -98,24 +98,26 @@ def _reference(
     defense: Defense,
     images: torch.Tensor,
     labels: torch.Tensor,
-    given: set[int],
+    audit: Audit,
     threat: ThreatModel,
     votes: int,
     device: str,
     seed: int,
-) -> tuple[set[int], float]:
-    """Indices of the images that the reference breaks, scored as an audit scores, and the seconds it took."""
+) -> AttackResult:
+    """What the reference breaks, scored as an audit scores."""
     place = torch.device(device)
     models = known_models(defense)
+    images, labels = images.to(place), labels.to(place)
 
     def run(_: Oracle, images: torch.Tensor, labels: torch.Tensor, **arguments: Any) -> torch.Tensor:
         return entry.reference(defense, images, labels, **arguments)
 
     with moved(models, place), no_trace(models, place):
         look = Oracle(defense.model, RandomStream(subseed(seed, "truth"), place), defense.outputs)
-        evaluation = Evaluation(look, images.to(place), labels.to(place), threat, seed, votes)
-        result = evaluation.run(PlannedAttack("reference", "adaptive", run, look), given)
+        ballot = call_ballot(look, None, images, votes, audit.margin)[0] if audit.votes else None
+        evaluation = Evaluation(look, images, labels, threat, seed, ballot)
+        result = evaluation.run(PlannedAttack("reference", "adaptive", run, look), audit.survivors([]))
     if result.status != "done" or result.invalid:
         why = result.note or f"{result.invalid} images outside the ball or the bounds"
         raise DataError(f"{entry.name}: its reference attack cannot be believed ({why}); mend it, then measure again")
-    return set(result.broken), result.seconds
+    return result

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from pytest_gradmask.attacks.gradient import _Best
+from pytest_gradmask.attacks.gradient import Best, judge
 from pytest_gradmask.attacks.losses import Loss, margin
 from pytest_gradmask.threat import ThreatModel
 
@@ -26,12 +26,13 @@ def zero_order(
     cell: int = 4,
     step_size: float | None = None,
     loss: Loss = margin,
+    eot: int = 1,
 ) -> torch.Tensor:
     """PGD along a gradient estimated from antithetic pairs of queries (NES; Ilyas et al. 2018).
 
     Noise is constant on cells of pixels, the data-dependent prior of Ilyas, Engstrom and Madry (2019): image
     gradients have most of their energy at low frequencies, and fewer dimensions need fewer queries.
-    Each image's estimate uses that image's losses only. Makes ``steps * (2 * pairs + 1) + 1`` queries an image.
+    Each image's estimate uses that image's losses only. Makes ``steps * (2 * pairs + eot) + eot`` queries an image.
 
     Args:
         pairs: antithetic pairs a step.
@@ -39,6 +40,8 @@ def zero_order(
             its norm (L2).
         cell: side of the cells in pixels; 1 draws every pixel by itself.
         step_size: in input units; by default ``2.5 * eps / steps``.
+        eot: forwards by which an iterate is judged, for randomized defenses. The pairs average over their noise as it
+            is: each makes passes of its own.
 
     The other arguments and the result are those of `pgd`.
     """
@@ -46,12 +49,12 @@ def zero_order(
     size = 2.5 * threat.eps / steps if step_size is None else step_size
     if radius is None:
         radius = threat.eps / 2 if threat.norm == "Linf" else threat.eps / 2 / (images[0].numel() ** 0.5)
-    best = _Best.start(images)
+    best = Best.start(images)
     current = images
     coarse = (count, channels, -(-height // cell), -(-width // cell))
     with torch.no_grad():
         for _ in range(steps):
-            best.update(current, margin(model(current), labels))
+            best.update(current, *judge(model, current, labels, eot))
             if best.done():
                 return best.images
             gradient = torch.zeros_like(images)
@@ -63,5 +66,5 @@ def zero_order(
                 slope = losses[:count] - losses[count:]
                 gradient += slope.to(images.dtype).view(-1, 1, 1, 1) * noise
             current = threat.project(current + size * threat.step(gradient.nan_to_num(nan=0.0)), images)
-        best.update(current, margin(model(current), labels))
+        best.update(current, *judge(model, current, labels, eot))
     return best.images

@@ -6,74 +6,124 @@ give them another model and what they return is a transfer attack.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
-from torch import nn
 
 from pytest_gradmask.attacks.losses import Loss, cross_entropy, margin
+from pytest_gradmask.attacks.oracle import Oracle
 from pytest_gradmask.threat import ThreatModel
+
+#: From images to logits: a module, or one member of an ensemble.
+Ask = Callable[[torch.Tensor], torch.Tensor]
 
 
 @dataclass(slots=True)
-class _Best:
-    """For each image, the iterate with the largest margin so far: the first success wins over any failure."""
+class Best:
+    """For each image, the iterate that fools most of the known members; of equals, the one with the largest margin.
+
+    A model without members counts as fooled or not by the margin alone: the first success wins over any failure.
+    """
 
     images: torch.Tensor
     margins: torch.Tensor
+    fooled: torch.Tensor
 
     @classmethod
-    def start(cls, images: torch.Tensor) -> _Best:
-        return cls(images.clone(), images.new_full((len(images),), float("-inf"), dtype=torch.float32))
+    def start(cls, images: torch.Tensor) -> Best:
+        lowest = images.new_full((len(images),), float("-inf"), dtype=torch.float32)
+        return cls(images.clone(), lowest, torch.zeros_like(lowest))
 
-    def update(self, images: torch.Tensor, margins: torch.Tensor) -> None:
-        better = margins > self.margins  # false for NaN: an iterate that makes the defense emit NaN is not kept
+    def update(self, images: torch.Tensor, margins: torch.Tensor, fooled: torch.Tensor | None = None) -> None:
+        if fooled is None:
+            fooled = (margins > 0).float()
+        # False for NaN: an iterate that makes the defense emit NaN is not kept.
+        better = (margins > self.margins) & (fooled == self.fooled) | (fooled > self.fooled)
         self.images = torch.where(better.view(-1, 1, 1, 1), images, self.images)
         self.margins = torch.where(better, margins, self.margins)
+        self.fooled = torch.where(better, fooled, self.fooled)
 
     def done(self) -> bool:
-        return bool((self.margins > 0).all())
+        return bool((self.fooled >= 1).all())
 
 
-def look_at(
-    model: nn.Module, images: torch.Tensor, labels: torch.Tensor, loss: Loss, eot: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """What a model shows at some points over ``eot`` passes each way (Athalye et al. 2018, EOT).
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What a model shows at some points.
 
-    Returns:
-        Mean loss and mean margin, N, float32; the gradient of the loss, summed over passes and as the model gives it;
-        the logits of the last pass.
+    Attributes:
+        losses: their means over all passes, N, float32.
+        margins: the same.
+        fooled: share of the known members that misclassify, by weight, N; None where no members are known.
+        gradient: of the mean loss, as the model gives it.
+        logits: of the last pass.
+    """
+
+    losses: torch.Tensor
+    margins: torch.Tensor
+    fooled: torch.Tensor | None
+    gradient: torch.Tensor
+    logits: torch.Tensor
+
+
+def look_at(model: Ask, images: torch.Tensor, labels: torch.Tensor, loss: Loss, eot: int) -> Look:
+    """Expectation over transformation (EOT; Athalye et al. 2018): means of losses and gradients over passes.
+
+    The passes are ``eot`` of the model or, where its members are known, one of each, weighted: the expectation itself.
     """
     point = images.detach().requires_grad_(True)
     gradient = torch.zeros_like(images)
     losses = margins = images.new_zeros(len(images), dtype=torch.float32)
-    for _ in range(eot):
+    passes = _passes(model, eot)
+    shares = []
+    for weight, ask in passes:
         with torch.enable_grad():
-            logits = model(point)
+            logits = ask(point)
             each = loss(logits, labels)
             total = each.sum()
-        gradient = gradient + torch.autograd.grad(total, point)[0]
-        losses = losses + each.detach() / eot
-        margins = margins + margin(logits.detach(), labels) / eot
-    return losses, margins, gradient, logits.detach()
+        gradient = gradient + weight * torch.autograd.grad(total, point)[0]
+        reached = margin(logits.detach(), labels)
+        losses = losses + weight * each.detach()
+        margins = margins + weight * reached
+        shares.append((weight, reached))
+    return Look(losses, margins, _fooled(model, shares), gradient, logits.detach())
 
 
-def mean_margins(model: nn.Module, images: torch.Tensor, labels: torch.Tensor, eot: int) -> torch.Tensor:
-    """Mean margin over ``eot`` forwards, N; no gradient is taken."""
+def mean_margins(model: Ask, images: torch.Tensor, labels: torch.Tensor, eot: int) -> torch.Tensor:
+    """Mean margin over ``eot`` forwards or, where the members are known, one of each, N; no gradient is taken."""
+    return judge(model, images, labels, eot)[0]
+
+
+def judge(model: Ask, images: torch.Tensor, labels: torch.Tensor, eot: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Margins and share of fooled members, as in `Look`; no gradient is taken."""
     with torch.no_grad():
-        return torch.stack([margin(model(images), labels) for _ in range(eot)]).mean(0)
+        shares = [(weight, margin(ask(images), labels)) for weight, ask in _passes(model, eot)]
+    return torch.stack([weight * reached for weight, reached in shares]).sum(0), _fooled(model, shares)
 
 
-def _finite_look(
-    model: nn.Module, images: torch.Tensor, labels: torch.Tensor, loss: Loss, eot: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    losses, margins, gradient, _ = look_at(model, images, labels, loss, eot)
+def _passes(model: Ask, eot: int) -> list[tuple[float, Ask]]:
+    if isinstance(model, Oracle) and model.members:
+        return list(zip(model.weights, model.members, strict=True))
+    return [(1 / eot, model)] * eot
+
+
+def _fooled(model: Ask, shares: list[tuple[float, torch.Tensor]]) -> torch.Tensor | None:
+    """Only where members are known: of a few random passes, a lucky share would win over a good mean."""
+    if not (isinstance(model, Oracle) and model.members):
+        return None
+    # The members that are not fooled, so that a share of one is exactly one.
+    return 1 - torch.stack([weight * (~(reached > 0)).float() for weight, reached in shares]).sum(0)
+
+
+def _finite_look(model: Ask, images: torch.Tensor, labels: torch.Tensor, loss: Loss, eot: int) -> Look:
+    seen = look_at(model, images, labels, loss, eot)
     # A NaN in the gradient must not spread to the image: such pixels stay where they are.
-    return losses, margins, gradient.nan_to_num(nan=0.0)
+    return replace(seen, gradient=seen.gradient.nan_to_num(nan=0.0))
 
 
 def pgd(
-    model: nn.Module,
+    model: Ask,
     images: torch.Tensor,
     labels: torch.Tensor,
     *,
@@ -97,27 +147,29 @@ def pgd(
         step_size: in input units; by default ``2.5 * eps / steps``.
         restarts: independent starts; the best iterate of all is returned.
         loss: what to maximise.
-        eot: forwards to average in each step, for randomized defenses.
+        eot: passes over which loss and gradient are averaged in each step, for randomized defenses. Where ``model``
+            knows its members (`Oracle`), each is asked once instead, and weighted.
 
     Returns:
-        For each image the iterate with the largest mean margin, in the ball and the bounds.
+        For each image the iterate with the largest mean margin or, where the members are known, the one that fools
+        most of them, in the ball and the bounds.
     """
     size = 2.5 * threat.eps / steps if step_size is None else step_size
-    best = _Best.start(images)
+    best = Best.start(images)
     for _ in range(restarts):
         current = threat.random_start(images, generator)
         for _ in range(steps):
-            _, margins, gradient = _finite_look(model, current, labels, loss, eot)
-            best.update(current, margins)
-            current = threat.project(current + size * threat.step(gradient), images)
-        best.update(current, mean_margins(model, current, labels, eot))
+            seen = _finite_look(model, current, labels, loss, eot)
+            best.update(current, seen.margins, seen.fooled)
+            current = threat.project(current + size * threat.step(seen.gradient), images)
+        best.update(current, *judge(model, current, labels, eot))
         if best.done():
             break
     return best.images
 
 
 def apgd(
-    model: nn.Module,
+    model: Ask,
     images: torch.Tensor,
     labels: torch.Tensor,
     *,
@@ -137,7 +189,7 @@ def apgd(
 
     The other arguments and the result are those of `pgd`. ``steps`` counts gradient steps of each restart.
     """
-    best = _Best.start(images)
+    best = Best.start(images)
     for _ in range(restarts):
         _apgd_run(model, images, labels, threat, steps, generator, loss, eot, best, stop_early)
         if stop_early and best.done():
@@ -146,7 +198,7 @@ def apgd(
 
 
 def _apgd_run(
-    model: nn.Module,
+    model: Ask,
     images: torch.Tensor,
     labels: torch.Tensor,
     threat: ThreatModel,
@@ -154,14 +206,15 @@ def _apgd_run(
     generator: torch.Generator,
     loss: Loss,
     eot: int,
-    best: _Best,
+    best: Best,
     stop_early: bool,
 ) -> None:
     window, window_min, window_shrink = (max(int(share * steps), 1) for share in (0.22, 0.06, 0.03))
     size = images.new_full((len(images), 1, 1, 1), 2 * threat.eps)
     current = threat.random_start(images, generator)
-    losses, margins, gradient = _finite_look(model, current, labels, loss, eot)
-    best.update(current, margins)
+    seen = _finite_look(model, current, labels, loss, eot)
+    losses, gradient = seen.losses, seen.gradient
+    best.update(current, seen.margins, seen.fooled)
     top, top_losses, top_gradient = current, losses, gradient  # the iterate with the highest loss of this run
     previous, last_losses = current, losses
     rises = torch.zeros_like(losses)  # steps of this window that raised the loss
@@ -172,8 +225,9 @@ def _apgd_run(
         move = threat.project(current + size * threat.step(gradient), images)
         move = threat.project(current + momentum * (move - current) + (1 - momentum) * (current - previous), images)
         previous, current = current, move
-        losses, margins, gradient = _finite_look(model, current, labels, loss, eot)
-        best.update(current, margins)
+        seen = _finite_look(model, current, labels, loss, eot)
+        losses, gradient = seen.losses, seen.gradient
+        best.update(current, seen.margins, seen.fooled)
         higher = losses > top_losses
         mask = higher.view(-1, 1, 1, 1)
         top, top_gradient = torch.where(mask, current, top), torch.where(mask, gradient, top_gradient)

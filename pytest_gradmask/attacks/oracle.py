@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 
 import torch
 from torch import nn
@@ -67,17 +68,31 @@ class Oracle(nn.Module):
         model: maps images to ``outputs``.
         stream: the defense's random numbers.
         outputs: what the model returns; probabilities are turned into logits by a logarithm.
-        weight: passes of the defense that one pass of the model is worth: a mixture of members asks them all.
+        members: where the model is the mixture of a randomized ensemble, the members; one pass of the mixture is one
+            of the defense for each of them.
+        weights: with what chance each member answers.
 
     Attributes:
         dtype: what the model computes in.
+        members: for each member, a function from images to its logits; empty unless the model is a mixture.
+        weights: one for each member.
         forwards, backwards: images passed through the defense so far in each direction.
     """
 
-    def __init__(self, model: nn.Module, stream: RandomStream, outputs: Outputs = "logits", *, weight: int = 1) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        stream: RandomStream,
+        outputs: Outputs = "logits",
+        *,
+        members: Sequence[nn.Module] = (),
+        weights: Sequence[float] = (),
+    ) -> None:
         super().__init__()
         self.model = model
-        self._weight = weight
+        self.members = [partial(self._ask, member, 1) for member in members]
+        self.weights = tuple(weights)
+        self._passes = max(1, len(members))
         self._stream = stream
         self._outputs = outputs
         self.dtype = parameter_dtype(model)
@@ -86,16 +101,19 @@ class Oracle(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Logits, float32, N x K. Where the model's graph does not reach the images, their gradient is zero."""
-        self.forwards += self._weight * len(images)
+        return self._ask(self.model, self._passes, images)
+
+    def _ask(self, model: nn.Module, passes: int, images: torch.Tensor) -> torch.Tensor:
+        self.forwards += passes * len(images)
         with self._stream.active():
-            raw: torch.Tensor = self.model(images.to(self.dtype, copy=True))  # the model may write into its input
+            raw: torch.Tensor = model(images.to(self.dtype, copy=True))  # the model may write into its input
         logits = as_logits(raw, self._outputs)
         if logits is raw:
             logits = logits.clone()  # an attack may write into what it gets
         if torch.is_grad_enabled() and images.requires_grad:
             # A defense that detaches its input is a defense with zero gradients, not a crash.
             logits = logits + 0 * images.flatten(1).sum(1, keepdim=True)
-            logits.register_hook(self._count_backward)
+            logits.register_hook(partial(self._count_backward, passes))
         return logits
 
     def frozen(self) -> AbstractContextManager[None]:
@@ -107,14 +125,14 @@ class Oracle(nn.Module):
 
     def connected(self, image: torch.Tensor) -> bool:
         """Whether autograd's graph leads from the logits back to the images; 1 x C x H x W, one pass each way."""
-        self.forwards += self._weight * len(image)
+        self.forwards += self._passes * len(image)
         point = image.to(self.dtype, copy=True).requires_grad_(True)
         with torch.enable_grad(), self._stream.active():
             raw = self.model(point + 0)  # the model may write into its input
         if not raw.requires_grad:
             return False
-        self.backwards += self._weight * len(image)
+        self.backwards += self._passes * len(image)
         return torch.autograd.grad(raw.sum(), point, allow_unused=True)[0] is not None
 
-    def _count_backward(self, gradient: torch.Tensor) -> None:
-        self.backwards += self._weight * len(gradient)
+    def _count_backward(self, passes: int, gradient: torch.Tensor) -> None:
+        self.backwards += passes * len(gradient)

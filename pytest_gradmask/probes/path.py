@@ -118,8 +118,8 @@ def walk(
     followed = torch.arange(len(images), device=images.device)
     for look in range(len(radii) - 1):
         loss = margin if by_margin[look] else cross_entropy
-        _, here, gradient, logits = look_at(oracle, points[followed], labels[followed], loss, eot)
-        gradient = gradient / eot
+        seen = look_at(oracle, points[followed], labels[followed], loss, eot)
+        here, gradient, logits = seen.margins, seen.gradient, seen.logits
         margins[look, followed], saturated[look, followed] = here, _one_hot(logits, labels[followed])
         if look == 0:
             spreads, largest, start = logits.amax(1) - logits.amin(1), logits.abs().amax(1), gradient

@@ -52,7 +52,8 @@ def unbounded_attack(oracle: Oracle, path: Path, generator: torch.Generator, eot
             if step == _UNBOUNDED_STEPS:
                 margins = mean_margins(oracle, points, labels, eot)
             else:
-                _, margins, gradient, _ = look_at(oracle, points, labels, margin, eot)
+                seen = look_at(oracle, points, labels, margin, eot)
+                margins, gradient = seen.margins, seen.gradient
                 points = wide.project(points + size * wide.step(gradient.nan_to_num(nan=0.0)), images)
             # Broken at the look before the step; NaN logits are no classification, and no success of a gradient either.
             stands = ~(margins > 0)

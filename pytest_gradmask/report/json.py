@@ -17,7 +17,6 @@ VERSION = 1
 def to_json(audit: Audit) -> dict[str, Any]:
     """One audit as plain data. Accuracies are shares of images with exact one-sided bounds."""
     gap = audit.gap
-    autoattack = audit.autoattack_accuracy
     return {
         "test": audit.test,
         "defense": audit.defense,
@@ -30,7 +29,9 @@ def to_json(audit: Audit) -> dict[str, Any]:
         "clean_accuracy": _proportion(audit.clean_accuracy),
         "robust_accuracy": {result.name: _attack(audit, result.name) for result in audit.attacks},
         "gradient_attacks": _proportion(audit.gradient_accuracy),
-        "autoattack": None if autoattack is None else _proportion(autoattack),
+        "autoattack": _optional(audit.autoattack_accuracy),
+        "autoattack_rand": _optional(audit.rand_accuracy),
+        "autoattack_rand_one_forward": _optional(audit.rand_claim),
         "all_attacks": _proportion(audit.robust_accuracy),
         "gap": None
         if gap is None
@@ -88,6 +89,10 @@ def write_json(file: Path, audits: Sequence[Mapping[str, Any]], provenance: Mapp
 
 def _proportion(share: Proportion) -> dict[str, Any]:
     return {"value": share.value, "low": share.low, "high": share.high, "count": share.count, "total": share.total}
+
+
+def _optional(share: Proportion | None) -> dict[str, Any] | None:
+    return None if share is None else _proportion(share)
 
 
 def _attack(audit: Audit, name: str) -> dict[str, Any]:

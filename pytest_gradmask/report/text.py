@@ -94,8 +94,24 @@ def attack_table(audit: Audit) -> list[str]:
     if autoattack is not None:
         name = str(audit.provenance.get("autoattack", "AutoAttack"))
         rows.append((name, "both", str(audit.total), "", "", str(autoattack)))
+    for said, share in (("by votes", audit.rand_accuracy), ("by one forward, as it judges itself", audit.rand_claim)):
+        if share is not None:
+            rows.append((f"AutoAttack rand, {said}", "gradient", str(audit.total), "", "", str(share)))
     rows.append(("all attacks", "", str(audit.total), "", "", str(audit.robust_accuracy)))
-    return _aligned(rows)
+    return [*_aligned(rows), *_how_judged(audit)]
+
+
+def _how_judged(audit: Audit) -> list[str]:
+    """How the accuracies of a randomized defense came about."""
+    if not audit.votes:
+        return []
+    numbers = [votes.number for result in audit.attacks for votes in result.votes.values()]
+    if not any(numbers):
+        return ["Randomized: chances of a right answer are exact, from the members and their weights."]
+    return [
+        "Randomized: accuracies are mean chances of a right answer, from "
+        f"{min(numbers)} to {max(numbers)} forwards of each image at each point."
+    ]
 
 
 def summary(audits: Iterable[Mapping[str, Any]]) -> list[str]:
