@@ -13,6 +13,8 @@ if TYPE_CHECKING:
         assert_attack_passes_unit_test,
         assert_clean_accuracy_retained,
         assert_gradient_masking,
+        assert_low_transferability,
+        assert_members_diverse,
         assert_near_identity,
         assert_no_gradient_masking,
         assert_robust_accuracy,
@@ -22,8 +24,11 @@ if TYPE_CHECKING:
     from pytest_gradmask.datasets import load_dataset
     from pytest_gradmask.defense import Defense
     from pytest_gradmask.errors import GradmaskError
+    from pytest_gradmask.matrix import TransferMatrix
+    from pytest_gradmask.report.plots import plot_transfer_matrix
     from pytest_gradmask.results import Audit, Finding, Verdict
     from pytest_gradmask.threat import ThreatModel
+    from pytest_gradmask.transfer import transfer_matrix
 
 _HOMES = {
     "Audit": "results",
@@ -31,16 +36,21 @@ _HOMES = {
     "Finding": "results",
     "GradmaskError": "errors",
     "ThreatModel": "threat",
+    "TransferMatrix": "matrix",
     "Verdict": "results",
     "assert_attack_passes_unit_test": "assertions",
     "assert_clean_accuracy_retained": "assertions",
     "assert_gradient_masking": "assertions",
+    "assert_low_transferability": "assertions",
+    "assert_members_diverse": "assertions",
     "assert_near_identity": "assertions",
     "assert_no_gradient_masking": "assertions",
     "assert_robust_accuracy": "assertions",
     "audit": "auditing",
     "load_dataset": "datasets",
     "load_model": "checkpoints",
+    "plot_transfer_matrix": "report.plots",
+    "transfer_matrix": "transfer",
 }
 
 __all__ = [
@@ -49,16 +59,21 @@ __all__ = [
     "Finding",
     "GradmaskError",
     "ThreatModel",
+    "TransferMatrix",
     "Verdict",
     "assert_attack_passes_unit_test",
     "assert_clean_accuracy_retained",
     "assert_gradient_masking",
+    "assert_low_transferability",
+    "assert_members_diverse",
     "assert_near_identity",
     "assert_no_gradient_masking",
     "assert_robust_accuracy",
     "audit",
     "load_dataset",
     "load_model",
+    "plot_transfer_matrix",
+    "transfer_matrix",
 ]
 
 

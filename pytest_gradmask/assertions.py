@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from pytest_gradmask.errors import InputError
 from pytest_gradmask.report.text import explain, explain_unit_test
+from pytest_gradmask.report.transfer import explain_diversity, explain_transferability
 from pytest_gradmask.results import Audit, Verdict
 
 if TYPE_CHECKING:
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from pytest_gradmask.defense import Defense
+    from pytest_gradmask.matrix import TransferMatrix
     from pytest_gradmask.threat import ThreatModel
 
 
@@ -65,17 +67,61 @@ def assert_attack_passes_unit_test(
     """
     __tracebackhide__ = True
     from pytest_gradmask.defense import as_defense
+    from pytest_gradmask.transfer import attack_name
     from pytest_gradmask.unit_test import unit_test
 
     result = unit_test(
         attack, defense, images, labels, threat=threat, generator=generator, through=through, confidence=confidence
     )
     if not result.ok:
-        inner = attack
-        while hasattr(inner, "func"):  # functools.partial
-            inner = inner.func
-        name = getattr(inner, "__name__", type(inner).__name__)
-        raise AssertionError(explain_unit_test(result, name, as_defense(defense).name))
+        raise AssertionError(explain_unit_test(result, attack_name(attack), as_defense(defense).name))
+
+
+def assert_low_transferability(matrix: TransferMatrix, *, at_most: float) -> None:
+    """Fail unless it is shown that what fools one model fools any other in at most ``at_most`` of cases.
+
+    Passes if the upper bound of every transfer rate off the diagonal is at most ``at_most``. As all pairs have to
+    pass, a wrong pass has a chance of at most 1 - confidence without a correction for their number: whichever pair is
+    above, its own bound would have to be wrong (an intersection-union test; Berger 1982). A source that its own attack
+    does not fool shows nothing, and fails: masked gradients make no pass.
+
+    Args:
+        matrix: from `pytest_gradmask.transfer.transfer_matrix`.
+        at_most: a share of the images that fool the source, above 0 and below 1.
+    """
+    __tracebackhide__ = True
+    _check_share("at_most", at_most)
+    rates = [matrix.transfer_rate(*pair) for pair in matrix.pairs]
+    if not all(rate is not None and rate.high <= at_most for rate in rates):
+        raise AssertionError(explain_transferability(matrix, at_most))
+
+
+def assert_members_diverse(matrix: TransferMatrix, *, at_least: float) -> None:
+    """Fail unless it is shown that models which can all be fooled can seldom be fooled together.
+
+    Looks at the images on which the attack fools every model when crafted on that model, and passes if for at least
+    ``at_least`` of them no crafted image fools all models at once, by the exact lower bound of
+    `TransferMatrix.diversity`.
+
+    This is another question than `assert_low_transferability`. Of three members two may be twins, whose examples
+    always transfer between them, and still none fools the third. And examples that seldom transfer from one member
+    to another may, crafted on one member or another, cover most images. To make the adversarial subspace that all
+    members share small is what Kariyappa and Qureshi (2019, arXiv:1901.09981) train ensembles for.
+
+    Args:
+        matrix: from `pytest_gradmask.transfer.transfer_matrix`.
+        at_least: a share of those images, above 0 and below 1.
+    """
+    __tracebackhide__ = True
+    _check_share("at_least", at_least)
+    found = matrix.diversity
+    if found is None or found.low < at_least:
+        raise AssertionError(explain_diversity(matrix, at_least))
+
+
+def _check_share(argument: str, value: float) -> None:
+    if not 0 < value < 1:
+        raise InputError(f"{argument}={value!r}: must be a share of images above 0 and below 1, such as 0.3")
 
 
 def assert_near_identity(front_end: nn.Module, images: torch.Tensor, *, atol: float) -> None:

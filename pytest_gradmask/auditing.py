@@ -18,7 +18,7 @@ from pytest_gradmask.defense import Defense, as_defense
 from pytest_gradmask.errors import GradmaskError, InputError
 from pytest_gradmask.isolation import moved, no_trace
 from pytest_gradmask.plan import PlannedAttack, Target, aim, known_models, plan_attacks
-from pytest_gradmask.preflight import check_batch, check_defense
+from pytest_gradmask.preflight import check_batch, check_defense, check_setting
 from pytest_gradmask.probes.comparisons import compare_attacks
 from pytest_gradmask.probes.suite import probe_defense
 from pytest_gradmask.results import AttackResult, Audit, Finding, Verdict
@@ -73,10 +73,7 @@ def audit(
     margin = budget.margin if margin is None else margin
     if not 0 < margin < 1:
         raise InputError(f"margin={margin!r}: must be a share of images between 0 and 1, such as 0.05")
-    if not 0.5 < confidence < 1:
-        raise InputError(f"confidence={confidence!r}: must be between 0.5 and 1, such as 0.99")
-    if torch.is_inference_mode_enabled():
-        raise InputError("torch.inference_mode() is on: no gradient can be taken inside; audit outside of it")
+    check_setting(confidence)
     check_batch(images, labels, threat)
     place = torch.device(device)
     images, labels = images.detach().to(place), labels.detach().long().to(place)

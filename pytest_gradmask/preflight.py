@@ -37,6 +37,14 @@ class Preflight:
     findings: tuple[Finding, ...]
 
 
+def check_setting(confidence: float) -> None:
+    """Raise `InputError` unless bounds can be had at this confidence, and gradients at all."""
+    if not 0.5 < confidence < 1:
+        raise InputError(f"confidence={confidence!r}: must be between 0.5 and 1, such as 0.99")
+    if torch.is_inference_mode_enabled():
+        raise InputError("torch.inference_mode() is on: no gradient can be taken inside; call this outside of it")
+
+
 def check_batch(images: torch.Tensor, labels: torch.Tensor, threat: ThreatModel) -> None:
     """Raise `InputError` unless images and labels are ready to use."""
     for argument, value in (("images", images), ("labels", labels)):

@@ -21,7 +21,7 @@ from pytest_gradmask.defense import Defense, as_defense
 from pytest_gradmask.errors import InputError
 from pytest_gradmask.isolation import no_trace
 from pytest_gradmask.planting import Planted, last_linear, modified, on_sphere, plant, usual_margin
-from pytest_gradmask.preflight import check_batch, check_defense
+from pytest_gradmask.preflight import check_batch, check_defense, check_setting
 from pytest_gradmask.results import Proportion
 from pytest_gradmask.threat import ThreatModel
 
@@ -279,7 +279,4 @@ def _check_arguments(
     for name, value, least in (("inner", inner, 2), ("boundary", boundary, 1), ("forwards", forwards, 1)):
         if value is not None and (not isinstance(value, int) or value < least):
             raise InputError(f"{name}={value!r}: must be a whole number of at least {least}")
-    if not 0.5 < confidence < 1:
-        raise InputError(f"confidence={confidence!r}: must be between 0.5 and 1, such as 0.99")
-    if torch.is_inference_mode_enabled():
-        raise InputError("torch.inference_mode() is on: no gradient can be taken inside; test outside of it")
+    check_setting(confidence)

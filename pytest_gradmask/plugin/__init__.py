@@ -15,12 +15,13 @@ from pytest_gradmask.plugin.fixtures import (
     eval_batch,
     gradmask,
     threat_model,
+    transfer_matrix,
 )
 from pytest_gradmask.plugin.marker import DESCRIPTION, is_audit, read_marker
 from pytest_gradmask.plugin.settings import add_options, read_settings
 from pytest_gradmask.plugin.stash import AUDITS, SETTINGS
 
-__all__ = ["backbone", "composite", "ensemble", "eval_batch", "gradmask", "threat_model"]
+__all__ = ["backbone", "composite", "ensemble", "eval_batch", "gradmask", "threat_model", "transfer_matrix"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

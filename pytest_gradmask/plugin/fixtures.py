@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from pytest_gradmask.datasets import Dataset
     from pytest_gradmask.defense import Defense
+    from pytest_gradmask.matrix import TransferMatrix
     from pytest_gradmask.results import Audit
     from pytest_gradmask.threat import ThreatModel
 
@@ -80,6 +81,25 @@ def gradmask(request: pytest.FixtureRequest) -> Gradmask:
 def threat_model(request: pytest.FixtureRequest) -> ThreatModel:
     """The test's threat model: Linf, 8/255, bounds [0, 1], unless its marker says otherwise."""
     return read_marker(request.node, request.config.stash[SETTINGS]).threat
+
+
+@pytest.fixture
+def transfer_matrix(request: pytest.FixtureRequest, gradmask: Gradmask) -> Callable[..., TransferMatrix]:
+    """The function `pytest_gradmask.transfer.transfer_matrix` with the run's and the test's settings.
+
+    Threat model, seed, device and confidence are theirs, the steps those of BPDA in their budget. Each can be given.
+    """
+    from pytest_gradmask.transfer import transfer_matrix
+
+    own = gradmask.settings
+    return functools.partial(
+        transfer_matrix,
+        threat=own.threat,
+        steps=own.budget.bpda_steps,
+        confidence=own.confidence,
+        seed=own.seed,
+        device=request.config.stash[SETTINGS].torch_device,
+    )
 
 
 @pytest.fixture

@@ -98,7 +98,7 @@ def attack_table(audit: Audit) -> list[str]:
         if share is not None:
             rows.append((f"AutoAttack rand, {said}", "gradient", str(audit.total), "", "", str(share)))
     rows.append(("all attacks", "", str(audit.total), "", "", str(audit.robust_accuracy)))
-    return [*_aligned(rows), *_how_judged(audit)]
+    return [*aligned(rows), *_how_judged(audit)]
 
 
 def _how_judged(audit: Audit) -> list[str]:
@@ -123,13 +123,14 @@ def summary(audits: Iterable[Mapping[str, Any]]) -> list[str]:
         shares = [audit.get(key) for key in ("clean_accuracy", "gradient_attacks", "all_attacks")]
         percents = ["-" if share is None else f"{share['value']:.1%}" for share in shares]
         rows.append((audit["verdict"], *percents, points, f"{audit['seconds']:.1f}", audit["test"]))
-    return _aligned(rows)
+    return aligned(rows)
 
 
 def _clean_row(audit: Audit) -> Sequence[str]:
     return ("(none)", "", str(audit.total), "", "", str(audit.clean_accuracy))
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows as lines, each column as wide as its widest cell."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

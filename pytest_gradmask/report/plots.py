@@ -1,0 +1,82 @@
+"""Plots, with matplotlib: ``pip install pytest-gradmask[report]``."""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pytest_gradmask.errors import DependencyError, InputError
+from pytest_gradmask.files import replaced
+from pytest_gradmask.matrix import TransferMatrix
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+#: The same data make the same file: no random names, and no style of the user's.
+_STYLE = {"svg.hashsalt": "gradmask", "svg.fonttype": "none", "font.size": 9}
+
+
+def plot_transfer_matrix(matrix: TransferMatrix, file: str | Path) -> None:
+    """Draw a transfer matrix: row = crafted on, column = tested on, in a cell the share of images that is fooled.
+
+    Shares are of the images that every model classifies correctly without an attack, so the diagonal tells how well
+    the attack works at all.
+
+    Args:
+        matrix: from `transfer_matrix`.
+        file: ends in ``.svg`` or ``.png``; replaced in one atomic step. Its folder is made if it is not there.
+
+    Raises:
+        InputError: another suffix.
+        DependencyError: matplotlib is not installed.
+    """
+    file = Path(file)
+    form = file.suffix[1:].lower()
+    if form not in ("svg", "png"):
+        raise InputError(f"file={str(file)!r}: must end in .svg or .png")
+    style, figures = (_matplotlib(f"matplotlib.{name}") for name in ("style", "figure"))
+    values = [[100 * matrix.fooled(source, target).value for target in matrix.names] for source in matrix.names]
+    side = 1 + 0.55 * len(matrix.names)
+    longest = 0.07 * max(map(len, matrix.names))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with style.context(["default", _STYLE]), replaced(file) as part:
+        # No pyplot: it would keep the figure, and choose a backend for the whole process.
+        figure = figures.Figure(figsize=(max(3.2, side + longest), side + longest + 0.4), layout="constrained")
+        axes = figure.add_subplot()
+        heat(axes, values, matrix.names, matrix.names, "{:.0f} %")
+        axes.tick_params(axis="x", rotation=90)
+        axes.set_xlabel("tested on")
+        axes.set_ylabel("crafted on")
+        axes.set_title(f"{matrix.attack} attack: fooled of {len(matrix.common)} images")
+        figure.savefig(part, format=form, dpi=150, metadata={"Date": None} if form == "svg" else None)
+
+
+def heat(
+    axes: Axes, values: Sequence[Sequence[float]], columns: Sequence[str], rows: Sequence[str], form: str = "{:.0f}"
+) -> None:
+    """Percentages as a map of colours, each with its figure; NaN leaves a cell empty.
+
+    Cividis grows brighter all the way and looks the same to colour-blind readers.
+    """
+    axes.imshow(values, vmin=0, vmax=100, cmap="cividis", aspect="auto")
+    axes.set_xticks(range(len(columns)), columns)
+    axes.set_yticks(range(len(rows)), rows)
+    for row, line in enumerate(values):
+        for column, value in enumerate(line):
+            if not math.isnan(value):
+                colour = "black" if value > 55 else "white"
+                axes.text(column, row, form.format(value), ha="center", va="center", color=colour)
+
+
+def _matplotlib(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] != "matplotlib":  # something that matplotlib itself is missing
+            raise
+        raise DependencyError(
+            "plots need matplotlib, which is not installed; run: pip install 'pytest-gradmask[report]'"
+        ) from error
