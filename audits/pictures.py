@@ -15,6 +15,8 @@ from matplotlib import pyplot  # after the backend is chosen
 from matplotlib.axes import Axes
 from matplotlib.patches import Patch
 
+from pytest_gradmask.report.plots import heat
+
 Share = Sequence[float]  # value, lower bound, upper bound
 
 #: Series of a bar chart: heading and colour. Colours of Okabe and Ito, told apart by colour-blind readers, too.
@@ -100,7 +102,7 @@ def _grid(cells: Sequence[Mapping[str, Any]]) -> Any:
     for axes, key in zip(panels, ("clean", "gradient", "bpda"), strict=True):
         found = {(cell["rate"], cell["epochs"]): 100 * cell["accuracies"][key][0] for cell in cells}
         values = [[found.get((rate, length), math.nan) for rate in rates] for length in lengths]
-        _heat(axes, values, rates, [f"{length:g}" for length in lengths])
+        heat(axes, values, rates, [f"{length:g}" for length in lengths])
         axes.set_title(_SERIES[key][0])
         axes.set_xlabel("learning rate")
     panels[0].set_ylabel("epochs")
@@ -116,21 +118,9 @@ def _matrices(details: Sequence[Mapping[str, Any]]) -> Any:
         names = [name.replace("-composite", "") for name in detail["fooled"]]
         values = [[100 * share[0] for share in row.values()] for row in detail["fooled"].values()]
         assert len(values) == count
-        _heat(axes, values, names, names)
+        heat(axes, values, names, names)
         axes.tick_params(axis="x", rotation=90)
         axes.set_title(f"{detail['attack']} attack: % fooled")
         axes.set_xlabel("tested on")
     panels[0][0].set_ylabel("crafted on")
     return figure
-
-
-def _heat(axes: Axes, values: Sequence[Sequence[float]], columns: Sequence[str], rows: Sequence[str]) -> None:
-    axes.imshow(values, vmin=0, vmax=100, cmap="cividis", aspect="auto")
-    axes.set_xticks(range(len(columns)), columns)
-    axes.set_yticks(range(len(rows)), rows)
-    for row, line in enumerate(values):
-        for column, value in enumerate(line):
-            if not math.isnan(value):  # a cell that was not trained
-                axes.text(
-                    column, row, f"{value:.0f}", ha="center", va="center", color="black" if value > 55 else "white"
-                )

@@ -10,9 +10,9 @@ from scipy.stats import wilcoxon
 from torch import nn
 
 from audits.conftest import Reproduction
-from audits.measures import adversarial, plain, right, share
-from pytest_gradmask.attacks.bpda import bypassed
-from pytest_gradmask.checkpoints import load_model
+from audits.measures import PGD_STEPS, plain, right
+from pytest_gradmask import TransferMatrix, load_model, transfer_matrix
+from pytest_gradmask.attacks.gradient import pgd
 from pytest_gradmask.plugin.fixtures import EvalBatch
 
 pytestmark = pytest.mark.gradmask
@@ -22,21 +22,21 @@ DIVERSE = ("resnet-standard-composite", "vgg-standard-composite", "vit-standard-
 ROBUST = ("resnet-adversarial-composite", "vgg-adversarial-composite", "vit-adversarial-composite")
 
 
-def fooled_by(models: Mapping[str, nn.Module], batch: EvalBatch, *, bypass: bool) -> dict[str, dict[str, torch.Tensor]]:
-    """For each source and target, whether each image that all models have right without an attack fools the target."""
+def measured(models: Mapping[str, nn.Module], batch: EvalBatch, *, bypass: bool) -> TransferMatrix:
+    """PGD-20, with or without front ends bypassed, of the images that all models have right without an attack."""
     clean = torch.stack([right(model, *batch) for model in models.values()]).all(0)
-    chosen = EvalBatch(batch.images[clean], batch.labels[clean])
-    fooled: dict[str, dict[str, torch.Tensor]] = {}
-    for source, model in models.items():
-        found = adversarial(bypassed(model, {"front_end": None}) if bypass else model, chosen)
-        fooled[source] = {target: ~right(other, found, chosen.labels) for target, other in models.items()}
-    return fooled
+    bypassed = ["front_end"] if bypass else None
+    matrix = transfer_matrix(
+        models, batch.images[clean], batch.labels[clean], attack=pgd, steps=PGD_STEPS, bypass=bypassed
+    )
+    assert not any(matrix.invalid)
+    return matrix
 
 
-def between(fooled: dict[str, dict[str, torch.Tensor]], names: Sequence[str]) -> torch.Tensor:
+def between(matrix: TransferMatrix, names: Sequence[str]) -> torch.Tensor:
     """For each image, the share of ordered pairs of different models in which it carries over."""
-    pairs = [fooled[source][target].double() for source in names for target in names if source != target]
-    return torch.stack(pairs).mean(0)
+    pairs = [matrix.fooled_images(source, target) for source in names for target in names if source != target]
+    return torch.tensor([[image in fooled for fooled in pairs] for image in range(matrix.total)]).double().mean(1)
 
 
 @pytest.mark.slow
@@ -60,8 +60,8 @@ def test_attacks_transfer_less_between_architectures(
 ) -> None:
     """An image that fools one composite fools another of the same backbone rather than one of another architecture."""
     names = dict.fromkeys((*SAME, *DIVERSE, *ROBUST))
-    fooled = fooled_by({name: load_model(name) for name in names}, many_images, bypass=attack == "bpda")
-    same, diverse = between(fooled, SAME), between(fooled, DIVERSE)
+    matrix = measured({name: load_model(name) for name in names}, many_images, bypass=attack == "bpda")
+    same, diverse = between(matrix, SAME), between(matrix, DIVERSE)
     # Paired by image: pairs of models share images, so they are no independent observations.
     p = (
         float(wilcoxon(same.numpy(), diverse.numpy(), alternative="greater").pvalue)
@@ -76,6 +76,6 @@ def test_attacks_transfer_less_between_architectures(
         images=len(same),
         details={
             "attack": attack,
-            "fooled": {source: plain({t: share(v) for t, v in row.items()}) for source, row in fooled.items()},
+            "fooled": {source: plain({target: matrix.fooled(source, target) for target in names}) for source in names},
         },
     )

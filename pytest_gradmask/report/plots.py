@@ -39,19 +39,21 @@ def plot_transfer_matrix(matrix: TransferMatrix, file: str | Path) -> None:
         raise InputError(f"file={str(file)!r}: must end in .svg or .png")
     style, figures = (_matplotlib(f"matplotlib.{name}") for name in ("style", "figure"))
     values = [[100 * matrix.fooled(source, target).value for target in matrix.names] for source in matrix.names]
-    side = 1 + 0.55 * len(matrix.names)
-    longest = 0.07 * max(map(len, matrix.names))
+    side, longest = 0.55 * len(matrix.names), max(map(len, matrix.names))
+    labels = 0.7 + 0.07 * longest
     file.parent.mkdir(parents=True, exist_ok=True)
     with style.context(["default", _STYLE]), replaced(file) as part:
         # No pyplot: it would keep the figure, and choose a backend for the whole process.
-        figure = figures.Figure(figsize=(max(3.2, side + longest), side + longest + 0.4), layout="constrained")
+        figure = figures.Figure(figsize=(side + labels, side + labels))
         axes = figure.add_subplot()
         heat(axes, values, matrix.names, matrix.names, "{:.0f} %")
-        axes.tick_params(axis="x", rotation=90)
+        axes.set_aspect("equal")
+        axes.tick_params(axis="x", rotation=90 if longest > 6 else 0)
         axes.set_xlabel("tested on")
         axes.set_ylabel("crafted on")
-        axes.set_title(f"{matrix.attack} attack: fooled of {len(matrix.common)} images")
-        figure.savefig(part, format=form, dpi=150, metadata={"Date": None} if form == "svg" else None)
+        axes.set_title(f"{matrix.attack} attack:\nfooled of {len(matrix.common)} images")
+        date = {"Date": None} if form == "svg" else None
+        figure.savefig(part, format=form, dpi=150, metadata=date, bbox_inches="tight")
 
 
 def heat(
