@@ -70,7 +70,7 @@ class TransferMatrix:
     def robust_accuracy(self, source: str, target: str) -> Proportion:
         """Share of all images that ``target`` has right both without an attack and under that on ``source``."""
         clean, correct = self.clean[self._index(target)], self._outcomes(source, target)
-        return Proportion.of(sum(map(bool.__and__, clean, correct)), self.total, self.confidence)
+        return Proportion.of(sum(map(all, zip(clean, correct, strict=True))), self.total, self.confidence)
 
     def fooled_images(self, source: str, target: str) -> frozenset[int]:
         """The `common` images that ``target`` gets wrong under the attack on ``source``."""
