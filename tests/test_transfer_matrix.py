@@ -26,7 +26,7 @@ from pytest_gradmask.attacks.gradient import pgd
 from pytest_gradmask.errors import DefenseError, DependencyError, InputError
 from pytest_gradmask.report.transfer import transfer_table
 from pytest_gradmask.results import Proportion
-from tests.toys import Detach, Half, NearIdentityConv, Noisy, Softmax, draw, global_state, linear, seed_all
+from tests.toys import Detach, Half, NearIdentityConv, Noisy, Softmax, Spy, draw, global_state, linear, seed_all
 
 LABELS = torch.arange(24) % 2
 #: Each half of an image is 0.08 above or below the middle, as its label says.
@@ -98,10 +98,15 @@ def test_rates_are_of_the_images_that_fool_the_source() -> None:
     # The shifted model is 0.03 away from images of class 0 and 0.13, more than eps, from those of class 1.
     matrix = measured({"middle": left(), "shifted": left(0.05)})
     assert counts(matrix.transfer_rate("middle", "shifted")) == (12, 24)
-    # An attack that stopped once it fools the shifted model would leave these images 0.05 short of the middle.
     assert counts(matrix.transfer_rate("shifted", "middle")) == (12, 12)
     assert counts(matrix.fooled("shifted", "shifted")) == (12, 24)
     assert counts(matrix.diversity) == (0, 12)
+
+
+def test_an_attack_goes_on_once_it_has_fooled_its_source() -> None:
+    spy = Spy(left()).eval()
+    assert counts(measured({"spy": spy, "other": right()}).fooled("spy", "spy")) == (24, 24)
+    assert sum(spy.gradients) == SETTINGS["steps"] + 1
 
 
 def test_accuracies_are_of_all_images_and_rates_of_those_that_all_have_right() -> None:
