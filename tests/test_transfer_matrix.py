@@ -55,7 +55,7 @@ def measured(models: Mapping[str, nn.Module] | Iterable[nn.Module], **arguments:
     return transfer_matrix(models, IMAGES, LABELS, **{**SETTINGS, **arguments})
 
 
-def counts(rate: Proportion | None) -> tuple[int, int] | None:
+def counts(rate: Proportion | None) -> tuple[float, int] | None:
     return None if rate is None else (rate.count, rate.total)
 
 

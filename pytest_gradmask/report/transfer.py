@@ -37,7 +37,7 @@ def explain_transferability(matrix: TransferMatrix, at_most: float) -> str:
     open_pairs.sort(key=lambda entry: entry[1].value, reverse=True)
     # To say of single pairs that they are above is to look at all of them, so the error is shared out (Bonferroni).
     each = 1 - (1 - matrix.confidence) / len(rates)
-    above = {pair for pair, rate in open_pairs if clopper_pearson(rate.count, rate.total, each)[0] > at_most}
+    above = {pair for pair, rate in open_pairs if clopper_pearson(round(rate.count), rate.total, each)[0] > at_most}
     wrong = len(open_pairs) + sum(rate is None for rate in rates.values())
     lines = [
         f"expected what fools one model to fool another in at most {at_most:.1%} of cases, but of {wrong} of "
