@@ -1,0 +1,1 @@
+"""How well randomized defenses are judged: intervals against many votes, attacks on ensembles against each other."""

@@ -1,0 +1,96 @@
+"""docs/randomized.md, from what was measured."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from audits.markdown import table
+from pytest_gradmask.files import replaced
+
+HERE = Path(__file__).parent
+PAGE = HERE.parent.parent / "docs" / "randomized.md"
+
+
+def write(results: Path, page: Path = PAGE) -> None:
+    """Write the page in one atomic step."""
+    with replaced(page) as part:
+        part.write_text(text(results))
+
+
+def text(results: Path) -> str:
+    """The page."""
+    records = [json.loads(file.read_text()) for file in sorted(results.glob("*.json"))]
+    judged = [record for record in records if "repetitions" in record]
+    duels = [record for record in records if "attacks" in record]
+    parts = [(HERE / "introduction.md").read_text().rstrip()]
+    if judged:
+        parts += ["## Do the intervals hold the truth?", _coverage(judged)]
+    if duels:
+        parts += ["## Attacks on ensembles, side by side", _duels(duels)]
+    if records:
+        parts.append(_provenance(records))
+    return "\n\n".join(parts) + "\n"
+
+
+def _coverage(records: Sequence[Mapping[str, Any]]) -> str:
+    first = records[0]
+    rows = [
+        (
+            record["defense"],
+            f"{record['expected_accuracy']:.1%}",
+            f"{record['doubtful']:.0%}",
+            " / ".join(f"{share:.1%}" for share in record["accuracy"]),
+            " / ".join(f"{share:.1%}" for share in record["image"]),
+            f"{record['votes']:.1f}",
+            "one image" if record["one_by_one"] else "many",
+        )
+        for record in records
+    ]
+    headings = (
+        "defense", "true accuracy", "doubtful", "accuracy's bounds hold", "image's bounds hold", "votes",
+        "a forward has",
+    )  # fmt: skip
+    return (
+        f"The pool has {first['pool']} points, clean images and images after PGD with radii of 1, 2, 4 and 8/255. The "
+        f"truth of each point is its share of right answers in {first['truth']:,} forwards; *doubtful* are points "
+        f"between 5 and 95 %. {first['repetitions']} times, {first['images']} points are drawn from the pool and "
+        f"judged afresh. How often the lower and the upper bound, each at {first['confidence']:.0%}, hold the "
+        "truth:\n\n" + table(headings, rows)
+    )
+
+
+def _duels(records: Sequence[Mapping[str, Any]]) -> str:
+    attacks = list(records[0]["attacks"])
+    told = [
+        "Expected accuracy under each attack alone, with exact chances and bounds at 99 %; beside it what one forward "
+        "of each image says, as AutoAttack would judge, and passes forward and backward an image. Members answer with "
+        "equal chance. *Bypassed*: the attacks take every front end for the identity on the backward pass (BPDA)."
+    ]
+    for record in records:
+        rows = []
+        for attack in attacks:
+            found = record["attacks"][attack]
+            value, low, high = found["accuracy"]
+            rows.append(
+                (
+                    attack, f"{value:.1%} [{low:.1%}, {high:.1%}]", f"{found['one_forward']:.1%}",
+                    f"{found['passes']:,.0f}", f"{found['seconds']:,.0f}",
+                )
+            )  # fmt: skip
+        told.append(
+            f"**{record['ensemble']}**, {record['images']} images, {record['norm']}, "
+            f"eps = {255 * record['eps']:.3g}/255\n\n"
+            + table(("attack", "expected accuracy", "by one forward", "passes", "seconds"), rows)
+        )
+    return "\n\n".join(told)
+
+
+def _provenance(records: Sequence[Mapping[str, Any]]) -> str:
+    seen = {
+        (record["data"], record["seed"], ", ".join(f"{name} {version}" for name, version in record["versions"].items()))
+        for record in records
+    }
+    return "\n".join(f"Measured on {data}, seed {seed}, with {used}." for data, seed, used in sorted(seen))
