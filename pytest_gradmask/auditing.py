@@ -168,7 +168,7 @@ def _test_attacks(
     """A finding unless a gradient attack, or else BPDA, finds examples that are planted in this defense."""
     told = []
     for attack in plan_attacks(target, budget):
-        if attack.name in ("apgd-ce", "bpda") and not attack.skip:
+        if attack.name in ("apgd-ce", "apgd-eot", "bpda") and not attack.skip:
             passed, found = _tested(attack, target.defense, images, labels, threat, seed, progress)
             if passed:
                 return []

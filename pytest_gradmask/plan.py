@@ -94,7 +94,7 @@ class Target:
         """``attacked`` with its substitutes: member by member where it is a mixture, so that its members stay known."""
         if not isinstance(self.attacked, Mixture):
             return rewire(self.attacked, self.substitutes)
-        modules = dict(self.attacked.named_modules())
+        modules = dict(self.attacked.named_modules(remove_duplicate=False))
         found = {modules[name]: substitute for name, substitute in self.substitutes.items()}
         members = [
             # By module, not by name: members may share one.

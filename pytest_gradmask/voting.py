@@ -75,7 +75,7 @@ class Ballot:
     def _expected(self, oracle: Oracle, images: torch.Tensor, labels: torch.Tensor) -> list[float]:
         chance = torch.zeros(len(images), dtype=torch.float64, device=images.device)
         for weight, member in zip(oracle.weights, oracle.members, strict=True):
-            chance += weight * right(member, images, labels)
+            chance += weight * right(member, images, labels).double()
         return chance.clamp(0, 1).tolist()
 
 

@@ -1,6 +1,7 @@
 """``python -m audits.randomized``: docs/randomized.md from audits/randomized/results.
 
-With ``--measure DATA`` it first measures anew, which takes about an hour of one core.
+With ``--measure DATA`` it first measures anew, which takes about an hour of one core; with ``--simulate``, it simulates
+audits anew, which takes ten minutes.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from audits.randomized.calibration import AUDITS, error_rates
 from audits.randomized.coverage import coverage
 from audits.randomized.duel import duel
 from audits.randomized.page import write
@@ -72,6 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m audits.randomized", description=__doc__)
     parser.add_argument("names", nargs="*", help="what to measure; by default all")
     parser.add_argument("--measure", metavar="DATA", help="measure anew on a data set, as for --gradmask-data")
+    parser.add_argument("--simulate", action="store_true", help=f"simulate {AUDITS:,} audits of each kind anew")
     parser.add_argument("--samples", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
@@ -80,6 +83,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error(f"{', '.join(unknown)}: unknown; there are {', '.join(known)}")
     if options.measure:
         _measure(options.measure, options.samples, options.names or known, options.seed)
+    if options.simulate:
+        with replaced(RESULTS / "calibration.json") as part:
+            part.write_text(json.dumps({"cells": list(error_rates())}, indent=1) + "\n")
     write(RESULTS)
 
 

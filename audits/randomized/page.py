@@ -9,8 +9,10 @@ from typing import Any
 
 from audits.markdown import table
 from pytest_gradmask.files import replaced
+from pytest_gradmask.stats import clopper_pearson
 
 HERE = Path(__file__).parent
+_VERDICTS = ("MASKED", "NOT_MASKED", "INCONCLUSIVE")
 PAGE = HERE.parent.parent / "docs" / "randomized.md"
 
 
@@ -25,13 +27,16 @@ def text(results: Path) -> str:
     records = [json.loads(file.read_text()) for file in sorted(results.glob("*.json"))]
     judged = [record for record in records if "repetitions" in record]
     duels = [record for record in records if "attacks" in record]
+    cells = [cell for record in records for cell in record.get("cells", ())]
     parts = [(HERE / "introduction.md").read_text().rstrip()]
     if judged:
         parts += ["## Do the intervals hold the truth?", _coverage(judged)]
+    if cells:
+        parts += ["## How often are verdicts wrong?", _calibration(cells)]
     if duels:
         parts += ["## Attacks on ensembles, side by side", _duels(duels)]
-    if records:
-        parts.append(_provenance(records))
+    if judged or duels:
+        parts.append(_provenance([*judged, *duels]))
     return "\n\n".join(parts) + "\n"
 
 
@@ -59,6 +64,28 @@ def _coverage(records: Sequence[Mapping[str, Any]]) -> str:
         f"between 5 and 95 %. {first['repetitions']} times, {first['images']} points are drawn from the pool and "
         f"judged afresh. How often the lower and the upper bound, each at {first['confidence']:.0%}, hold the "
         "truth:\n\n" + table(headings, rows)
+    )
+
+
+def _calibration(cells: Sequence[Mapping[str, Any]]) -> str:
+    rows = [
+        (
+            str(cell["images"]), f"{100 * cell['margin']:.0f}", cell["chances"], f"{cell['effect']:.0%}",
+            f"{100 * cell['gap']:.0f}", *(f"{cell[name] / cell['audits']:.2%}" for name in _VERDICTS),
+        )
+        for cell in cells
+    ]  # fmt: skip
+    worst = max(cell["MASKED"] for cell in cells if cell["gap"] == 0)
+    audits = cells[0]["audits"]
+    bound = clopper_pearson(worst, audits, 0.99)[1]
+    return (
+        f"Simulated audits, {audits:,} of each kind: chances of right answers after the gradient attacks are mostly "
+        "near nought or one (*settled*, Beta(0.1, 0.05)) or anywhere (*doubtful*, uniform). Each of four adaptive "
+        "attacks, and each of four restarts of the placebo, lowers an image's chance as often as the *placebo effect* "
+        "says. The *gap*, in points, is masked: there, every adaptive attack leaves no right answer. With four effects "
+        "of 5 % an audit rightly finds that attacks have not converged. Without a gap, at most "
+        f"{worst / audits:.2%} are `MASKED` (≤ {bound:.2%} at 99 %).\n\n"
+        + table(("images", "margin", "chances", "placebo effect", "gap", *(f"`{name}`" for name in _VERDICTS)), rows)
     )
 
 
