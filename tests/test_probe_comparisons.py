@@ -56,6 +56,10 @@ def test_what_the_placebo_breaks_too_is_budget_and_no_finding_of_its_own() -> No
     assert ids(audit(square=range(10), bpda=range(10), placebo=range(10))) == ["not-converged"]
 
 
+def test_what_a_gradient_attack_broke_already_is_no_finding() -> None:
+    assert ids(audit(bpda=range(90, 100))) == []
+
+
 def test_surrogates_that_break_as_much_do_not_fail() -> None:
     assert ids(audit(square=range(10), bpda=range(12))) == ["black-box-beats-white-box", "bypass-beats-white-box"]
 

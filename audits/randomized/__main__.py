@@ -51,7 +51,6 @@ def _say(message: str) -> None:
 
 
 def _store(name: str, record: dict[str, Any], data: str) -> None:
-    RESULTS.mkdir(exist_ok=True)
     own = {"data": data.rpartition("/")[2], "versions": versions("torch", "torchvision", "timm", "pyautoattack")}
     with replaced(RESULTS / f"{name}.json") as part:
         part.write_text(json.dumps(record | own, indent=1) + "\n")
@@ -81,6 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     known = (*JUDGED, *ENSEMBLES)
     if unknown := [name for name in options.names if name not in known]:
         parser.error(f"{', '.join(unknown)}: unknown; there are {', '.join(known)}")
+    RESULTS.mkdir(exist_ok=True)
     if options.measure:
         _measure(options.measure, options.samples, options.names or known, options.seed)
     if options.simulate:

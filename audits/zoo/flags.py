@@ -107,7 +107,7 @@ def _fallen_to_square(
 ) -> int:
     result = audit.attack("square")
     if result.status == "done":
-        return len(result.broken)
+        return len(set(result.broken) & audit.survivors(audit.of_kind("gradient")))
     left = sorted(audit.survivors(audit.of_kind("gradient")))[:_SQUARE]
     if not left:
         return 0
