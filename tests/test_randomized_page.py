@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from scipy.stats import binomtest
 
 from audits.randomized import __main__ as command
+from audits.randomized.calibration import error_rates
 from audits.randomized.coverage import coverage
 from audits.randomized.duel import duel
 from audits.randomized.page import PAGE, text
@@ -29,6 +31,24 @@ def test_stored_bounds_hold_as_often_as_they_should() -> None:
             # Of 200 tries at 95 %, fewer than 179 hold once in a thousand.
             assert min(record["accuracy"]) * record["repetitions"] >= 179
             assert record["repetitions"] >= 200
+
+
+def test_stored_error_rates_are_low_and_power_is_high() -> None:
+    cells = json.loads((command.RESULTS / "calibration.json").read_text())["cells"]
+    for cell in cells:
+        assert cell["audits"] == 10_000
+        if cell["gap"] == 0:
+            assert cell["MASKED"] <= 100
+        if cell["gap"] >= 0.2 and cell["images"] == 200:
+            assert cell["MASKED"] >= 9_500
+
+
+def test_few_simulated_audits_are_as_the_stored_ones() -> None:
+    stored = json.loads((command.RESULTS / "calibration.json").read_text())["cells"]
+    for few, many in zip(error_rates(20), stored, strict=True):
+        for verdict in ("MASKED", "NOT_MASKED", "INCONCLUSIVE"):
+            # In none of 72 comparisons, at a chance of one in a million each.
+            assert binomtest(few[verdict], 20, many[verdict] / 10_000).pvalue > 1e-6
 
 
 def test_coverage_of_a_noisy_model() -> None:
