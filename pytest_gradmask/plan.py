@@ -14,7 +14,7 @@ from pytest_gradmask.attacks import autoattack
 from pytest_gradmask.attacks.arc import arc
 from pytest_gradmask.attacks.blackbox import zero_order
 from pytest_gradmask.attacks.bpda import bypassed, removed
-from pytest_gradmask.attacks.bypass_search import find_bypass
+from pytest_gradmask.attacks.bypass_search import SEARCH_FORWARDS, SEARCH_IMAGES, find_bypass
 from pytest_gradmask.attacks.decision import foolbox_installed, hop_skip_jump
 from pytest_gradmask.attacks.ensembles import joint_margins, member_by_member
 from pytest_gradmask.attacks.eot import on_average
@@ -31,8 +31,6 @@ from pytest_gradmask.threat import ThreatModel
 
 Run = Callable[..., torch.Tensor]
 
-_SEARCH_IMAGES = 8  # images on which bypass candidates are looked for
-_SEARCH_FORWARDS = 16  # and passes, where the defense is randomized
 #: Queries of the first step of HopSkipJump. Step t has sqrt(t) times as many, so some 20 steps make 3,000.
 _EVALUATIONS = 50
 
@@ -86,9 +84,9 @@ class Target:
         """A fresh counter around the defense, or around a model made of ``attacked``."""
         if model is None:
             return Oracle(self.defense.model, self.stream, self.defense.outputs)
-        if not isinstance(model, Mixture):
-            return Oracle(model, self.stream, self.defense.outputs)
-        return Oracle(model, self.stream, self.defense.outputs, members=list(model.members), weights=model.weights)
+        if isinstance(model, Mixture):
+            return Oracle.of_mixture(model, self.stream, self.defense.outputs)
+        return Oracle(model, self.stream, self.defense.outputs)
 
     def rewired(self, rewire: Callable[[nn.Module, dict[str, object]], nn.Module]) -> nn.Module:
         """``attacked`` with its substitutes: member by member where it is a mixture, so that its members stay known."""
@@ -119,12 +117,12 @@ def aim(
     if known:
         attacked = Mixture(defense.members, defense.weights, probabilities=defense.outputs == "probabilities")
     target = Target(defense, stream, classes, randomized, attacked, eot=eot if randomized and not known else 1)
-    few = images[:_SEARCH_IMAGES]
+    few = images[:SEARCH_IMAGES]
     target = replace(target, substitutes=_substitutes(target, few))
     if known:
         return target
     with stream.active():
-        inner = find_inner_logits(defense.model, few, defense.outputs, forwards=_SEARCH_FORWARDS if randomized else 1)
+        inner = find_inner_logits(defense.model, few, defense.outputs, forwards=SEARCH_FORWARDS if randomized else 1)
     return replace(target, inner=inner, scoreless=not randomized and _scoreless(target.oracle(), few, threat))
 
 
@@ -162,7 +160,7 @@ def _scoreless(look: Oracle, images: torch.Tensor, threat: ThreatModel) -> bool:
 
 def _found(target: Target, images: torch.Tensor) -> dict[str, object]:
     if not target.defense.members:
-        return find_bypass(target.attacked, images, forwards=_SEARCH_FORWARDS if target.eot > 1 else 1)
+        return find_bypass(target.attacked, images, forwards=SEARCH_FORWARDS if target.eot > 1 else 1)
     return {
         f"members.{number}.{name}": substitute
         for number, member in enumerate(target.defense.members)

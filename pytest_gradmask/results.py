@@ -160,6 +160,14 @@ class Proportion:
         return f"{self.value:.1%} [{self.low:.1%}, {self.high:.1%}]"
 
 
+def accuracy(
+    clean: Sequence[bool], votes: Mapping[int, Votes], attacks: Iterable[AttackResult], confidence: float
+) -> Proportion:
+    """The mean of `chances`; exact bounds of a deterministic defense, and of a randomized one those of a mean."""
+    each = chances(clean, votes, attacks)
+    return Proportion.of_chances(each, confidence) if votes else Proportion.of(int(sum(each)), len(each), confidence)
+
+
 @dataclass(frozen=True, slots=True)
 class Gap:
     """The masking gap beyond the placebo, in shares of all images.
@@ -254,9 +262,7 @@ class Audit:
         return [result for result in self.attacks if result.kind in kinds]
 
     def _share(self, attacks: Iterable[AttackResult]) -> Proportion:
-        if self.votes:
-            return Proportion.of_chances(chances(self.clean, self.votes, attacks), self.confidence)
-        return Proportion.of(len(self.survivors(attacks)), self.total, self.confidence)
+        return accuracy(self.clean, self.votes, attacks, self.confidence)
 
     @property
     def clean_accuracy(self) -> Proportion:

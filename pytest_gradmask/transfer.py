@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from pytest_gradmask.attacks.bpda import bypassed, described
-from pytest_gradmask.attacks.bypass_search import Substitutes, find_bypass
+from pytest_gradmask.attacks.bypass_search import SEARCH_FORWARDS, SEARCH_IMAGES, Substitutes, find_bypass
 from pytest_gradmask.attacks.gradient import apgd
 from pytest_gradmask.attacks.oracle import Oracle, RandomStream
 from pytest_gradmask.defense import Defense
@@ -33,8 +33,6 @@ Bypass = Sequence[str] | Mapping[str, Any]
 _NAMED = ("gradient", "bpda")
 #: A deep model keeps much for its backward pass, so that few large images are attacked at a time.
 _PIXELS_AT_ONCE = 500_000
-_SEARCH_IMAGES = 8  # images on which bypass candidates are looked for
-_SEARCH_FORWARDS = 16  # and passes, where the model is randomized
 _EOT = 4  # forwards averaged in each gradient step on a randomized model
 _VOTES = 20  # forwards by which a randomized model is judged
 
@@ -154,9 +152,9 @@ class _Bench:
 
     def substitutes(self, name: str) -> Substitutes:
         """What to bypass in a model of which nothing is told, found as audits find it."""
-        forwards = _SEARCH_FORWARDS if name in self.randomized else 1
+        forwards = SEARCH_FORWARDS if name in self.randomized else 1
         with self.stream(name, "search").active():
-            found = find_bypass(self.models[name], self.images[:_SEARCH_IMAGES], forwards=forwards)
+            found = find_bypass(self.models[name], self.images[:SEARCH_IMAGES], forwards=forwards)
         if not found:
             raise DefenseError(
                 f"nothing to bypass was found in {name}, so BPDA on it would be a gradient attack; name its "

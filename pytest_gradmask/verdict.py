@@ -13,7 +13,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from pytest_gradmask.results import AttackResult, Finding, Gap, Kind, Proportion, Verdict, Votes, chances
+from pytest_gradmask.results import AttackResult, Finding, Gap, Kind, Verdict, Votes, accuracy, chances
 from pytest_gradmask.stats import (
     difference_bounds,
     images_to_establish,
@@ -75,11 +75,8 @@ class _Under:
 
 def _hardly_anything_left(under: _Under, margin: float, confidence: float) -> bool:
     """Whether gradient attacks leave so little that no attack could open a gap of the margin, whatever probes saw."""
-    left = under("gradient")
-    share = (
-        Proportion.of_chances(left, confidence) if under.votes else Proportion.of(int(sum(left)), len(left), confidence)
-    )
-    return share.high < margin
+    attacks = [result for result in under.attacks if result.kind == "gradient"]
+    return accuracy(under.clean, under.votes, attacks, confidence).high < margin
 
 
 def decide(

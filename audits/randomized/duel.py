@@ -19,7 +19,7 @@ from pytest_gradmask.datasets import Dataset
 from pytest_gradmask.isolation import no_trace
 from pytest_gradmask.models.composites import Mixture, RandomizedEnsemble
 from pytest_gradmask.plan import PlannedAttack, Run
-from pytest_gradmask.results import AttackResult, Proportion, chances
+from pytest_gradmask.results import AttackResult, accuracy
 from pytest_gradmask.scoring import Evaluation, subseed
 from pytest_gradmask.voting import Ballot
 
@@ -68,13 +68,11 @@ def duel(
         stream = RandomStream(subseed(seed, name), data.images.device)
 
         def oracle(known: bool) -> Oracle:
-            if known:
-                return Oracle(mixture, stream, members=around, weights=mixture.weights)
-            return Oracle(RandomizedEnsemble(around), stream)
+            return Oracle.of_mixture(mixture, stream) if known else Oracle(RandomizedEnsemble(around), stream)
 
         evaluation = Evaluation(
             Oracle(ensemble, stream), data.images, data.labels, threat, seed,
-            Ballot(1, 1.0, members=Oracle(Mixture(members), stream, members=list(members), weights=mixture.weights)),
+            Ballot(1, 1.0, members=Oracle.of_mixture(Mixture(members), stream)),
         )  # fmt: skip
         clean, votes = evaluation.clean()
         given = [index for index, found in votes.items() if found.pilot > 0]
@@ -84,7 +82,7 @@ def duel(
             results[attack] = evaluation.run(PlannedAttack(attack, "adaptive", run, oracle(known)), given)
 
     def row(*run: AttackResult) -> dict[str, Any]:
-        share = Proportion.of_chances(chances(clean, votes, run), CONFIDENCE)
+        share = accuracy(clean, votes, run, CONFIDENCE)
         fooled = {
             index for each in (votes, *(found.votes for found in run)) for index, v in each.items() if not v.first
         }

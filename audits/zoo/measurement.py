@@ -77,7 +77,7 @@ def measure(
     )  # fmt: skip
     progress("reference")
     truth = measure_truth(
-        entry, defense, data.images, labels, found, threat=threat, votes=budget.votes if entry.randomized else 1,
+        entry, defense, data.images, labels, found, threat=threat, votes=budget.votes,
         device=device, seed=seed,
     )  # fmt: skip
     progress("unit test of apgd-ce")

@@ -7,7 +7,7 @@ placebo. What is said of the defense, and what an audit's own adaptive attacks f
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from pytest_gradmask.attacks.oracle import Oracle, RandomStream
 from pytest_gradmask.errors import DataError
 from pytest_gradmask.isolation import moved, no_trace
 from pytest_gradmask.plan import PlannedAttack, known_models
-from pytest_gradmask.results import AttackResult, Audit
+from pytest_gradmask.results import AttackResult, Audit, accuracy
 from pytest_gradmask.scoring import Evaluation, subseed
 from pytest_gradmask.threat import ThreatModel
 from pytest_gradmask.verdict import measure_gap
@@ -86,7 +86,7 @@ def measure_truth(
     result = _reference(entry, defense, images, labels, audit, threat, votes, device, seed)
     gap = measure_gap(audit.clean, audit.votes, [*family, *placebo, result], audit.confidence)
     assert gap is not None
-    share = replace(audit, attacks=(result,)).robust_accuracy
+    share = accuracy(audit.clean, audit.votes, [result], audit.confidence)
     return Truth(
         gap.estimate > audit.margin, [gap.estimate, gap.low, gap.high], audit.margin,
         [share.value, share.low, share.high], round(result.seconds, 1),

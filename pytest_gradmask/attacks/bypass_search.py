@@ -17,6 +17,8 @@ from pytest_gradmask.attacks.hooks import hooked
 from pytest_gradmask.attacks.oracle import parameter_dtype
 from pytest_gradmask.attacks.substitutes import fit_affine, fit_convolution
 
+#: On how many images to look, and in how many forwards where a defense is randomized.
+SEARCH_IMAGES, SEARCH_FORWARDS = 8, 16
 #: A bypass candidate's output differs from its input by at most this share of the input's norm.
 CLOSENESS = 0.3
 #: Least cosine between the true backward pass and that of the map which the forward pass nearly is.

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from pytest_gradmask.defense import Outputs
+from pytest_gradmask.models.composites import Mixture
 from pytest_gradmask.randomness import random_state, random_state_kept, seed_everything, set_random_state
 
 _TINY_PROBABILITY = 1e-12
@@ -98,6 +99,11 @@ class Oracle(nn.Module):
         self.dtype = parameter_dtype(model)
         self.forwards = 0
         self.backwards = 0
+
+    @classmethod
+    def of_mixture(cls, mixture: Mixture, stream: RandomStream, outputs: Outputs = "logits") -> Oracle:
+        """A mixture whose members are known."""
+        return cls(mixture, stream, outputs, members=list(mixture.members), weights=mixture.weights)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Logits, float32, N x K. Where the model's graph does not reach the images, their gradient is zero."""
