@@ -19,7 +19,7 @@ from pytest_gradmask.models.composites import Mixture, RandomizedEnsemble
 from pytest_gradmask.plan import Run
 from pytest_gradmask.threat import Norm, ThreatModel
 from pytest_gradmask.voting import Ballot
-from tests.test_arc import largest_room
+from tests.ensemble_toys import largest_room
 from tests.toys import Half, oracle, seeded
 
 FAR = (-100.0, 100.0)
