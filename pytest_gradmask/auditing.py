@@ -5,7 +5,8 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,21 +18,19 @@ from pytest_gradmask.budgets import Budget, get_budget
 from pytest_gradmask.defense import Defense, as_defense
 from pytest_gradmask.errors import GradmaskError, InputError
 from pytest_gradmask.isolation import moved, no_trace
-from pytest_gradmask.plan import PlannedAttack, Target, aim, known_models, plan_attacks
+from pytest_gradmask.looks import Look, plan_looks
+from pytest_gradmask.plan import Target, aim, known_models
 from pytest_gradmask.preflight import check_batch, check_defense, check_setting
 from pytest_gradmask.probes.comparisons import compare_attacks
 from pytest_gradmask.probes.suite import probe_defense
-from pytest_gradmask.results import AttackResult, Audit, Finding, Verdict
-from pytest_gradmask.schedule import Progress, attack_in_turn
+from pytest_gradmask.results import AttackResult, Audit, Finding, Verdict, in_order
+from pytest_gradmask.schedule import Course, Progress, follow
 from pytest_gradmask.scoring import Evaluation, subseed
 from pytest_gradmask.threat import ThreatModel
-from pytest_gradmask.unit_test import unit_test
 from pytest_gradmask.verdict import Decision, decide
 from pytest_gradmask.versions import versions
+from pytest_gradmask.vetting import vet_attacks
 from pytest_gradmask.voting import call_ballot
-
-#: Images of the attacks' unit test: the first tell a broken attack, all of them settle one that misses a few.
-_TESTED = (8, 24)
 
 
 def audit(
@@ -60,7 +59,8 @@ def audit(
         confidence: of every bound and test, in (0.5, 1).
         device: torch device to run on; models are moved there, and back to where they were afterwards.
         seed: of every random choice. The same seed on the same machine gives the same result.
-        exhaustive: run every attack, also those that can no longer change the verdict.
+        exhaustive: run every attack on every image, also where that can no longer change the verdict. Otherwise the
+            audit looks at its images in growing batches, in random order, and ends once the verdict is certain.
         progress: called with a line of text before each step.
 
     Raises:
@@ -76,129 +76,114 @@ def audit(
     check_setting(confidence)
     check_batch(images, labels, threat)
     place = torch.device(device)
-    images, labels = images.detach().to(place), labels.detach().long().to(place)
+    looks = [Look(len(images))] if exhaustive else plan_looks(len(images), margin, confidence)
+    order = _order(len(images), seed if len(looks) > 1 else None)
+    images, labels = images.detach()[order].to(place), labels.detach().long()[order].to(place)
     models = known_models(defense)
     with moved(models, place), no_trace(models, place):
-        result = _audit(defense, images, labels, threat, budget, margin, confidence, seed, exhaustive, progress)
+        inquiry = _Inquiry(defense, images, labels, threat, budget, margin, confidence, seed, exhaustive, progress)
+        result = inquiry.conclude(looks)
     return replace(
-        result, seconds=time.monotonic() - started, provenance=_provenance(threat, budget, place, seed, len(images))
+        in_order(result, order[: result.total].tolist()),
+        seconds=time.monotonic() - started,
+        provenance=_provenance(threat, budget, place, seed, len(images)),
     )
 
 
-def _audit(
-    defense: Defense,
-    images: torch.Tensor,
-    labels: torch.Tensor,
-    threat: ThreatModel,
-    budget: Budget,
-    margin: float,
-    confidence: float,
-    seed: int,
-    exhaustive: bool,
-    progress: Progress,
-) -> Audit:
-    stream = RandomStream(subseed(seed, "defense"), images.device)
-    look = Oracle(defense.model, stream, defense.outputs)
-    progress("preflight")
-    with stream.active():
-        seen = check_defense(defense, look, images, labels)
-    findings = list(seen.findings)
-    target = aim(defense, stream, seen.classes, seen.randomized, images, threat, budget.eot)
-    ballot = None
-    if seen.randomized:
-        mixture = target.oracle(target.attacked) if defense.members else None
-        ballot, unusual = call_ballot(look, mixture, images, budget.votes, margin)
-        findings += unusual
-    evaluation = Evaluation(look, images, labels, threat, seed, ballot)
-    clean, votes = evaluation.clean()
-    correct = torch.tensor(clean, device=images.device)
-    results: list[AttackResult] = []
+def _order(images: int, seed: int | None) -> torch.Tensor:
+    """The order in which to look at images: they may come sorted by class."""
+    if seed is None:
+        return torch.arange(images)
+    return torch.randperm(images, generator=torch.Generator().manual_seed(subseed(seed, "order of images")))
 
-    def judge(attacks: Sequence[AttackResult], *more: Finding) -> Decision:
-        return decide(clean, attacks, [*findings, *more], margin=margin, confidence=confidence, votes=votes)
 
-    if any(clean):
-        findings += _probe(look, images[correct], labels[correct], threat, seed, seen.randomized)
-        certain = None if exhaustive else lambda attacks: judge(attacks).verdict is Verdict.MASKED
-        standing = [index for index, kept in enumerate(clean) if (votes[index].pilot > 0 if votes else kept)]
-        results = attack_in_turn(evaluation, target, budget, standing, certain, progress)
-        findings += compare_attacks(results, len(clean), confidence)
+@dataclass(slots=True)
+class _Inquiry:
+    """One audit in progress; the arguments of `audit`, and what has been found."""
+
+    defense: Defense
+    images: torch.Tensor
+    labels: torch.Tensor
+    threat: ThreatModel
+    budget: Budget
+    margin: float
+    confidence: float
+    seed: int
+    exhaustive: bool
+    progress: Progress
+    findings: list[Finding] = field(default_factory=list)
+    probed: bool = False
+    vetted: bool = False
+
+    def conclude(self, looks: Sequence[Look]) -> Audit:
+        stream = RandomStream(subseed(self.seed, "defense"), self.images.device)
+        oracle = Oracle(self.defense.model, stream, self.defense.outputs)
+        self.progress("preflight")
+        with stream.active():
+            seen = check_defense(self.defense, oracle, self.images, self.labels)
+        self.findings += seen.findings
+        target = aim(self.defense, stream, seen.classes, seen.randomized, self.images, self.threat, self.budget.eot)
+        ballot = None
+        if seen.randomized:
+            mixture = target.oracle(target.attacked) if self.defense.members else None
+            ballot, unusual = call_ballot(oracle, mixture, self.images, self.budget.votes, self.margin)
+            self.findings += unusual
+        evaluation = Evaluation(oracle, self.images, self.labels, self.threat, self.seed, ballot)
+        course = Course(evaluation, target, self.budget, not self.exhaustive, self.progress)
+        look = follow(course, looks, partial(self._judge, course, target), self.exhaustive)
+        results = course.results() if any(course.clean) else []
+        decision = self._decide(course, look, results)
+        return Audit(
+            defense=self.defense.name,
+            verdict=decision.verdict,
+            reasons=decision.reasons,
+            clean=tuple(course.clean),
+            attacks=tuple(results),
+            gap=decision.gap,
+            findings=(*self.findings, *compare_attacks(results, len(course.clean), self.confidence)),
+            images_needed=decision.images_needed,
+            margin=self.margin,
+            confidence=self.confidence,
+            bypassed=described(target.substitutes) + ((f"all after {target.inner}",) if target.inner else ()),
+            votes=course.votes,
+            given=len(self.images),
+            exhaustive=self.exhaustive,
+        )
+
+    def _decide(self, course: Course, look: Look, results: Sequence[AttackResult], *more: Finding) -> Decision:
+        return decide(
+            course.clean, results, [*self.findings, *more],
+            margin=self.margin, confidence=self.confidence, votes=course.votes, look=look,
+        )  # fmt: skip
+
+    def _judge(
+        self, course: Course, target: Target, look: Look, results: Sequence[AttackResult], ending: bool
+    ) -> Verdict:
+        """The verdict; before it ends an audit, attacks get a unit test if a failure would change it."""
+        correct = torch.tensor(course.clean, device=self.images.device).nonzero()[:, 0]
+        images, labels = self.images[correct], self.labels[correct]
+        if not self.probed:
+            self.probed = True
+            self.findings += self._probe(target, images, labels)
+        verdict = self._decide(course, look, results).verdict
         failure = Finding("attack-fails-unit-test", "", True)
-        # Worth its time only where a failure would change the verdict.
-        if judge(results).verdict is Verdict.NOT_MASKED is not judge(results, failure).verdict:
-            findings += _test_attacks(target, budget, images[correct], labels[correct], threat, seed, progress)
-    decision = judge(results)
-    return Audit(
-        defense=defense.name,
-        verdict=decision.verdict,
-        reasons=decision.reasons,
-        clean=tuple(clean),
-        attacks=tuple(results),
-        gap=decision.gap,
-        findings=tuple(findings),
-        images_needed=decision.images_needed,
-        margin=margin,
-        confidence=confidence,
-        bypassed=described(target.substitutes) + ((f"all after {target.inner}",) if target.inner else ()),
-        votes=votes,
-    )
+        vet = ending and not self.vetted and verdict is Verdict.NOT_MASKED
+        if vet and self._decide(course, look, results, failure).verdict is not Verdict.NOT_MASKED:
+            self.vetted = True
+            self.findings += vet_attacks(target, self.budget, images, labels, self.threat, self.seed, self.progress)
+            verdict = self._decide(course, look, results).verdict
+        return verdict
 
-
-def _probe(
-    look: Oracle, images: torch.Tensor, labels: torch.Tensor, threat: ThreatModel, seed: int, randomized: bool
-) -> list[Finding]:
-    generator = torch.Generator().manual_seed(subseed(seed, "probes"))
-    try:
-        return probe_defense(look, images, labels, threat, generator, randomized)
-    except GradmaskError:
-        raise
-    except Exception as error:  # the defense is not ours: whatever its backward raises is a finding, not a crash
-        return [Finding("no-gradient", f"differentiating it raises {type(error).__name__}: {error}", True)]
-
-
-def _test_attacks(
-    target: Target,
-    budget: Budget,
-    images: torch.Tensor,
-    labels: torch.Tensor,
-    threat: ThreatModel,
-    seed: int,
-    progress: Progress,
-) -> list[Finding]:
-    """A finding unless a gradient attack, or else BPDA, finds examples that are planted in this defense."""
-    told = []
-    for attack in plan_attacks(target, budget):
-        if attack.name in ("apgd-ce", "apgd-eot", "bpda") and not attack.skip:
-            passed, found = _tested(attack, target.defense, images, labels, threat, seed, progress)
-            if passed:
-                return []
-            told.append(found)
-    return [Finding("attack-fails-unit-test", f"of examples planted in this defense, {'; '.join(told)}", True)]
-
-
-def _tested(
-    attack: PlannedAttack,
-    defense: Defense,
-    images: torch.Tensor,
-    labels: torch.Tensor,
-    threat: ThreatModel,
-    seed: int,
-    progress: Progress,
-) -> tuple[bool, str]:
-    """Whether an attack passes its unit test, and what it found in words."""
-    for count in _TESTED:
-        progress(f"unit test of {attack.name} on {min(count, len(images))} images")
-        generator = torch.Generator().manual_seed(subseed(seed, f"unit test of {attack.name}"))
+    def _probe(self, target: Target, images: torch.Tensor, labels: torch.Tensor) -> list[Finding]:
+        oracle = target.oracle()
+        oracle.reseed(subseed(self.seed, "defense under probes"))
+        generator = torch.Generator().manual_seed(subseed(self.seed, "probes"))
         try:
-            result = unit_test(
-                attack.run, defense, images[:count], labels[:count], threat=threat, generator=generator,
-                through=attack.model.model,
-            )  # fmt: skip
-        except Exception as error:  # neither the defense nor its last layer is ours
-            return False, f"{attack.name} cannot be tested ({type(error).__name__}: {error})"
-        if result.ok or result.fails or count >= len(images):
-            break
-    return result.ok, f"{attack.name} finds {result.passed} of {result.tested}"
+            return probe_defense(oracle, images, labels, self.threat, generator, target.randomized)
+        except GradmaskError:
+            raise
+        except Exception as error:  # the defense is not ours: whatever its backward raises is a finding, not a crash
+            return [Finding("no-gradient", f"differentiating it raises {type(error).__name__}: {error}", True)]
 
 
 def _provenance(threat: ThreatModel, budget: Budget, place: torch.device, seed: int, images: int) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from pytest_gradmask.attacks.bypass_search import SEARCH_FORWARDS, SEARCH_IMAGES
 from pytest_gradmask.attacks.decision import foolbox_installed, hop_skip_jump
 from pytest_gradmask.attacks.ensembles import joint_margins, member_by_member
 from pytest_gradmask.attacks.eot import on_average
-from pytest_gradmask.attacks.gradient import apgd
+from pytest_gradmask.attacks.gradient import apgd, pgd
 from pytest_gradmask.attacks.inner_logits import InnerLogits, find_inner_logits
 from pytest_gradmask.attacks.losses import margin
 from pytest_gradmask.attacks.oracle import Oracle, RandomStream
@@ -33,6 +33,7 @@ Run = Callable[..., torch.Tensor]
 
 #: Queries of the first step of HopSkipJump. Step t has sqrt(t) times as many, so some 20 steps make 3,000.
 _EVALUATIONS = 50
+_QUICK_STEPS = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,9 +169,20 @@ def _found(target: Target, images: torch.Tensor) -> dict[str, object]:
     }
 
 
-def plan_attacks(target: Target, budget: Budget) -> list[PlannedAttack]:
-    """All gradient and adaptive attacks, in the order to run them."""
-    return [*_gradient_attacks(target, budget), *_adaptive_attacks(target, budget)]
+def plan_attacks(target: Target, budget: Budget, quick: bool = False) -> list[PlannedAttack]:
+    """All gradient and adaptive attacks, in the order to run them.
+
+    Args:
+        target: the defense as its attacker sees it.
+        budget: how hard to try.
+        quick: whether a short attack comes first, to spare AutoAttack's the images that fall to anything.
+    """
+    first = [_quick_attack(target)] if quick and not target.randomized else []
+    return [*first, *_gradient_attacks(target, budget), *_adaptive_attacks(target, budget)]
+
+
+def _quick_attack(target: Target) -> PlannedAttack:
+    return PlannedAttack("pgd", "gradient", partial(pgd, steps=_QUICK_STEPS, stop_early=True), target.oracle())
 
 
 def _gradient_attacks(target: Target, budget: Budget) -> list[PlannedAttack]:

@@ -23,7 +23,6 @@ from pytest_gradmask.threat import ThreatModel
 #: random points hardly reach it; not at it, so that rounding does not decide. Halfway where noise decides, too.
 _CLOSENESS = 0.9
 _CLOSENESS_RANDOMIZED = 0.5
-_CHUNK = 256  # points a forward gets
 _LEAST_MARGIN = 1e-6
 
 
@@ -147,12 +146,14 @@ def last_linear(
     return linear if two.shape == (len(images), 2) else None
 
 
-def _features(oracle: Oracle, linear: nn.Linear | None, points: torch.Tensor, forwards: int) -> torch.Tensor:
+def _features(
+    oracle: Oracle, linear: nn.Linear | None, points: torch.Tensor, forwards: int, chunk: int
+) -> torch.Tensor:
     """Input of the linear layer, or the logits, averaged over forwards; float64, N x D."""
     total: torch.Tensor | float = 0.0
     with torch.no_grad():
         for _ in range(forwards):
-            total = total + torch.cat([_once(oracle, linear, chunk) for chunk in points.split(_CHUNK)]).double()
+            total = total + torch.cat([_once(oracle, linear, some) for some in points.split(chunk)]).double()
     assert isinstance(total, torch.Tensor)
     return total / forwards
 
@@ -182,13 +183,13 @@ def on_sphere(image: torch.Tensor, count: int, threat: ThreatModel, generator: t
 
 
 def usual_margin(
-    oracle: Oracle, linear: nn.Linear | None, images: torch.Tensor, labels: torch.Tensor, forwards: int
+    oracle: Oracle, linear: nn.Linear | None, images: torch.Tensor, labels: torch.Tensor, forwards: int, chunk: int
 ) -> float:
     """Median size of the clean images' margins in what the head will replace, above 0.
 
     A head with margins like these keeps logits that saturate a softmax, or that drown in noise, what they are.
     """
-    features = _features(oracle, linear, images, forwards)
+    features = _features(oracle, linear, images, forwards, chunk)
     with torch.no_grad():
         logits = features.float() if linear is None else linear(features.to(linear.weight.dtype))
     return max(float(margin(logits, labels).abs().median()), _LEAST_MARGIN)
@@ -205,6 +206,7 @@ def plant(
     inner: int,
     boundary: int,
     forwards: int,
+    chunk: int,
     generator: torch.Generator,
 ) -> Planted | None:
     """Fit a head to one image; None where its features do not separate any boundary point from the inner points.
@@ -221,6 +223,7 @@ def plant(
         gap: inner points keep this share of eps away from the boundary.
         inner, boundary: points of each kind.
         forwards: over which features are averaged; above 1 only if the defense is randomized.
+        chunk: points a forward gets.
         generator: draws the points.
     """
     small = ThreatModel(threat.eps * (1 - gap), threat.norm, threat.bounds)
@@ -233,7 +236,7 @@ def plant(
             on_sphere(image, boundary, threat, generator),
         ]
     )
-    features = _features(oracle, linear, points, forwards)
+    features = _features(oracle, linear, points, forwards, chunk)
     known, candidates = features[: 1 + inner], features[1 + inner :]
     found = _discriminant(known, candidates)
     if found is None:

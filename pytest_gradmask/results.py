@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any, Literal
 
@@ -179,9 +179,9 @@ class Gap:
         placebo_only: images that survive every gradient attack and adaptive attack, and fall to the placebo.
         total: all images of the audit.
         estimate: ``(excess - placebo_only) / total``.
-        low, high: bounds of it, each valid at the audit's confidence.
+        low, high: bounds of it, each valid at the audit's confidence, however early the audit ended.
         p_value: of the paired test of all adaptive attacks that ran against the placebo, times ``looks``.
-        looks: how often an audit may look at the evidence: once after each adaptive attack.
+        looks: how often an audit may look at the evidence: once after each adaptive attack on each batch of images.
     """
 
     excess: float
@@ -218,6 +218,9 @@ class Audit:
         test: name of the test that asked for the audit, if any.
         provenance: versions, device, seed, threat model, budget, data.
         votes: of a randomized defense without any attack, for each image; empty for a deterministic one.
+        images: for each image, its index among those that the audit was given.
+        given: number of those. The verdict may be certain before all have been looked at.
+        exhaustive: whether every attack was to run on every image.
     """
 
     defense: str
@@ -235,6 +238,9 @@ class Audit:
     test: str = ""
     provenance: Mapping[str, Any] = field(default_factory=dict)
     votes: Mapping[int, Votes] = field(default_factory=dict)
+    images: tuple[int, ...] = ()
+    given: int = 0
+    exhaustive: bool = False
 
     @property
     def total(self) -> int:
@@ -281,8 +287,11 @@ class Audit:
 
     @property
     def autoattack_accuracy(self) -> Proportion | None:
-        """Robust accuracy under AutoAttack's attacks together, as the field quotes it; None if not all of them ran."""
-        return self._under([result for result in self.attacks if result.autoattack])
+        """Robust accuracy under AutoAttack's attacks together, as the field quotes it.
+
+        None if not all of them ran, and if another attack has spared them images: in all but exhaustive audits.
+        """
+        return self._under([result for result in self.attacks if result.autoattack]) if self.exhaustive else None
 
     @property
     def rand_accuracy(self) -> Proportion | None:
@@ -330,3 +339,38 @@ class Audit:
             set(self.attack(name).broken)
             - {index for other in self.attacks if other.name != name for index in other.broken}
         )
+
+
+def in_order(audit: Audit, images: Sequence[int]) -> Audit:
+    """An audit whose images were looked at in another order, with its images in theirs.
+
+    Args:
+        audit: of images numbered as they were looked at.
+        images: for each of them, its index among those given.
+    """
+    ranks = {image: rank for rank, image in enumerate(sorted(images))}
+    place = [ranks[image] for image in images]
+
+    def moved(votes: Mapping[int, Votes]) -> dict[int, Votes]:
+        return {place[index]: votes[index] for index in sorted(votes, key=place.__getitem__)}
+
+    def sorted_places(indices: Iterable[int]) -> tuple[int, ...]:
+        return tuple(sorted(place[index] for index in indices))
+
+    attacks = [
+        replace(
+            result,
+            attacked=sorted_places(result.attacked),
+            broken=sorted_places(result.broken),
+            votes=moved(result.votes),
+        )
+        for result in audit.attacks
+    ]
+    clean = dict(zip(place, audit.clean, strict=True))
+    return replace(
+        audit,
+        clean=tuple(clean[rank] for rank in range(len(place))),
+        attacks=tuple(attacks),
+        votes=moved(audit.votes),
+        images=tuple(sorted(images)),
+    )

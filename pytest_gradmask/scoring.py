@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import zlib
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -23,7 +23,8 @@ class Evaluation:
     """What stays the same for all attacks of an audit.
 
     Attributes:
-        look: the defense as it is used, for scoring; its counters belong to no attack.
+        look: the defense as it is used, for scoring; its counters belong to no attack. Each run has random numbers of
+            its own, so that none depends on which ran before; those of the attacks' oracles are the same stream.
         images, labels: all images of the audit.
         threat: where a returned image must lie to count.
         seed: of the audit.
@@ -37,10 +38,13 @@ class Evaluation:
     seed: int
     ballot: Ballot | None = None
 
-    def clean(self) -> tuple[list[bool], dict[int, Votes]]:
-        """Whether each image is classified correctly without an attack, and the votes on it; see `Audit`."""
-        right, votes = self._score(torch.arange(len(self.images), device=self.images.device), self.images)
-        return right.tolist(), votes
+    def clean(self, indices: Sequence[int] | None = None) -> tuple[list[bool], dict[int, Votes]]:
+        """Whether each image, or each at these indices, is classified correctly without an attack, and the votes."""
+        indices = range(len(self.images)) if indices is None else indices
+        chosen = torch.tensor(indices, dtype=torch.long, device=self.images.device)
+        self.look.reseed(subseed(self.seed, f"clean images from {indices[0]}"))
+        kept, votes = self._score(chosen, self.images[chosen])
+        return kept.tolist(), votes
 
     def _score(self, indices: torch.Tensor, images: torch.Tensor) -> tuple[torch.Tensor, dict[int, Votes]]:
         """Whether each image is still classified correctly: bool, N, and votes by index.
@@ -54,8 +58,14 @@ class Evaluation:
         kept = torch.tensor([2 * found.correct >= 1 for found in votes], dtype=torch.bool, device=images.device)
         return kept, dict(zip(indices.tolist(), votes, strict=True))
 
-    def run(self, attack: PlannedAttack, given: Collection[int]) -> AttackResult:
-        """Run one attack on the images at these indices. What it raises becomes a failed result, not a crash."""
+    def run(self, attack: PlannedAttack, given: Collection[int], salt: str = "") -> AttackResult:
+        """Run one attack on the images at these indices. What it raises becomes a failed result, not a crash.
+
+        Args:
+            attack: any of the plan's.
+            given: indices of images.
+            salt: two runs of one attack draw the same random numbers if and only if they have the same.
+        """
         attacked = tuple(sorted(given))
         result = AttackResult(attack.name, attack.kind, attacked, autoattack=attack.autoattack)
         if attack.skip:
@@ -64,7 +74,8 @@ class Evaluation:
         broken: list[int] = []
         votes: dict[int, Votes] = {}
         invalid = 0
-        generator = torch.Generator().manual_seed(subseed(self.seed, attack.name))
+        generator = torch.Generator().manual_seed(subseed(self.seed, attack.name + salt))
+        self.look.reseed(subseed(self.seed, f"defense under {attack.name}{salt}"))
         indices = torch.tensor(attacked, dtype=torch.long, device=self.images.device)
         try:
             for chunk in indices.split(_CHUNK.get(indices.device.type, 100)) if attacked else ():

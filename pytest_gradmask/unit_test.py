@@ -9,6 +9,7 @@ not find class 1 is too weak for this defense: that it fails on the defense itse
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
@@ -36,7 +37,7 @@ _LEAST = 0.5
 _CONTROL = 50
 _WATCHED = 16  # forwards in which the last linear layer of a randomized defense is looked for
 _VOTES = 5  # forwards over which a randomized defense is averaged and judged
-_CHUNK = 256
+_CHUNK = 256  # points a forward gets
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +115,7 @@ def unit_test(
     inner: int = 200,
     boundary: int = 50,
     forwards: int | None = None,
+    frozen: bool = False,
     confidence: float = 0.99,
 ) -> UnitTest:
     """Test an attack on a defense whose last layer is replaced, image by image, so that it can be broken.
@@ -136,6 +138,8 @@ def unit_test(
         boundary: candidates for class 1, at least 1.
         forwards: over which features are averaged and images judged, at least 1; by default 5 for a randomized
             defense and 1 otherwise.
+        frozen: hold a randomized defense at one draw of its random numbers, the same for every image and forward. For
+            one whose noise drowns whatever is planted; a defense that draws from a generator of its own cannot be held.
         confidence: of each bound of the pass rate, in (0.5, 1).
 
     Raises:
@@ -153,16 +157,22 @@ def unit_test(
         look = Oracle(defense.model, stream, defense.outputs)
         with stream.active():
             randomized = check_defense(defense, look, images, labels).randomized
-        forwards = forwards or (_VOTES if randomized else 1)
+        frozen = frozen and randomized
+        forwards = forwards or (_VOTES if randomized and not frozen else 1)
         watched = _WATCHED if randomized else 1
+        # The numbers that a batch draws differ from image to image: where they are frozen, each is a batch of its own.
+        chunk = 1 if frozen else _CHUNK
         linear = last_linear(defense.model, stream, defense.outputs, images[:2], watched)
-        places = {place: usual_margin(look, place, images, labels, forwards) for place in (linear, None)}
-        bench = _Bench(defense, stream, look, places, through or defense.model, threat, gap, inner, boundary, forwards)
-        for image in images.split(1):
-            # Draws of its own for each image: what an attack draws on one does not change the next one's test.
-            own = torch.Generator().manual_seed(int(torch.randint(2**62, (1,), generator=generator)))
-            planted = bench.plant(image, own)
-            trials.append(_Trial("unseparable") if planted is None else bench.run(attack, planted, image, own))
+        with stream.frozen() if frozen else nullcontext():
+            places = {place: usual_margin(look, place, images, labels, forwards, chunk) for place in (linear, None)}
+            bench = _Bench(
+                defense, stream, look, places, through or defense.model, threat, gap, inner, boundary, forwards, chunk
+            )
+            for image in images.split(1):
+                # Draws of its own for each image: what an attack draws on one does not change the next one's test.
+                own = torch.Generator().manual_seed(int(torch.randint(2**62, (1,), generator=generator)))
+                planted = bench.plant(image, own)
+                trials.append(_Trial("unseparable") if planted is None else bench.run(attack, planted, image, own))
     return UnitTest(
         outcomes=tuple(trial.outcome for trial in trials),
         confidence=confidence,
@@ -199,6 +209,7 @@ class _Bench:
     inner: int
     boundary: int
     forwards: int
+    chunk: int
 
     def plant(self, image: torch.Tensor, generator: torch.Generator) -> Planted | None:
         """Plant an example in place of the last linear layer or else behind the logits; None where neither can be."""
@@ -213,6 +224,7 @@ class _Bench:
                 inner=self.inner,
                 boundary=self.boundary,
                 forwards=self.forwards,
+                chunk=self.chunk,
                 generator=generator,
             )
             # Looked at again, alone and with fresh noise: it has to be an example in the way an attack is judged.
@@ -240,7 +252,7 @@ class _Bench:
         """Whether each image is class 1 in more than half of the forwards, as an audit judges what is broken."""
         votes = torch.zeros(len(images), device=images.device)
         with torch.no_grad():
-            for chunk in torch.arange(len(images), device=images.device).split(_CHUNK):
+            for chunk in torch.arange(len(images), device=images.device).split(self.chunk):
                 label = torch.zeros(len(chunk), dtype=torch.long, device=images.device)
                 for _ in range(self.forwards):
                     votes[chunk] += margin(oracle(images[chunk]), label) > 0

@@ -3,8 +3,8 @@
 The masking gap is what adaptive attacks break together, beyond the gradient attacks *and* beyond a placebo: fresh
 gradient attacks with the budget of all adaptive attacks together, so that like is compared with like. Every bound and
 every test holds for samples of any size: exact ones where an image falls or does not, bets on bounded values where a
-randomized defense answers it right with some chance. An audit may look after each adaptive attack, so each look gets
-its share of the error (Bonferroni).
+randomized defense answers it right with some chance. An audit may look after each adaptive attack of each batch of
+images, so each look gets its share of the error (Bonferroni; `looks`).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from pytest_gradmask.looks import Look
 from pytest_gradmask.results import AttackResult, Finding, Gap, Kind, Verdict, Votes, accuracy, chances
 from pytest_gradmask.stats import (
     difference_bounds,
@@ -35,9 +36,17 @@ class Decision:
 
 
 def measure_gap(
-    clean: Sequence[bool], votes: Mapping[int, Votes], attacks: Sequence[AttackResult], confidence: float
+    clean: Sequence[bool],
+    votes: Mapping[int, Votes],
+    attacks: Sequence[AttackResult],
+    confidence: float,
+    look: Look | None = None,
 ) -> Gap | None:
-    """The paired gap between adaptive attacks and placebo; None where either did not run."""
+    """The paired gap between adaptive attacks and placebo; None where either did not run.
+
+    Args:
+        clean, votes, attacks, confidence, look: as of `decide`.
+    """
     done = [result for result in attacks if result.kind == "gradient" or result.status == "done"]
     if not {"adaptive", "placebo"} <= {result.kind for result in done}:
         return None
@@ -46,15 +55,18 @@ def measure_gap(
     pairs = zip(under("gradient", "placebo"), under("gradient", "adaptive"), strict=True)
     differences = [beside_placebo - beside_adaptive for beside_placebo, beside_adaptive in pairs]
     excess, placebo_only = (math.fsum(max(sign * each, 0.0) for each in differences) for sign in (1, -1))
-    # After a failed or a spared attack the audit looked, or would have.
-    looks = sum(result.kind == "adaptive" and result.status != "skipped" for result in attacks)
     total = len(clean)
+    look = look or Look(total)
+    # After a failed or a spared attack the audit looked, or would have.
+    looks = look.number * sum(result.kind == "adaptive" and result.status != "skipped" for result in attacks)
+    below, above = look.establishing(confidence), look.excluding(confidence)
     if votes:
-        low, high = difference_bounds(differences, confidence)
+        low, high = difference_bounds(differences, below)[0], difference_bounds(differences, above)[1]
         p_value = mean_p(differences, 0.0, -1.0)
     else:
         excess, placebo_only = round(excess), round(placebo_only)
-        low, high = paired_interval(excess, placebo_only, total, confidence)
+        low = paired_interval(excess, placebo_only, total, below)[0]
+        high = paired_interval(excess, placebo_only, total, above)[1]
         p_value = mcnemar_p(excess, placebo_only)
     return Gap(
         excess, placebo_only, total, (excess - placebo_only) / total, low, high, min(1.0, looks * p_value), looks
@@ -87,6 +99,7 @@ def decide(
     margin: float,
     confidence: float,
     votes: Mapping[int, Votes] | None = None,
+    look: Look | None = None,
 ) -> Decision:
     """Turn an audit's evidence into a verdict.
 
@@ -97,8 +110,10 @@ def decide(
         margin: a gap above this share of the images is masking; a gap surely below it is none.
         confidence: in (0.5, 1), of every bound and test.
         votes: of a randomized defense without an attack, for every image; none for a deterministic one.
+        look: which of several this is; by default the only one.
     """
     total, votes = len(clean), votes or {}
+    look = look or Look(total)
     under = _Under(clean, votes, attacks)
     if not any(clean):
         return Decision(
@@ -111,7 +126,7 @@ def decide(
         )
     failures = [result for result in attacks if result.status == "failed"]
     broken_family = [result for result in failures if result.kind != "adaptive"]
-    gap = measure_gap(clean, votes, attacks, confidence)
+    gap = measure_gap(clean, votes, attacks, confidence, look)
     if broken_family or gap is None:
         why = [f"{result.name} failed: {result.note}" for result in failures]
         if gap is None and not broken_family:
@@ -133,7 +148,7 @@ def decide(
             gap,
         )
     obstacles = [f"{result.name} failed: {result.note}" for result in failures]
-    if not _hardly_anything_left(under, margin, confidence):
+    if not _hardly_anything_left(under, margin, look.excluding(confidence)):
         obstacles += [f"{finding.id}: {finding.message}" for finding in findings if finding.undermines_attacks]
     extra = (math.fsum(under("gradient")) - math.fsum(under("gradient", "placebo"))) / total
     if extra > margin:

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from pytest_gradmask.attacks.arc import arc
-from pytest_gradmask.attacks.gradient import look_at, pgd
+from pytest_gradmask.attacks.gradient import pgd
+from pytest_gradmask.attacks.iterates import look_at
 from pytest_gradmask.attacks.losses import Loss, cross_entropy, margin
 from pytest_gradmask.threat import Norm, ThreatModel
 from tests.ensemble_toys import FAR, Ensemble, Scores, both_norms, expected_accuracy, largest_room, opposed

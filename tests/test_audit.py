@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from pytest_gradmask import Defense, ThreatModel, Verdict, auditing
+from pytest_gradmask import Defense, ThreatModel, Verdict, auditing, vetting
 from pytest_gradmask.errors import InputError
 from pytest_gradmask.models.composites import RandomizedEnsemble
 from pytest_gradmask.threat import Norm
@@ -43,7 +43,7 @@ every_front_end = pytest.mark.parametrize("make", FRONT_ENDS.values(), ids=FRONT
 @pytest.mark.parametrize("classes", [2, 3, 4, 10])
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
 def test_an_undefended_model_is_not_masked(classes: int, norm: Norm) -> None:
-    threat = ThreatModel(0.15 if norm == "Linf" else 2.5, norm)
+    threat = ThreatModel(0.15 if norm == "Linf" else 1.5, norm)
     result = audited(linear(classes), threat=threat)
     assert result.verdict is Verdict.NOT_MASKED
     assert result.clean_accuracy.value == 1
@@ -71,7 +71,7 @@ def test_where_attacks_find_nothing_one_of_them_has_to_pass_its_unit_test(
 
 
 def test_attacks_that_cannot_be_tested_have_not_passed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(auditing, "unit_test", Mock(side_effect=RuntimeError("no last layer")))
+    monkeypatch.setattr(vetting, "unit_test", Mock(side_effect=RuntimeError("no last layer")))
     result = audited(linear(), threat=ThreatModel(1e-6))
     assert result.verdict is Verdict.INCONCLUSIVE
     assert "apgd-ce cannot be tested (RuntimeError: no last layer)" in " ".join(result.reasons)
@@ -82,7 +82,7 @@ def test_attacks_that_cannot_be_tested_have_not_passed(monkeypatch: pytest.Monke
 @every_front_end
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
 def test_a_masking_front_end_is_found_without_a_hint(make: Callable[[], nn.Module], norm: Norm) -> None:
-    result = audited(masked(make), threat=ThreatModel(0.15 if norm == "Linf" else 2.5, norm))
+    result = audited(masked(make), threat=ThreatModel(0.15 if norm == "Linf" else 1.5, norm))
     assert result.verdict is Verdict.MASKED
     assert result.bypassed == ("0",)
     assert result.accuracy_under("bpda").value < 0.2 < result.gradient_accuracy.value
@@ -308,8 +308,10 @@ def test_a_certain_verdict_spares_the_attacks_left_unless_told_not_to() -> None:
     spared = {attack.name for attack in short.attacks if attack.status == "spared"}
     assert spared
     assert not any(attack.status == "spared" for attack in long.attacks)
-    assert [attack.name for attack in short.attacks] == [attack.name for attack in long.attacks]
-    assert all(short.attack(attack.name).broken == attack.broken for attack in long.of_kind("gradient"))
+    # The quick attack spares AutoAttack's the images that fall to anything, so their figures would not be theirs.
+    assert [attack.name for attack in short.attacks] == ["pgd", *(attack.name for attack in long.attacks)]
+    assert short.autoattack_accuracy is None
+    assert long.autoattack_accuracy is not None
 
 
 @pytest.mark.parametrize(

@@ -117,7 +117,7 @@ def test_progress_and_provenance_tell_what_was_done() -> None:
     lines: list[str] = []
     result = audited(linear(), seed=7, progress=lines.append)
     assert lines[0] == "preflight"
-    assert "apgd-ce on 24 of 24 images" in lines
+    assert "pgd on 24 of 24 images" in lines
     assert result.provenance["seed"] == 7
     assert result.provenance["threat"] == {"norm": "Linf", "eps": 0.1, "bounds": [0.0, 1.0]}
     assert result.provenance["budget"] == "tiny"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -31,9 +32,10 @@ from audits.calibration.simulation import (
 from pytest_gradmask.attacks.oracle import RandomStream
 from pytest_gradmask.budgets import BUDGETS
 from pytest_gradmask.defense import Defense
+from pytest_gradmask.looks import Look, plan_looks
 from pytest_gradmask.plan import PlannedAttack, Target
-from pytest_gradmask.results import AttackResult, Verdict
-from pytest_gradmask.schedule import attack_in_turn
+from pytest_gradmask.results import AttackResult, Verdict, Votes
+from pytest_gradmask.schedule import Course, follow
 from pytest_gradmask.scoring import Evaluation
 from pytest_gradmask.stats import clopper_pearson, paired_interval
 from pytest_gradmask.verdict import decide
@@ -72,21 +74,21 @@ def by_estimate(evidence: Evidence) -> Counts:
 @pytest.mark.parametrize("spent", [{}, CI], ids=["equal costs", "ci"])
 def test_without_masking_masked_is_rare(correlation: float, spent: dict[str, Any]) -> None:
     # At no margin to speak of, so that the tests alone have to prevent false alarms.
-    tally = simulate(Population(0.9, 0.1, correlation, **spent), 100, 800, judge(0.001))
+    tally = simulate(Population(0.9, 0.1, correlation, **spent), 100, 800, judge(0.001), margin=0.001)
     assert not exceeds(tally.exhaustive[MASKED], tally.audits, 0.01)
     assert not exceeds(tally.in_turn[MASKED], tally.audits, 0.01)
     assert sum(tally.in_turn) == sum(tally.exhaustive) == sum(tally.looks) == tally.audits
 
 
 def test_tests_without_correction_are_caught() -> None:
-    tally = simulate(Population(0.9, 0.1, **CI), 100, 200, uncorrected)
+    tally = simulate(Population(0.9, 0.1, **CI), 100, 200, uncorrected, margin=0.001)
     assert exceeds(tally.exhaustive[MASKED], tally.audits, 0.01)
     assert exceeds(tally.in_turn[MASKED], tally.audits, 0.01)
 
 
 @pytest.mark.parametrize(("share", "caught"), [(0.8, True), (1.0, False)])
 def test_a_placebo_with_too_small_a_budget_is_caught(share: float, caught: bool) -> None:
-    tally = simulate(Population(0.9, 0.1, placebo_share=share, **CI), 1000, 300, judge(0.001))
+    tally = simulate(Population(0.9, 0.1, placebo_share=share, **CI), 1000, 300, judge(0.001), margin=0.001)
     assert exceeds(tally.exhaustive[MASKED], tally.audits, 0.01) is caught
     assert exceeds(tally.in_turn[MASKED], tally.audits, 0.01) is caught
 
@@ -109,9 +111,9 @@ def test_a_gap_of_20_points_is_found_on_200_images(finders: Any) -> None:
 @pytest.mark.parametrize("finders", FINDERS)
 @pytest.mark.parametrize(("images", "margin"), [(20, 0.25), (200, 0.05), (1000, 0.02)])
 def test_a_gap_of_the_margin_is_rarely_called_none(images: int, margin: float, finders: Any) -> None:
-    tally = simulate(Population(0.6, 0.0, gap=margin, finders=finders, **CI), images, 500, judge(margin))
+    tally = simulate(Population(0.6, 0.0, gap=margin, finders=finders, **CI), images, 500, judge(margin), margin=margin)
     assert not exceeds(tally.exhaustive[NOT_MASKED], tally.audits, 0.01)
-    assert tally.in_turn[NOT_MASKED] <= tally.exhaustive[NOT_MASKED]
+    assert not exceeds(tally.in_turn[NOT_MASKED], tally.audits, 0.01)
     assert chances(images, margin, margin)[1] <= 0.01
 
 
@@ -158,7 +160,7 @@ def test_the_placebo_has_the_budget_of_all_attacks_so_far_in_whole_restarts() ->
 def test_the_true_gap_is_what_many_images_show(finders: Any) -> None:
     population = Population(0.6, 0.05, 0.2, gap=0.1, finders=finders, **CI)
     seen = patterns(population)
-    clean, attacks = results(seen, draw(population, 100_000, 1, seed=0)[0], 3, True)
+    clean, attacks = results(seen, draw(population, 100_000, 1, seed=0)[0], 3, 3)
     decision = decide(clean, attacks, (), margin=0.05, confidence=CONFIDENCE)
     assert decision.gap is not None
     assert decision.gap.estimate == pytest.approx(seen.gap(3), abs=0.005)
@@ -172,21 +174,28 @@ def test_the_true_gap_is_what_many_images_show(finders: Any) -> None:
 class Drawn:
     """Stands in for an evaluation: attacks break what one drawn audit says, at the costs of its population."""
 
-    def __init__(self, population: Population, attacks: Sequence[AttackResult], stages: Sequence[int]) -> None:
-        self.population, self.stages = population, stages
+    def __init__(
+        self, population: Population, clean: Sequence[bool], attacks: Sequence[AttackResult], stages: Sequence[int]
+    ) -> None:
+        self.population, self.right, self.stages = population, clean, stages
         self.broken = {attack.name: set(attack.broken) for attack in attacks}
         self.due = [max(population.costs) * budget for budget in population.placebo_budgets()]
-        self.spent = 0
-        self.images = stages
+        self.spent: dict[str, int] = defaultdict(int)
 
-    def run(self, attack: PlannedAttack, given: Collection[int]) -> AttackResult:
+    def clean(self, indices: Sequence[int]) -> tuple[list[bool], dict[int, Votes]]:
+        return [self.right[index] for index in indices], {}
+
+    def run(self, attack: PlannedAttack, given: Collection[int], salt: str) -> AttackResult:
         broken, passes = self.broken.get(attack.name, set()), 1
         if attack.kind == "adaptive":
             passes = self.population.costs[ADAPTIVE.index(attack.name)]
         if attack.kind == "placebo":
-            passes = cast(Any, attack.run).keywords["restarts"] * self.population.restart
-            self.spent += passes
-            reached = sum(due <= self.spent + 1e-9 for due in self.due)
+            passes, batch = (
+                cast(Any, attack.run).keywords["restarts"] * self.population.restart,
+                salt.split(" after")[0],
+            )
+            self.spent[batch] += passes
+            reached = sum(due <= self.spent[batch] + 1e-9 for due in self.due)
             broken = {index for index, stage in enumerate(self.stages) if stage < reached}
         fallen = tuple(sorted(broken & set(given)))
         return AttackResult(attack.name, attack.kind, tuple(given), fallen, forwards=passes * len(given))
@@ -195,26 +204,42 @@ class Drawn:
 def test_simulated_audits_end_as_real_ones() -> None:
     population = Population(0.6, 0.04, 0.2, gap=0.15, finders="parts", **UNEQUAL)
     images, audits, margin = 100, 150, 0.1
-    seen = patterns(population)
+    seen, generator = patterns(population), np.random.default_rng(3)
+    plan = plan_looks(images, margin, CONFIDENCE)
+    sizes = np.diff([0, *(look.images for look in plan)])
+    batches = [draw(population, int(size), audits, generator) for size in sizes]
     defense = masked(KillGradient)
     target = Target(Defense(defense), RandomStream(0, CPU), 4, False, defense, substitutes={"0": None})
-    verdicts, looks = [0] * len(VERDICTS), [0] * len(ADAPTIVE)
-    for drawn in draw(population, images, audits, seed=3):
-        clean, everything = results(seen, drawn, 3, True)
+    verdicts, looks, ends = [0] * len(VERDICTS), [0] * len(ADAPTIVE), dict.fromkeys((look.images for look in plan), 0)
+    for drawn in zip(*batches, strict=True):
+        clean: list[bool] = []
+        everything: dict[str, set[int]] = defaultdict(set)
+        for batch in drawn:
+            right, attacks = results(seen, batch, 3, 3)
+            for attack in attacks:
+                everything[attack.name] |= {len(clean) + index for index in attack.broken}
+            clean += right
+        whole = [AttackResult(name, "adaptive", broken=tuple(broken)) for name, broken in everything.items()]
+        stages = np.concatenate([np.repeat(seen.stage, batch) for batch in drawn]).tolist()
+        course = Course(
+            cast(Evaluation, Drawn(population, clean, whole, stages)), target, TINY, False, lambda line: None
+        )
 
-        def verdict(attacks: Sequence[AttackResult], clean: Sequence[bool] = clean) -> Verdict:
-            return decide(clean, attacks, (), margin=margin, confidence=CONFIDENCE).verdict
+        def verdict(look: Look, attacks: Sequence[AttackResult], _: bool, course: Course = course) -> Verdict:
+            return decide(course.clean, attacks, (), margin=margin, confidence=CONFIDENCE, look=look).verdict
 
-        script = cast(Evaluation, Drawn(population, everything, np.repeat(seen.stage, drawn).tolist()))
-        found = attack_in_turn(
-            script, target, TINY, np.flatnonzero(clean).tolist(), lambda attacks: verdict(attacks) is Verdict.MASKED,
-            lambda line: None,
-        )  # fmt: skip
-        verdicts[VERDICTS.index(verdict(found))] += 1
-        looks[sum(attack.kind == "adaptive" and attack.status == "done" for attack in found) - 1] += 1
-    tally = simulate(population, images, audits, judge(margin), seed=3)
-    assert (tally.in_turn, tally.looks) == (verdicts, looks)
+        look = follow(course, plan, verdict, False)
+        ends[look.images] += 1
+        verdicts[VERDICTS.index(verdict(look, course.results(), True))] += 1
+        start = len(course.clean) - dict(zip((each.images for each in plan), sizes, strict=True))[look.images]
+        last = [
+            any(index >= start for index in attack.attacked) for attack in course.results() if attack.kind == "adaptive"
+        ]
+        looks[sum(last) - 1] += 1
+    tally = simulate(population, images, audits, judge(margin), seed=3, margin=margin)
+    assert (tally.in_turn, tally.looks, tally.sizes) == (verdicts, looks, ends)
     assert min(sum(looks[:3]), looks[3]) > 20, "some audits have to stop early, and some not"
+    assert min(ends.values()) > 0
     assert tally.in_turn != tally.exhaustive
 
 
@@ -234,7 +259,7 @@ def test_bounds_in_bulk_are_those_of_the_package() -> None:
     ours, theirs = (side.reshape(-1) for side in np.mgrid[:16, :16])
     kept = ours + theirs <= 15
     ours, theirs = ours[kept], theirs[kept]
-    low, high = Evidence(15, 1, ours, theirs, theirs).bounds()
+    low, high = Evidence(Look(15), 1, ours, theirs, theirs).bounds()
     expected = [paired_interval(int(a), int(b), 15, CONFIDENCE) for a, b in zip(ours, theirs, strict=True)]
     assert list(zip(low.tolist(), high.tolist(), strict=True)) == [pytest.approx(pair) for pair in expected]
 
@@ -278,7 +303,8 @@ def test_stored_rates_are_as_promised() -> None:
     assert (sizes, effects) == ({20, 100, 500}, {0.0, 0.01, 0.02, 0.05, 0.1})
     for mode in ("exhaustive", "in_turn"):
         assert worst(null, mode, MASKED)[1] <= 0.01
-        assert worst(missed(gaps), mode, NOT_MASKED)[0] <= 0.01
+        # The largest of many rates is above its true value by chance alone.
+        assert not any(exceeds(row[mode][NOT_MASKED], row["audits"], 0.01) for row in missed(gaps))
 
 
 def test_page_in_docs_tells_the_stored_result() -> None:

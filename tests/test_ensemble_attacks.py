@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from pytest_gradmask.attacks.ensembles import joint_margins, member_by_member
-from pytest_gradmask.attacks.gradient import apgd, judge
+from pytest_gradmask.attacks.gradient import apgd
+from pytest_gradmask.attacks.iterates import judge
 from pytest_gradmask.attacks.oracle import Oracle
 from pytest_gradmask.errors import InputError
 from pytest_gradmask.models.composites import Mixture, RandomizedEnsemble

@@ -12,7 +12,8 @@ from torch import nn
 from pytest_gradmask.attacks import autoattack
 from pytest_gradmask.attacks.blackbox import zero_order
 from pytest_gradmask.attacks.eot import averaged, on_average
-from pytest_gradmask.attacks.gradient import apgd, look_at, mean_margins, pgd
+from pytest_gradmask.attacks.gradient import apgd, pgd
+from pytest_gradmask.attacks.iterates import look_at, mean_margins
 from pytest_gradmask.attacks.losses import cross_entropy, margin
 from pytest_gradmask.errors import InputError
 from pytest_gradmask.models.composites import Mixture, RandomizedEnsemble

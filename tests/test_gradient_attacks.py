@@ -46,7 +46,7 @@ def test_the_bounds_are_kept(attack: Attack) -> None:
     model = Half(torch.ones(1, 2, 2))
     images = torch.tensor([0.0, 0.2, 0.9, 1.0]).view(1, 1, 2, 2)
     threat = ThreatModel(0.3)
-    found = attack(model, images, torch.tensor([0]), threat=threat, steps=20, generator=seeded())
+    found = attack(model, images, torch.tensor([0]), threat=threat, steps=20, generator=seeded(), stop_early=False)
     torch.testing.assert_close(found.flatten(), torch.tensor([0.3, 0.5, 1.0, 1.0]))
 
 
@@ -229,7 +229,7 @@ def test_apgd_closes_in_on_a_small_target(norm: Norm) -> None:
 
     threat = ThreatModel(1.0 if norm == "Linf" else 2.0, norm, FAR)
     labels = torch.zeros(4, dtype=torch.int64)
-    found = apgd(Hidden(), images, labels, threat=threat, steps=200, generator=seeded(), loss=margin)
+    found = apgd(Hidden(), images, labels, threat=threat, steps=200, generator=seeded(), loss=margin, stop_early=False)
     assert (predictions(Hidden(), found) == 1).all()
 
 

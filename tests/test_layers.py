@@ -22,6 +22,7 @@ LAYERS = (
     "auditing",
     "transfer",
     "schedule",
+    "vetting",
     "scoring",
     "plan",
     "unit_test",
@@ -29,6 +30,7 @@ LAYERS = (
     "preflight",
     "probes",
     "verdict",
+    "looks",
     "voting",
     "training",
     "datasets",
@@ -115,8 +117,8 @@ def test_only_the_plugin_imports_pytest(name: str) -> None:
 
 def test_the_scan_sees_imports() -> None:
     # So that the tests above cannot pass on a scan that finds nothing.
-    assert own_imports(PACKAGE / "verdict.py") == {"results", "stats"}
-    assert "attacks.gradient" in own_imports(PACKAGE / "probes" / "path.py")
+    assert own_imports(PACKAGE / "verdict.py") == {"looks", "results", "stats"}
+    assert "attacks.iterates" in own_imports(PACKAGE / "probes" / "path.py")
     assert "torch" in imports(PACKAGE / "auditing.py")
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from pytest_gradmask.results import AttackResult, Audit, Proportion, Status, Verdict
+from pytest_gradmask.results import AttackResult, Audit, Proportion, Status, Verdict, Votes, in_order
 from pytest_gradmask.stats import clopper_pearson
 
 CLEAN = (True,) * 9 + (False,)
@@ -39,6 +39,7 @@ def audit() -> Audit:
         images_needed=None,
         margin=0.25,
         confidence=0.99,
+        exhaustive=True,
     )
 
 
@@ -86,6 +87,26 @@ def test_unless_each_of_its_attacks_ran_there_is_no_autoattack_accuracy(audit: A
 )
 def test_broken_alone(audit: Audit, name: str, count: int) -> None:
     assert audit.broken_alone(name) == count
+
+
+def test_autoattacks_own_figure_needs_an_exhaustive_audit(audit: Audit) -> None:
+    assert replace(audit, exhaustive=False).autoattack_accuracy is None
+
+
+def test_images_in_another_order_are_put_back(audit: Audit) -> None:
+    votes = {index: Votes(index / 10, index / 10, 10, True) for index in range(10)}
+    seen = replace(audit, votes=votes)
+    # The first image looked at was number 17 of those given.
+    images = [17, 3, 40, 2, 8, 9, 11, 12, 13, 1]
+    found = in_order(seen, images)
+    assert found.images == tuple(sorted(images))
+    assert [found.images[index] for index in found.attack("fab-t").broken] == [3, 40]
+    assert {found.images[index] for index in found.attack("apgd-ce").attacked} == set(images[:9])
+    assert dict(zip(found.images, found.clean, strict=True)) == dict(zip(images, audit.clean, strict=True))
+    assert {found.images[index]: vote for index, vote in found.votes.items()} == {
+        image: votes[index] for index, image in enumerate(images)
+    }
+    assert (found.clean_accuracy, found.gap) == (seen.clean_accuracy, seen.gap)
 
 
 def test_survivors(audit: Audit) -> None:

@@ -193,6 +193,32 @@ def test_randomized_logits_are_voted_on() -> None:
     assert on_toy(Noisy(masked(KillGradient, convnet()), 0.03).eval(), partial(PGD, eot=4)).fails
 
 
+class Dropped(nn.Module):
+    """Heavy dropout, left on, before the last layer: noise drowns whatever is planted."""
+
+    def __init__(self, model: nn.Sequential) -> None:
+        super().__init__()
+        *body, head = model
+        self.model = nn.Sequential(*body, nn.Dropout(0.8), head)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        self.model[-2].train()
+        logits: torch.Tensor = self.model(images)
+        self.model[-2].eval()
+        return logits
+
+
+def test_randomness_that_drowns_what_is_planted_can_be_held() -> None:
+    model = Dropped(convnet()).eval()
+    assert on_toy(model).tested < on_toy(model, frozen=True).tested
+    assert on_toy(model, frozen=True).ok
+    assert on_toy(masked(KillGradient, Dropped(convnet())), frozen=True).fails
+
+
+def test_holding_a_deterministic_defense_changes_nothing() -> None:
+    assert on_toy(convnet(), frozen=True) == on_toy(convnet())
+
+
 def test_an_ensemble_is_attacked_through_the_mixture_of_its_members() -> None:
     backbone = convnet()
     members = [Composite(front(), backbone) for front in (nn.Identity, KillGradient)]

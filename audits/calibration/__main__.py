@@ -79,7 +79,7 @@ def _row(population: Population, images: int, audits: int, margin: float, seed: 
     wrong = disagreements(population, images, margin, min(audits, 1000), seed)
     if wrong:
         raise RuntimeError(f"the simulation no longer has the rules of verdict.decide: {'; '.join(wrong)}")
-    tally = simulate(population, images, audits, judge(margin), seed)
+    tally = simulate(population, images, audits, judge(margin), seed, margin)
     return {
         "images": images,
         "margin": margin,
@@ -93,6 +93,7 @@ def _row(population: Population, images: int, audits: int, margin: float, seed: 
         "exhaustive": tally.exhaustive,
         "in_turn": tally.in_turn,
         "looks": tally.looks,
+        "sizes": tally.sizes,
         "misses": tally.misses,
     }
 

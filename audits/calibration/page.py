@@ -58,6 +58,7 @@ def markdown(stored: Mapping[str, Any]) -> str:
         _power_section(stored["with_a_gap"]),
         _excluded_section(stored["with_a_gap"]),
         _margin_section(stored["around_the_margin"]),
+        _size_section([*stored["around_the_margin"], *stored["with_a_gap"]]),
         "<sub>Simulated with "
         + ", ".join(f"{name} {number}" for name, number in stored["versions"].items())
         + ".</sub>",
@@ -122,7 +123,7 @@ def _summary(stored: Mapping[str, Any]) -> str:
         ),
         (
             "upper bound of the gap below the true gap, at most",
-            [_told(max(_rate(row["misses"][1], row["audits"]) for row in [*null, *gaps])), ""],
+            ["", _told(max(_rate(row["misses"][1], row["audits"]) for row in [*null, *gaps]))],
             "1 %",
         ),
     ]
@@ -249,3 +250,27 @@ def _margin_section(rows: Sequence[Row]) -> str:
             f"A defense that masks half the margin is called `MASKED` in up to {alarms} of these audits.",
         ]
     )
+
+
+def _size_section(rows: Sequence[Row]) -> str:
+    lines = []
+    for (images, gap), group in sorted(_groups(rows, lambda row: (row["images"], row["gap"])).items()):
+        quiet = [row for row in group if row["effect"] == 0 and row["finders"] == "all"]
+        if images >= _WORTH_A_LOOK and quiet:
+            mean = sum(int(size) * audits for size, audits in quiet[0]["sizes"].items()) / quiet[0]["audits"]
+            ends = ", ".join(
+                f"{size}: {_percent(audits / quiet[0]['audits'])}" for size, audits in quiet[0]["sizes"].items()
+            )
+            lines.append([str(images), f"{100 * quiet[0]['margin']:g}", f"{100 * gap:g}", f"{mean:.0f}", ends])
+    return "\n\n".join(
+        [
+            "## How many images does it take?",
+            "Audits in turn, where every attack finds the gap and the placebo nothing: images that an audit looks at, "
+            "on average, and how many audits end at each number of images.",
+            table(["images", "margin", "gap", "looked at", "ends"], lines),
+        ]
+    )
+
+
+#: Fewer are looked at once only.
+_WORTH_A_LOOK = 100

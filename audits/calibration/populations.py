@@ -83,9 +83,9 @@ class Patterns:
         """The chance that an image falls to the adaptive attacks up to number ``last`` or to the placebo, not both."""
         return float(self.chance @ (self.falls[:, : last + 1].any(1) != (self.stage <= last)))
 
-    def gap(self, last: int) -> float:
-        """The true gap beyond the placebo of the adaptive attacks up to number ``last``."""
-        ours, theirs = self.falls[:, : last + 1].any(1), self.stage <= last
+    def gap(self, last: int, stage: int | None = None) -> float:
+        """The true gap of the adaptive attacks up to number ``last``, beyond the placebo of that stage or another."""
+        ours, theirs = self.falls[:, : last + 1].any(1), self.stage <= (last if stage is None else stage)
         return float(self.chance @ ((ours & ~theirs).astype(float) - (theirs & ~ours)))
 
 
@@ -126,7 +126,7 @@ def patterns(population: Population) -> Patterns:
     return Patterns(np.array(chances), np.array(clean), np.array(standing), np.array(fell), np.array(stages))
 
 
-def draw(population: Population, images: int, audits: int, seed: int) -> Counts:
+def draw(population: Population, images: int, audits: int, seed: int | np.random.Generator) -> Counts:
     """Audits by patterns: how many images show each."""
     chance = patterns(population).chance
     return np.random.default_rng(seed).multinomial(images, chance / chance.sum(), size=audits)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from scipy.stats import beta, binom
 
 from audits.calibration.populations import Counts, Patterns, Population, draw, patterns
+from pytest_gradmask.looks import Look, plan_looks
 from pytest_gradmask.results import AttackResult, Verdict
 from pytest_gradmask.verdict import decide
 
@@ -30,27 +31,38 @@ class Evidence:
     """What adaptive attacks and the placebo broke in many audits, in images.
 
     Attributes:
-        images: of each audit.
+        look: at which it is seen.
         planned: adaptive attacks that were to run.
         excess: images that fall to an adaptive attack and not to the placebo; one number an audit.
         placebo_only: the other way round.
         placebo: images that fall to the placebo.
     """
 
-    images: int
+    look: Look
     planned: int
     excess: Counts
     placebo_only: Counts
     placebo: Counts
 
+    @property
+    def images(self) -> int:
+        """Seen by then."""
+        return self.look.images
+
+    def only(self, which: NDArray[np.bool_]) -> Evidence:
+        """Some of the audits."""
+        chosen = (counts[which] for counts in (self.excess, self.placebo_only, self.placebo))
+        return Evidence(self.look, self.planned, *chosen)
+
     def bounds(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """`stats.paired_interval` of each audit's gap."""
+        """`stats.paired_interval` of each audit's gap, at the confidences of the look."""
         (excess, placebo_only), which = _once(self.excess, self.placebo_only)
-        discordant, half = excess + placebo_only, 1 - (1 - CONFIDENCE) / 2
+        discordant, half = excess + placebo_only, 1 - (1 - self.look.establishing(CONFIDENCE)) / 2
         sign = 2 * _clopper_pearson(excess, discordant, half)[0] - 1
         rate_low, rate_high = _clopper_pearson(discordant, self.images, half)
         low = sign * np.where(sign > 0, rate_low, rate_high)
-        return low[which], _clopper_pearson(excess, self.images, CONFIDENCE)[1][which]
+        high = _clopper_pearson(excess, self.images, self.look.excluding(CONFIDENCE))[1]
+        return low[which], high[which]
 
     def p_values(self) -> NDArray[np.float64]:
         """`stats.mcnemar_p` of each audit, without correction."""
@@ -69,7 +81,7 @@ def judge(margin: float) -> Rule:
     """The audit's own rule, `decide`, where no attack failed and no finding undermines the attacks."""
 
     def rule(evidence: Evidence) -> Counts:
-        significant = evidence.p_values() * evidence.planned < 1 - CONFIDENCE
+        significant = evidence.p_values() * evidence.planned * evidence.look.number < 1 - CONFIDENCE
         low, high = evidence.bounds()
         estimate = (evidence.excess - evidence.placebo_only) / evidence.images
         masked = (low > 0) & significant & (estimate > margin)
@@ -103,65 +115,102 @@ class Tally:
 
     Attributes:
         audits: how many.
-        exhaustive: number of each verdict, in the order of `VERDICTS`, when every attack runs.
-        in_turn: the same when an audit stops as `schedule.attack_in_turn` does.
+        exhaustive: number of each verdict, in the order of `VERDICTS`, when every attack runs on every image.
+        in_turn: the same when an audit goes in batches and stops as `auditing.audit` does.
         looks: of the latter, how many ended after each adaptive attack.
-        misses: of the latter, in how many the gap's lower bound is above the true gap of the attacks that ran; of the
-            former, in how many the gap's upper bound is below the true gap.
+        sizes: of the latter, how many ended at each number of images.
+        misses: of the latter, in how many the gap's lower bound is above the true gap of the attacks that ran, and in
+            how many its upper bound is below that.
     """
 
     audits: int
     exhaustive: list[int]
     in_turn: list[int]
     looks: list[int]
+    sizes: dict[int, int]
     misses: list[int]
 
 
-def simulate(population: Population, images: int, audits: int, rule: Rule, seed: int = 0) -> Tally:
+@dataclass(frozen=True, slots=True)
+class _Ended:
+    """For each audit its verdict, the last adaptive attack it ran and the images it looked at."""
+
+    verdicts: Counts
+    attacks: Counts
+    images: Counts
+
+    def end(self, which: Counts, verdicts: Counts, last: int, look: Look) -> None:
+        self.verdicts[which], self.attacks[which], self.images[which] = verdicts, last, look.images
+
+
+def simulate(
+    population: Population, images: int, audits: int, rule: Rule, seed: int = 0, margin: float = 0.05
+) -> Tally:
     """Draw audits and judge them, all attacks at once and in turn.
 
-    In turn means as the schedule does it: after each adaptive attack, if a placebo that breaks nothing would make the
-    verdict `MASKED`, the placebo gets the budget it is due by then, and if the verdict is then `MASKED`, the audit
-    ends; attacks that have not run count as spared.
+    In turn means as audits run: in growing batches, and in each after every adaptive attack, if the placebo so far
+    would make the verdict `MASKED`, the placebo gets the budget it is due by then, and if the verdict is then
+    `MASKED`, the audit ends; attacks that have not run count as spared. After a batch the placebo gets one restart, and
+    if the verdict is then `NOT_MASKED`, the audit ends. After the last one it gets the rest.
+
+    Args:
+        margin: of the rule; it says at how many images audits look.
     """
-    seen = patterns(population)
-    drawn = draw(population, images, audits, seed)
+    seen, generator = patterns(population), np.random.default_rng(seed)
     final = len(population.costs) - 1
-    complete = evidence(seen, drawn, final, True)
-    exhaustive = rule(complete)
-    ends, in_turn = np.full(audits, final), exhaustive.copy()
-    low, high = complete.bounds()
-    going = np.arange(audits)
-    for look in range(final):
-        hopeful = going[rule(evidence(seen, drawn[going], look, False)) == MASKED]
-        certain = hopeful[rule(evidence(seen, drawn[hopeful], look, True)) == MASKED]
-        ends[certain], in_turn[certain] = look, MASKED
-        low[certain] = evidence(seen, drawn[certain], look, True).bounds()[0]
-        going = np.setdiff1d(going, certain)
-    gaps = np.array([seen.gap(last) for last in range(final + 1)])
+    looks = plan_looks(images, margin, CONFIDENCE)
+    sizes = np.diff([0, *(look.images for look in looks)])
+    batches = [draw(population, int(size), audits, generator) for size in sizes]
+    before = np.zeros_like(batches[0])
+    ended = _Ended(np.full(audits, INCONCLUSIVE), np.full(audits, final), np.full(audits, images))
+    missed = np.zeros((2, audits), dtype=bool)
+    for look, drawn in zip(looks, batches, strict=True):
+        stops: list[tuple[int, int | None]] = [(last, None) for last in range(final + 1)]
+        for last, stage in [*stops, (final, 0), *([(final, None)] if look is looks[-1] else [])]:
+            going = np.flatnonzero(ended.verdicts == INCONCLUSIVE)
+            found = evidence(seen, before[going], drawn[going], last, stage, look)
+            said = rule(found)
+            # After a single attack an audit only asks whether the defense masks; before the placebo has had all it is
+            # due, only whether it does not.
+            counts = np.isin(said, {None: [MASKED], 0: [NOT_MASKED]}[stage])
+            if (last, stage) == (final, None) and look is looks[-1]:
+                counts = np.full(len(going), True)
+            ended.end(going[counts], said[counts], last, look)
+            low, high = found.bounds()
+            earlier, newest = seen.gap(final, stage), seen.gap(last, stage)
+            truth = earlier + (newest - earlier) * drawn[0].sum() / look.images
+            missed[:, going[counts]] = np.stack([low > truth + _ROUNDING, high < truth - _ROUNDING])[:, counts]
+        before = before + drawn
+    complete = evidence(seen, np.zeros_like(before), before, final, None, Look(images))
     return Tally(
         audits,
-        np.bincount(exhaustive, minlength=len(VERDICTS)).tolist(),
-        np.bincount(in_turn, minlength=len(VERDICTS)).tolist(),
-        np.bincount(ends, minlength=final + 1).tolist(),
-        [int((low > gaps[ends] + _ROUNDING).sum()), int((high < gaps[final] - _ROUNDING).sum())],
+        np.bincount(rule(complete), minlength=len(VERDICTS)).tolist(),
+        np.bincount(ended.verdicts, minlength=len(VERDICTS)).tolist(),
+        np.bincount(ended.attacks, minlength=final + 1).tolist(),
+        {look.images: int((ended.images == look.images).sum()) for look in looks},
+        missed.sum(1).tolist(),
     )
 
 
-def evidence(seen: Patterns, drawn: Counts, last: int, placebo: bool) -> Evidence:
-    """What drawn audits show after the adaptive attack number ``last``.
+def evidence(seen: Patterns, earlier: Counts, newest: Counts, last: int, stage: int | None, look: Look) -> Evidence:
+    """What drawn audits show at a look.
 
     Args:
-        drawn: audits by patterns.
-        placebo: whether the placebo has run; otherwise it has broken nothing.
+        earlier: audits by patterns, of the batches that all attacks have had.
+        newest: of the batch that the adaptive attacks up to number ``last`` have had.
+        stage: how far the placebo has come: as far as the adaptive attack of that number, -1 for not at all; None for
+            as far as the adaptive attacks in each batch.
     """
-    gone = (seen.stage <= last) & placebo
-    fallen = seen.falls[:, : last + 1].any(1)
-    counted = [drawn @ what.astype(np.int64) for what in (fallen & ~gone, gone & ~fallen, gone)]
-    return Evidence(int(drawn[0].sum()) if len(drawn) else 1, seen.falls.shape[1], *counted)
+    final = seen.falls.shape[1] - 1
+    counted: list[Counts] = [np.zeros(len(newest), dtype=np.int64)] * 3
+    for drawn, reached in ((earlier, final), (newest, last)):
+        fallen, gone = seen.falls[:, : reached + 1].any(1), seen.stage <= (reached if stage is None else stage)
+        for which, what in enumerate((fallen & ~gone, gone & ~fallen, gone)):
+            counted[which] = counted[which] + drawn @ what.astype(np.int64)
+    return Evidence(look, final + 1, *counted)
 
 
-def results(seen: Patterns, drawn: Counts, last: int, placebo: bool) -> tuple[list[bool], list[AttackResult]]:
+def results(seen: Patterns, drawn: Counts, last: int, stage: int) -> tuple[list[bool], list[AttackResult]]:
     """One drawn audit as `decide` gets it: clean correctness, and results. Arguments as for `evidence`."""
     image = np.repeat(np.arange(len(drawn)), drawn)
     everywhere, standing = tuple(range(len(image))), tuple(np.flatnonzero(seen.standing[image]).tolist())
@@ -175,7 +224,7 @@ def results(seen: Patterns, drawn: Counts, last: int, placebo: bool) -> tuple[li
             found.append(AttackResult(name, "adaptive", standing, indices(seen.falls[:, number])))
         else:
             found.append(AttackResult(name, "adaptive", status="spared"))
-    found.append(AttackResult("placebo", "placebo", standing, indices((seen.stage <= last) & placebo)))
+    found.append(AttackResult("placebo", "placebo", standing, indices(seen.stage <= stage)))
     return seen.clean[image].tolist(), found
 
 
@@ -183,14 +232,18 @@ def disagreements(
     population: Population, images: int, margin: float, audits: int, seed: int, each: int = 1
 ) -> list[str]:
     """Where `judge` and `decide` part: of each verdict at each look, with and without placebo, ``each`` audits."""
-    seen, drawn = patterns(population), draw(population, images, audits, seed)
+    seen = patterns(population)
     found = []
-    for last, placebo in product(range(len(population.costs)), (False, True)):
-        numbers = judge(margin)(evidence(seen, drawn, last, placebo))
-        for number, verdict in enumerate(VERDICTS):
-            for index in np.flatnonzero(numbers == number)[:each]:
-                clean, attacks = results(seen, drawn[index], last, placebo)
-                theirs = decide(clean, attacks, (), margin=margin, confidence=CONFIDENCE).verdict
-                if theirs is not verdict:
-                    found.append(f"audit {index} after attack {last}: {verdict} here, {theirs} by decide")
+    for look in plan_looks(images, margin, CONFIDENCE):
+        drawn = draw(population, look.images, audits, seed)
+        for last, placebo in product(range(len(population.costs)), (False, True)):
+            stage = last if placebo else -1
+            numbers = judge(margin)(evidence(seen, np.zeros_like(drawn), drawn, last, stage, look))
+            for number, verdict in enumerate(VERDICTS):
+                for index in np.flatnonzero(numbers == number)[:each]:
+                    clean, attacks = results(seen, drawn[index], last, stage)
+                    theirs = decide(clean, attacks, (), margin=margin, confidence=CONFIDENCE, look=look).verdict
+                    if theirs is not verdict:
+                        where = f"audit {index} of {look.images} images after attack {last}"
+                        found.append(f"{where}: {verdict} here, {theirs} by decide")
     return found

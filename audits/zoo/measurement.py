@@ -48,8 +48,8 @@ def measure(
 ) -> dict[str, Any]:
     """Measure one defense.
 
-    The audit is told nothing about the defense, and stops as audits do once the verdict is certain. The truth comes
-    from its gradient attacks and the defense's reference.
+    The audit is told nothing about the defense, and runs every attack on every image. The truth comes from its gradient
+    attacks and the defense's reference.
 
     Args:
         entry: the defense.
@@ -73,7 +73,7 @@ def measure(
     labels = entry.labels(data.labels)
     found = audit(
         defense, data.images, labels, threat=threat, budget=budget, margin=margin, device=device, seed=seed,
-        progress=progress,
+        exhaustive=True, progress=progress,
     )  # fmt: skip
     progress("reference")
     truth = measure_truth(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from pytest_gradmask.attacks.gradient import Best, judge
+from pytest_gradmask.attacks.iterates import Best, judge
 from pytest_gradmask.attacks.losses import Loss, margin
 from pytest_gradmask.threat import ThreatModel
 

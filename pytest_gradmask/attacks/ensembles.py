@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import torch
 
-from pytest_gradmask.attacks.gradient import Best, apgd, judge
+from pytest_gradmask.attacks.gradient import apgd
+from pytest_gradmask.attacks.iterates import Best, judge
 from pytest_gradmask.attacks.losses import Loss, cross_entropy, margin
 from pytest_gradmask.attacks.oracle import Oracle
 from pytest_gradmask.threat import ThreatModel

@@ -6,120 +6,13 @@ give them another model and what they return is a transfer attack.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields
 
 import torch
 
-from pytest_gradmask.attacks.losses import Loss, cross_entropy, margin
-from pytest_gradmask.attacks.oracle import Oracle
+from pytest_gradmask.attacks.iterates import Ask, Best, finite_look, judge
+from pytest_gradmask.attacks.losses import Loss, cross_entropy
 from pytest_gradmask.threat import ThreatModel
-
-#: From images to logits: a module, or one member of an ensemble.
-Ask = Callable[[torch.Tensor], torch.Tensor]
-
-
-@dataclass(slots=True)
-class Best:
-    """For each image, the iterate that fools most of the known members; of equals, the one with the largest margin.
-
-    A model without members counts as fooled or not by the margin alone: the first success wins over any failure.
-    """
-
-    images: torch.Tensor
-    margins: torch.Tensor
-    fooled: torch.Tensor
-
-    @classmethod
-    def start(cls, images: torch.Tensor) -> Best:
-        lowest = images.new_full((len(images),), float("-inf"), dtype=torch.float32)
-        return cls(images.clone(), lowest, torch.zeros_like(lowest))
-
-    def update(self, images: torch.Tensor, margins: torch.Tensor, fooled: torch.Tensor | None = None) -> None:
-        if fooled is None:
-            fooled = (margins > 0).float()
-        # False for NaN: an iterate that makes the defense emit NaN is not kept.
-        better = (margins > self.margins) & (fooled == self.fooled) | (fooled > self.fooled)
-        self.images = torch.where(better.view(-1, 1, 1, 1), images, self.images)
-        self.margins = torch.where(better, margins, self.margins)
-        self.fooled = torch.where(better, fooled, self.fooled)
-
-    def done(self) -> bool:
-        return bool((self.fooled >= 1).all())
-
-
-@dataclass(frozen=True, slots=True)
-class Look:
-    """What a model shows at some points.
-
-    Attributes:
-        losses: their means over all passes, N, float32.
-        margins: the same.
-        fooled: share of the known members that misclassify, by weight, N; None where no members are known.
-        gradient: of the mean loss, as the model gives it.
-        logits: of the last pass.
-    """
-
-    losses: torch.Tensor
-    margins: torch.Tensor
-    fooled: torch.Tensor | None
-    gradient: torch.Tensor
-    logits: torch.Tensor
-
-
-def look_at(model: Ask, images: torch.Tensor, labels: torch.Tensor, loss: Loss, eot: int) -> Look:
-    """Expectation over transformation (EOT; Athalye et al. 2018): means of losses and gradients over passes.
-
-    The passes are ``eot`` of the model or, where its members are known, one of each, weighted: the expectation itself.
-    """
-    point = images.detach().requires_grad_(True)
-    gradient = torch.zeros_like(images)
-    losses = margins = images.new_zeros(len(images), dtype=torch.float32)
-    passes = _passes(model, eot)
-    shares = []
-    for weight, ask in passes:
-        with torch.enable_grad():
-            logits = ask(point)
-            each = loss(logits, labels)
-            total = each.sum()
-        gradient = gradient + weight * torch.autograd.grad(total, point)[0]
-        reached = margin(logits.detach(), labels)
-        losses = losses + weight * each.detach()
-        margins = margins + weight * reached
-        shares.append((weight, reached))
-    return Look(losses, margins, _fooled(model, shares), gradient, logits.detach())
-
-
-def mean_margins(model: Ask, images: torch.Tensor, labels: torch.Tensor, eot: int) -> torch.Tensor:
-    """Mean margin over ``eot`` forwards or, where the members are known, one of each, N; no gradient is taken."""
-    return judge(model, images, labels, eot)[0]
-
-
-def judge(model: Ask, images: torch.Tensor, labels: torch.Tensor, eot: int) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Margins and share of fooled members, as in `Look`; no gradient is taken."""
-    with torch.no_grad():
-        shares = [(weight, margin(ask(images), labels)) for weight, ask in _passes(model, eot)]
-    return torch.stack([weight * reached for weight, reached in shares]).sum(0), _fooled(model, shares)
-
-
-def _passes(model: Ask, eot: int) -> list[tuple[float, Ask]]:
-    if isinstance(model, Oracle) and model.members:
-        return list(zip(model.weights, model.members, strict=True))
-    return [(1 / eot, model)] * eot
-
-
-def _fooled(model: Ask, shares: list[tuple[float, torch.Tensor]]) -> torch.Tensor | None:
-    """Only where members are known: of a few random passes, a lucky share would win over a good mean."""
-    if not (isinstance(model, Oracle) and model.members):
-        return None
-    # The members that are not fooled, so that a share of one is exactly one.
-    return 1 - torch.stack([weight * (~(reached > 0)).float() for weight, reached in shares]).sum(0)
-
-
-def _finite_look(model: Ask, images: torch.Tensor, labels: torch.Tensor, loss: Loss, eot: int) -> Look:
-    seen = look_at(model, images, labels, loss, eot)
-    # A NaN in the gradient must not spread to the image: such pixels stay where they are.
-    return replace(seen, gradient=seen.gradient.nan_to_num(nan=0.0))
 
 
 def pgd(
@@ -134,6 +27,7 @@ def pgd(
     restarts: int = 1,
     loss: Loss = cross_entropy,
     eot: int = 1,
+    stop_early: bool = False,
 ) -> torch.Tensor:
     """Projected gradient descent from random starts (Madry et al. 2018).
 
@@ -149,6 +43,8 @@ def pgd(
         loss: what to maximise.
         eot: passes over which loss and gradient are averaged in each step, for randomized defenses. Where ``model``
             knows its members (`Oracle`), each is asked once instead, and weighted.
+        stop_early: leave an image once ``model`` misclassifies it. What fools a model with room to spare transfers
+            better to another, and fools a randomized one more often.
 
     Returns:
         For each image the iterate with the largest mean margin or, where the members are known, the one that fools
@@ -157,12 +53,18 @@ def pgd(
     size = 2.5 * threat.eps / steps if step_size is None else step_size
     best = Best.start(images)
     for _ in range(restarts):
-        current = threat.random_start(images, generator)
-        for _ in range(steps):
-            seen = _finite_look(model, current, labels, loss, eot)
-            best.update(current, seen.margins, seen.fooled)
-            current = threat.project(current + size * threat.step(seen.gradient), images)
-        best.update(current, *judge(model, current, labels, eot))
+        current, followed = threat.random_start(images, generator), _all(images)
+        for step in range(steps):
+            if stop_early and _worth_a_look(images, step):
+                left = best.open()
+                current, followed = current[torch.isin(followed, left)], followed[torch.isin(followed, left)]
+                if len(left) == 0:
+                    return best.images
+            own, clean = labels[followed], images[followed]
+            seen = finite_look(model, current, own, loss, eot)
+            best.update(current, seen.margins, seen.fooled, followed)
+            current = threat.project(current + size * threat.step(seen.gradient), clean)
+        best.update(current, *judge(model, current, labels[followed], eot), followed)
         if best.done():
             break
     return best.images
@@ -183,11 +85,7 @@ def apgd(
 ) -> torch.Tensor:
     """Auto-PGD (Croce and Hein 2020, Algorithm 1): momentum, and a step size that halves where progress stalls.
 
-    Args:
-        stop_early: stop once every image is misclassified by ``model``. A transfer attack goes on,
-            because what fools the source with room to spare transfers better.
-
-    The other arguments and the result are those of `pgd`. ``steps`` counts gradient steps of each restart.
+    The arguments and the result are those of `pgd`. ``steps`` counts gradient steps of each restart.
     """
     best = Best.start(images)
     for _ in range(restarts):
@@ -195,6 +93,41 @@ def apgd(
         if stop_early and best.done():
             break
     return best.images
+
+
+@dataclass(slots=True)
+class _Climb:
+    """One run of APGD on the images that it still follows; a row of each tensor for each of them.
+
+    Attributes:
+        followed: their indices.
+        images, labels: where they started.
+        current, previous: the last two iterates.
+        gradient, losses: at the current one.
+        top, top_losses, top_gradient: the iterate with the highest loss of this run.
+        rises: steps of this window that raised the loss.
+        halved, top_before: whether the last window halved the step, and the highest loss before it.
+        size: of the next step.
+    """
+
+    followed: torch.Tensor
+    images: torch.Tensor
+    labels: torch.Tensor
+    current: torch.Tensor
+    previous: torch.Tensor
+    gradient: torch.Tensor
+    losses: torch.Tensor
+    top: torch.Tensor
+    top_losses: torch.Tensor
+    top_gradient: torch.Tensor
+    rises: torch.Tensor
+    halved: torch.Tensor
+    top_before: torch.Tensor
+    size: torch.Tensor
+
+    def only(self, indices: torch.Tensor) -> _Climb:
+        kept = torch.isin(self.followed, indices)
+        return self if bool(kept.all()) else _Climb(*(getattr(self, own.name)[kept] for own in fields(self)))
 
 
 def _apgd_run(
@@ -210,38 +143,50 @@ def _apgd_run(
     stop_early: bool,
 ) -> None:
     window, window_min, window_shrink = (max(int(share * steps), 1) for share in (0.22, 0.06, 0.03))
-    size = images.new_full((len(images), 1, 1, 1), 2 * threat.eps)
-    current = threat.random_start(images, generator)
-    seen = _finite_look(model, current, labels, loss, eot)
-    losses, gradient = seen.losses, seen.gradient
-    best.update(current, seen.margins, seen.fooled)
-    top, top_losses, top_gradient = current, losses, gradient  # the iterate with the highest loss of this run
-    previous, last_losses = current, losses
-    rises = torch.zeros_like(losses)  # steps of this window that raised the loss
-    halved_before, top_before = torch.ones_like(losses, dtype=torch.bool), losses
+    followed = best.open() if stop_early else _all(images)
+    start = threat.random_start(images, generator)[followed]
+    seen = finite_look(model, start, labels[followed], loss, eot)
+    best.update(start, seen.margins, seen.fooled, followed)
+    at = _Climb(
+        followed, images[followed], labels[followed], start, start, seen.gradient, seen.losses,
+        start, seen.losses, seen.gradient, torch.zeros_like(seen.losses),
+        torch.ones_like(seen.losses, dtype=torch.bool), seen.losses,
+        start.new_full((len(start), 1, 1, 1), 2 * threat.eps),
+    )  # fmt: skip
     since = 0
     for step in range(steps):
+        if stop_early and _worth_a_look(images, since):
+            at = at.only(best.open())
+            if len(at.followed) == 0:
+                return
         momentum = 1.0 if step == 0 else 0.75
-        move = threat.project(current + size * threat.step(gradient), images)
-        move = threat.project(current + momentum * (move - current) + (1 - momentum) * (current - previous), images)
-        previous, current = current, move
-        seen = _finite_look(model, current, labels, loss, eot)
-        losses, gradient = seen.losses, seen.gradient
-        best.update(current, seen.margins, seen.fooled)
-        higher = losses > top_losses
+        move = threat.project(at.current + at.size * threat.step(at.gradient), at.images)
+        inertia = momentum * (move - at.current) + (1 - momentum) * (at.current - at.previous)
+        at.previous, at.current = at.current, threat.project(at.current + inertia, at.images)
+        seen = finite_look(model, at.current, at.labels, loss, eot)
+        best.update(at.current, seen.margins, seen.fooled, at.followed)
+        at.rises = at.rises + (seen.losses > at.losses)
+        at.gradient, at.losses = seen.gradient, seen.losses
+        higher = at.losses > at.top_losses
         mask = higher.view(-1, 1, 1, 1)
-        top, top_gradient = torch.where(mask, current, top), torch.where(mask, gradient, top_gradient)
-        top_losses = torch.where(higher, losses, top_losses)
-        rises = rises + (losses > last_losses)
-        last_losses = losses
+        at.top, at.top_gradient = torch.where(mask, at.current, at.top), torch.where(mask, at.gradient, at.top_gradient)
+        at.top_losses = torch.where(higher, at.losses, at.top_losses)
         since += 1
         if since == window:
-            if stop_early and best.done():
-                return
-            halve = (rises <= 0.75 * window) | (~halved_before & (top_before >= top_losses))
+            halve = (at.rises <= 0.75 * window) | (~at.halved & (at.top_before >= at.top_losses))
             mask = halve.view(-1, 1, 1, 1)
-            size = torch.where(mask, size / 2, size)
-            current, gradient = torch.where(mask, top, current), torch.where(mask, top_gradient, gradient)
-            halved_before, top_before = halve, top_losses
-            rises, since = torch.zeros_like(rises), 0
+            at.size = torch.where(mask, at.size / 2, at.size)
+            at.current = torch.where(mask, at.top, at.current)
+            at.gradient = torch.where(mask, at.top_gradient, at.gradient)
+            at.halved, at.top_before = halve, at.top_losses
+            at.rises, since = torch.zeros_like(at.rises), 0
             window = max(window - window_shrink, window_min)
+
+
+def _all(images: torch.Tensor) -> torch.Tensor:
+    return torch.arange(len(images), device=images.device)
+
+
+def _worth_a_look(images: torch.Tensor, since: int) -> bool:
+    """Whether to ask which images are done: for a CPU always; a GPU would have to stop for the answer."""
+    return images.device.type == "cpu" or since == 0

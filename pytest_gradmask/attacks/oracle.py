@@ -37,9 +37,13 @@ class RandomStream:
     def __init__(self, seed: int, device: torch.device) -> None:
         self._device = device
         self._frozen = False
-        with random_state_kept(device):
+        self.reseed(seed)
+
+    def reseed(self, seed: int) -> None:
+        """Go on with the numbers of this seed."""
+        with random_state_kept(self._device):
             seed_everything(seed)
-            self._state = random_state(device)
+            self._state = random_state(self._device)
 
     @contextmanager
     def active(self) -> Iterator[None]:
@@ -128,6 +132,10 @@ class Oracle(nn.Module):
         That makes a randomized defense one fixed draw of itself, unless it keeps a generator of its own.
         """
         return self._stream.frozen()
+
+    def reseed(self, seed: int) -> None:
+        """Let the defense go on with the random numbers of this seed; for audits, between attacks."""
+        self._stream.reseed(seed)
 
     def connected(self, image: torch.Tensor) -> bool:
         """Whether autograd's graph leads from the logits back to the images; 1 x C x H x W, one pass each way."""

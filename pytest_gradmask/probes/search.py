@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import torch
 
-from pytest_gradmask.attacks.gradient import look_at, mean_margins
+from pytest_gradmask.attacks.iterates import look_at, mean_margins
 from pytest_gradmask.attacks.losses import margin
 from pytest_gradmask.attacks.oracle import Oracle
 from pytest_gradmask.probes.path import FEWEST, Path

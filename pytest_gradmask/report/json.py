@@ -23,6 +23,8 @@ def to_json(audit: Audit) -> dict[str, Any]:
         "verdict": audit.verdict.name,
         "reasons": list(audit.reasons),
         "images": audit.total,
+        "images_given": audit.given,
+        "exhaustive": audit.exhaustive,
         "images_needed": audit.images_needed,
         "margin": audit.margin,
         "confidence": audit.confidence,

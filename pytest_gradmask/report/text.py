@@ -98,7 +98,17 @@ def attack_table(audit: Audit) -> list[str]:
         if share is not None:
             rows.append((f"AutoAttack rand, {said}", "gradient", str(audit.total), "", "", str(share)))
     rows.append(("all attacks", "", str(audit.total), "", "", str(audit.robust_accuracy)))
-    return [*aligned(rows), *_how_judged(audit)]
+    return [*aligned(rows), *_how_far(audit), *_how_judged(audit)]
+
+
+def _how_far(audit: Audit) -> list[str]:
+    """What an audit that was not exhaustive has left out."""
+    told = []
+    if audit.total < audit.given:
+        told.append(f"Looked at {audit.total} of {audit.given} images, in random order: the verdict was certain.")
+    if not audit.exhaustive and any(result.name == "pgd" for result in audit.attacks):
+        told.append("AutoAttack's attacks got what pgd left; for its own figure, audit with exhaustive=True.")
+    return told
 
 
 def _how_judged(audit: Audit) -> list[str]:

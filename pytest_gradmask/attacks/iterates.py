@@ -1,0 +1,137 @@
+"""What attacks ask of a model at each iterate, and the best iterate so far."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+
+from pytest_gradmask.attacks.losses import Loss, margin
+from pytest_gradmask.attacks.oracle import Oracle
+
+#: From images to logits: a module, or one member of an ensemble.
+Ask = Callable[[torch.Tensor], torch.Tensor]
+
+
+@dataclass(slots=True)
+class Best:
+    """For each image, the iterate that fools most of the known members; of equals, the one with the largest margin.
+
+    A model without members counts as fooled or not by the margin alone: the first success wins over any failure.
+    """
+
+    images: torch.Tensor
+    margins: torch.Tensor
+    fooled: torch.Tensor
+
+    @classmethod
+    def start(cls, images: torch.Tensor) -> Best:
+        lowest = images.new_full((len(images),), float("-inf"), dtype=torch.float32)
+        return cls(images.clone(), lowest, torch.zeros_like(lowest))
+
+    def update(
+        self,
+        images: torch.Tensor,
+        margins: torch.Tensor,
+        fooled: torch.Tensor | None = None,
+        followed: torch.Tensor | None = None,
+    ) -> None:
+        """Take iterates of all images or, at these indices, of those still ``followed``."""
+        if fooled is None:
+            fooled = (margins > 0).float()
+        if followed is not None and len(followed) == len(self.images):
+            followed = None  # indices copy
+        known = self if followed is None else Best(self.images[followed], self.margins[followed], self.fooled[followed])
+        # False for NaN: an iterate that makes the defense emit NaN is not kept.
+        better = (margins > known.margins) & (fooled == known.fooled) | (fooled > known.fooled)
+        improved = (
+            torch.where(better.view(-1, 1, 1, 1), images, known.images),
+            torch.where(better, margins, known.margins),
+            torch.where(better, fooled, known.fooled),
+        )
+        if followed is None:
+            self.images, self.margins, self.fooled = improved
+        else:
+            self.images[followed], self.margins[followed], self.fooled[followed] = improved
+
+    def open(self) -> torch.Tensor:
+        """Indices of the images that do not fool the model yet."""
+        return (self.fooled < 1).nonzero()[:, 0]
+
+    def done(self) -> bool:
+        return bool((self.fooled >= 1).all())
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What a model shows at some points.
+
+    Attributes:
+        losses: their means over all passes, N, float32.
+        margins: the same.
+        fooled: share of the known members that misclassify, by weight, N; None where no members are known.
+        gradient: of the mean loss, as the model gives it.
+        logits: of the last pass.
+    """
+
+    losses: torch.Tensor
+    margins: torch.Tensor
+    fooled: torch.Tensor | None
+    gradient: torch.Tensor
+    logits: torch.Tensor
+
+
+def look_at(model: Ask, images: torch.Tensor, labels: torch.Tensor, loss: Loss, eot: int) -> Look:
+    """Expectation over transformation (EOT; Athalye et al. 2018): means of losses and gradients over passes.
+
+    The passes are ``eot`` of the model or, where its members are known, one of each, weighted: the expectation itself.
+    """
+    point = images.detach().requires_grad_(True)
+    gradient = torch.zeros_like(images)
+    losses = margins = images.new_zeros(len(images), dtype=torch.float32)
+    passes = _passes(model, eot)
+    shares = []
+    for weight, ask in passes:
+        with torch.enable_grad():
+            logits = ask(point)
+            each = loss(logits, labels)
+            total = each.sum()
+        gradient = gradient + weight * torch.autograd.grad(total, point)[0]
+        reached = margin(logits.detach(), labels)
+        losses = losses + weight * each.detach()
+        margins = margins + weight * reached
+        shares.append((weight, reached))
+    return Look(losses, margins, _fooled(model, shares), gradient, logits.detach())
+
+
+def mean_margins(model: Ask, images: torch.Tensor, labels: torch.Tensor, eot: int) -> torch.Tensor:
+    """Mean margin over ``eot`` forwards or, where the members are known, one of each, N; no gradient is taken."""
+    return judge(model, images, labels, eot)[0]
+
+
+def judge(model: Ask, images: torch.Tensor, labels: torch.Tensor, eot: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Margins and share of fooled members, as in `Look`; no gradient is taken."""
+    with torch.no_grad():
+        shares = [(weight, margin(ask(images), labels)) for weight, ask in _passes(model, eot)]
+    return torch.stack([weight * reached for weight, reached in shares]).sum(0), _fooled(model, shares)
+
+
+def _passes(model: Ask, eot: int) -> list[tuple[float, Ask]]:
+    if isinstance(model, Oracle) and model.members:
+        return list(zip(model.weights, model.members, strict=True))
+    return [(1 / eot, model)] * eot
+
+
+def _fooled(model: Ask, shares: list[tuple[float, torch.Tensor]]) -> torch.Tensor | None:
+    """Only where members are known: of a few random passes, a lucky share would win over a good mean."""
+    if not (isinstance(model, Oracle) and model.members):
+        return None
+    # The members that are not fooled, so that a share of one is exactly one.
+    return 1 - torch.stack([weight * (~(reached > 0)).float() for weight, reached in shares]).sum(0)
+
+
+def finite_look(model: Ask, images: torch.Tensor, labels: torch.Tensor, loss: Loss, eot: int) -> Look:
+    """`look_at` for attacks: a NaN in the gradient must not spread to the image, so such pixels stay where they are."""
+    seen = look_at(model, images, labels, loss, eot)
+    return replace(seen, gradient=seen.gradient.nan_to_num(nan=0.0))

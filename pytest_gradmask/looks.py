@@ -1,0 +1,65 @@
+"""When an audit looks at its growing evidence, and which share of the error each look may spend: no torch.
+
+Blatant masking shows in tens of images, and so does the lack of any, so an audit attacks its images in growing batches
+and stops once the verdict is certain. Every look is another chance to be wrong, so the looks share the error between
+them (Bonferroni), that of the gap's lower bound and that of its upper bound each for itself.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+#: Images below which nothing is worth a look of its own.
+_FEWEST = 20
+#: A look at more than this share of all images saves too little to be worth its share of the error.
+_LATEST = 0.75
+#: Parts of the error of ``NOT_MASKED``: of the first look that may end an honest defense's audit, of the others, and of
+#: the last, which should exclude hardly less than an only one would (at 99 %, 5 points where 3 of 200 images fell).
+_FIRST, _OTHERS, _LAST = 0.07, 0.01, 0.92
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """One look at the evidence.
+
+    Attributes:
+        images: seen by then.
+        number: of looks of the audit; each has the same share of the error of ``MASKED``.
+        exclusion: share of the error of ``NOT_MASKED``.
+    """
+
+    images: int
+    number: int = 1
+    exclusion: float = 1.0
+
+    def establishing(self, confidence: float) -> float:
+        """Confidence of the gap's lower bound at this look, for one of ``confidence`` at all of them."""
+        return 1 - (1 - confidence) / self.number
+
+    def excluding(self, confidence: float) -> float:
+        """Confidence of the gap's upper bound at this look, for one of ``confidence`` at all of them."""
+        return 1 - (1 - confidence) * self.exclusion
+
+
+def plan_looks(images: int, margin: float, confidence: float) -> list[Look]:
+    """The looks of an audit, each at about twice as many images as the one before, the last at all.
+
+    Args:
+        images: of the audit.
+        margin: of the verdict, in (0, 1).
+        confidence: in (0.5, 1).
+    """
+    # Nothing broken of so many images excludes a gap of the margin.
+    enough = max(_FEWEST, math.ceil(math.log((1 - confidence) * _FIRST) / math.log1p(-margin)))
+    first = enough if enough <= _LATEST * images else images
+    sizes = [first]
+    while -(-sizes[0] // 2) >= _FEWEST:
+        sizes.insert(0, -(-sizes[0] // 2))
+    while 2 * sizes[-1] <= _LATEST * images:
+        sizes.append(2 * sizes[-1])
+    if sizes[-1] < images:
+        sizes.append(images)
+    parts = [_LAST if size == images else _FIRST if size == first else _OTHERS for size in sizes]
+    shares = [part / parts.count(part) / sum(set(parts)) for part in parts]
+    return [Look(size, len(sizes), share) for size, share in zip(sizes, shares, strict=True)]
