@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,8 +16,10 @@ from torch import nn
 from pytest_gradmask.attacks.bpda import described
 from pytest_gradmask.attacks.oracle import Oracle, RandomStream
 from pytest_gradmask.budgets import Budget, get_budget
+from pytest_gradmask.cache import Cache
 from pytest_gradmask.defense import Defense, as_defense
 from pytest_gradmask.errors import GradmaskError, InputError
+from pytest_gradmask.fingerprint import FingerprintError, fingerprint, source_fingerprint
 from pytest_gradmask.isolation import moved, no_trace
 from pytest_gradmask.looks import Look, plan_looks
 from pytest_gradmask.plan import Target, aim, known_models
@@ -45,6 +48,7 @@ def audit(
     device: str = "cpu",
     seed: int = 0,
     exhaustive: bool = False,
+    cache: Path | None = None,
     progress: Progress = lambda message: None,
 ) -> Audit:
     """Find out whether a defense masks its gradients.
@@ -61,6 +65,9 @@ def audit(
         seed: of every random choice. The same seed on the same machine gives the same result.
         exhaustive: run every attack on every image, also where that can no longer change the verdict. Otherwise the
             audit looks at its images in growing batches, in random order, and ends once the verdict is certain.
+        cache: folder to keep results in; ``None`` keeps none. An audit of which nothing has changed (weights and code
+            of the defense, images, settings, versions) is taken from there, and one that was interrupted goes on after
+            its last attack. A defense whose code or state cannot be told is audited anew.
         progress: called with a line of text before each step.
 
     Raises:
@@ -79,15 +86,32 @@ def audit(
     looks = [Look(len(images))] if exhaustive else plan_looks(len(images), margin, confidence)
     order = _order(len(images), seed if len(looks) > 1 else None)
     images, labels = images.detach()[order].to(place), labels.detach().long()[order].to(place)
+    provenance = _provenance(threat, budget, place, seed, len(images))
+    kept, key = None if cache is None else Cache(cache), ""
+    if kept is not None:
+        try:
+            key = fingerprint(
+                source_fingerprint(__name__), defense, images, labels, provenance, margin, budget, exhaustive
+            )
+        except FingerprintError as error:
+            progress(f"no use of the cache, as {defense.name} contains {error}")
+            kept = None
+    whole = fingerprint(key, "audit", confidence)
+    found = None if kept is None else kept.audit(whole)
+    if found is not None:
+        return found
     models = known_models(defense)
     with moved(models, place), no_trace(models, place):
-        inquiry = _Inquiry(defense, images, labels, threat, budget, margin, confidence, seed, exhaustive, progress)
+        inquiry = _Inquiry(
+            defense, images, labels, threat, budget, margin, confidence, seed, exhaustive, progress, kept, key
+        )
         result = inquiry.conclude(looks)
-    return replace(
-        in_order(result, order[: result.total].tolist()),
-        seconds=time.monotonic() - started,
-        provenance=_provenance(threat, budget, place, seed, len(images)),
+    result = replace(
+        in_order(result, order[: result.total].tolist()), seconds=time.monotonic() - started, provenance=provenance
     )
+    if kept is not None and not any(attack.status == "failed" for attack in result.attacks):
+        kept.store_audit(whole, result)
+    return result
 
 
 def _order(images: int, seed: int | None) -> torch.Tensor:
@@ -111,6 +135,8 @@ class _Inquiry:
     seed: int
     exhaustive: bool
     progress: Progress
+    cache: Cache | None
+    key: str
     findings: list[Finding] = field(default_factory=list)
     probed: bool = False
     vetted: bool = False
@@ -128,7 +154,7 @@ class _Inquiry:
             mixture = target.oracle(target.attacked) if self.defense.members else None
             ballot, unusual = call_ballot(oracle, mixture, self.images, self.budget.votes, self.margin)
             self.findings += unusual
-        evaluation = Evaluation(oracle, self.images, self.labels, self.threat, self.seed, ballot)
+        evaluation = Evaluation(oracle, self.images, self.labels, self.threat, self.seed, ballot, self.cache, self.key)
         course = Course(evaluation, target, self.budget, not self.exhaustive, self.progress)
         look = follow(course, looks, partial(self._judge, course, target), self.exhaustive)
         results = course.results() if any(course.clean) else []

@@ -11,6 +11,11 @@ from pathlib import Path
 @contextmanager
 def replaced(file: Path) -> Iterator[Path]:
     """Write to the path given; on exit that takes the place of ``file``, unless something was raised."""
-    part = file.with_name(file.name + ".part")
-    yield part
-    os.replace(part, file)
+    # Another process may be writing the same file.
+    part = file.with_name(f"{file.name}.{os.getpid()}.part")
+    try:
+        yield part
+        os.replace(part, file)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise

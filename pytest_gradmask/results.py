@@ -221,6 +221,7 @@ class Audit:
         images: for each image, its index among those that the audit was given.
         given: number of those. The verdict may be certain before all have been looked at.
         exhaustive: whether every attack was to run on every image.
+        cached: whether it was found in a cache; ``seconds`` and ``provenance`` are then those of when it was made.
     """
 
     defense: str
@@ -241,6 +242,7 @@ class Audit:
     images: tuple[int, ...] = ()
     given: int = 0
     exhaustive: bool = False
+    cached: bool = False
 
     @property
     def total(self) -> int:

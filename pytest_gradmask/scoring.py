@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 import torch
 
 from pytest_gradmask.attacks.oracle import Oracle
+from pytest_gradmask.cache import Cache
+from pytest_gradmask.fingerprint import fingerprint
 from pytest_gradmask.plan import PlannedAttack
 from pytest_gradmask.results import AttackResult, Votes
 from pytest_gradmask.threat import ThreatModel
@@ -29,6 +31,8 @@ class Evaluation:
         threat: where a returned image must lie to count.
         seed: of the audit.
         ballot: how a randomized defense is judged; None for a deterministic one.
+        cache: where results of attacks are kept; None for nowhere.
+        key: of all that a run depends on besides its attack and images: the fingerprint of the defense and so on.
     """
 
     look: Oracle
@@ -37,6 +41,8 @@ class Evaluation:
     threat: ThreatModel
     seed: int
     ballot: Ballot | None = None
+    cache: Cache | None = None
+    key: str = ""
 
     def clean(self, indices: Sequence[int] | None = None) -> tuple[list[bool], dict[int, Votes]]:
         """Whether each image, or each at these indices, is classified correctly without an attack, and the votes."""
@@ -67,9 +73,22 @@ class Evaluation:
             salt: two runs of one attack draw the same random numbers if and only if they have the same.
         """
         attacked = tuple(sorted(given))
-        result = AttackResult(attack.name, attack.kind, attacked, autoattack=attack.autoattack)
         if attack.skip:
-            return replace(result, attacked=(), status="skipped", note=attack.skip)
+            return AttackResult(
+                attack.name, attack.kind, autoattack=attack.autoattack, status="skipped", note=attack.skip
+            )
+        if self.cache is None:
+            return self._run(attack, attacked, salt)
+        key = fingerprint(self.key, attack.name, attack.kind, attack.run, attacked, salt)
+        found = self.cache.attack(key)
+        if found is None:
+            found = self._run(attack, attacked, salt)
+            if found.status == "done":  # what failed may have failed for want of memory
+                self.cache.store_attack(key, found)
+        return found
+
+    def _run(self, attack: PlannedAttack, attacked: tuple[int, ...], salt: str) -> AttackResult:
+        result = AttackResult(attack.name, attack.kind, attacked, autoattack=attack.autoattack)
         started = time.monotonic()
         broken: list[int] = []
         votes: dict[int, Votes] = {}

@@ -27,6 +27,7 @@ BAD_VALUES = {
     "samples": ("0", "at least 1"),
     "seed": ("-1", "at least 0"),
     "json": ("no/such/dir/out.json", "existing directory"),
+    "cache": ("/dev/null", "not a directory"),
 }
 
 

@@ -45,7 +45,7 @@ TESTS = (
 """
 )
 
-RUN = ("--gradmask", "--gradmask-device=cpu", "-p", "no:randomly")
+RUN = ("--gradmask", "--gradmask-device=cpu", "--gradmask-no-cache", "-p", "no:randomly")
 
 
 def read(file: Path) -> list[dict[str, Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
@@ -60,6 +61,7 @@ class Gradmask:
                     device=self._config.stash[SETTINGS].torch_device,
                     seed=own.seed,
                     exhaustive=own.exhaustive,
+                    cache=_cache_folder(self._config),
                     progress=progress,
                 )
         except Exception as error:
@@ -69,6 +71,16 @@ class Gradmask:
         result = replace(result, test=self._node.nodeid)
         records.append(to_json(result))
         return result
+
+
+def _cache_folder(config: pytest.Config) -> Path | None:
+    settings = config.stash[SETTINGS]
+    if settings.no_cache:
+        return None
+    if settings.cache is not None:
+        return settings.cache
+    # Without pytest's cache plugin (-p no:cacheprovider) nothing is kept.
+    return Path(config.cache.mkdir("gradmask")) if getattr(config, "cache", None) is not None else None
 
 
 @pytest.fixture

@@ -28,6 +28,8 @@ class Settings:
         seed: of every random choice.
         json: file to write audits to.
         download: whether missing data may be downloaded.
+        cache: folder to keep results in; None for pytest's own cache.
+        no_cache: whether to keep none and use none.
     """
 
     enabled: bool
@@ -38,6 +40,8 @@ class Settings:
     seed: int
     json: Path | None
     download: bool
+    cache: Path | None
+    no_cache: bool
 
     @property
     def torch_device(self) -> str:
@@ -91,6 +95,13 @@ def _json(value: str) -> Path:
     return file
 
 
+def _folder(value: str) -> Path:
+    folder = Path(value)
+    if folder.exists() and not folder.is_dir():
+        raise argparse.ArgumentTypeError(f"{value!r} is not a directory")
+    return folder
+
+
 @dataclass(frozen=True, slots=True)
 class _Option:
     name: str
@@ -114,6 +125,7 @@ _OPTIONS = (
     _Option("samples", "", _samples, "N", "how many images to evaluate (default: the budget's number)"),
     _Option("seed", "0", _seed, "N", "seed of every random choice (default: 0)"),
     _Option("json", "", _json, "FILE", "write every audit to FILE as JSON"),
+    _Option("cache", "", _folder, "DIR", "keep results in DIR (default: in pytest's cache directory)"),
 )
 
 
@@ -124,8 +136,10 @@ def add_options(parser: pytest.Parser) -> None:
     group.addoption(
         "--gradmask-download", action="store_true", default=None, help="let torchvision download missing data"
     )
+    group.addoption("--gradmask-no-cache", action="store_true", default=None, help="audit anew, and keep no results")
     parser.addini("gradmask", "run audits, as --gradmask does", type="bool", default=False)
     parser.addini("gradmask_download", "download missing data, as --gradmask-download does", type="bool", default=False)
+    parser.addini("gradmask_no_cache", "audit anew, as --gradmask-no-cache does", type="bool", default=False)
     for option in _OPTIONS:
         group.addoption(
             f"--gradmask-{option.name}", type=option.parse, metavar=option.metavar, default=None, help=option.help
@@ -150,10 +164,15 @@ def read_settings(config: pytest.Config) -> Settings:
             except argparse.ArgumentTypeError as error:
                 raise pytest.UsageError(f"ini value gradmask_{option.name}: {error}") from error
         values[option.name] = value
-    for flag in ("gradmask", "gradmask_download"):
+    for flag in ("gradmask", "gradmask_download", "gradmask_no_cache"):
         given = config.getoption(flag)
         values[flag] = bool(config.getini(flag)) if given is None else given
-    settings = Settings(enabled=values.pop("gradmask"), download=values.pop("gradmask_download"), **values)
+    settings = Settings(
+        enabled=values.pop("gradmask"),
+        download=values.pop("gradmask_download"),
+        no_cache=values.pop("gradmask_no_cache"),
+        **values,
+    )
     if settings.enabled:
         _check_machine(settings)
     return settings

@@ -25,6 +25,7 @@ def to_json(audit: Audit) -> dict[str, Any]:
         "images": audit.total,
         "images_given": audit.given,
         "exhaustive": audit.exhaustive,
+        "cached": audit.cached,
         "images_needed": audit.images_needed,
         "margin": audit.margin,
         "confidence": audit.confidence,

@@ -108,6 +108,8 @@ def _how_far(audit: Audit) -> list[str]:
         told.append(f"Looked at {audit.total} of {audit.given} images, in random order: the verdict was certain.")
     if not audit.exhaustive and any(result.name == "pgd" for result in audit.attacks):
         told.append("AutoAttack's attacks got what pgd left; for its own figure, audit with exhaustive=True.")
+    if audit.cached:
+        told.append("Found in the cache, as nothing it depends on has changed; --gradmask-no-cache audits anew.")
     return told
 
 
@@ -132,7 +134,8 @@ def summary(audits: Iterable[Mapping[str, Any]]) -> list[str]:
         points = "-" if gap is None else "{:.1f} [{:.1f}, {:.1f}]".format(*(100 * gap[k] for k in _INTERVAL))
         shares = [audit.get(key) for key in ("clean_accuracy", "gradient_attacks", "all_attacks")]
         percents = ["-" if share is None else f"{share['value']:.1%}" for share in shares]
-        rows.append((audit["verdict"], *percents, points, f"{audit['seconds']:.1f}", audit["test"]))
+        seconds = "cached" if audit.get("cached") else f"{audit['seconds']:.1f}"
+        rows.append((audit["verdict"], *percents, points, seconds, audit["test"]))
     return aligned(rows)
 
 
