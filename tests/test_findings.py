@@ -24,6 +24,8 @@ def emitted() -> set[str]:
     for file in Path(pytest_gradmask.__file__).parent.rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Finding":
+                if not node.args and [keyword.arg for keyword in node.keywords] == [None]:
+                    continue  # made anew of one that was stored
                 first = node.args[0]
                 assert isinstance(first, ast.Constant), f"{file}:{node.lineno}: the id of a finding is no literal"
                 found.add(str(first.value))
