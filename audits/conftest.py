@@ -26,9 +26,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Register what collects the figures, on the controller only."""
+    """Register the marker of benchmarks, and what collects the figures, on the controller only."""
+    config.addinivalue_line("markers", "benchmark: times attacks; runs with --benchmark-only")
     if not hasattr(config, "workerinput"):
         config.pluginmanager.register(Reproductions(config.getoption("--store-claims")), "audits-reproductions")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Benchmarks take time, and mean nothing on a machine that runs other tests: only with --benchmark-only."""
+    if config.getoption("benchmark_only", default=False):
+        return
+    benchmarks = [item for item in items if item.get_closest_marker("benchmark")]
+    if benchmarks:
+        config.hook.pytest_deselected(items=benchmarks)
+        items[:] = [item for item in items if item not in benchmarks]
 
 
 class Reproduction:

@@ -20,6 +20,7 @@ LAYERS = (
     "assertions",
     "report",
     "auditing",
+    "benchmarking",
     "transfer",
     "schedule",
     "vetting",

@@ -10,6 +10,7 @@ import pytest
 from pytest_gradmask.plugin.collector import Collector
 from pytest_gradmask.plugin.fixtures import (
     backbone,
+    benchmark_attack,
     composite,
     ensemble,
     eval_batch,
@@ -21,7 +22,16 @@ from pytest_gradmask.plugin.marker import DESCRIPTION, is_audit, read_marker
 from pytest_gradmask.plugin.settings import add_options, read_settings
 from pytest_gradmask.plugin.stash import AUDITS, SETTINGS
 
-__all__ = ["backbone", "composite", "ensemble", "eval_batch", "gradmask", "threat_model", "transfer_matrix"]
+__all__ = [
+    "backbone",
+    "benchmark_attack",
+    "composite",
+    "ensemble",
+    "eval_batch",
+    "gradmask",
+    "threat_model",
+    "transfer_matrix",
+]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from pytest_gradmask.datasets import Dataset
     from pytest_gradmask.defense import Defense
     from pytest_gradmask.matrix import TransferMatrix
-    from pytest_gradmask.results import Audit
+    from pytest_gradmask.results import AttackResult, Audit
     from pytest_gradmask.threat import ThreatModel
 
 
@@ -147,3 +148,62 @@ def _model_fixture(name: str, default: str, what: str) -> Callable[..., Any]:
 backbone = _model_fixture("backbone", "resnet-standard", "A classifier")
 composite = _model_fixture("composite", "resnet-standard-composite", "A front end before a classifier")
 ensemble = _model_fixture("ensemble", "standard-ensemble", "A randomized ensemble of composites")
+
+
+if importlib.util.find_spec("pytest_benchmark") is None:
+
+    @pytest.fixture
+    def benchmark_attack() -> Callable[..., Any]:
+        """Without pytest-benchmark, nothing is timed."""
+        pytest.skip("needs pytest-benchmark: pip install 'pytest-gradmask[benchmark]'")
+
+else:
+
+    @pytest.fixture
+    def benchmark_attack(request: pytest.FixtureRequest, benchmark: Any) -> Callable[..., AttackResult]:
+        """Times one attack on a defense with pytest-benchmark: ``benchmark_attack(defense, images, labels, "bpda")``.
+
+        The attack is the name of one of those that audits run, or a function ``attack(model, images, labels, *, threat,
+        generator) -> images``; ``name=`` is for reports, ``rounds=3`` are timed after one that is not. Results are
+        grouped by defense and attack, and carry seconds, forward and backward passes an image, peak memory and robust
+        accuracy in ``extra_info``.
+        """
+        return functools.partial(_benchmark_attack, request, benchmark)
+
+
+def _benchmark_attack(
+    request: pytest.FixtureRequest,
+    benchmark: Any,
+    defense: Defense | nn.Module,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    attack: str | Callable[..., torch.Tensor],
+    *,
+    name: str = "",
+    rounds: int = 3,
+) -> AttackResult:
+    import torch
+
+    from pytest_gradmask.benchmarking import bench, extra_info, forget_peak, peak_memory
+    from pytest_gradmask.defense import as_defense
+
+    if benchmark.disabled:
+        # Under xdist or --benchmark-disable: an attack that is not timed must not read as one that was.
+        pytest.skip("pytest-benchmark is disabled, so nothing would be timed")
+    settings = request.config.stash[SETTINGS]
+    own = read_marker(request.node, settings)
+    device = torch.device(settings.torch_device)
+    called = name or (attack if isinstance(attack, str) else getattr(attack, "__name__", "attack"))
+    benchmark.group = f"{as_defense(defense).name}: {called}"
+    with bench(
+        defense, images, labels, threat=own.threat, budget=own.budget, device=str(device), seed=own.seed
+    ) as prepared:
+        run = prepared.runner(attack)
+        forget_peak(device)
+        result: AttackResult = benchmark.pedantic(run, rounds=rounds, iterations=1, warmup_rounds=1)
+        seconds = benchmark.stats.stats.data
+        benchmark.extra_info.update(
+            {"defense": as_defense(defense).name, "attack": called, "budget": own.budget.name},
+            **extra_info(prepared, result, seconds, device, peak_memory(device)),
+        )
+    return result

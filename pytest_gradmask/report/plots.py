@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from pytest_gradmask.matrix import TransferMatrix
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 #: The same data make the same file: no random names, and no style of the user's.
 _STYLE = {"svg.hashsalt": "gradmask", "svg.fonttype": "none", "font.size": 9}
@@ -33,18 +35,10 @@ def plot_transfer_matrix(matrix: TransferMatrix, file: str | Path) -> None:
         InputError: another suffix.
         DependencyError: matplotlib is not installed.
     """
-    file = Path(file)
-    form = file.suffix[1:].lower()
-    if form not in ("svg", "png"):
-        raise InputError(f"file={str(file)!r}: must end in .svg or .png")
-    style, figures = (_matplotlib(f"matplotlib.{name}") for name in ("style", "figure"))
     values = [[100 * matrix.fooled(source, target).value for target in matrix.names] for source in matrix.names]
     side, longest = 0.55 * len(matrix.names), max(map(len, matrix.names))
     labels = 0.7 + 0.07 * longest
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with style.context(["default", _STYLE]), replaced(file) as part:
-        # No pyplot: it would keep the figure, and choose a backend for the whole process.
-        figure = figures.Figure(figsize=(side + labels, side + labels))
+    with saved(file, (side + labels, side + labels)) as figure:
         axes = figure.add_subplot()
         heat(axes, values, matrix.names, matrix.names, "{:.0f} %")
         axes.set_aspect("equal")
@@ -52,6 +46,30 @@ def plot_transfer_matrix(matrix: TransferMatrix, file: str | Path) -> None:
         axes.set_xlabel("tested on")
         axes.set_ylabel("crafted on")
         axes.set_title(f"{matrix.attack} attack:\nfooled of {len(matrix.common)} images")
+
+
+@contextmanager
+def saved(file: str | Path, size: tuple[float, float]) -> Iterator[Figure]:
+    """A figure to draw on, which is then written to a file in one atomic step; its folder is made if it is not there.
+
+    Args:
+        file: ends in ``.svg`` or ``.png``.
+        size: width and height in inches.
+
+    Raises:
+        InputError: another suffix.
+        DependencyError: matplotlib is not installed.
+    """
+    file = Path(file)
+    form = file.suffix[1:].lower()
+    if form not in ("svg", "png"):
+        raise InputError(f"file={str(file)!r}: must end in .svg or .png")
+    style, figures = (_matplotlib(f"matplotlib.{name}") for name in ("style", "figure"))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with style.context(["default", _STYLE]), replaced(file) as part:
+        # No pyplot: it would keep the figure, and choose a backend for the whole process.
+        figure = figures.Figure(figsize=size)
+        yield figure
         date = {"Date": None} if form == "svg" else None
         figure.savefig(part, format=form, dpi=150, metadata=date, bbox_inches="tight")
 

@@ -1,0 +1,79 @@
+"""The same attack by other libraries, as functions with the signature of ours, for benchmarks."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from pytest_gradmask.attacks import autoattack
+from pytest_gradmask.attacks.gradient import apgd, pgd
+from pytest_gradmask.randomness import random_state_kept, seed_everything
+from pytest_gradmask.threat import ThreatModel
+
+Attack = Callable[..., torch.Tensor]
+
+
+def _imported(name: str) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of scipy, at names that foolbox imports
+        return importlib.import_module(name)
+
+
+def foolbox_pgd(
+    model: nn.Module,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    *,
+    threat: ThreatModel,
+    steps: int,
+    generator: torch.Generator,
+) -> torch.Tensor:
+    """Foolbox's Linf PGD with the step of ours: 2.5 eps / steps. It returns the last iterate."""
+    foolbox = _imported("foolbox")
+    attack = foolbox.attacks.LinfPGD(rel_stepsize=2.5 / steps, steps=steps, random_start=True)
+    with random_state_kept(images.device):
+        seed_everything(int(torch.randint(2**31, (1,), generator=generator)))
+        wrapped = foolbox.PyTorchModel(model, bounds=threat.bounds, device=images.device)
+        found: torch.Tensor = attack.run(
+            wrapped, images, foolbox.criteria.Misclassification(labels), epsilon=threat.eps
+        )
+    return found
+
+
+def torchattacks_pgd(
+    model: nn.Module,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    *,
+    threat: ThreatModel,
+    steps: int,
+    generator: torch.Generator,
+) -> torch.Tensor:
+    """Torchattacks' Linf PGD with the step of ours; for images in [0, 1]. It returns the last iterate."""
+    attack = _imported("torchattacks").PGD(model, eps=threat.eps, alpha=2.5 * threat.eps / steps, steps=steps)
+    with random_state_kept(images.device):
+        seed_everything(int(torch.randint(2**31, (1,), generator=generator)))
+        found: torch.Tensor = attack(images, labels)
+    return found
+
+
+#: By attack and library, with the package that has to be installed. Each takes ``steps``.
+PEERS: dict[tuple[str, str], tuple[str, Attack]] = {
+    ("pgd", "pytest-gradmask"): ("pytest_gradmask", pgd),
+    ("pgd", "foolbox"): ("foolbox", foolbox_pgd),
+    ("pgd", "torchattacks"): ("torchattacks", torchattacks_pgd),
+    ("apgd", "pytest-gradmask"): ("pytest_gradmask", apgd),
+    ("apgd", "autoattack"): ("pyautoattack", autoattack.apgd_ce),
+}
+
+
+def installed(package: str) -> bool:
+    """Whether a library can be compared with."""
+    names = ("autoattack", "pyautoattack") if package == "pyautoattack" else (package,)
+    return any(importlib.util.find_spec(name) is not None for name in names)

@@ -1,0 +1,86 @@
+"""What each attack costs and leaves, as a plot: from the file of ``pytest --benchmark-json``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pytest_gradmask.errors import DataError
+from pytest_gradmask.report.plots import saved
+
+#: Okabe and Ito's, told apart by colour-blind readers, too; and markers, for more attacks than colours.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_MARKERS = "osD^vP*X"
+_COLUMNS = 3
+
+
+def read_costs(file: str | Path) -> list[dict[str, Any]]:
+    """What the fixture ``benchmark_attack`` has measured, of a file of pytest-benchmark.
+
+    Raises:
+        DataError: no such file, not one of pytest-benchmark's, or nothing in it is from that fixture.
+    """
+    try:
+        found = [each["extra_info"] for each in json.loads(Path(file).read_text())["benchmarks"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"file={str(file)!r}: not a file of pytest --benchmark-json ({error})") from error
+    costs = [each for each in found if "forwards_per_image" in each]
+    if not costs:
+        raise DataError(f"file={str(file)!r}: no benchmark in it used the fixture benchmark_attack")
+    return costs
+
+
+def plot_attack_costs(costs: Sequence[Mapping[str, Any]], file: str | Path) -> None:
+    """Robust accuracy against passes, one panel a defense, one point an attack. Down and to the left is better.
+
+    Args:
+        costs: from `read_costs`.
+        file: ends in ``.svg`` or ``.png``; replaced in one atomic step. Its folder is made if it is not there.
+
+    Raises:
+        InputError: another suffix.
+        DependencyError: matplotlib is not installed.
+    """
+    defenses = list(dict.fromkeys(each["defense"] for each in costs))
+    attacks = list(dict.fromkeys(each["attack"] for each in costs))
+    columns = min(_COLUMNS, len(defenses))
+    rows = -(-len(defenses) // columns)
+    with saved(file, (3.1 * columns + 1.6, 2.6 * rows)) as figure:
+        panels = list(figure.subplots(rows, columns, squeeze=False, sharey=True).flat)
+        for panel in panels[len(defenses) :]:
+            panel.set_visible(False)
+        for defense, panel in zip(defenses, panels, strict=False):
+            for each in (each for each in costs if each["defense"] == defense):
+                number = attacks.index(each["attack"])
+                value, low, high = (100 * bound for bound in each["robust_accuracy"])
+                panel.errorbar(
+                    each["forwards_per_image"] + each["backwards_per_image"], value, [[value - low], [high - value]],
+                    color=_COLOURS[number % len(_COLOURS)], marker=_MARKERS[number % len(_MARKERS)], markersize=5,
+                    linewidth=0.6, linestyle="none", label=each["attack"],
+                )  # fmt: skip
+            panel.set_title(defense)
+            panel.set_xscale("log")
+            panel.set_ylim(-3, 103)
+            panel.set_xlabel("passes an image, forward and backward")
+        handles: dict[str, Any] = {}
+        for panel in figure.axes:
+            handles |= {label: handle for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)}
+        figure.axes[0].set_ylabel("robust accuracy, %")
+        figure.legend(handles.values(), handles, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+        figure.tight_layout()
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """``python -m pytest_gradmask.report.costs BENCHMARK.json PICTURE.svg``."""
+    parser = argparse.ArgumentParser(prog="python -m pytest_gradmask.report.costs", description=__doc__)
+    parser.add_argument("benchmarks", type=Path, help="a file of pytest --benchmark-json")
+    parser.add_argument("picture", type=Path, help="ends in .svg or .png")
+    options = parser.parse_args(arguments)
+    plot_attack_costs(read_costs(options.benchmarks), options.picture)
+
+
+if __name__ == "__main__":
+    main()
