@@ -1,0 +1,43 @@
+"""What a benchmark measured, with the machine and the versions it was measured with."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pytest_gradmask.files import replaced
+from pytest_gradmask.versions import versions
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def machine(device: str = "cpu") -> dict[str, Any]:
+    """What a time depends on besides what is timed."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {
+        "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else "cpu",
+        "processor": platform.machine(),
+        "cores": cores,
+        "threads": torch.get_num_threads(),
+        "versions": versions(
+            "pytest-gradmask", "torch", "torchvision", "timm", "pyautoattack", "autoattack", "foolbox"
+        ),
+    }
+
+
+def store(name: str, record: Mapping[str, Any], folder: Path = RESULTS) -> None:
+    """Write a record, in one atomic step, in place of an older one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with replaced(folder / f"{name}.json") as part:
+        part.write_text(json.dumps(record, indent=1) + "\n")
+
+
+def stored(prefix: str, folder: Path = RESULTS) -> list[dict[str, Any]]:
+    """All records whose names begin so."""
+    return [json.loads(file.read_text()) for file in sorted(folder.glob(f"{prefix}*.json"))]

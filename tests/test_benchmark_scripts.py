@@ -1,0 +1,52 @@
+"""The scripts that measure what this package costs beside others."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.__main__ import main
+from benchmarks.records import machine, store, stored
+from benchmarks.verdicts import time_to_verdict
+from pytest_gradmask import Defense
+from pytest_gradmask.datasets import Dataset
+from tests.toys import IMAGES, global_state, linear, predictions
+
+
+def test_time_to_verdict_times_both_ways_on_the_same_images() -> None:
+    model = linear(10)  # AutoAttack needs more than four classes
+    images = 0.5 + 0.01 * (IMAGES - 0.5)  # near the boundary, so that AutoAttack's first attack breaks them all
+    data = Dataset(images, predictions(model, images), "toys")
+    before = global_state()
+    lines: list[str] = []
+    record = time_to_verdict("linear", Defense(model), data, budget="smoke", progress=lines.append)
+    assert global_state() == before
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert (record["verdict"], record["images"], record["clean"]) == ("NOT_MASKED", len(images), 1.0)
+    assert record["ratio"] == (record["autoattack_seconds"] + record["bpda_seconds"]) / record["seconds"]
+    assert record["autoattack"] == record["with_bpda"] == record["all"] == 0.0
+    assert lines[0] == "preflight"
+    assert lines[-2:] == ["AutoAttack standard", "BPDA"]
+
+
+def test_records_are_kept_by_name(tmp_path: Path) -> None:
+    store("verdict-a", {"ratio": 2}, tmp_path / "new")
+    store("verdict-b", {"ratio": 3}, tmp_path / "new")
+    store("step-a", {"ratio": 4}, tmp_path / "new")
+    assert stored("verdict", tmp_path / "new") == [{"ratio": 2}, {"ratio": 3}]
+
+
+def test_the_machine_is_told() -> None:
+    told = machine()
+    assert json.loads(json.dumps(told)) == told
+    assert told["threads"] == torch.get_num_threads()
+    assert told["versions"]["torch"] == torch.__version__.partition("+")[0]
+
+
+def test_a_name_that_is_no_model_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verdicts", "no-such-model", "--samples", "2", "--output", str(tmp_path)]) == 2
+    assert "no-such-model" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
