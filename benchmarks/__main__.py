@@ -1,52 +1,112 @@
-"""``python -m benchmarks verdicts NAME ... --data SPEC``: measure, and store under benchmarks/results."""
+"""``python -m benchmarks COMMAND``: measure, store under benchmarks/results, and write docs/benchmarks.md."""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+from benchmarks.caching import cache_gain
+from benchmarks.memory import peak_memories
 from benchmarks.records import RESULTS, machine, store
+from benchmarks.startup import startup_cost
+from benchmarks.steps import step_costs
 from benchmarks.verdicts import time_to_verdict
 from pytest_gradmask import Defense, load_dataset, load_model
 from pytest_gradmask.training.provenance import exit_code
+
+Records = Iterator[tuple[str, dict[str, Any]]]
 
 
 def _say(name: str, line: str) -> None:
     print(f"{name}: {line}", file=sys.stderr)
 
 
-def _verdicts(options: argparse.Namespace) -> None:
+def _fresh(name: str) -> Defense:
+    return Defense(load_model(name), name=name)
+
+
+def _verdicts(options: argparse.Namespace) -> Records:
     data = load_dataset(options.data, samples=options.samples, seed=options.seed)
     for name in options.names:
-        record = time_to_verdict(
-            name, Defense(load_model(name), name=name), data, device=options.device, seed=options.seed,
-            progress=partial(_say, name),
-        )  # fmt: skip
-        source = {"data": data.source.rpartition("/")[2], "machine": machine(options.device)}
-        store(f"verdict-{name}", record | source, options.output)
-        print(
-            f"{name}: {record['verdict']} in {record['seconds']:.0f} s; by hand "
-            f"{record['autoattack_seconds'] + record['bpda_seconds']:.0f} s, {record['ratio']:.1f} times as long",
-            flush=True,
+        defense = Defense(load_model(name), name=name)
+        yield (
+            f"verdict-{name}",
+            time_to_verdict(
+                name, defense, data, device=options.device, seed=options.seed, progress=partial(_say, name)
+            ),
         )
+
+
+def _steps(options: argparse.Namespace) -> Records:
+    data = load_dataset(options.data, samples=options.samples, seed=options.seed)
+    for name in options.names:
+        yield f"step-{name}", step_costs(name, load_model(name), data, device=options.device)
+
+
+def _cache(options: argparse.Namespace) -> Records:
+    data = load_dataset(options.data, samples=options.samples, seed=options.seed)
+    for name in options.names:
+        yield (
+            f"cache-{name}",
+            cache_gain(name, partial(_fresh, name), data, device=options.device),
+        )
+
+
+def _memory(options: argparse.Namespace) -> Records:
+    for name in options.names:
+        yield f"memory-{name}", peak_memories(name, options.data, options.samples, device=options.device)
+
+
+def _startup(_: argparse.Namespace) -> Records:
+    yield "startup", startup_cost()
+
+
+_COMMANDS = {
+    "verdicts": (_verdicts, "time to a verdict, beside AutoAttack and BPDA by hand"),
+    "steps": (_steps, "one step of APGD, beside upstream's"),
+    "cache": (_cache, "a second audit of which nothing has changed, beside the first"),
+    "memory": (_memory, "peak memory of an audit, beside AutoAttack's"),
+    "startup": (_startup, "the plugin installed and not used"),
+}
+
+
+def _measure(options: argparse.Namespace) -> None:
+    for name, record in options.measure(options):
+        store(
+            name, record | {"data": options.data.rpartition("/")[2], "machine": machine(options.device)}, options.output
+        )
+        print(f"{name}: {record}", flush=True)
+
+
+def _page(_: argparse.Namespace) -> None:
+    from benchmarks.page import write
+
+    write()
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    verdicts = commands.add_parser("verdicts", help="time to a verdict, beside AutoAttack and BPDA by hand")
-    verdicts.add_argument("names", nargs="+", metavar="MODEL", help="a fixture, such as resnet-standard-composite")
-    verdicts.add_argument("--samples", type=int, default=200, metavar="N", help="images (default: %(default)s)")
-    verdicts.set_defaults(run=_verdicts)
-    for command in (verdicts,):
+    for name, (measure, told) in _COMMANDS.items():
+        command = commands.add_parser(name, help=told)
         add = command.add_argument
+        add(
+            "names",
+            nargs="*" if measure is _startup else "+",
+            metavar="MODEL",
+            help="such as resnet-standard-composite",
+        )
         add("--data", default="embedded", metavar="SPEC", help="as of --gradmask-data (default: %(default)s)")
+        add("--samples", type=int, default=200, metavar="N", help="images (default: %(default)s)")
         add("--seed", type=int, default=0, metavar="N", help="(default: %(default)s)")
         add("--device", default="cpu", help="torch device (default: %(default)s)")
         add("--output", type=Path, default=RESULTS, metavar="FOLDER", help="(default: benchmarks/results)")
+        command.set_defaults(run=_measure, measure=measure)
+    commands.add_parser("page", help="write docs/benchmarks.md from what was measured").set_defaults(run=_page)
     return parser
 
 

@@ -7,13 +7,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from benchmarks.__main__ import main
+from benchmarks.caching import cache_gain
+from benchmarks.page import PAGE, text
 from benchmarks.records import machine, store, stored
+from benchmarks.steps import step_costs
 from benchmarks.verdicts import time_to_verdict
 from pytest_gradmask import Defense
 from pytest_gradmask.datasets import Dataset
-from tests.toys import IMAGES, global_state, linear, predictions
+from tests.toys import IMAGES, Quantize, convolutional, global_state, linear, predictions
 
 
 def test_time_to_verdict_times_both_ways_on_the_same_images() -> None:
@@ -30,6 +34,42 @@ def test_time_to_verdict_times_both_ways_on_the_same_images() -> None:
     assert record["autoattack"] == record["with_bpda"] == record["all"] == 0.0
     assert lines[0] == "preflight"
     assert lines[-2:] == ["AutoAttack standard", "BPDA"]
+
+
+def test_a_step_is_timed_in_each_way() -> None:
+    model = nn.Sequential()
+    model.add_module("front_end", Quantize())
+    model.add_module("backbone", convolutional())
+    data = Dataset(IMAGES, predictions(model, IMAGES), "toys")
+    record = step_costs("toy", model.eval(), data, rounds=2)
+    assert set(record["seconds"]) == {"upstream", "ours", "ours, BPDA"}
+    assert record["ratios"]["ours"] == record["seconds"]["upstream"] / record["seconds"]["ours"]
+    assert set(step_costs("bare", convolutional(), data, rounds=1)["ratios"]) == {"ours"}
+
+
+def test_a_second_audit_is_faster() -> None:
+    data = Dataset(IMAGES, predictions(linear(), IMAGES), "toys")
+    record = cache_gain("linear", lambda: Defense(linear()), data, budget="smoke", rounds=1)
+    assert record["cached"]
+    assert record["ratio"] == record["first"] / record["again"] > 1
+
+
+def test_the_page_tells_whatever_was_measured(tmp_path: Path) -> None:
+    where = {"machine": machine(), "data": "some.npz"}
+    data = Dataset(IMAGES, predictions(convolutional(), IMAGES), "toys")
+    store("step-toy", step_costs("toy", convolutional(), data, rounds=1) | where, tmp_path)
+    store(
+        "startup", {"rounds": 3, "with": 101.0, "without": 90.0, "more": 11.0, "spread": [9.0, 12.0]} | where, tmp_path
+    )
+    page = text(tmp_path)
+    assert "## One step" in page
+    assert "| 90 | 101 | **11** [9, 12] |" in page
+    assert "Images of some.npz. Measured on cpu" in page
+    assert "## Time to a verdict" not in page
+
+
+def test_the_page_in_docs_tells_the_stored_results() -> None:
+    assert PAGE.read_text() == text()
 
 
 def test_records_are_kept_by_name(tmp_path: Path) -> None:

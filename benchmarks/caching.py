@@ -1,0 +1,31 @@
+"""A second audit of which nothing has changed, beside the first."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pytest_gradmask import Defense, audit
+from pytest_gradmask.datasets import Dataset
+
+
+def cache_gain(
+    name: str, make: Callable[[], Defense], data: Dataset, *, budget: str = "ci", device: str = "cpu", rounds: int = 5
+) -> dict[str, Any]:
+    """Seconds of a first audit and of later ones, each of a defense made afresh; the median of the later ones."""
+    seconds = []
+    with tempfile.TemporaryDirectory() as folder:
+        for _ in range(rounds + 1):
+            defense = make()
+            started = time.perf_counter()
+            found = audit(defense, data.images, data.labels, budget=budget, device=device, cache=Path(folder))
+            seconds.append(time.perf_counter() - started)
+    first, *later = seconds
+    again = sorted(later)[len(later) // 2]
+    return {
+        "defense": name, "budget": budget, "images": len(data.labels), "verdict": found.verdict.name,
+        "cached": found.cached, "first": first, "again": again, "ratio": first / again,
+    }  # fmt: skip

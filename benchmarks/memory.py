@@ -1,0 +1,74 @@
+"""Peak memory of an audit, beside that of AutoAttack on the same images: each in a process of its own."""
+
+from __future__ import annotations
+
+import multiprocessing
+import resource
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from pytest_gradmask import Defense, ThreatModel, audit, load_dataset, load_model
+from pytest_gradmask.attacks import autoattack
+
+#: What AutoAttack is given of its own attacks: each of them once, briefly. More steps hold no more at once.
+_STEPS, _QUERIES = 5, 100
+
+
+def peak_memories(name: str, data: str, samples: int, *, device: str = "cpu") -> dict[str, Any]:
+    """MiB that the process held at most (of a GPU: that torch did), and what it holds before any attack.
+
+    Args:
+        name: of a fixture.
+        data: specification of the images.
+        samples: how many of them.
+        device: torch device.
+    """
+    found = {which: _apart(run, name, data, samples, device) for which, run in _RUNS.items()}
+    return {"defense": name, "images": samples, "mebibytes": found, "ratio": found["autoattack"] / found["audit"]}
+
+
+def _audit(name: str, data: str, samples: int, device: str) -> None:
+    images = load_dataset(data, samples=samples, seed=0)
+    audit(Defense(load_model(name)), images.images, images.labels, device=device, exhaustive=True)
+
+
+def _autoattack(name: str, data: str, samples: int, device: str) -> None:
+    images = load_dataset(data, samples=samples, seed=0)
+    model = load_model(name).to(device).requires_grad_(False)
+    attack = autoattack.upstream("autoattack").AutoAttack(
+        model, norm="Linf", eps=ThreatModel().eps, version="standard", seed=0, device=device
+    )
+    attack.logger.setLevel("ERROR")
+    attack.apgd.n_iter = attack.apgd_targeted.n_iter = attack.fab.n_iter = _STEPS
+    attack.square.n_queries = _QUERIES
+    attack.run_standard_evaluation(images.images.to(device), images.labels.to(device))
+
+
+def _nothing(name: str, data: str, samples: int, device: str) -> None:
+    load_dataset(data, samples=samples, seed=0)
+    load_model(name).to(device)
+    autoattack.upstream("autoattack")
+
+
+_RUNS: dict[str, Callable[[str, str, int, str], None]] = {
+    "nothing": _nothing,
+    "audit": _audit,
+    "autoattack": _autoattack,
+}
+
+
+def _apart(run: Callable[[str, str, int, str], None], *arguments: Any) -> float:
+    """What a run holds at most, in a fresh process."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(_peak, (run, *arguments))
+
+
+def _peak(run: Callable[[str, str, int, str], None], name: str, data: str, samples: int, device: str) -> float:
+    run(name, data, samples, device)
+    if device.startswith("cuda"):
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20

@@ -1,0 +1,140 @@
+"""docs/benchmarks.md, from what was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from audits.markdown import table
+from benchmarks.records import RESULTS, stored
+from pytest_gradmask.files import replaced
+
+HERE = Path(__file__).parent
+PAGE = HERE.parent / "docs" / "benchmarks.md"
+
+Record = Mapping[str, Any]
+
+
+def write(results: Path = RESULTS, page: Path = PAGE) -> None:
+    """Write the page in one atomic step."""
+    with replaced(page) as part:
+        part.write_text(text(results))
+
+
+def text(results: Path = RESULTS) -> str:
+    """The page."""
+    sections = {"verdict": _verdicts, "step": _steps, "cache": _cache, "memory": _memory, "startup": _startup}
+    parts = [(HERE / "introduction.md").read_text().rstrip()]
+    for prefix, section in sections.items():
+        records = stored(prefix, results)
+        if records:
+            parts += [section(records), _provenance(records)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _verdicts(records: Sequence[Record]) -> str:
+    rows = [
+        (
+            record["defense"], f"`{record['verdict']}`", f"{record['looked_at']} of {record['images']}",
+            f"{record['seconds']:.0f}", f"{record['autoattack_seconds']:.0f}", f"{record['bpda_seconds']:.0f}",
+            f"**{record['ratio']:.1f}**", f"{100 * record['autoattack']:.1f}", f"{100 * record['with_bpda']:.1f}",
+        )
+        for record in records
+    ]  # fmt: skip
+    headings = (
+        "defense", "verdict", "images looked at", "audit, s", "AutoAttack standard, s", "BPDA-PGD-50, s",
+        "times as long by hand", "left by AutoAttack, %", "and BPDA, %",
+    )  # fmt: skip
+    return _section(
+        "Time to a verdict",
+        "One audit at the budget `ci`, told nothing of the defense and without a cache, and then by hand: AutoAttack's "
+        "version `standard`, and PGD with 50 steps around the front ends.",
+        table(headings, rows),
+    )
+
+
+def _steps(records: Sequence[Record]) -> str:
+    rows = [
+        (
+            record["defense"],
+            *(f"{1000 * record['seconds'][which]:.2f}" if which in record["seconds"] else "-" for which in _STEPPED),
+            *(f"**{record['ratios'][which]:.2f}**" if which in record["ratios"] else "-" for which in _STEPPED[1:]),
+        )
+        for record in records
+    ]
+    headings = (
+        "defense", "upstream's APGD, ms", "our APGD, ms", "our APGD as BPDA, ms", "upstream's / ours",
+        "upstream's / BPDA",
+    )  # fmt: skip
+    return _section(
+        "One step",
+        "Milliseconds an image and step, forward and backward; the least of some rounds in which attacks take turns. "
+        "As BPDA, the front end has no backward pass.",
+        table(headings, rows),
+    )
+
+
+_STEPPED = ("upstream", "ours", "ours, BPDA")
+
+
+def _cache(records: Sequence[Record]) -> str:
+    rows = [
+        (
+            record["defense"], f"`{record['verdict']}`", f"{record['first']:.1f}", f"{record['again']:.2f}",
+            f"**{record['ratio']:.0f}**",
+        )
+        for record in records
+    ]  # fmt: skip
+    return (
+        "## A second run\n\nThe same audit of a defense made afresh, with the results of the first kept.\n\n"
+        + table(("defense", "verdict", "first, s", "again, s", "times as fast"), rows)
+    )
+
+
+def _memory(records: Sequence[Record]) -> str:
+    rows = [
+        (
+            record["defense"], str(record["images"]),
+            *(f"{record['mebibytes'][which]:.0f}" for which in ("nothing", "audit", "autoattack")),
+            f"**{record['ratio']:.2f}**",
+        )
+        for record in records
+    ]  # fmt: skip
+    headings = (
+        "defense", "images", "libraries, model, images; MiB", "audit, MiB", "AutoAttack, MiB", "AutoAttack / audit",
+    )  # fmt: skip
+    return _section("Peak memory", "Of a process of its own.", table(headings, rows))
+
+
+def _startup(records: Sequence[Record]) -> str:
+    rows = [
+        (
+            f"{record['without']:.0f}", f"{record['with']:.0f}",
+            f"**{record['more']:.0f}** [{record['spread'][0]:.0f}, {record['spread'][1]:.0f}]",
+        )
+        for record in records
+    ]  # fmt: skip
+    return _section(
+        "Installed and not used",
+        "`pytest --collect-only` on an empty folder, without any other plugin; medians of "
+        f"{records[0]['rounds']} rounds in turns, and of their differences with quartiles.",
+        table(("without the plugin, ms", "with it, ms", "more, ms"), rows),
+    )
+
+
+def _section(title: str, told: str, figures: str) -> str:
+    return f"## {title}\n\n{told}\n\n{figures}"
+
+
+def _provenance(records: Sequence[Record]) -> str:
+    told = sorted({_machine(record["machine"]) for record in records})
+    data = sorted({record["data"] for record in records if record["data"] != "embedded"})
+    source = f"Images of {', '.join(data)}. " if data else ""
+    return f"<sub>{source}Measured on {'; '.join(told)}.</sub>"
+
+
+def _machine(machine: Mapping[str, Any]) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    cores = f"{machine['processor']}, {machine['cores']} cores, {machine['threads']} threads"
+    return f"{machine['device']} ({cores}) with {versions}"
