@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from pytest_gradmask.attacks.oracle import Oracle, parameter_dtype
+from pytest_gradmask.batching import in_batches, out_of_memory
 from pytest_gradmask.defense import Defense
 from pytest_gradmask.errors import DefenseError, InputError
 from pytest_gradmask.results import Finding
@@ -21,6 +22,7 @@ from pytest_gradmask.threat import ThreatModel
 #: Forwards that must agree before a defense counts as deterministic: an even choice of two members shows with
 #: a chance of 1 - 2**-15.
 _REPEATS = 16
+_BATCH = 250  # images a forward gets, if memory allows
 _SAMPLE = 2  # images in the checks that repeat
 _SAME = 1e-4  # largest difference of logits, relative to their size, that counts as none
 #: The same between a batch and one image alone: rounding differs there, and a deep front end amplifies it a
@@ -91,9 +93,7 @@ def check_defense(defense: Defense, oracle: Oracle, images: torch.Tensor, labels
     """
     for model in (defense.model, *defense.members, *defense.sources):
         _check_eval_mode(model)
-    raw = _forward(defense, images)
-    _check_output(defense, raw, images)
-    classes = raw.shape[1]
+    classes = _check_outputs(defense, images)
     if labels.min() < 0 or labels.max() >= classes:
         raise InputError(
             f"labels: range from {labels.min().item()} to {labels.max().item()}, but {defense.name} has {classes} "
@@ -111,7 +111,7 @@ def check_defense(defense: Defense, oracle: Oracle, images: torch.Tensor, labels
                 Finding("randomized", f"the same image gets logits that differ by up to {spread:.2g} of their size")
             )
         elif len(images) > 1:
-            alone, together = oracle(images[:1]), oracle(images)
+            alone, together = oracle(images[:1]), oracle(images[:_BATCH])
             change = ((alone - together[:1]).abs().max() / scale).item()
             if change > _SAME_ALONE:
                 findings.append(
@@ -138,12 +138,25 @@ def _check_eval_mode(model: nn.Module) -> None:
             )
 
 
+def _check_outputs(defense: Defense, images: torch.Tensor) -> int:
+    """What the model returns for all images, batch by batch; the number of classes."""
+
+    def part(start: int, end: int) -> int:
+        raw = _forward(defense, images[start:end])
+        _check_output(defense, raw, images[start:end])
+        return raw.shape[1]
+
+    return in_batches(part, len(images), _BATCH)[0]
+
+
 def _forward(defense: Defense, images: torch.Tensor) -> torch.Tensor:
     # Once without the oracle's conversions, to see what the model itself returns.
     try:
         with torch.no_grad():
             return defense.model(images.to(parameter_dtype(defense.model), copy=True))  # type: ignore[no-any-return]
     except Exception as error:
+        if out_of_memory(error):
+            raise
         raise DefenseError(
             f"{defense.name} raised {type(error).__name__} on images of shape {tuple(images.shape)}: {error}"
         ) from error

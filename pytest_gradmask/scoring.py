@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from pytest_gradmask.attacks.oracle import Oracle
+from pytest_gradmask.batching import in_batches
 from pytest_gradmask.cache import Cache
 from pytest_gradmask.fingerprint import fingerprint
 from pytest_gradmask.plan import PlannedAttack
@@ -17,7 +18,8 @@ from pytest_gradmask.results import AttackResult, Votes
 from pytest_gradmask.threat import ThreatModel
 from pytest_gradmask.voting import Ballot, right
 
-_CHUNK = {"cpu": 100, "cuda": 250}  # images an attack gets at a time
+#: Images an attack gets at a time, if memory allows. A CPU gains nothing from more.
+_CHUNK = {"cpu": 100, "cuda": 1000}
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,34 +92,45 @@ class Evaluation:
     def _run(self, attack: PlannedAttack, attacked: tuple[int, ...], salt: str) -> AttackResult:
         result = AttackResult(attack.name, attack.kind, attacked, autoattack=attack.autoattack)
         started = time.monotonic()
-        broken: list[int] = []
-        votes: dict[int, Votes] = {}
-        invalid = 0
-        generator = torch.Generator().manual_seed(subseed(self.seed, attack.name + salt))
-        self.look.reseed(subseed(self.seed, f"defense under {attack.name}{salt}"))
         indices = torch.tensor(attacked, dtype=torch.long, device=self.images.device)
+
+        def part(start: int, end: int) -> AttackResult:
+            return self._run_on(attack, indices[start:end], f"{attack.name}{salt}{f' at {start}' if start else ''}")
+
         try:
-            for chunk in indices.split(_CHUNK.get(indices.device.type, 100)) if attacked else ():
-                images, labels = self.images[chunk], self.labels[chunk]
-                returned = attack.run(attack.model, images, labels, threat=self.threat, generator=generator).detach()
-                valid = self.threat.contains(returned, images)
-                invalid += int((~valid).sum())
-                # An image that the attack has ruined counts as not broken: judge the clean one in its place.
-                judged = torch.where(valid.view(-1, 1, 1, 1), returned, images)
-                kept, found = self._score(chunk, judged)
-                broken += chunk[valid & ~kept].tolist()
-                votes |= found
+            parts = in_batches(part, len(indices), _CHUNK.get(indices.device.type, 100))
         except Exception as error:  # the defense is not ours: whatever it raises under attack must not end the audit
             note = f"{type(error).__name__}: {error}"
             return replace(result, status="failed", note=note, seconds=time.monotonic() - started)
         return replace(
             result,
-            broken=tuple(broken),
-            votes=votes,
-            invalid=invalid,
-            forwards=attack.model.forwards,
-            backwards=attack.model.backwards,
+            broken=tuple(index for done in parts for index in done.broken),
+            votes={index: found for done in parts for index, found in done.votes.items()},
+            invalid=sum(done.invalid for done in parts),
+            forwards=sum(done.forwards for done in parts),
+            backwards=sum(done.backwards for done in parts),
             seconds=time.monotonic() - started,
+        )
+
+    def _run_on(self, attack: PlannedAttack, chunk: torch.Tensor, draws: str) -> AttackResult:
+        """Attack the images at these indices at once, with random numbers of this name."""
+        generator = torch.Generator().manual_seed(subseed(self.seed, draws))
+        self.look.reseed(subseed(self.seed, f"defense under {draws}"))
+        images, labels = self.images[chunk], self.labels[chunk]
+        forwards, backwards = attack.model.forwards, attack.model.backwards
+        returned = attack.run(attack.model, images, labels, threat=self.threat, generator=generator).detach()
+        valid = self.threat.contains(returned, images)
+        # An image that the attack has ruined counts as not broken: judge the clean one in its place.
+        judged = torch.where(valid.view(-1, 1, 1, 1), returned, images)
+        kept, votes = self._score(chunk, judged)
+        return AttackResult(
+            attack.name,
+            attack.kind,
+            broken=tuple(chunk[valid & ~kept].tolist()),
+            votes=votes,
+            invalid=int((~valid).sum()),
+            forwards=attack.model.forwards - forwards,
+            backwards=attack.model.backwards - backwards,
         )
 
 

@@ -14,6 +14,7 @@ from scipy.stats import binomtest
 
 from pytest_gradmask.attacks.losses import margin
 from pytest_gradmask.attacks.oracle import Oracle
+from pytest_gradmask.batching import in_batches
 from pytest_gradmask.errors import DefenseError
 from pytest_gradmask.results import Finding, Votes
 
@@ -116,9 +117,12 @@ def right(
     """Whether one forward classifies each image correctly; bool, N. NaN logits do not."""
     if len(images) == 0:
         return torch.zeros(0, dtype=torch.bool, device=images.device)
-    with torch.no_grad():
-        parts = zip(images.split(chunk), labels.split(chunk), strict=True)
-        return torch.cat([margin(model(some), own) < 0 for some, own in parts])
+
+    def part(start: int, end: int) -> torch.Tensor:
+        with torch.no_grad():
+            return margin(model(images[start:end]), labels[start:end]) < 0
+
+    return torch.cat(in_batches(part, len(images), chunk))
 
 
 def votes_needed(share: float, pilot: int, variance: float) -> int:

@@ -48,6 +48,7 @@ LAYERS = (
     "randomness",
     "stats",
     "fingerprint",
+    "batching",
     "files",
     "versions",
     "errors",
