@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.caching import cache_gain
+from benchmarks.defenses import find
 from benchmarks.memory import peak_memories
 from benchmarks.records import RESULTS, machine, store
 from benchmarks.startup import startup_cost
 from benchmarks.steps import step_costs
 from benchmarks.verdicts import time_to_verdict
-from pytest_gradmask import Defense, load_dataset, load_model
+from pytest_gradmask import load_dataset
 from pytest_gradmask.training.provenance import exit_code
 
 Records = Iterator[tuple[str, dict[str, Any]]]
@@ -25,18 +26,13 @@ def _say(name: str, line: str) -> None:
     print(f"{name}: {line}", file=sys.stderr)
 
 
-def _fresh(name: str) -> Defense:
-    return Defense(load_model(name), name=name)
-
-
 def _verdicts(options: argparse.Namespace) -> Records:
     data = load_dataset(options.data, samples=options.samples, seed=options.seed)
     for name in options.names:
-        defense = Defense(load_model(name), name=name)
         yield (
             f"verdict-{name}",
             time_to_verdict(
-                name, defense, data, device=options.device, seed=options.seed, progress=partial(_say, name)
+                name, find(name), data, device=options.device, seed=options.seed, progress=partial(_say, name)
             ),
         )
 
@@ -44,7 +40,7 @@ def _verdicts(options: argparse.Namespace) -> Records:
 def _steps(options: argparse.Namespace) -> Records:
     data = load_dataset(options.data, samples=options.samples, seed=options.seed)
     for name in options.names:
-        yield f"step-{name}", step_costs(name, load_model(name), data, device=options.device)
+        yield f"step-{name}", step_costs(name, find(name).model, data, device=options.device)
 
 
 def _cache(options: argparse.Namespace) -> Records:
@@ -52,7 +48,7 @@ def _cache(options: argparse.Namespace) -> Records:
     for name in options.names:
         yield (
             f"cache-{name}",
-            cache_gain(name, partial(_fresh, name), data, device=options.device),
+            cache_gain(name, partial(find, name), data, device=options.device),
         )
 
 
@@ -98,7 +94,7 @@ def _parser() -> argparse.ArgumentParser:
             "names",
             nargs="*" if measure is _startup else "+",
             metavar="MODEL",
-            help="such as resnet-standard-composite",
+            help="such as resnet-standard-composite; or a known defense",
         )
         add("--data", default="embedded", metavar="SPEC", help="as of --gradmask-data (default: %(default)s)")
         add("--samples", type=int, default=200, metavar="N", help="images (default: %(default)s)")

@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from pytest_gradmask import Defense, ThreatModel, audit, load_dataset, load_model
+from benchmarks.defenses import find
+from pytest_gradmask import ThreatModel, audit, load_dataset
 from pytest_gradmask.attacks import autoattack
 
 #: What AutoAttack is given of its own attacks: each of them once, briefly. More steps hold no more at once.
@@ -32,12 +33,12 @@ def peak_memories(name: str, data: str, samples: int, *, device: str = "cpu") ->
 
 def _audit(name: str, data: str, samples: int, device: str) -> None:
     images = load_dataset(data, samples=samples, seed=0)
-    audit(Defense(load_model(name)), images.images, images.labels, device=device, exhaustive=True)
+    audit(find(name), images.images, images.labels, device=device, exhaustive=True)
 
 
 def _autoattack(name: str, data: str, samples: int, device: str) -> None:
     images = load_dataset(data, samples=samples, seed=0)
-    model = load_model(name).to(device).requires_grad_(False)
+    model = find(name).model.to(device).requires_grad_(False)
     attack = autoattack.upstream("autoattack").AutoAttack(
         model, norm="Linf", eps=ThreatModel().eps, version="standard", seed=0, device=device
     )
@@ -49,7 +50,7 @@ def _autoattack(name: str, data: str, samples: int, device: str) -> None:
 
 def _nothing(name: str, data: str, samples: int, device: str) -> None:
     load_dataset(data, samples=samples, seed=0)
-    load_model(name).to(device)
+    find(name).model.to(device)
     autoattack.upstream("autoattack")
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,15 @@ from pytest_gradmask.files import replaced
 from pytest_gradmask.versions import versions
 
 RESULTS = Path(__file__).parent / "results"
+
+
+def clock(device: str = "cpu") -> Callable[[], float]:
+    """Seconds, for differences.
+
+    With one thread on a CPU they are the process's own: what else the machine does hardly disturbs them.
+    """
+    alone = not device.startswith("cuda") and torch.get_num_threads() == 1
+    return time.process_time if alone else time.perf_counter
 
 
 def machine(device: str = "cpu") -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from benchmarks.records import clock
 from pytest_gradmask import ThreatModel
 from pytest_gradmask.attacks import autoattack
 from pytest_gradmask.attacks.bpda import bypassed
@@ -41,13 +41,14 @@ def step_costs(name: str, model: nn.Module, data: Dataset, *, device: str = "cpu
             around = Oracle(bypassed(model, fronts), stream)
             attacks["ours, BPDA"] = partial(_run, ours, around, images, labels, threat)
         seconds = {(attack, steps): float("inf") for attack in attacks for steps in (_STEPS, 2 * _STEPS)}
+        now = clock(device)
         for _ in range(rounds):
             for attack, steps in seconds:
-                started = time.perf_counter()
+                started = now()
                 attacks[attack](steps)
                 if place.type == "cuda":
                     torch.cuda.synchronize(place)
-                seconds[attack, steps] = min(seconds[attack, steps], time.perf_counter() - started)
+                seconds[attack, steps] = min(seconds[attack, steps], now() - started)
     each = {
         attack: (seconds[attack, 2 * _STEPS] - seconds[attack, _STEPS]) / _STEPS / len(images) for attack in attacks
     }

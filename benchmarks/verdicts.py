@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 
+from benchmarks.records import clock
 from pytest_gradmask import Defense, ThreatModel, audit
 from pytest_gradmask.attacks import autoattack
 from pytest_gradmask.attacks.bpda import bypassed
@@ -37,26 +37,26 @@ def time_to_verdict(
     By hand nothing is compared or tested; all that is timed are the attacks. The audit is told nothing of the defense
     and keeps no cache.
     """
-    threat = ThreatModel()
-    started = time.perf_counter()
+    threat, seconds = ThreatModel(), clock(device)
+    started = seconds()
     found = audit(
         defense, data.images, data.labels, threat=threat, budget=budget, device=device, seed=seed, progress=progress
     )
-    ours = time.perf_counter() - started
+    ours = seconds() - started
     model, place = defense.model, torch.device(device)
     images, labels = data.images.to(place), data.labels.to(place)
     with moved([model], place), no_trace([model], place), random_state_kept(place):
         progress("AutoAttack standard")
-        started = time.perf_counter()
+        started = seconds()
         attack = autoattack.upstream("autoattack").AutoAttack(
             model, norm="Linf", eps=threat.eps, version="standard", seed=seed, device=place
         )
         attack.logger.setLevel("ERROR")
         returned = attack.run_standard_evaluation(images, labels)
         attacked: torch.Tensor = returned[0] if isinstance(returned, tuple) else returned
-        standard = time.perf_counter() - started
+        standard = seconds() - started
         progress("BPDA")
-        started = time.perf_counter()
+        started = seconds()
         around = bypassed(model, {where: None for where, _ in model.named_modules() if where.endswith("front_end")})
         kept = [
             _pgd(around, some, own, threat, seed) & _right(model, found_, own)
@@ -64,7 +64,7 @@ def time_to_verdict(
                 images.split(_CHUNK), labels.split(_CHUNK), attacked.split(_CHUNK), strict=True
             )
         ]
-        bpda = time.perf_counter() - started
+        bpda = seconds() - started
     return {
         "defense": name, "budget": budget, "seed": seed, "images": len(labels),
         "verdict": found.verdict.name, "looked_at": found.total, "seconds": ours,

@@ -120,6 +120,12 @@ TESTS = (
 RUN = ("--gradmask", "--gradmask-device=cpu", "-p", "no:xdist", "-p", "no:randomly")
 
 
+@pytest.fixture(autouse=True)
+def not_a_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """pytest-benchmark times nothing where it believes to be a worker of xdist, as these tests themselves may be."""
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
+
+
 @pytest.fixture
 def timed(pytester: pytest.Pytester) -> Path:
     """The file of a run with --benchmark-json."""

@@ -187,22 +187,26 @@ def test_what_is_stored_is_of_this_zoo_and_agrees_with_itself() -> None:
 
 
 def test_the_page_counts_verdicts_by_truth_and_repeats() -> None:
-    repeats = [{"seed": 1, "verdict": "MASKED", "images": 9, "budget": "smoke", "margin": 0.1}]
-    flipped = [*repeats, {"seed": 2, "verdict": "NOT_MASKED", "images": 9, "budget": "smoke", "margin": 0.1}]
+    first = {"seed": 1, "exhaustive": False, "verdict": "MASKED", "images": 9, "budget": "smoke", "margin": 0.1}
+    flipped = [first, first | {"seed": 2, "verdict": "NOT_MASKED"}]
     told = page.markdown(
         {
             "ripple": a_record(repeats=flipped),
-            "detached": a_record(repeats=flipped[:1] * 2),
+            "detached": a_record(repeats=[first, first | {"exhaustive": True}]),
+            "jpeg": a_record(repeats=[first, first | {"exhaustive": True, "verdict": "INCONCLUSIVE"}]),
             "small-logits": a_record((0.0, -0.1, 0.02), "INCONCLUSIVE"),
             "average": a_record((0.1, 0.0, 0.2), "MASKED"),
         }
     )
-    assert "| 2 that mask | 1 that do not mask | 1 that leave it open |" in told
-    assert "| verdict `MASKED` | 2 | 0 | 1 |" in told
+    assert "| 3 that mask | 1 that do not mask | 1 that leave it open |" in told
+    assert "| verdict `MASKED` | 3 | 0 | 1 |" in told
     assert "| verdict `INCONCLUSIVE` | 0 | 1 | 0 |" in told
     assert "| small-logits | honest 0.0 [-10.0, 2.0] | `INCONCLUSIVE` |" in told
     assert told.index("| detached |") < told.index("| ripple |"), "in the order of the zoo"
-    assert "1 of 2 defenses are called" in told
+    assert "at most 9 images drawn by it, at the budget `smoke` and a margin of 10 points. 1 of 3 defenses" in told
+    assert "Of 2 audits made again *exhaustively*, with every attack on every image, 1 came to" in told
+    assert "| ripple | masked | 1 | 1 | 0 | - |" in told
+    assert "| detached | masked | 1 | 0 | 0 | 1 of 1 |" in told
     assert "10 images of d.npz, Linf, eps 8/255, budget ci" in told
 
 
@@ -234,14 +238,26 @@ def test_the_command_stores_what_it_tells(
 def test_repeats_are_added_to_what_was_measured(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(__main__, "repeat", lambda entry, data, **more: {"seed": more["seed"], "verdict": entry.name})
+    asked: list[tuple[int, bool]] = []
+
+    def repeated(entry: Entry, _: Dataset, **more: Any) -> dict[str, Any]:
+        asked.append((more["seed"], more["exhaustive"]))
+        return {"seed": more["seed"], "exhaustive": more["exhaustive"], "verdict": entry.name}
+
+    monkeypatch.setattr(__main__, "repeat", repeated)
     settings = ["--samples", "3", "--output", str(tmp_path)]
     assert __main__.main(["repeat", "ripple", *settings]) == 2
     assert "not measured yet" in capsys.readouterr().err
     store("ripple", a_record(), tmp_path)
     assert __main__.main(["repeat", "ripple", "--seeds", "2", "1", *settings]) == 0
     assert __main__.main(["repeat", "ripple", "--seeds", "2", *settings]) == 0
-    assert stored(tmp_path)["ripple"]["repeats"] == [{"seed": seed, "verdict": "ripple"} for seed in (1, 2)]
+    assert __main__.main(["repeat", "ripple", "--seeds", "1", "2", "--missing", "--exhaustive", *settings]) == 0
+    assert __main__.main(["repeat", "ripple", "--seeds", "2", "1", "--missing", *settings]) == 0
+    assert asked == [(2, False), (1, False), (2, False), (1, True), (2, True)]
+    kept = [(1, False), (1, True), (2, False), (2, True)]
+    assert stored(tmp_path)["ripple"]["repeats"] == [
+        {"seed": seed, "exhaustive": exhaustive, "verdict": "ripple"} for seed, exhaustive in kept
+    ]
     assert {**stored(tmp_path)["ripple"], "repeats": 0} == {**a_record(), "repeats": 0}
 
 

@@ -63,11 +63,16 @@ def _repeat(options: argparse.Namespace) -> None:
             record = stored_record(entry.name, options.output)
             if record is None:
                 raise InputError(f"defense {entry.name!r}: not measured yet; python -m audits.zoo measure {entry.name}")
-            fresh = repeat(entry, data, budget=budget, margin=margin, device=options.device, seed=seed)
-            others = [each for each in record.get("repeats", []) if each["seed"] != seed]
-            repeats = sorted([*others, fresh], key=lambda each: int(each["seed"]))
-            store(entry.name, {**record, "repeats": repeats}, options.output)
-            print(f"{entry.name}, seed {seed}: {fresh['verdict']}", flush=True)
+            repeats = {(each["seed"], each["exhaustive"]): each for each in record.get("repeats", [])}
+            this = (seed, options.exhaustive)
+            if options.missing and this in repeats:
+                continue
+            repeats[this] = repeat(
+                entry, data, budget=budget, margin=margin, device=options.device, seed=seed,
+                exhaustive=options.exhaustive,
+            )  # fmt: skip
+            store(entry.name, {**record, "repeats": [repeats[key] for key in sorted(repeats)]}, options.output)
+            print(f"{entry.name}, seed {seed}: {repeats[this]['verdict']}", flush=True)
 
 
 def _page(_: argparse.Namespace) -> None:
@@ -89,11 +94,11 @@ def _parser() -> argparse.ArgumentParser:
 
     measuring = commands.add_parser("measure", help="measure what is true of each defense, and audit it")
     measuring.add_argument("--seed", type=int, default=0, metavar="N", help="(default: %(default)s)")
-    measuring.add_argument("--missing", action="store_true", help="measure only what the folder does not hold yet")
     measuring.set_defaults(run=_measure)
 
     repeating = commands.add_parser("repeat", help="audit what was measured with other seeds")
     repeating.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4], metavar="N", help="(default: 1 2 3 4)")
+    repeating.add_argument("--exhaustive", action="store_true", help="every attack on every image, whatever is certain")
     repeating.set_defaults(run=_repeat)
 
     for command in (measuring, repeating):
@@ -104,6 +109,7 @@ def _parser() -> argparse.ArgumentParser:
         add("--budget", choices=BUDGETS, default="ci", help="of the attacks (default: %(default)s)")
         add("--margin", type=float, metavar="SHARE", help="a larger gap is masking (default: the budget's)")
         add("--device", default="cpu", help="torch device (default: %(default)s)")
+        add("--missing", action="store_true", help="measure only what the folder does not hold yet")
         add("--output", type=Path, default=RESULTS, metavar="FOLDER", help="(default: audits/zoo/results)")
 
     page = commands.add_parser("page", help="write docs/known-defenses.md from what was measured")

@@ -102,17 +102,28 @@ def measure(
 
 
 def repeat(
-    entry: Entry, data: Dataset, *, budget: Budget, margin: float, seed: int, device: str = "cpu"
+    entry: Entry,
+    data: Dataset,
+    *,
+    budget: Budget,
+    margin: float,
+    seed: int,
+    exhaustive: bool = False,
+    device: str = "cpu",
 ) -> dict[str, Any]:
-    """Audit a defense once more, with another seed; arguments as for `measure`."""
+    """Audit a defense once more, with another seed; arguments as for `measure`.
+
+    Args:
+        exhaustive: whether every attack runs on every image, instead of until the verdict is certain.
+    """
     found = audit(
         entry.build(load_model), data.images, entry.labels(data.labels), budget=budget, margin=margin, device=device,
-        seed=seed,
+        seed=seed, exhaustive=exhaustive,
     )  # fmt: skip
     gap = None if found.gap is None else found.gap.estimate
     return {
-        "seed": seed, "verdict": found.verdict.name, "gap": gap, "images": found.total, "budget": budget.name,
-        "margin": margin,
+        "seed": seed, "exhaustive": exhaustive, "verdict": found.verdict.name, "gap": gap, "images": found.total,
+        "budget": budget.name, "margin": margin,
     }  # fmt: skip
 
 

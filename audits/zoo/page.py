@@ -139,24 +139,37 @@ def _evidence(records: Mapping[str, Record]) -> str:
 
 
 def _repeats(records: Mapping[str, Record]) -> list[str]:
-    """Verdicts with other seeds, which choose other images, too."""
+    """Verdicts with other seeds, which choose other images, too; and those of audits that do not end early."""
     repeated = {name: record for name, record in records.items() if record.get("repeats")}
     if not repeated:
         return []
-    first = next(iter(repeated.values()))["repeats"][0]
-    rows = []
+    rows, flips, compared, others = [], 0, 0, 0
     for name, record in repeated.items():
-        said = [repeat["verdict"] for repeat in record["repeats"]]
-        counts = [str(said.count(verdict)) for verdict in _VERDICTS]
-        rows.append([name, truth_of(record), *counts])
-    settled = [{repeat["verdict"] for repeat in record["repeats"]} for record in repeated.values()]
-    flips = sum({"MASKED", "NOT_MASKED"} <= verdicts for verdicts in settled)
+        said, whole = (
+            {repeat["seed"]: repeat["verdict"] for repeat in record["repeats"] if repeat["exhaustive"] is exhaustive}
+            for exhaustive in (False, True)
+        )
+        both = said.keys() & whole.keys()
+        alike = sum(said[seed] == whole[seed] for seed in both)
+        flips += {"MASKED", "NOT_MASKED"} <= {*said.values(), *whole.values()}
+        compared, others = compared + len(both), others + len(both) - alike
+        counts = [str(list(said.values()).count(verdict)) for verdict in _VERDICTS]
+        rows.append([name, _sign(truth_of(record)), *counts, f"{alike} of {len(both)}" if both else "-"])
+    every = [each for record in repeated.values() for each in record["repeats"]]
+    settings = dict.fromkeys(
+        f"the budget `{each['budget']}` and a margin of {100 * each['margin']:g} points" for each in every
+    )
     text = (
-        f"Audits with {len(next(iter(repeated.values()))['repeats'])} other seeds, each on {first['images']} other "
-        f"images, at the budget `{first['budget']}` and a margin of {100 * first['margin']:g} points: {flips} of "
+        f"Audits that end once the verdict is certain, each with a seed of its own and at most "
+        f"{max(each['images'] for each in every)} images drawn by it, at {' or '.join(settings)}. {flips} of "
         f"{len(repeated)} defenses are called `MASKED` by one seed and `NOT_MASKED` by another."
     )
-    headings = ["defense", "truth", *(f"`{verdict}`" for verdict in _VERDICTS)]
+    if compared:
+        text += (
+            f" Of {compared} audits made again *exhaustively*, with every attack on every image, {others} came to "
+            "another verdict."
+        )
+    headings = ["defense", "truth", *(f"`{verdict}`" for verdict in _VERDICTS), "exhaustive, the same"]
     return ["## Other seeds", text, table(headings, rows)]
 
 

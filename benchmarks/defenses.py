@@ -1,0 +1,15 @@
+"""What is measured, by name."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from audits.zoo import ZOO
+from pytest_gradmask import Defense, load_model
+from pytest_gradmask.defense import as_defense
+
+
+def find(name: str) -> Defense:
+    """A known defense of the zoo, or else a fixture."""
+    made = as_defense(ZOO[name].build(load_model)) if name in ZOO else Defense(load_model(name))
+    return replace(made, name=name)
