@@ -63,6 +63,42 @@ def torchattacks_pgd(
     return found
 
 
+def torchattacks_apgd(
+    model: nn.Module,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    *,
+    threat: ThreatModel,
+    steps: int,
+    generator: torch.Generator,
+) -> torch.Tensor:
+    """Torchattacks' Linf APGD on cross-entropy; for images in [0, 1]."""
+    seed = int(torch.randint(2**31, (1,), generator=generator))
+    with random_state_kept(images.device):
+        attack = _imported("torchattacks").APGD(model, eps=threat.eps, steps=steps, seed=seed, loss="ce")
+        found: torch.Tensor = attack(images, labels)
+    return found
+
+
+def adv_lib_apgd(
+    model: nn.Module,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    *,
+    threat: ThreatModel,
+    steps: int,
+    generator: torch.Generator,
+) -> torch.Tensor:
+    """Adv-lib's Linf APGD on cross-entropy; for images in [0, 1]."""
+    with random_state_kept(images.device):
+        seed_everything(int(torch.randint(2**31, (1,), generator=generator)))
+        run = _imported("adv_lib.attacks.auto_pgd").apgd
+        found: torch.Tensor = run(
+            model, images, labels, eps=threat.eps, norm=float("inf"), n_iter=steps, loss_function="ce"
+        )
+    return found
+
+
 #: By attack and library, with the package that has to be installed. Each takes ``steps``.
 PEERS: dict[tuple[str, str], tuple[str, Attack]] = {
     ("pgd", "pytest-gradmask"): ("pytest_gradmask", pgd),
@@ -70,6 +106,8 @@ PEERS: dict[tuple[str, str], tuple[str, Attack]] = {
     ("pgd", "torchattacks"): ("torchattacks", torchattacks_pgd),
     ("apgd", "pytest-gradmask"): ("pytest_gradmask", apgd),
     ("apgd", "autoattack"): ("pyautoattack", autoattack.apgd_ce),
+    ("apgd", "torchattacks"): ("torchattacks", torchattacks_apgd),
+    ("apgd", "adv-lib"): ("adv_lib", adv_lib_apgd),
 }
 
 

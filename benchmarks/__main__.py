@@ -15,6 +15,7 @@ from benchmarks.memory import peak_memories
 from benchmarks.records import RESULTS, machine, store
 from benchmarks.startup import startup_cost
 from benchmarks.steps import step_costs
+from benchmarks.strength import strengths
 from benchmarks.verdicts import time_to_verdict
 from pytest_gradmask import load_dataset
 from pytest_gradmask.training.provenance import exit_code
@@ -57,6 +58,15 @@ def _memory(options: argparse.Namespace) -> Records:
         yield f"memory-{name}", peak_memories(name, options.data, options.samples, device=options.device)
 
 
+def _strength(options: argparse.Namespace) -> Records:
+    data = load_dataset(options.data, samples=options.samples, seed=options.seed)
+    for name in options.names:
+        yield (
+            f"strength-{name}",
+            strengths(name, find(name), data, device=options.device, seed=options.seed, progress=partial(_say, name)),
+        )
+
+
 def _startup(_: argparse.Namespace) -> Records:
     yield "startup", startup_cost()
 
@@ -64,6 +74,7 @@ def _startup(_: argparse.Namespace) -> Records:
 _COMMANDS = {
     "verdicts": (_verdicts, "time to a verdict, beside AutoAttack and BPDA by hand"),
     "steps": (_steps, "one step of APGD, beside upstream's"),
+    "strength": (_strength, "accuracy that attacks of as many steps leave, beside other libraries"),
     "cache": (_cache, "a second audit of which nothing has changed, beside the first"),
     "memory": (_memory, "peak memory of an audit, beside AutoAttack's"),
     "startup": (_startup, "the plugin installed and not used"),

@@ -24,7 +24,10 @@ def write(results: Path = RESULTS, page: Path = PAGE) -> None:
 
 def text(results: Path = RESULTS) -> str:
     """The page."""
-    sections = {"verdict": _verdicts, "step": _steps, "cache": _cache, "memory": _memory, "startup": _startup}
+    sections = {
+        "verdict": _verdicts, "step": _steps, "strength": _strengths, "cache": _cache, "memory": _memory,
+        "startup": _startup,
+    }  # fmt: skip
     parts = [(HERE / "introduction.md").read_text().rstrip()]
     for prefix, section in sections.items():
         records = stored(prefix, results)
@@ -59,7 +62,7 @@ def _steps(records: Sequence[Record]) -> str:
         (
             record["defense"],
             *(f"{1000 * record['seconds'][which]:.2f}" if which in record["seconds"] else "-" for which in _STEPPED),
-            *(f"**{record['ratios'][which]:.2f}**" if which in record["ratios"] else "-" for which in _STEPPED[1:]),
+            *(_ratio(record, which) for which in _STEPPED[1:]),
         )
         for record in records
     ]
@@ -67,15 +70,48 @@ def _steps(records: Sequence[Record]) -> str:
         "defense", "upstream's APGD, ms", "our APGD, ms", "our APGD as BPDA, ms", "upstream's / ours",
         "upstream's / BPDA",
     )  # fmt: skip
+    first = records[0]
     return _section(
         "One step",
-        "Milliseconds an image and step, forward and backward; the least of some rounds in which attacks take turns. "
-        "As BPDA, the front end has no backward pass.",
+        f"Milliseconds an image and step, forward and backward, of {first['steps']} steps on {first['images']} images; "
+        f"medians of {first['rounds']} rounds in which attacks take turns, and of the ratios in them, with the least "
+        "and the largest. As BPDA, the front end has no backward pass.",
         table(headings, rows),
     )
 
 
 _STEPPED = ("upstream", "ours", "ours, BPDA")
+
+
+def _ratio(record: Record, which: str) -> str:
+    if which not in record["ratios"]:
+        return "-"
+    low, high = record["spread"][which]
+    return f"**{record['ratios'][which]:.2f}** [{low:.2f}, {high:.2f}]"
+
+
+def _strengths(records: Sequence[Record]) -> str:
+    rows = [
+        (
+            record["defense"], row["attack"], row["library"], *(f"{100 * bound:.1f}" for bound in row["accuracy"]),
+            f"{row['forwards']:.1f}", f"{row['backwards']:.1f}",
+        )
+        for record in records
+        for row in record["rows"]
+    ]  # fmt: skip
+    above = ", ".join(
+        f"{100 * record['above_best_peer']:+.1f} points on {record['defense']}"
+        for record in records
+        if record["above_best_peer"] is not None
+    )
+    steps = ", ".join(dict.fromkeys(f"{record['steps']} steps on {record['images']} images" for record in records))
+    headings = ("defense", "attack", "library", "accuracy left, %", "at least", "at most", "forwards", "backwards")
+    return _section(
+        "Strength",
+        f"The accuracy that attacks with {steps} leave, with bounds valid at 99 %, and their passes an image: attacks "
+        f"may leave an image that they have broken. Our best attack leaves, beside the best of all others: {above}.",
+        table(headings, rows),
+    )
 
 
 def _cache(records: Sequence[Record]) -> str:

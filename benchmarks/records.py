@@ -36,7 +36,15 @@ def machine(device: str = "cpu") -> dict[str, Any]:
         "cores": cores,
         "threads": torch.get_num_threads(),
         "versions": versions(
-            "pytest-gradmask", "torch", "torchvision", "timm", "pyautoattack", "autoattack", "foolbox"
+            "pytest-gradmask",
+            "torch",
+            "torchvision",
+            "timm",
+            "pyautoattack",
+            "autoattack",
+            "foolbox",
+            "torchattacks",
+            "adv-lib",
         ),
     }
 

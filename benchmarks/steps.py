@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from statistics import median
 from typing import Any
 
 import torch
@@ -18,14 +19,14 @@ from pytest_gradmask.attacks.oracle import Oracle, RandomStream
 from pytest_gradmask.datasets import Dataset
 from pytest_gradmask.isolation import moved, no_trace
 
-_STEPS = 10
+_PEER = "upstream"
+_STEPS = 20
 
 
-def step_costs(name: str, model: nn.Module, data: Dataset, *, device: str = "cpu", rounds: int = 7) -> dict[str, Any]:
-    """Seconds an image and step, the least of some rounds in which the attacks take turns.
+def step_costs(name: str, model: nn.Module, data: Dataset, *, device: str = "cpu", rounds: int = 9) -> dict[str, Any]:
+    """Seconds an image and step, and the times upstream's step takes; medians of rounds in which attacks take turns.
 
-    What starts an attack and what follows its last step is taken off: the difference of runs of 10 steps and of 20.
-    No attack stops early.
+    No attack stops early. What starts and ends a run of 20 steps is shared among them.
     """
     threat, place = ThreatModel(), torch.device(device)
     images, labels = data.images.to(place), data.labels.to(place)
@@ -33,28 +34,33 @@ def step_costs(name: str, model: nn.Module, data: Dataset, *, device: str = "cpu
     with moved([model], place), no_trace([model], place):
         stream = RandomStream(0, place)
         ours = partial(apgd, stop_early=False)
-        attacks: dict[str, Callable[[int], object]] = {
-            "upstream": partial(_run, autoattack.apgd_ce, Oracle(model, stream), images, labels, threat),
+        attacks: dict[str, Callable[[], object]] = {
+            _PEER: partial(_run, autoattack.apgd_ce, Oracle(model, stream), images, labels, threat),
             "ours": partial(_run, ours, Oracle(model, stream), images, labels, threat),
         }
         if fronts:
             around = Oracle(bypassed(model, fronts), stream)
             attacks["ours, BPDA"] = partial(_run, ours, around, images, labels, threat)
-        seconds = {(attack, steps): float("inf") for attack in attacks for steps in (_STEPS, 2 * _STEPS)}
         now = clock(device)
-        for _ in range(rounds):
-            for attack, steps in seconds:
+        seconds: dict[str, list[float]] = {attack: [] for attack in attacks}
+        for _ in range(1 + rounds):
+            for attack, run in attacks.items():
                 started = now()
-                attacks[attack](steps)
+                run()
                 if place.type == "cuda":
                     torch.cuda.synchronize(place)
-                seconds[attack, steps] = min(seconds[attack, steps], now() - started)
-    each = {
-        attack: (seconds[attack, 2 * _STEPS] - seconds[attack, _STEPS]) / _STEPS / len(images) for attack in attacks
+                seconds[attack].append((now() - started) / _STEPS / len(images))
+    counted = {attack: each[1:] for attack, each in seconds.items()}  # the first round warms up
+    ratios = {
+        attack: [upstream / own for upstream, own in zip(counted[_PEER], each, strict=True)]
+        for attack, each in counted.items()
+        if attack != _PEER
     }
     return {
-        "defense": name, "images": len(images), "rounds": rounds, "seconds": each,
-        "ratios": {attack: each["upstream"] / each[attack] for attack in attacks if attack != "upstream"},
+        "defense": name, "images": len(images), "steps": _STEPS, "rounds": rounds,
+        "seconds": {attack: median(each) for attack, each in counted.items()},
+        "ratios": {attack: median(each) for attack, each in ratios.items()},
+        "spread": {attack: [min(each), max(each)] for attack, each in ratios.items()},
     }  # fmt: skip
 
 
@@ -64,6 +70,5 @@ def _run(
     images: torch.Tensor,
     labels: torch.Tensor,
     threat: ThreatModel,
-    steps: int,
 ) -> object:
-    return attack(oracle, images, labels, threat=threat, steps=steps, generator=torch.Generator().manual_seed(0))
+    return attack(oracle, images, labels, threat=threat, steps=_STEPS, generator=torch.Generator().manual_seed(0))

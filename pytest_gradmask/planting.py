@@ -93,11 +93,8 @@ def with_head(model: nn.Module, head: nn.Module, linear: nn.Linear) -> nn.Module
 def modified(model: nn.Module, planted: Planted, stream: RandomStream, outputs: Outputs) -> Oracle:
     """The model with the planted head, as attacks see it: images in, two logits out."""
     if planted.linear is None:
-        oracle = Oracle(_OnTop(model, planted.head, outputs), stream)
-    else:
-        oracle = Oracle(with_head(model, planted.head, planted.linear), stream, outputs)
-    oracle.training = False  # attacks of other libraries look at it; eval() would change the model's own flags
-    return oracle
+        return Oracle(_OnTop(model, planted.head, outputs), stream)
+    return Oracle(with_head(model, planted.head, planted.linear), stream, outputs)
 
 
 def last_linear(

@@ -14,6 +14,7 @@ from benchmarks.caching import cache_gain
 from benchmarks.page import PAGE, text
 from benchmarks.records import machine, store, stored
 from benchmarks.steps import step_costs
+from benchmarks.strength import strengths
 from benchmarks.verdicts import time_to_verdict
 from pytest_gradmask import Defense
 from pytest_gradmask.datasets import Dataset
@@ -43,8 +44,24 @@ def test_a_step_is_timed_in_each_way() -> None:
     data = Dataset(IMAGES, predictions(model, IMAGES), "toys")
     record = step_costs("toy", model.eval(), data, rounds=2)
     assert set(record["seconds"]) == {"upstream", "ours", "ours, BPDA"}
-    assert record["ratios"]["ours"] == record["seconds"]["upstream"] / record["seconds"]["ours"]
+    assert set(record["ratios"]) == set(record["spread"]) == {"ours", "ours, BPDA"}
+    for which, (low, high) in record["spread"].items():
+        assert 0 < low <= record["ratios"][which] <= high
     assert set(step_costs("bare", convolutional(), data, rounds=1)["ratios"]) == {"ours"}
+
+
+def test_strengths_are_judged_alike_at_as_many_steps() -> None:
+    data = Dataset(IMAGES, predictions(convolutional(), IMAGES), "toys")
+    record = strengths("toy", Defense(convolutional()), data, steps=3)
+    rows = {(row["attack"], row["library"]): row for row in record["rows"]}
+    assert {("pgd", "pytest-gradmask"), ("apgd", "pytest-gradmask"), ("apgd", "autoattack")} <= rows.keys()
+    assert record["clean"] == 1.0
+    assert all(0 < row["backwards"] <= row["forwards"] <= 6 and row["backwards"] <= 4 for row in rows.values())
+    left = {
+        library: min(row["accuracy"][0] for row in record["rows"] if row["library"] == library) for _, library in rows
+    }
+    others = min(value for library, value in left.items() if library != "pytest-gradmask")
+    assert record["above_best_peer"] == left["pytest-gradmask"] - others
 
 
 def test_a_second_audit_is_faster() -> None:
@@ -61,7 +78,10 @@ def test_the_page_tells_whatever_was_measured(tmp_path: Path) -> None:
     store(
         "startup", {"rounds": 3, "with": 101.0, "without": 90.0, "more": 11.0, "spread": [9.0, 12.0]} | where, tmp_path
     )
+    store("strength-toy", strengths("toy", Defense(convolutional()), data, steps=2) | where, tmp_path)
     page = text(tmp_path)
+    assert "attacks with 2 steps on" in page
+    assert "| toy | apgd | autoattack |" in page
     assert "## One step" in page
     assert "| 90 | 101 | **11** [9, 12] |" in page
     assert "Images of some.npz. Measured on cpu" in page

@@ -35,6 +35,16 @@ def test_each_oracle_counts_for_itself() -> None:
     assert (first.forwards, second.forwards) == (2, 0)
 
 
+def test_an_attack_that_restores_the_mode_it_saw_does_not_switch_the_model_to_training() -> None:
+    model = nn.Sequential(linear(), nn.Dropout(0.5)).eval()
+    target = oracle(model)
+    target.train(target.training)  # as torchattacks does after each attack
+    assert not any(module.training for module in model.modules())
+    in_training = linear().train()
+    assert not oracle(in_training).training
+    assert in_training.training, "the flags of the model are the user's"
+
+
 def test_logits_and_gradients_are_those_of_the_model() -> None:
     model, images = linear(), draw(4, 3, 8, 8)
     points = [images.clone().requires_grad_(True) for _ in range(2)]

@@ -103,6 +103,8 @@ class Oracle(nn.Module):
         self.dtype = parameter_dtype(model)
         self.forwards = 0
         self.backwards = 0
+        # Attacks of other libraries look at it, and some would switch the model back to it.
+        self.training = False  # eval() would change the model's own flags, which are the user's
 
     @classmethod
     def of_mixture(cls, mixture: Mixture, stream: RandomStream, outputs: Outputs = "logits") -> Oracle:

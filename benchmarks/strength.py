@@ -1,0 +1,62 @@
+"""What attacks of the same number of steps leave: ours, and the same attacks by other libraries."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+from audits.peers import PEERS, installed
+from pytest_gradmask import Defense
+from pytest_gradmask.benchmarking import bench
+from pytest_gradmask.datasets import Dataset
+
+_OURS = "pytest-gradmask"
+Progress = Callable[[str], None]
+
+
+def strengths(
+    name: str,
+    defense: Defense,
+    data: Dataset,
+    *,
+    steps: int = 50,
+    device: str = "cpu",
+    seed: int = 0,
+    progress: Progress = lambda message: None,
+) -> dict[str, Any]:
+    """Robust accuracy and passes under each attack of each library that is installed.
+
+    All images that an attack returns are judged alike, by the defense's answers to them. No attack takes more steps of
+    an image than ``steps``, and one pass more to start or to judge; some leave images that they have broken.
+    """
+    rows = []
+    with bench(defense, data.images, data.labels, device=device, seed=seed) as prepared:
+        for (attack, library), (package, run) in PEERS.items():
+            if not installed(package):
+                continue
+            progress(f"{attack} by {library}")
+            result = prepared.runner(partial(run, steps=steps))()
+            share, images = prepared.accuracy(result), len(result.attacked)
+            rows.append(
+                {
+                    "attack": attack, "library": library, "accuracy": [share.value, share.low, share.high],
+                    "forwards": result.forwards / images, "backwards": result.backwards / images,
+                }
+            )  # fmt: skip
+        clean = sum(prepared.clean) / len(prepared.clean)
+    return {
+        "defense": name, "images": len(data.labels), "steps": steps, "seed": seed, "clean": clean, "rows": rows,
+        "above_best_peer": _above_best_peer(rows),
+    }  # fmt: skip
+
+
+def _above_best_peer(rows: list[dict[str, Any]]) -> float | None:
+    """The accuracy that our best attack leaves, less that which the best of all other libraries' leaves."""
+
+    def left(row: Mapping[str, Any]) -> float:
+        return float(row["accuracy"][0])
+
+    peers = [left(row) for row in rows if row["library"] != _OURS]
+    ours = [left(row) for row in rows if row["library"] == _OURS]
+    return min(ours) - min(peers) if peers else None
