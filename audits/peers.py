@@ -13,7 +13,7 @@ from torch import nn
 
 from pytest_gradmask.attacks import autoattack
 from pytest_gradmask.attacks.gradient import apgd, pgd
-from pytest_gradmask.randomness import random_state_kept, seed_everything
+from pytest_gradmask.randomness import random_state_kept, seeded_by
 from pytest_gradmask.threat import ThreatModel
 
 Attack = Callable[..., torch.Tensor]
@@ -37,8 +37,7 @@ def foolbox_pgd(
     """Foolbox's Linf PGD with the step of ours: 2.5 eps / steps. It returns the last iterate."""
     foolbox = _imported("foolbox")
     attack = foolbox.attacks.LinfPGD(rel_stepsize=2.5 / steps, steps=steps, random_start=True)
-    with random_state_kept(images.device):
-        seed_everything(int(torch.randint(2**31, (1,), generator=generator)))
+    with seeded_by(generator, images.device):
         wrapped = foolbox.PyTorchModel(model, bounds=threat.bounds, device=images.device)
         found: torch.Tensor = attack.run(
             wrapped, images, foolbox.criteria.Misclassification(labels), epsilon=threat.eps
@@ -57,8 +56,7 @@ def torchattacks_pgd(
 ) -> torch.Tensor:
     """Torchattacks' Linf PGD with the step of ours; for images in [0, 1]. It returns the last iterate."""
     attack = _imported("torchattacks").PGD(model, eps=threat.eps, alpha=2.5 * threat.eps / steps, steps=steps)
-    with random_state_kept(images.device):
-        seed_everything(int(torch.randint(2**31, (1,), generator=generator)))
+    with seeded_by(generator, images.device):
         found: torch.Tensor = attack(images, labels)
     return found
 
@@ -90,8 +88,7 @@ def adv_lib_apgd(
     generator: torch.Generator,
 ) -> torch.Tensor:
     """Adv-lib's Linf APGD on cross-entropy; for images in [0, 1]."""
-    with random_state_kept(images.device):
-        seed_everything(int(torch.randint(2**31, (1,), generator=generator)))
+    with seeded_by(generator, images.device):
         run = _imported("adv_lib.attacks.auto_pgd").apgd
         found: torch.Tensor = run(
             model, images, labels, eps=threat.eps, norm=float("inf"), n_iter=steps, loss_function="ce"

@@ -6,7 +6,7 @@ import pytest
 
 from audits.conftest import Reproduction
 from audits.measures import Comparison, plain, share
-from pytest_gradmask.checkpoints import load_model
+from pytest_gradmask import load_model
 from pytest_gradmask.plugin.fixtures import EvalBatch
 
 pytestmark = [pytest.mark.gradmask, pytest.mark.slow]

@@ -8,7 +8,7 @@ import pytest
 
 from audits.conftest import Reproduction
 from audits.measures import Comparison, share
-from pytest_gradmask.checkpoints import available, load_model
+from pytest_gradmask.checkpoints import available, load_checkpoint
 from pytest_gradmask.plugin.fixtures import EvalBatch
 
 pytestmark = [pytest.mark.gradmask, pytest.mark.slow]
@@ -31,7 +31,7 @@ def test_larger_learning_rates_and_longer_training_end_the_masking(
     """The slowest and shortest training masks; the fastest and longest costs clean accuracy and lets PGD through."""
     trained = available(CHECKPOINTS)
     found = {
-        (rate, length): Comparison.of(load_model(name, CHECKPOINTS), many_images)
+        (rate, length): Comparison.of(load_checkpoint(name, CHECKPOINTS), many_images)
         for rate in RATES
         for length in LENGTHS
         if (name := f"lr-{rate}-{length}") in trained

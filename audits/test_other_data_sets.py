@@ -1,20 +1,19 @@
 """Claim 1 on CIFAR-100 and ImageNet, with data and weights that you bring.
 
 CIFAR-100: train ``fixtures/cifar100/resnet-standard.toml`` and ``fixtures/cifar100/resnet-composite.toml`` first, then
-``--gradmask-data=cifar100``. ImageNet: ``--gradmask-data=imagefolder:VAL --imagenet-weights=FILE``, a state dict of
-timm's ``tf_efficientnet_lite0``; images of 256 x 256, of which the centre is taken.
+``--gradmask-data=cifar100``. ImageNet: ``--gradmask-data=imagenet:VAL --imagenet-weights=FILE``, a state dict of
+timm's ``tf_efficientnet_lite0``.
 """
 
 from __future__ import annotations
 
 import pytest
-from torchvision.transforms.functional import center_crop
 
 from audits.conftest import Reproduction
 from audits.measures import figures, listed, plain, right, share, shares, standing, told
-from pytest_gradmask import Defense, ThreatModel, Verdict
+from pytest_gradmask import Defense, ThreatModel, Verdict, load_model
 from pytest_gradmask.attacks.bpda import bypassed
-from pytest_gradmask.checkpoints import available, load_model, load_timm
+from pytest_gradmask.checkpoints import available
 from pytest_gradmask.models.composites import Composite
 from pytest_gradmask.models.front_ends import calibrated_front_end
 from pytest_gradmask.plugin.fixtures import EvalBatch, Gradmask
@@ -46,18 +45,17 @@ def test_a_composite_masks_on_imagenet(
     """Claim 1, on ImageNet at 4/255, with an untrained front end calibrated on the images of the audit."""
     weights = request.config.getoption("--imagenet-weights")
     if weights is None or eval_batch.images.shape[-1] < 224:
-        pytest.skip("needs ImageNet: --gradmask-data=imagefolder:VAL --imagenet-weights=FILE")
-    backbone = load_timm("tf_efficientnet_lite0", weights)
-    batch = EvalBatch(center_crop(eval_batch.images, [224, 224]), eval_batch.labels)
-    front_end = calibrated_front_end(batch.images, residual_std=0.02, seed=0, depth=49, width=12)
+        pytest.skip("needs ImageNet: --gradmask-data=imagenet:VAL --imagenet-weights=FILE")
+    backbone = load_model(f"timm:tf_efficientnet_lite0@{weights}")
+    front_end = calibrated_front_end(eval_batch.images, residual_std=0.02, seed=0, depth=49, width=12)
     composite = Composite(front_end, backbone).eval().requires_grad_(False)
     sources = {"PGD": composite, "BPDA": bypassed(composite, {"front_end": None})}
-    found = {"backbone alone, clean": share(right(backbone, *batch))}
-    found |= shares(standing(composite, sources, batch, ThreatModel(eps=4 / 255)))
+    found = {"backbone alone, clean": share(right(backbone, *eval_batch))}
+    found |= shares(standing(composite, sources, eval_batch, ThreatModel(eps=4 / 255)))
     reproduction.check(
         "1",
         holds=found["PGD"].low > found["BPDA"].high and found["PGD"].value >= found["clean"].value / 2,
         ours=f"ImageNet, efficientnet-lite0: {listed(found)}",
-        images=len(batch.labels),
+        images=len(eval_batch.labels),
         details={"accuracies": plain(found)},
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -30,12 +31,15 @@ def _say(name: str, line: str) -> None:
 def _verdicts(options: argparse.Namespace) -> Records:
     data = load_dataset(options.data, samples=options.samples, seed=options.seed)
     for name in options.names:
-        yield (
-            f"verdict-{name}",
-            time_to_verdict(
-                name, find(name), data, device=options.device, seed=options.seed, progress=partial(_say, name)
-            ),
-        )
+        stages = options.output / f".verdict-{name}"
+        if not options.resume:
+            shutil.rmtree(stages, ignore_errors=True)
+        record = time_to_verdict(
+            name, find(name), data, device=options.device, seed=options.seed, stages=stages,
+            progress=partial(_say, name),
+        )  # fmt: skip
+        yield f"verdict-{name}", record
+        shutil.rmtree(stages, ignore_errors=True)
 
 
 def _steps(options: argparse.Namespace) -> Records:
@@ -112,6 +116,8 @@ def _parser() -> argparse.ArgumentParser:
         add("--seed", type=int, default=0, metavar="N", help="(default: %(default)s)")
         add("--device", default="cpu", help="torch device (default: %(default)s)")
         add("--output", type=Path, default=RESULTS, metavar="FOLDER", help="(default: benchmarks/results)")
+        if measure is _verdicts:
+            add("--resume", action="store_true", help="go on after the last attack of a run that was interrupted")
         command.set_defaults(run=_measure, measure=measure)
     commands.add_parser("page", help="write docs/benchmarks.md from what was measured").set_defaults(run=_page)
     return parser

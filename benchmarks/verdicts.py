@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +15,7 @@ from pytest_gradmask import Defense, ThreatModel, audit
 from pytest_gradmask.attacks import autoattack
 from pytest_gradmask.attacks.bpda import bypassed
 from pytest_gradmask.datasets import Dataset
+from pytest_gradmask.files import replaced
 from pytest_gradmask.isolation import moved, no_trace
 from pytest_gradmask.randomness import random_state_kept
 
@@ -30,50 +33,90 @@ def time_to_verdict(
     budget: str = "ci",
     device: str = "cpu",
     seed: int = 0,
+    stages: Path | None = None,
     progress: Progress = lambda message: None,
 ) -> dict[str, Any]:
     """One audit, then the same question by hand: AutoAttack ``standard``, and PGD with 50 steps around the front end.
 
     By hand nothing is compared or tested; all that is timed are the attacks. The audit is told nothing of the defense
-    and keeps no cache.
+    and keeps no cache. AutoAttack takes hours on a CPU: each of its attacks is kept in the folder ``stages``, and a
+    measurement that was interrupted goes on after it.
     """
-    threat, seconds = ThreatModel(), clock(device)
-    started = seconds()
-    found = audit(
-        defense, data.images, data.labels, threat=threat, budget=budget, device=device, seed=seed, progress=progress
-    )
-    ours = seconds() - started
-    model, place = defense.model, torch.device(device)
+    threat, place, timed = ThreatModel(), torch.device(device), _Stages(stages, clock(device), progress)
+
+    def judge() -> dict[str, Any]:
+        found = audit(
+            defense, data.images, data.labels, threat=threat, budget=budget, device=device, seed=seed, progress=progress
+        )
+        return {
+            "verdict": found.verdict.name, "looked_at": found.total, "clean": found.clean_accuracy.value,
+            "gradient": found.gradient_accuracy.value, "all": found.robust_accuracy.value,
+        }  # fmt: skip
+
+    verdict = timed.run("audit", judge)
+    model = defense.model
     images, labels = data.images.to(place), data.labels.to(place)
     with moved([model], place), no_trace([model], place), random_state_kept(place):
-        progress("AutoAttack standard")
-        started = seconds()
         attack = autoattack.upstream("autoattack").AutoAttack(
             model, norm="Linf", eps=threat.eps, version="standard", seed=seed, device=place
         )
         attack.logger.setLevel("ERROR")
-        returned = attack.run_standard_evaluation(images, labels)
-        attacked: torch.Tensor = returned[0] if isinstance(returned, tuple) else returned
-        standard = seconds() - started
-        progress("BPDA")
-        started = seconds()
+        attacked = images.clone()
+        for which in list(attack.attacks_to_run):
+            attack.attacks_to_run = [which]  # on what the ones before have left, as all of them in one call
+            standing = _right(model, attacked, labels)
+            if standing.any():
+                done = timed.run(which, partial(_attacked, attack, images[standing], labels[standing]))
+                attacked[standing] = done["images"].to(place)
         around = bypassed(model, {where: None for where, _ in model.named_modules() if where.endswith("front_end")})
-        kept = [
-            _pgd(around, some, own, threat, seed) & _right(model, found_, own)
-            for some, own, found_ in zip(
-                images.split(_CHUNK), labels.split(_CHUNK), attacked.split(_CHUNK), strict=True
-            )
-        ]
-        bpda = seconds() - started
+        kept = timed.run("bpda", partial(_bpda, around, images, labels, threat, seed))["kept"].to(place)
+        left_standing = _right(model, attacked, labels)
+    audited, by_bpda = timed.seconds["audit"], timed.seconds["bpda"]
+    standard = sum(timed.seconds.values()) - audited - by_bpda
     return {
-        "defense": name, "budget": budget, "seed": seed, "images": len(labels),
-        "verdict": found.verdict.name, "looked_at": found.total, "seconds": ours,
-        "autoattack_seconds": standard, "bpda_seconds": bpda, "ratio": (standard + bpda) / ours,
-        "clean": found.clean_accuracy.value, "gradient": found.gradient_accuracy.value,
-        "all": found.robust_accuracy.value,
-        "autoattack": float(_right(model, attacked, labels).float().mean()),
-        "with_bpda": float(torch.cat(kept).float().mean()),
+        "defense": name, "budget": budget, "seed": seed, "images": len(labels), **verdict,
+        "seconds": audited, "autoattack_seconds": standard, "bpda_seconds": by_bpda,
+        "ratio": (standard + by_bpda) / audited,
+        "autoattack": float(left_standing.float().mean()), "with_bpda": float((left_standing & kept).float().mean()),
     }  # fmt: skip
+
+
+class _Stages:
+    """Parts of a measurement with the seconds they took, kept in a folder where there is one."""
+
+    def __init__(self, folder: Path | None, now: Callable[[], float], progress: Progress) -> None:
+        self.folder, self.now, self.progress = folder, now, progress
+        self.seconds: dict[str, float] = {}
+
+    def run(self, name: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """What the work returns, or has returned before."""
+        file = None if self.folder is None else self.folder / f"{name}.pt"
+        if file is not None and file.exists():
+            found: dict[str, Any] = torch.load(file, weights_only=True)
+        else:
+            self.progress(name)
+            started = self.now()
+            found = work()
+            found = {"found": found, "seconds": self.now() - started}
+            if file is not None:
+                file.parent.mkdir(parents=True, exist_ok=True)
+                with replaced(file) as part:
+                    torch.save(found, part)
+        self.seconds[name] = found["seconds"]
+        result: dict[str, Any] = found["found"]
+        return result
+
+
+def _attacked(attack: Any, images: torch.Tensor, labels: torch.Tensor) -> dict[str, Any]:
+    returned = attack.run_standard_evaluation(images, labels)
+    return {"images": (returned[0] if isinstance(returned, tuple) else returned).detach()}
+
+
+def _bpda(
+    model: nn.Module, images: torch.Tensor, labels: torch.Tensor, threat: ThreatModel, seed: int
+) -> dict[str, Any]:
+    chunks = zip(images.split(_CHUNK), labels.split(_CHUNK), strict=True)
+    return {"kept": torch.cat([_pgd(model, some, own, threat, seed) for some, own in chunks])}
 
 
 def _right(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -20,17 +20,18 @@ if TYPE_CHECKING:
         assert_robust_accuracy,
     )
     from pytest_gradmask.auditing import audit
-    from pytest_gradmask.checkpoints import load_model
     from pytest_gradmask.datasets import load_dataset
-    from pytest_gradmask.defense import Defense
+    from pytest_gradmask.defense import Attack, Defense
     from pytest_gradmask.errors import GradmaskError
     from pytest_gradmask.matrix import TransferMatrix
     from pytest_gradmask.report.plots import plot_transfer_matrix
     from pytest_gradmask.results import Audit, Finding, Verdict
+    from pytest_gradmask.sources import load_model
     from pytest_gradmask.threat import ThreatModel
     from pytest_gradmask.transfer import transfer_matrix
 
 _HOMES = {
+    "Attack": "defense",
     "Audit": "results",
     "Defense": "defense",
     "Finding": "results",
@@ -48,12 +49,13 @@ _HOMES = {
     "assert_robust_accuracy": "assertions",
     "audit": "auditing",
     "load_dataset": "datasets",
-    "load_model": "checkpoints",
+    "load_model": "sources",
     "plot_transfer_matrix": "report.plots",
     "transfer_matrix": "transfer",
 }
 
 __all__ = [
+    "Attack",
     "Audit",
     "Defense",
     "Finding",

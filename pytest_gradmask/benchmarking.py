@@ -19,7 +19,7 @@ from pytest_gradmask.defense import Defense, as_defense
 from pytest_gradmask.errors import InputError
 from pytest_gradmask.isolation import moved, no_trace
 from pytest_gradmask.plan import PlannedAttack, Run, Target, aim, known_models, plan_attacks
-from pytest_gradmask.preflight import check_batch, check_defense
+from pytest_gradmask.preflight import check_batch, check_defense, check_device
 from pytest_gradmask.results import AttackResult, Proportion, Votes, accuracy
 from pytest_gradmask.scoring import Evaluation, subseed
 from pytest_gradmask.threat import ThreatModel
@@ -36,14 +36,17 @@ class Bench:
         names: of the attacks of its plan that can run.
         clean: for each image, whether it is classified correctly without an attack.
         votes: of a randomized defense on each.
+        evaluation: runs and scores one attack.
+        target: the defense as its attacker sees it.
+        budget: how hard its attacks try.
     """
 
     names: list[str]
     clean: list[bool]
     votes: dict[int, Votes]
-    _evaluation: Evaluation
-    _target: Target
-    _budget: Budget
+    evaluation: Evaluation
+    target: Target
+    budget: Budget
 
     def runner(self, attack: str | Run) -> Callable[[], AttackResult]:
         """A function that attacks all images that are classified correctly, and scores them, each time alike.
@@ -61,9 +64,9 @@ class Bench:
         def run() -> AttackResult:
             # A fresh plan: each attack counts its own passes.
             planned = self._planned(attack)
-            result = self._evaluation.run(planned, given)
-            if self._evaluation.images.is_cuda:
-                torch.cuda.synchronize(self._evaluation.images.device)
+            result = self.evaluation.run(planned, given)
+            if self.evaluation.images.is_cuda:
+                torch.cuda.synchronize(self.evaluation.images.device)
             if result.status == "failed":
                 raise RuntimeError(f"{planned.name} failed: {result.note}")
             return result
@@ -76,9 +79,9 @@ class Bench:
 
     def _planned(self, attack: str | Run) -> PlannedAttack:
         if isinstance(attack, str):
-            return next(each for each in plan_attacks(self._target, self._budget, True) if each.name == attack)
+            return next(each for each in plan_attacks(self.target, self.budget, True) if each.name == attack)
         name = getattr(attack, "__name__", "attack")
-        return PlannedAttack(name, "gradient", attack, self._target.oracle())
+        return PlannedAttack(name, "gradient", attack, self.target.oracle())
 
 
 @contextmanager
@@ -99,9 +102,9 @@ def bench(
     """
     defense = as_defense(defense)
     threat = threat or ThreatModel()
-    budget = get_budget(budget) if isinstance(budget, str) else budget
+    budget = get_budget(budget)
     check_batch(images, labels, threat)
-    place = torch.device(device)
+    place = check_device(device)
     images, labels = images.detach().to(place), labels.detach().long().to(place)
     models = known_models(defense)
     with moved(models, place), no_trace(models, place):

@@ -54,8 +54,10 @@ BUDGETS = {
 }
 
 
-def get_budget(name: str) -> Budget:
-    """The budget of this name; `InputError` if there is none."""
-    if name not in BUDGETS:
-        raise InputError(f"budget={name!r}: unknown; use one of {', '.join(BUDGETS)}")
-    return BUDGETS[name]
+def get_budget(budget: str | Budget) -> Budget:
+    """The budget of this name, or this budget; `InputError` if there is none."""
+    if isinstance(budget, Budget):
+        return budget
+    if not isinstance(budget, str) or budget not in BUDGETS:
+        raise InputError(f"budget={budget!r}: unknown; use one of {', '.join(BUDGETS)}, or a Budget of your own")
+    return BUDGETS[budget]

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,6 @@ from torch import nn
 from pytest_gradmask.errors import CheckpointError
 from pytest_gradmask.files import replaced
 from pytest_gradmask.models import build_model
-from pytest_gradmask.models.backbones import Normalize
 from pytest_gradmask.models.composites import Composite, RandomizedEnsemble
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
@@ -66,7 +64,7 @@ def _check_name(name: str) -> None:
         raise CheckpointError(f"checkpoint {name!r}: a name has lower-case letters, digits and dashes only")
 
 
-def load_model(name: str, directory: Path | None = None) -> nn.Module:
+def load_checkpoint(name: str, directory: Path | None = None) -> nn.Module:
     """Load a model of the fixtures by name, on the CPU and in eval mode.
 
     Raises:
@@ -121,56 +119,6 @@ def _load_weights(name: str, card: dict[str, Any], folder: Path) -> nn.Module:
         raise CheckpointError(f"checkpoint {name!r}: {file} does not fit {card['architecture']} ({error})") from error
     # Channels-last is what both cuDNN and oneDNN run fastest.
     return model.eval().to(memory_format=torch.channels_last)
-
-
-def load_timm(name: str, weights: Path) -> nn.Module:
-    """One of timm's classifiers with weights from a local file, its input normalisation inside, in eval mode.
-
-    Args:
-        name: a timm model, such as ``"tf_efficientnet_lite0"``.
-        weights: a state dict, as safetensors or as ``torch.save`` writes it (read without running any code). In a file
-            of ``torch.save``, which keeps their order, tensors with other names than timm's are taken in that order,
-            if every shape fits.
-
-    Returns:
-        A module from images in [0, 1], N x 3 x H x W at the size the weights were trained for, to logits.
-
-    Raises:
-        CheckpointError: timm has no such model, or the file cannot be read or does not fit it.
-    """
-    import timm
-
-    if not timm.is_model(name):
-        similar = ", ".join(timm.list_models(f"*{name[:8]}*")[:5]) or "see timm.list_models()"
-        raise CheckpointError(f"timm model {name!r}: unknown; similar ones: {similar}")
-    network = timm.create_model(name, pretrained=False)
-    given, wanted = _read_state(weights), network.state_dict()
-    if given.keys() != wanted.keys() and weights.suffix != ".safetensors":
-        shapes = [(key, tuple(value.shape)) for key, value in given.items()]
-        for (theirs, shape), (ours, tensor) in zip_longest(shapes, wanted.items(), fillvalue=("nothing", None)):
-            if tensor is None or shape != tuple(tensor.shape):
-                raise CheckpointError(f"weights {weights}: do not fit {name}: {theirs!r} {shape} where it has {ours!r}")
-        given = dict(zip(wanted, given.values(), strict=True))
-    try:
-        network.load_state_dict(given)
-    except RuntimeError as error:
-        raise CheckpointError(f"weights {weights}: do not fit {name} ({error})") from error
-    return nn.Sequential(Normalize(network.pretrained_cfg["mean"], network.pretrained_cfg["std"]), network).eval()
-
-
-def _read_state(file: Path) -> dict[str, torch.Tensor]:
-    try:
-        if file.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(file)
-        state = torch.load(file, weights_only=True, map_location="cpu")
-    except Exception as error:  # each format, and each damage to it, has an exception of its own
-        reason = str(error).partition("\n")[0]
-        raise CheckpointError(f"weights {file}: cannot be read as a state dict ({reason})") from error
-    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise CheckpointError(f"weights {file}: hold no state dict, which maps names to tensors")
-    return state
 
 
 def save_model(name: str, model: nn.Module, card: dict[str, Any], directory: Path) -> Path:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -11,6 +11,40 @@ from torch import nn
 from pytest_gradmask.errors import InputError
 
 Outputs = Literal["logits", "probabilities"]
+
+
+@dataclass(frozen=True, slots=True)
+class Attack:
+    """An attack of your own: whoever adapts to a defense writes one.
+
+    Attributes:
+        run: ``run(model, images, labels, *, threat, generator)`` returns images of the same shape, dtype and device,
+            of which those outside of the ball or the bounds do not count. ``model`` gives logits (float32, N x K) and
+            counts its passes, which the placebo gets, too; random numbers come from ``generator`` (of the CPU).
+        name: for reports; by default the function's.
+        kind: ``"adaptive"``, or ``"gradient"`` for one that follows the defense's own gradients, knowing nothing of it.
+        through: the module that ``model`` asks instead of the defense: a differentiable version of it, or another.
+
+    Raises:
+        InputError: ``run`` cannot be called, ``through`` is not a module, ``kind`` is unknown, or there is no name.
+    """
+
+    run: Callable[..., Any]
+    name: str = ""
+    kind: Literal["adaptive", "gradient"] = "adaptive"
+    through: nn.Module | None = None
+
+    def __post_init__(self) -> None:
+        if not callable(self.run):
+            raise InputError(f"run={self.run!r}: must be a function from (model, images, labels) to images")
+        if self.kind not in ("adaptive", "gradient"):
+            raise InputError(f"kind={self.kind!r}: must be adaptive or gradient")
+        if not (self.through is None or isinstance(self.through, nn.Module)):
+            raise InputError(f"through={self.through!r}: must be a torch.nn.Module, or None for the defense itself")
+        name = self.name or getattr(self.run, "__name__", "")
+        if not name:
+            raise InputError(f"name: {self.run!r} has none of its own; give it one")
+        object.__setattr__(self, "name", name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,12 +59,13 @@ class Defense:
         members: the members of a randomized ensemble, each a classifier.
         weights: with what chance each member answers; by default all with the same. Given with ``members`` only.
         sources: models whose adversarial examples may transfer to this one.
+        attacks: of your own, as functions or as `Attack`; adaptive ones run before all others.
         outputs: ``"probabilities"`` if the model ends in a softmax; its logarithm is then attacked.
         name: for reports; by default the model's class.
 
     Raises:
         InputError: ``model``, ``members`` or ``sources`` are not modules, ``weights`` do not fit the members,
-            ``bypass`` names no submodule of the model, or ``outputs`` is unknown.
+            ``bypass`` names no submodule of the model, two ``attacks`` have one name, or ``outputs`` is unknown.
     """
 
     model: nn.Module
@@ -38,6 +73,7 @@ class Defense:
     members: Sequence[nn.Module] = ()
     weights: Sequence[float] | None = None
     sources: Sequence[nn.Module] = ()
+    attacks: Sequence[Attack | Callable[..., Any]] = ()
     outputs: Outputs = "logits"
     name: str = field(default="")
 
@@ -58,7 +94,17 @@ class Defense:
             member_weights(self.weights, len(self.members))
         if not self.name:
             object.__setattr__(self, "name", type(self.model).__name__)
+        names = [attack.name for attack in self.own_attacks()]
+        twice = [name for name in names if names.count(name) > 1]
+        if twice:
+            raise InputError(
+                f"attacks: two are called {twice[0]!r}; give one another name, as in Attack(run, name=...)"
+            )
         self.bypassed_modules()
+
+    def own_attacks(self) -> list[Attack]:
+        """Each of ``attacks`` as an `Attack`."""
+        return [attack if isinstance(attack, Attack) else Attack(attack) for attack in self.attacks]
 
     def bypassed_modules(self) -> dict[str, Any] | None:
         """Dotted name of each submodule to bypass, with its substitute (None: the identity); None if not told."""

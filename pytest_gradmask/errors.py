@@ -28,3 +28,15 @@ class CheckpointError(GradmaskError):
 
 class DependencyError(GradmaskError, ImportError):
     """An optional package is needed and not installed; the message says how to install it."""
+
+
+class EngineError(GradmaskError):
+    """Attacks cannot run where they should: no cluster answers, a worker lacks the code, the defense cannot be sent."""
+
+
+class AuditTimeoutError(GradmaskError, TimeoutError):
+    """An audit has taken longer than it may."""
+
+
+class LostWorkerError(EngineError):
+    """Whatever ran an attack has died, again and again."""

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -25,14 +28,48 @@ def moved(models: Sequence[nn.Module], device: torch.device) -> Iterator[None]:
             model.to(home)
 
 
+def _set_default_device(device: torch.device) -> None:
+    torch.set_default_device(None if device == torch.device("cpu") else device)
+
+
+#: What a defense, or a library that an attack uses, may set for the whole process: how to read it, how to set it.
+_SETTINGS: tuple[tuple[Callable[[], Any], Callable[[Any], object]], ...] = (
+    (torch.is_grad_enabled, torch.set_grad_enabled),
+    (torch.get_default_dtype, torch.set_default_dtype),
+    (torch.get_default_device, _set_default_device),
+    (torch.get_num_threads, torch.set_num_threads),
+    (torch.get_deterministic_debug_mode, torch.set_deterministic_debug_mode),
+    (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
+    *(
+        (partial(getattr, torch.backends.cudnn, name), partial(setattr, torch.backends.cudnn, name))
+        for name in ("enabled", "benchmark", "deterministic", "allow_tf32")
+    ),
+    (sys.gettrace, sys.settrace),
+    (sys.getprofile, sys.setprofile),
+)
+
+
+@contextmanager
+def _settings_kept() -> Iterator[None]:
+    before = [read() for read, _ in _SETTINGS]
+    with warnings.catch_warnings():  # and their filters, to which a library that is imported may add
+        try:
+            yield
+        finally:
+            for (read, write), value in zip(_SETTINGS, before, strict=True):
+                if read() != value:  # some cost something even if set to what they are
+                    write(value)
+
+
 @contextmanager
 def no_trace(models: Sequence[nn.Module], device: torch.device) -> Iterator[None]:
-    """Restore on exit, whatever happens: random states, grad mode, default dtype, tracer, and each model's state.
+    """Restore on exit, whatever happens: random states, settings of the process, and each model's state.
 
+    Of the process: grad mode, default dtype and device, threads, deterministic and cuDNN flags, tracer and profiler,
+    warnings filters.
     Of each model: train/eval flags, ``requires_grad`` and ``.grad`` of parameters, and the
     values of buffers. Inside, parameters need no gradient: attacks differentiate with respect to images only.
     """
-    grad_mode, dtype, tracer = torch.is_grad_enabled(), torch.get_default_dtype(), sys.gettrace()
     modules = list({module: None for model in models for module in model.modules()})
     parameters = list({parameter: None for model in models for parameter in model.parameters()})
     buffers = [dict(module.named_buffers(recurse=False)) for module in modules]
@@ -40,7 +77,9 @@ def no_trace(models: Sequence[nn.Module], device: torch.device) -> Iterator[None
     needs = [(parameter.requires_grad, parameter.grad) for parameter in parameters]
     values = [(buffer, buffer.detach().clone()) for named in buffers for buffer in named.values()]
     try:
-        with random_state_kept(device):
+        # The current GPU too, for a defense that says "cuda" and means the one it is on.
+        gpu = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+        with _settings_kept(), gpu, random_state_kept(device):
             for parameter in parameters:
                 parameter.requires_grad_(False)
             yield
@@ -58,7 +97,3 @@ def no_trace(models: Sequence[nn.Module], device: torch.device) -> Iterator[None
             for buffer, value in values:
                 if not torch.equal(buffer, value):
                     buffer.copy_(value)
-        torch.set_grad_enabled(grad_mode)
-        torch.set_default_dtype(dtype)
-        if sys.gettrace() is not tracer:
-            sys.settrace(tracer)

@@ -176,9 +176,34 @@ def plan_attacks(target: Target, budget: Budget, quick: bool = False) -> list[Pl
         target: the defense as its attacker sees it.
         budget: how hard to try.
         quick: whether a short attack comes first, to spare AutoAttack's the images that fall to anything.
+
+    Raises:
+        InputError: an attack of the user's has the name of another.
     """
+    own = [
+        PlannedAttack(attack.name, attack.kind, partial(_counted, attack.run), target.oracle(attack.through))
+        for attack in target.defense.own_attacks()
+    ]
     first = [_quick_attack(target)] if quick and not target.randomized else []
-    return [*first, *_gradient_attacks(target, budget), *_adaptive_attacks(target, budget)]
+    gradient, adaptive = _gradient_attacks(target, budget), _adaptive_attacks(target, budget)
+    taken = {attack.name for attack in (*first, *gradient, *adaptive)} | {"placebo"}
+    for attack in own:
+        if attack.name in taken:
+            raise InputError(f"attacks: {attack.name!r} is the name of one that every audit runs; give it another")
+    # After AutoAttack's, whose figure they would change, and before the adaptive ones, which they may spare.
+    return [*first, *gradient, *own, *adaptive]
+
+
+def _counted(run: Run, model: Oracle, *batch: torch.Tensor, **arguments: object) -> torch.Tensor:
+    """What an attack of the user's returns, if it has shown what it costs."""
+    before = model.forwards
+    returned = run(model, *batch, **arguments)
+    if model.forwards == before:
+        raise InputError(
+            "it asked nothing of the model it was given, so nobody can tell what it cost; ask that one, or name "
+            "another as Attack(through=...)"
+        )
+    return returned
 
 
 def _quick_attack(target: Target) -> PlannedAttack:
@@ -262,4 +287,5 @@ def plan_placebo(target: Target, budget: Budget, passes: float) -> PlannedAttack
 
 def known_models(defense: Defense) -> Sequence[nn.Module]:
     """Every module an audit may touch."""
-    return (defense.model, *defense.members, *defense.sources)
+    through = [attack.through for attack in defense.own_attacks() if attack.through is not None]
+    return (defense.model, *defense.members, *defense.sources, *through)

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from pytest_gradmask.attacks.oracle import Oracle, parameter_dtype
-from pytest_gradmask.batching import in_batches, out_of_memory
+from pytest_gradmask.attacks.oracle import Oracle, answer, parameter_dtype
+from pytest_gradmask.batching import in_batches
 from pytest_gradmask.defense import Defense
 from pytest_gradmask.errors import DefenseError, InputError
 from pytest_gradmask.results import Finding
@@ -39,21 +39,48 @@ class Preflight:
     findings: tuple[Finding, ...]
 
 
-def check_setting(confidence: float) -> None:
-    """Raise `InputError` unless bounds can be had at this confidence, and gradients at all."""
-    if not 0.5 < confidence < 1:
+def check_setting(confidence: float, seed: int = 0, margin: float = 0.05) -> None:
+    """Raise `InputError` unless bounds can be had at this confidence and margin, and gradients at all."""
+    if not _between(confidence, 0.5, 1):
         raise InputError(f"confidence={confidence!r}: must be between 0.5 and 1, such as 0.99")
+    if not _between(margin, 0, 1):
+        raise InputError(f"margin={margin!r}: must be a share of images between 0 and 1, such as 0.05")
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise InputError(f"seed={seed!r}: must be an integer, such as 0")
     if torch.is_inference_mode_enabled():
         raise InputError("torch.inference_mode() is on: no gradient can be taken inside; call this outside of it")
 
 
+def _between(value: object, low: float, high: float) -> bool:
+    return isinstance(value, (int, float)) and low < value < high
+
+
+def check_device(device: str) -> torch.device:
+    """The device of this name; `InputError` if there is none, or none that computes."""
+    try:
+        place = torch.device(device)
+        torch.zeros(1, device=place).item()
+    except Exception as error:  # each backend has an exception of its own
+        fix = "use cpu, cuda or cuda:N, of which this machine has "
+        count = torch.cuda.device_count()
+        there = ", ".join(["cpu", *(f"cuda:{index}" for index in range(count))])
+        raise InputError(f"device={device!r}: cannot be used ({type(error).__name__}); {fix}{there}") from error
+    return place
+
+
 def check_batch(images: torch.Tensor, labels: torch.Tensor, threat: ThreatModel) -> None:
     """Raise `InputError` unless images and labels are ready to use."""
+    if not isinstance(threat, ThreatModel):
+        raise InputError(f"threat={threat!r}: must be a ThreatModel, such as ThreatModel(eps=8/255)")
     for argument, value in (("images", images), ("labels", labels)):
         if not isinstance(value, torch.Tensor):
             raise InputError(
                 f"{argument}: must be a torch.Tensor, got {type(value).__name__}; use torch.as_tensor(...)"
             )
+        if value.layout is not torch.strided:
+            raise InputError(f"{argument}: layout is {value.layout}; use {argument}.to_dense()")
+        if value.is_meta:
+            raise InputError(f"{argument}: on the device meta, which holds no values; load them on cpu or cuda")
     shape = tuple(images.shape)
     if images.dtype == torch.uint8:
         raise InputError("images: dtype is uint8; scale them to the bounds, as in images.float() / 255")
@@ -65,7 +92,7 @@ def check_batch(images: torch.Tensor, labels: torch.Tensor, threat: ThreatModel)
         )
     if shape[1] > 4 and shape[3] in (1, 3, 4):
         raise InputError(f"images: shape {shape} looks like N x H x W x C; use images.permute(0, 3, 1, 2)")
-    if len(images) == 0:
+    if images.numel() == 0:
         raise InputError(f"images: shape is {shape}; there is no image to attack")
     if labels.dtype not in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8):
         raise InputError(f"labels: dtype is {labels.dtype}; use class indices, as in labels.long()")
@@ -111,7 +138,8 @@ def check_defense(defense: Defense, oracle: Oracle, images: torch.Tensor, labels
                 Finding("randomized", f"the same image gets logits that differ by up to {spread:.2g} of their size")
             )
         elif len(images) > 1:
-            alone, together = oracle(images[:1]), oracle(images[:_BATCH])
+            alone = oracle(images[:1])
+            together = in_batches(lambda start, end: oracle(images[start:end]), len(images[:_BATCH]), _BATCH)[0]
             change = ((alone - together[:1]).abs().max() / scale).item()
             if change > _SAME_ALONE:
                 findings.append(
@@ -142,24 +170,14 @@ def _check_outputs(defense: Defense, images: torch.Tensor) -> int:
     """What the model returns for all images, batch by batch; the number of classes."""
 
     def part(start: int, end: int) -> int:
-        raw = _forward(defense, images[start:end])
+        # Without the oracle's conversions, to see what the model itself returns.
+        some = images[start:end].to(parameter_dtype(defense.model), copy=True)
+        with torch.no_grad():
+            raw = answer(defense.name, defense.model, some)
         _check_output(defense, raw, images[start:end])
         return raw.shape[1]
 
     return in_batches(part, len(images), _BATCH)[0]
-
-
-def _forward(defense: Defense, images: torch.Tensor) -> torch.Tensor:
-    # Once without the oracle's conversions, to see what the model itself returns.
-    try:
-        with torch.no_grad():
-            return defense.model(images.to(parameter_dtype(defense.model), copy=True))  # type: ignore[no-any-return]
-    except Exception as error:
-        if out_of_memory(error):
-            raise
-        raise DefenseError(
-            f"{defense.name} raised {type(error).__name__} on images of shape {tuple(images.shape)}: {error}"
-        ) from error
 
 
 def _check_output(defense: Defense, output: object, images: torch.Tensor) -> None:
@@ -175,6 +193,13 @@ def _check_output(defense: Defense, output: object, images: torch.Tensor) -> Non
         )
     if not output.is_floating_point():
         raise DefenseError(f"{defense.name} returns {output.dtype}; logits must be floating point")
+    if output.layout is not torch.strided:
+        raise DefenseError(f"{defense.name} returns logits of layout {output.layout}; use logits.to_dense()")
+    if output.device != images.device:
+        raise DefenseError(
+            f"{defense.name} returns logits on {output.device} for images on {images.device}; "
+            "use logits.to(images.device)"
+        )
     if not output.isfinite().all():
         bad = int((~output.isfinite().all(1)).sum())
         raise DefenseError(f"{defense.name} returns NaN or infinite logits for {bad} of {len(images)} clean images")

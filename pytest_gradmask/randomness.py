@@ -45,6 +45,14 @@ def random_state_kept(device: torch.device) -> Iterator[None]:
 
 
 @contextmanager
+def seeded_by(generator: torch.Generator, device: torch.device) -> Iterator[None]:
+    """Inside, the global generators depend on the next number of this one, for code that draws from them."""
+    with random_state_kept(device):
+        seed_everything(int(torch.randint(2**31, (1,), generator=generator)))
+        yield
+
+
+@contextmanager
 def seeded_weights(seed: int) -> Iterator[None]:
     """Weights that are drawn inside, on the CPU, depend on the seed alone; the global random state is untouched."""
     with torch.random.fork_rng(devices=[]):

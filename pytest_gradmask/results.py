@@ -30,16 +30,17 @@ class Finding:
         id: kebab-case name of the probe.
         message: what was seen, in a sentence.
         undermines_attacks: whether a failed attack proves nothing here, so that ``NOT_MASKED`` is refused.
+        link: where it is explained; by default on our page, from the root of the repository.
     """
 
     id: str
     message: str
     undermines_attacks: bool = False
+    link: str = ""
 
-    @property
-    def link(self) -> str:
-        """Where it is explained, from the root of the repository."""
-        return f"docs/findings.md#{self.id}"
+    def __post_init__(self) -> None:
+        if not self.link:
+            object.__setattr__(self, "link", f"docs/findings.md#{self.id}")
 
 
 #: What AutoAttack runs on randomized defenses, its version ``rand``.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -11,6 +12,7 @@ from pytest_gradmask.looks import Look
 from pytest_gradmask.plan import PlannedAttack, Target, plan_attacks, plan_placebo
 from pytest_gradmask.results import AttackResult, Verdict, Votes
 from pytest_gradmask.scoring import Evaluation
+from pytest_gradmask.steps import Step
 
 Progress = Callable[[str], None]
 Certain = Callable[[Sequence[AttackResult]], bool]
@@ -45,7 +47,7 @@ class Course:
         target: the defense as its attacker sees it.
         budget: how hard to try.
         quick: whether a short attack comes first, to spare the long ones the images that fall to anything.
-        progress: called with a line of text before each attack.
+        progress: called with a line of text before each attack, a `Step`.
 
     Attributes:
         clean: for each image so far, whether it is classified correctly without an attack.
@@ -84,9 +86,11 @@ class Course:
             if attack.kind == "gradient":
                 batch.runs.append(self._run(attack, batch))
                 batch.standing -= batch.runs[-1].settled
-        for attack in planned:
-            if attack.kind == "adaptive":
-                batch.runs.append(self._run(attack, batch))
+        adaptive = [attack for attack in planned if attack.kind == "adaptive"]
+        with closing(self._evaluation.run_each(adaptive, batch.standing, batch.salt)) as results:
+            for attack in adaptive:
+                self._announce(attack, batch)
+                batch.runs.append(next(results))
                 # Worth the placebo's time only if the placebo so far would settle it.
                 if certain is not None and certain(self.results()):
                     self.match_placebo()
@@ -126,8 +130,13 @@ class Course:
         batch.placebos.append(self._run(placebo, replace(batch, salt=batch.salt + again, standing=standing)))
 
     def _run(self, attack: PlannedAttack, batch: _Batch) -> AttackResult:
-        self._progress(f"{attack.name} on {len(batch.standing)} of {len(self.clean)} images")
+        self._announce(attack, batch)
         return self._evaluation.run(attack, batch.standing, batch.salt)
+
+    def _announce(self, attack: PlannedAttack, batch: _Batch) -> None:
+        names = [*(planned.name for planned in self._planned if not planned.skip), "placebo"]
+        later = names[names.index(attack.name) + 1 :] if attack.name in names else []
+        self._progress(Step(attack.name, len(batch.standing), len(self.clean), later))
 
 
 def follow(course: Course, looks: Sequence[Look], judge: Judge, exhaustive: bool) -> Look:

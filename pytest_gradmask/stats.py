@@ -39,6 +39,18 @@ def mcnemar_p(ours: int, theirs: int) -> float:
     return float(stats.binom.sf(ours - 1, ours + theirs, 0.5)) if ours else 1.0
 
 
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values of several tests, adjusted so that the chance of even one wrong rejection stays below the level.
+
+    Holm 1979, "A simple sequentially rejective multiple test procedure": the smallest counts as often as there are
+    tests, the next once less, and none may be below one before it.
+    """
+    adjusted, least = [1.0] * len(p_values), 0.0
+    for rank, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        least = adjusted[index] = max(least, min(1.0, (len(p_values) - rank) * p_values[index]))
+    return adjusted
+
+
 def paired_interval(ours: int, theirs: int, trials: int, confidence: float) -> tuple[float, float]:
     """One-sided exact bounds, each valid at ``confidence``, of the difference of two paired proportions.
 

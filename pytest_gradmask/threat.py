@@ -48,7 +48,7 @@ class ThreatModel:
         if not (math.isfinite(low) and math.isfinite(high) and low < high):
             raise InputError(f"bounds={self.bounds!r}: the first must be below the second, such as (0, 1)")
         width = (high - low) if self.norm == "Linf" else math.inf
-        if self.eps > width:
+        if self.eps > width + self.tolerance:
             raise InputError(
                 f"eps={self.eps!r}: larger than the bounds {self.bounds} are wide; "
                 f"eps is in input units: did you mean {self.eps / 255 * (high - low):.4g}?"

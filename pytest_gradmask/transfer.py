@@ -22,7 +22,7 @@ from pytest_gradmask.defense import Defense
 from pytest_gradmask.errors import DefenseError, InputError
 from pytest_gradmask.isolation import moved, no_trace
 from pytest_gradmask.matrix import TransferMatrix
-from pytest_gradmask.preflight import check_batch, check_defense, check_setting
+from pytest_gradmask.preflight import check_batch, check_defense, check_device, check_setting
 from pytest_gradmask.scoring import subseed
 from pytest_gradmask.threat import ThreatModel
 from pytest_gradmask.voting import right
@@ -83,9 +83,9 @@ def transfer_matrix(
     if not callable(attack) and attack not in _NAMED:
         raise InputError(f"attack={attack!r}: must be one of {', '.join(_NAMED)}, or a function")
     told = _told(named, attack, bypass)
-    check_setting(confidence)
+    check_setting(confidence, seed)
     check_batch(images, labels, threat)
-    place = torch.device(device)
+    place = check_device(device)
     images, labels = images.detach().to(place), labels.detach().long().to(place)
     modules = list(named.values())
     with moved(modules, place), no_trace(modules, place):

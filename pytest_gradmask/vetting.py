@@ -79,4 +79,5 @@ def _vetted(
     except Exception as error:  # neither the defense nor its last layer is ours
         return False, f"{attack.name} cannot be tested ({type(error).__name__}: {error})"
     held = " with its random numbers held" if frozen else ""
-    return result.ok, f"{attack.name} finds {result.passed} of {result.tested}{held}"
+    few = "" if result.ok or result.fails else ", too few to tell"
+    return result.ok, f"{attack.name} finds {result.passed} of {result.tested}{held}{few}"

@@ -29,6 +29,15 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_machine() -> Iterator[None]:
+    """Tests of what a person sees and of what a CI machine prints say which they mean, wherever they run."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("CI", "BUILD_NUMBER", "GITHUB_ACTIONS", "GITHUB_STEP_SUMMARY", "GITHUB_WORKSPACE"):
+            patch.delenv(name, raising=False)
+        yield
+
+
 @pytest.fixture
 def workshop(tmp_path: Path) -> Path:
     """A directory with recipes of a model and of a front end before it, and data to train them on."""

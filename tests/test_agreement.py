@@ -8,10 +8,10 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from pytest_gradmask import load_model
 from pytest_gradmask.attacks import autoattack
 from pytest_gradmask.attacks.gradient import apgd, pgd
 from pytest_gradmask.attacks.losses import margin
-from pytest_gradmask.checkpoints import load_model
 from pytest_gradmask.datasets import load_dataset
 from pytest_gradmask.threat import ThreatModel
 

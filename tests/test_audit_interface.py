@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from pytest_gradmask import Audit, ThreatModel, Verdict, audit
-from pytest_gradmask.errors import InputError
+from pytest_gradmask.errors import DefenseError, InputError
 from tests.toys import (
     IMAGES,
     THREAT,
@@ -91,6 +91,13 @@ def test_the_callers_grad_mode_does_not_matter(wrap: Callable[[], Any]) -> None:
         ({"margin": float("nan")}, r"margin=nan"),
         ({"confidence": 0.5}, r"confidence=0.5: must be between 0.5 and 1"),
         ({"confidence": 99}, r"confidence=99: must be"),
+        ({"confidence": "high"}, r"confidence='high': must be"),
+        ({"margin": "0.1"}, r"margin='0.1': must be"),
+        ({"seed": 1.5}, r"seed=1.5: must be an integer"),
+        ({"budget": 3}, r"budget=3: unknown; .* or a Budget of your own"),
+        ({"threat": 8 / 255}, r"threat=0.03.*: must be a ThreatModel"),
+        ({"device": "gpu"}, r"device='gpu': cannot be used \(RuntimeError\); use cpu, .* this machine has cpu"),
+        ({"device": "meta"}, r"device='meta': cannot be used"),
         ({"budget": "huge"}, r"budget='huge': unknown; use one of smoke, ci, full"),
         ({"labels": torch.zeros(3)}, r"labels: dtype is torch.float32"),
         ({"images": IMAGES * 255}, r"divide by 255"),
@@ -136,3 +143,12 @@ def test_passes_are_counted_per_attack() -> None:
     assert all(attack.forwards > 0 for attack in done)
     assert sum(attack.forwards for attack in done) < sum(spy.counts)
     assert {attack.name for attack in done if attack.backwards == 0} == {"square", "zero-order"}
+
+
+def test_a_defense_that_memory_does_not_suffice_for_is_told_as_one() -> None:
+    class Huge(nn.Module):
+        def forward(self, _: torch.Tensor) -> torch.Tensor:
+            raise MemoryError("no room")
+
+    with pytest.raises(DefenseError, match=r"Huge needs more memory than there is.*MemoryError: no room.*another"):
+        audit(Huge().eval(), IMAGES, torch.zeros(24, dtype=torch.int64))

@@ -33,8 +33,25 @@ def test_time_to_verdict_times_both_ways_on_the_same_images() -> None:
     assert (record["verdict"], record["images"], record["clean"]) == ("NOT_MASKED", len(images), 1.0)
     assert record["ratio"] == (record["autoattack_seconds"] + record["bpda_seconds"]) / record["seconds"]
     assert record["autoattack"] == record["with_bpda"] == record["all"] == 0.0
-    assert lines[0] == "preflight"
-    assert lines[-2:] == ["AutoAttack standard", "BPDA"]
+    assert lines[:2] == ["audit", "preflight"]
+    assert lines[-2:] == ["apgd-ce", "bpda"]
+
+
+def test_a_time_to_verdict_that_was_interrupted_goes_on_after_the_last_attack(tmp_path: Path) -> None:
+    model = nn.Sequential(Quantize(), linear(10)).eval()
+    images = 0.5 + 0.01 * (IMAGES - 0.5)
+    data = Dataset(images, predictions(model, images), "toys")
+    lines: list[str] = []
+    first, second = (
+        time_to_verdict("toy", Defense(model), data, budget="smoke", stages=tmp_path, progress=lines.append)
+        for _ in range(2)
+    )
+    assert first == second
+    assert lines.count("audit") == lines.count("apgd-ce") == lines.count("bpda") == 1
+    (tmp_path / "bpda.pt").unlink()
+    third = time_to_verdict("toy", Defense(model), data, budget="smoke", stages=tmp_path, progress=lines.append)
+    assert (lines.count("audit"), lines.count("bpda")) == (1, 2)
+    assert {**third, "bpda_seconds": 0, "ratio": 0} == {**first, "bpda_seconds": 0, "ratio": 0}
 
 
 def test_a_step_is_timed_in_each_way() -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import time
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,9 +20,8 @@ from torch import nn
 
 from pytest_gradmask import Defense, ThreatModel, Verdict
 from pytest_gradmask.cache import Cache
-from pytest_gradmask.plan import PlannedAttack
 from pytest_gradmask.results import AttackResult, Audit
-from pytest_gradmask.scoring import Evaluation
+from pytest_gradmask.scoring import Trial
 from tests.toys import IMAGES, TINY, KillGradient, Noisy, Quantize, audited, linear, masked, predictions
 
 DEFENSES: dict[str, Callable[[], nn.Module | Defense]] = {
@@ -93,13 +95,13 @@ def test_an_interrupted_audit_goes_on_after_its_last_attack(tmp_path: Path, monk
     with pytest.raises(KeyboardInterrupt):
         audited(masked(Quantize), exhaustive=True, cache=tmp_path, progress=interrupt)
     ran: list[str] = []
-    run = Evaluation._run
+    run = Trial.__call__
 
-    def watched(self: Evaluation, attack: PlannedAttack, attacked: tuple[int, ...], salt: str) -> AttackResult:
-        ran.append(attack.name)
-        return run(self, attack, attacked, salt)
+    def watched(self: Trial, *chunk: Any) -> AttackResult:
+        ran.append(self.attack.name)
+        return run(self, *chunk)
 
-    monkeypatch.setattr(Evaluation, "_run", watched)
+    monkeypatch.setattr(Trial, "__call__", watched)
     resumed = audited(masked(Quantize), exhaustive=True, cache=tmp_path)
     assert ran == ["square", "zero-order", "placebo"]
     assert plain(resumed) == plain(undisturbed)
@@ -202,3 +204,38 @@ def test_a_folder_that_cannot_be_written_costs_no_result(tmp_path: Path) -> None
     file.write_text("in the way")
     with pytest.warns(UserWarning, match="cannot store"):
         assert audited(linear(), cache=file).verdict is Verdict.NOT_MASKED
+
+
+WRITER = """
+import sys, time, warnings
+from pathlib import Path
+from pytest_gradmask.cache import Cache
+from pytest_gradmask.results import AttackResult
+
+warnings.simplefilter("error")
+folder, started = Path(sys.argv[1]), time.monotonic()
+cache = Cache(folder / "cache")
+(folder / sys.argv[2]).touch()
+while not (folder / "go").exists():
+    assert time.monotonic() < started + 60
+for turn in range(100):
+    key, long = "ab" * 31 + f"{turn % 3:02}", tuple(range(2000))
+    result = AttackResult("bpda", "adaptive", long, long)
+    cache.store_attack(key, result)
+    assert cache.attack(key) == result
+"""
+
+
+def test_several_processes_may_write_the_same_entries_at_once(tmp_path: Path) -> None:
+    names = ["first", "second", "third"]
+    writers = [
+        subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path), name], stderr=subprocess.PIPE, text=True)
+        for name in names
+    ]
+    while not all((tmp_path / name).exists() for name in names) and all(each.poll() is None for each in writers):
+        time.sleep(0.01)
+    (tmp_path / "go").touch()
+    errors = [each.communicate(timeout=100)[1] for each in writers]
+    assert [each.returncode for each in writers] == [0, 0, 0], errors
+    assert len(entries(tmp_path)) == 3
+    assert not list(tmp_path.rglob("*.part"))

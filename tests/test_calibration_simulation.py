@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Generator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -184,6 +184,11 @@ class Drawn:
 
     def clean(self, indices: Sequence[int]) -> tuple[list[bool], dict[int, Votes]]:
         return [self.right[index] for index in indices], {}
+
+    def run_each(
+        self, attacks: Sequence[PlannedAttack], given: Collection[int], salt: str
+    ) -> Generator[AttackResult, None, None]:
+        yield from (self.run(attack, given, salt) for attack in attacks)
 
     def run(self, attack: PlannedAttack, given: Collection[int], salt: str) -> AttackResult:
         broken, passes = self.broken.get(attack.name, set()), 1

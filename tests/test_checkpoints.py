@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from pytest_gradmask import checkpoints
-from pytest_gradmask.checkpoints import available, fixtures_directory, load_card, load_model, save_card, save_model
+from pytest_gradmask.checkpoints import available, fixtures_directory, load_card, load_checkpoint, save_card, save_model
 from pytest_gradmask.errors import CheckpointError, GradmaskError
 from pytest_gradmask.models import build_model
 from pytest_gradmask.models.composites import Composite, RandomizedEnsemble
@@ -52,7 +52,7 @@ def test_round_trip(tmp_path: Path) -> None:
     model = built(VGG)
     file = save_model("tiny-1", model, {**VGG, "note": "kept"}, tmp_path / "new" / "folder")
     assert file == tmp_path / "new" / "folder" / "tiny-1.safetensors"
-    loaded = load_model("tiny-1", file.parent)
+    loaded = load_checkpoint("tiny-1", file.parent)
     assert same(loaded, model)
     assert not loaded.training
     assert load_card("tiny-1", file.parent)["note"] == "kept"
@@ -63,7 +63,7 @@ def test_round_trip_of_channels_last_weights(tmp_path: Path) -> None:
     model = built(VGG)
     model.to(memory_format=torch.channels_last)
     save_model("tiny", model, VGG, tmp_path)
-    assert same(load_model("tiny", tmp_path), model)
+    assert same(load_checkpoint("tiny", tmp_path), model)
 
 
 def test_saving_does_not_change_the_callers_card(tmp_path: Path) -> None:
@@ -73,7 +73,7 @@ def test_saving_does_not_change_the_callers_card(tmp_path: Path) -> None:
 
 
 def test_loading_leaves_the_model_of_a_second_load_alone(zoo: Path) -> None:
-    first, second = load_model("backbone", zoo), load_model("backbone", zoo)
+    first, second = load_checkpoint("backbone", zoo), load_checkpoint("backbone", zoo)
     with torch.no_grad():
         next(first.parameters()).zero_()
     assert not same(first, second)
@@ -86,39 +86,39 @@ def test_flipped_byte_is_noticed(zoo: Path, position: int) -> None:
     content[position] ^= 1
     file.write_bytes(content)
     with pytest.raises(CheckpointError, match=r"'backbone'.* is corrupted or was exchanged: its sha256 is") as caught:
-        load_model("backbone", zoo)
+        load_checkpoint("backbone", zoo)
     assert str(file) in str(caught.value)
 
 
 def test_exchanged_weights_are_noticed(zoo: Path) -> None:
     (zoo / "other.safetensors").replace(zoo / "backbone.safetensors")
     with pytest.raises(CheckpointError, match="corrupted or was exchanged"):
-        load_model("backbone", zoo)
+        load_checkpoint("backbone", zoo)
 
 
 def test_card_without_hash_is_refused(zoo: Path) -> None:
     write_card(zoo, "backbone", VGG)
     with pytest.raises(CheckpointError, match="its card says None"):
-        load_model("backbone", zoo)
+        load_checkpoint("backbone", zoo)
 
 
 def test_missing_weights_are_named(zoo: Path) -> None:
     (zoo / "backbone.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"weights .*backbone\.safetensors cannot be read"):
-        load_model("backbone", zoo)
+        load_checkpoint("backbone", zoo)
 
 
 def test_weights_that_do_not_fit_are_refused(zoo: Path) -> None:
     card = load_card("backbone", zoo)
     write_card(zoo, "backbone", {**card, "arguments": {"layout": [5, "M", 4], "num_classes": 3}})
     with pytest.raises(CheckpointError, match="does not fit vgg"):
-        load_model("backbone", zoo)
+        load_checkpoint("backbone", zoo)
 
 
 def test_weights_of_another_architecture_are_refused(zoo: Path) -> None:
     write_card(zoo, "backbone", {**load_card("backbone", zoo), **DNCNN})
     with pytest.raises(CheckpointError, match="does not fit dncnn"):
-        load_model("backbone", zoo)
+        load_checkpoint("backbone", zoo)
 
 
 class Boom:
@@ -140,7 +140,7 @@ def test_pickle_in_disguise_is_not_executed(tmp_path: Path, form: str) -> None:
     # Whoever exchanges the weights can also write the hash: it protects from accidents, the format from malice.
     write_card(tmp_path, "evil", {**VGG, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()})
     with pytest.raises(CheckpointError, match="does not fit vgg"):
-        load_model("evil", tmp_path)
+        load_checkpoint("evil", tmp_path)
     assert not Boom.opened
 
 
@@ -154,14 +154,14 @@ def test_missing_card_tells_what_there_is(zoo: Path) -> None:
 
 def test_missing_card_in_an_empty_directory(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="there are none"):
-        load_model("absent", tmp_path)
+        load_checkpoint("absent", tmp_path)
 
 
 @pytest.mark.parametrize("card", [{"sha256": "0"}, [], "vgg", None], ids=["object", "list", "string", "null"])
 def test_card_without_architecture_is_refused(tmp_path: Path, card: object) -> None:
     write_card(tmp_path, "bad", card)
     with pytest.raises(CheckpointError, match="names no architecture"):
-        load_model("bad", tmp_path)
+        load_checkpoint("bad", tmp_path)
 
 
 @pytest.mark.parametrize("content", [b"{", b"", b"\xff\xfe\x00"], ids=["cut off", "empty", "no text"])
@@ -174,13 +174,13 @@ def test_unreadable_card_is_refused(tmp_path: Path, content: bytes) -> None:
 def test_unknown_architecture_is_refused(zoo: Path) -> None:
     write_card(zoo, "backbone", {**load_card("backbone", zoo), "architecture": "alexnet"})
     with pytest.raises(GradmaskError, match="'alexnet': unknown; use one of dncnn, resnet, vgg, vit"):
-        load_model("backbone", zoo)
+        load_checkpoint("backbone", zoo)
 
 
 def test_unknown_architecture_arguments_are_refused(zoo: Path) -> None:
     write_card(zoo, "backbone", {**load_card("backbone", zoo), "arguments": {"colour": "red"}})
     with pytest.raises(GradmaskError, match=r"cannot be built with {'colour': 'red'}"):
-        load_model("backbone", zoo)
+        load_checkpoint("backbone", zoo)
 
 
 NAMES = ["../x", "..", "a/b", "/etc/passwd", "a\\b", "", "A", "a.b", "-a", "a\n", "a\0", "a_b", "ä"]
@@ -191,7 +191,7 @@ def test_names_that_could_leave_the_directory_are_refused(tmp_path: Path, name: 
     inside = tmp_path / "inside"
     write_card(tmp_path, "x", VGG)
     with pytest.raises(CheckpointError, match="lower-case letters, digits and dashes only"):
-        load_model(name, inside)
+        load_checkpoint(name, inside)
     with pytest.raises(CheckpointError, match="lower-case letters, digits and dashes only"):
         save_model(name, nn.Identity(), VGG, inside)
     with pytest.raises(CheckpointError, match="lower-case letters, digits and dashes only"):
@@ -215,10 +215,10 @@ def test_fixtures_of_the_package_are_the_default() -> None:
 
 def test_composite_card(zoo: Path) -> None:
     write_card(zoo, "both", {"architecture": "composite", "front_end": "front", "backbone": "backbone"})
-    model, images = load_model("both", zoo), draw(2, 3, 16, 16)
+    model, images = load_checkpoint("both", zoo), draw(2, 3, 16, 16)
     assert isinstance(model, Composite)
     assert not any(module.training for module in model.modules())
-    torch.testing.assert_close(model(images), load_model("backbone", zoo)(load_model("front", zoo)(images)))
+    torch.testing.assert_close(model(images), load_checkpoint("backbone", zoo)(load_checkpoint("front", zoo)(images)))
 
 
 def test_saved_card_is_the_model_of_its_parts(zoo: Path) -> None:
@@ -227,7 +227,7 @@ def test_saved_card_is_the_model_of_its_parts(zoo: Path) -> None:
     assert save_card("both", card, zoo) == zoo / "both.json"
     assert {file.name for file in zoo.iterdir()} == {*before, "both.json"}
     assert load_card("both", zoo) == card
-    assert isinstance(load_model("both", zoo), Composite)
+    assert isinstance(load_checkpoint("both", zoo), Composite)
 
 
 @pytest.fixture
@@ -244,32 +244,32 @@ def test_part_that_is_not_beside_its_whole_is_the_packages(shop: Path) -> None:
     save_model("mine", built(DNCNN, seed=1), DNCNN, shop)
     save_card("whole", {"architecture": "composite", "front_end": "mine", "backbone": "backbone"}, shop)
     save_card("ensemble", {"architecture": "ensemble", "members": ["whole", "both"]}, shop)
-    whole, ensemble = load_model("whole", shop), load_model("ensemble", shop)
-    assert same(whole, Composite(built(DNCNN, seed=1), load_model("backbone")))
-    assert same(ensemble, RandomizedEnsemble([whole, load_model("both")]))
+    whole, ensemble = load_checkpoint("whole", shop), load_checkpoint("ensemble", shop)
+    assert same(whole, Composite(built(DNCNN, seed=1), load_checkpoint("backbone")))
+    assert same(ensemble, RandomizedEnsemble([whole, load_checkpoint("both")]))
 
 
 def test_part_beside_its_whole_comes_before_the_packages(shop: Path) -> None:
     save_model("backbone", built(VGG, seed=2), VGG, shop)
     save_card("whole", {"architecture": "composite", "front_end": "front", "backbone": "backbone"}, shop)
     save_card("ensemble", {"architecture": "ensemble", "members": ["whole", "both"]}, shop)
-    mine = load_model("whole", shop)
-    assert same(mine, Composite(load_model("front"), built(VGG, seed=2)))
+    mine = load_checkpoint("whole", shop)
+    assert same(mine, Composite(load_checkpoint("front"), built(VGG, seed=2)))
     # The package's composites are made of the package's parts, whatever lies beside an ensemble of them.
-    assert same(load_model("ensemble", shop), RandomizedEnsemble([mine, load_model("both")]))
+    assert same(load_checkpoint("ensemble", shop), RandomizedEnsemble([mine, load_checkpoint("both")]))
 
 
 @pytest.mark.parametrize("part", ["absent", "a" * 300], ids=["absent", "longer than a file name"])
 def test_part_that_is_nowhere_is_named(shop: Path, part: str) -> None:
     save_card("whole", {"architecture": "composite", "front_end": part, "backbone": "backbone"}, shop)
     with pytest.raises(CheckpointError, match=f"'{part}'"):
-        load_model("whole", shop)
+        load_checkpoint("whole", shop)
 
 
 def test_ensemble_card(zoo: Path) -> None:
     write_card(zoo, "both", {"architecture": "composite", "front_end": "front", "backbone": "backbone"})
     write_card(zoo, "ensemble", {"architecture": "ensemble", "members": ["both", "other"]})
-    model = load_model("ensemble", zoo)
+    model = load_checkpoint("ensemble", zoo)
     assert isinstance(model, RandomizedEnsemble)
     assert [type(member) for member in model.members] == [Composite, nn.Sequential]
     assert not any(module.training for module in model.modules())
@@ -287,13 +287,13 @@ def test_ensemble_card(zoo: Path) -> None:
 def test_parts_are_checked_like_any_checkpoint(zoo: Path, card: dict[str, Any]) -> None:
     write_card(zoo, "whole", card)
     with pytest.raises(CheckpointError):
-        load_model("whole", zoo)
+        load_checkpoint("whole", zoo)
 
 
 def test_ensemble_of_one_is_refused(zoo: Path) -> None:
     write_card(zoo, "whole", {"architecture": "ensemble", "members": ["backbone"]})
     with pytest.raises(GradmaskError, match="needs at least 2, got 1"):
-        load_model("whole", zoo)
+        load_checkpoint("whole", zoo)
 
 
 @pytest.mark.parametrize(
@@ -309,4 +309,4 @@ def test_ensemble_of_one_is_refused(zoo: Path) -> None:
 def test_malformed_composites_are_refused(zoo: Path, card: dict[str, Any]) -> None:
     write_card(zoo, "whole", card)
     with pytest.raises(CheckpointError, match="'whole'"):
-        load_model("whole", zoo)
+        load_checkpoint("whole", zoo)

@@ -12,8 +12,9 @@ import torch
 from PIL import Image
 
 from pytest_gradmask.checkpoints import fixtures_directory
-from pytest_gradmask.datasets import check_spec, load_dataset
+from pytest_gradmask.datasets import load_dataset
 from pytest_gradmask.errors import DataError, InputError
+from pytest_gradmask.specs import check_data
 
 Array = np.ndarray[Any, Any]
 
@@ -33,17 +34,6 @@ def npz(tmp_path: Path) -> Path:
         train_y=np.arange(10) % 3,
     )
     return file
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    for label, name in enumerate(("ant", "bee")):
-        (tmp_path / "images" / name).mkdir(parents=True)
-        for number in range(2):
-            Image.fromarray(some_images(1, seed=10 * label + number)[0]).save(
-                tmp_path / "images" / name / f"{number}.png"
-            )
-    return tmp_path / "images"
 
 
 # npz
@@ -150,51 +140,6 @@ def test_single_array_renamed_to_npz_is_refused(tmp_path: Path) -> None:
         load_dataset(f"npz:{tmp_path / 'data.npz'}")
 
 
-# imagefolder
-
-
-def test_imagefolder_classes_are_in_sorted_order(folder: Path) -> None:
-    data = load_dataset(f"imagefolder:{folder}")
-    assert data.images.shape == (4, 3, 8, 8)
-    assert data.labels.tolist() == [0, 0, 1, 1]
-    expected = torch.from_numpy(some_images(1, seed=11)[0]).permute(2, 0, 1) / 255
-    torch.testing.assert_close(data.images[3], expected)
-
-
-def test_imagefolder_of_gray_images_becomes_rgb(folder: Path) -> None:
-    Image.fromarray(some_images(1)[0, :, :, 0]).save(folder / "ant" / "0.png")
-    gray = load_dataset(f"imagefolder:{folder}").images[0]
-    assert torch.equal(gray[0], gray[1])
-
-
-@pytest.mark.parametrize("damage", ["text", "truncated", "empty"])
-def test_corrupted_image_is_named(folder: Path, damage: str) -> None:
-    file = folder / "bee" / "1.png"
-    content = {"text": b"this is no image", "truncated": file.read_bytes()[:120], "empty": b""}[damage]
-    file.write_bytes(content)
-    with pytest.raises(DataError, match="cannot be decoded") as caught:
-        load_dataset(f"imagefolder:{folder}")
-    assert str(file) in str(caught.value)
-
-
-def test_image_of_another_size_is_named(folder: Path) -> None:
-    Image.fromarray(some_images(1, size=9)[0]).save(folder / "bee" / "0.png")
-    with pytest.raises(DataError, match="resize the images to one size") as caught:
-        load_dataset(f"imagefolder:{folder}")
-    assert str(folder / "bee" / "0.png") in str(caught.value)
-
-
-def test_folder_without_classes_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="image folder"):
-        load_dataset(f"imagefolder:{tmp_path}")
-
-
-def test_class_without_images_is_refused(folder: Path) -> None:
-    (folder / "cow").mkdir()
-    with pytest.raises(DataError, match="cow"):
-        load_dataset(f"imagefolder:{folder}")
-
-
 # torchvision
 
 
@@ -211,6 +156,17 @@ def test_missing_torchvision_data_is_reported_and_not_downloaded(
         load_dataset(f"{kind}:{tmp_path / 'nowhere'}")
     assert str(tmp_path / "nowhere") in str(caught.value)
     assert not (tmp_path / "nowhere").exists()
+
+
+@pytest.mark.parametrize("kind", ["cifar10", "cifar100"])
+def test_torchvision_data_without_a_network(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError("no route to host")
+
+    monkeypatch.setattr("urllib.request.urlopen", refuse)
+    said = f"could not download it into .*no route to host.*without a network, give its directory as {kind}:ROOT"
+    with pytest.raises(DataError, match=said):
+        load_dataset(f"{kind}:{tmp_path}", download=True)
 
 
 def test_torchvision_data_default_to_the_cache_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -237,13 +193,13 @@ def test_torchvision_data_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize("spec", ["", "mnist", "cifar10x:dir", "/some/path", "NPZ:file"])
 def test_unknown_kind_is_refused(spec: str) -> None:
     with pytest.raises(InputError, match=r"unknown kind .* use embedded, cifar10\[:ROOT\]"):
-        check_spec(spec)
+        check_data(spec)
 
 
 @pytest.mark.parametrize("spec", ["npz", "npz:", "imagefolder", "imagefolder:"])
 def test_kind_that_needs_a_path_says_so(spec: str) -> None:
     with pytest.raises(InputError, match=r"give a path, as in (npz|imagefolder):PATH"):
-        check_spec(spec)
+        check_data(spec)
 
 
 @pytest.mark.parametrize("kind", ["npz", "imagefolder"])
@@ -255,14 +211,14 @@ def test_path_that_does_not_exist_is_named(tmp_path: Path, kind: str) -> None:
 
 def test_directory_is_no_npz_and_file_no_imagefolder(npz: Path) -> None:
     with pytest.raises(InputError, match="no such file"):
-        check_spec(f"npz:{npz.parent}")
+        check_data(f"npz:{npz.parent}")
     with pytest.raises(InputError, match="no such directory"):
-        check_spec(f"imagefolder:{npz}")
+        check_data(f"imagefolder:{npz}")
 
 
 def test_embedded_takes_no_path() -> None:
     with pytest.raises(InputError, match="takes no path"):
-        check_spec("embedded:x")
+        check_data("embedded:x")
 
 
 def test_path_may_contain_a_colon(tmp_path: Path) -> None:
@@ -276,20 +232,6 @@ def test_unknown_split_is_refused(npz: Path) -> None:
 
 
 # samples
-
-
-def test_subset_is_decided_by_its_seed(npz: Path) -> None:
-    def chosen(seed: int) -> list[int]:
-        return load_dataset(f"npz:{npz}", samples=3, seed=seed).labels.tolist()
-
-    assert chosen(0) == chosen(0)
-    assert len({tuple(chosen(seed)) for seed in range(10)}) > 1
-    assert all(len(set(chosen(seed))) == 3 for seed in range(10))
-
-
-def test_subset_keeps_images_and_labels_together(npz: Path) -> None:
-    everything, part = load_dataset(f"npz:{npz}"), load_dataset(f"npz:{npz}", samples=3, seed=5)
-    assert torch.equal(part.images, everything.images[part.labels])  # the labels number the images
 
 
 def test_subset_leaves_the_global_random_state_alone(npz: Path) -> None:

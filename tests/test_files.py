@@ -21,3 +21,12 @@ def test_the_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
         part.write_text("after")
     assert file.read_text() == "after"
     assert list(tmp_path.iterdir()) == [file]
+
+
+def test_two_may_write_one_file_at_once(tmp_path: Path) -> None:
+    file = tmp_path / "card.json"
+    with replaced(file) as first, replaced(file) as second:
+        first.write_text("first")
+        second.write_text("second")
+    assert file.read_text() == "first"
+    assert list(tmp_path.iterdir()) == [file]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pytest_gradmask.checkpoints import available, load_card, load_model
+from pytest_gradmask import load_model
+from pytest_gradmask.checkpoints import available, load_card
 from pytest_gradmask.models.composites import Composite, RandomizedEnsemble
 from pytest_gradmask.training.recipes import load_recipe
 from tests.training_toys import FIXTURES

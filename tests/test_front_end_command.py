@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pytest_gradmask import checkpoints
-from pytest_gradmask.checkpoints import load_card, load_model, save_model
+from pytest_gradmask.checkpoints import load_card, load_checkpoint, save_model
 from pytest_gradmask.datasets import Dataset
 from pytest_gradmask.models.composites import Composite
 from pytest_gradmask.models.front_ends import DnCNN
@@ -70,7 +70,7 @@ def test_backbone_and_front_end_are_trained_in_one_command(workshop: Path, capsy
     data = rounded(separable(48))
     backbone = train(TINY, data)
     front_end = train(GUARDED, data, backbone=backbone)
-    composite = load_model("guarded", workshop / "out")
+    composite = load_checkpoint("guarded", workshop / "out")
     assert isinstance(composite, Composite)
     assert isinstance(composite.front_end, DnCNN)
     assert identical(weights(composite), weights(Composite(front_end, backbone)))
@@ -85,7 +85,7 @@ def test_card_of_a_composite_names_its_parts_and_what_was_measured(workshop: Pat
     assert measured["data"] == {"kind": "npz", "name": "data.npz", "images": 24}
     test = rounded(separable(24, seed=1))
     with torch.no_grad():
-        right = load_model("guarded", workshop / "out")(test.images).argmax(1) == test.labels
+        right = load_checkpoint("guarded", workshop / "out")(test.images).argmax(1) == test.labels
     assert measured["clean_accuracy"] == pytest.approx(right.float().mean().item())
     assert 0 <= measured["bpda20_accuracy"] <= measured["clean_accuracy"]
     assert 0 <= measured["pgd20_accuracy"] <= measured["clean_accuracy"]
@@ -139,7 +139,7 @@ def test_backbone_of_an_earlier_command_is_used_and_left_alone(workshop: Path) -
     assert {name: (workshop / "out" / name).read_bytes() for name in before} == before
     together = arguments(workshop, *BOTH, output=str(workshop / "out2"), state=str(workshop / "states2"))
     assert command.main(together) == 0
-    first, second = (load_model("guarded", workshop / folder) for folder in ("out", "out2"))
+    first, second = (load_checkpoint("guarded", workshop / folder) for folder in ("out", "out2"))
     assert identical(weights(first), weights(second))
 
 
@@ -147,8 +147,8 @@ def test_backbone_that_is_not_in_the_output_is_the_packages(workshop: Path, pack
     assert command.main(arguments(workshop, "guarded.toml")) == 0
     assert names(workshop / "out") == MADE
     assert names(package) == ["tiny.json", "tiny.safetensors"]
-    composite = load_model("guarded", workshop / "out")
-    backbone = load_model("tiny")
+    composite = load_checkpoint("guarded", workshop / "out")
+    backbone = load_checkpoint("tiny")
     front_end = train(GUARDED, rounded(separable(48)), backbone=backbone)
     assert identical(weights(composite), weights(Composite(front_end, backbone)))
 
@@ -157,10 +157,10 @@ def test_backbone_in_the_output_comes_before_the_packages(workshop: Path, packag
     mine = dataclasses.replace(TINY, seed=9)
     save(mine, workshop / "out")
     assert command.main(arguments(workshop, "guarded.toml")) == 0
-    composite = load_model("guarded", workshop / "out")
+    composite = load_checkpoint("guarded", workshop / "out")
     assert isinstance(composite, Composite)
     assert identical(weights(composite.backbone), weights(initialised(mine)))
-    assert not identical(weights(composite.backbone), weights(load_model("tiny", package)))
+    assert not identical(weights(composite.backbone), weights(load_checkpoint("tiny", package)))
     front_end = train(GUARDED, rounded(separable(48)), backbone=initialised(mine))
     assert identical(weights(composite.front_end), weights(front_end))
 
@@ -172,7 +172,7 @@ def test_absent_backbone_is_refused(workshop: Path, capsys: pytest.CaptureFixtur
 def test_backbone_is_trained_first_wherever_its_recipe_stands(workshop: Path) -> None:
     for folder, recipes in (("out", BOTH), ("out2", BOTH[::-1])):
         assert command.main(arguments(workshop, *recipes, output=str(workshop / folder))) == 0
-    first, second = (load_model("guarded", workshop / folder) for folder in ("out", "out2"))
+    first, second = (load_checkpoint("guarded", workshop / folder) for folder in ("out", "out2"))
     assert identical(weights(first), weights(second))
 
 
@@ -186,7 +186,7 @@ def test_killed_front_end_is_continued(workshop: Path, monkeypatch: pytest.Monke
     assert command.main(arguments(workshop, "guarded.toml")) == 0
     undisturbed = arguments(workshop, "guarded.toml", output=str(workshop / "out2"), state=str(workshop / "states2"))
     assert command.main(undisturbed) == 0
-    first, second = (load_model("guarded-front-end", workshop / folder) for folder in ("out", "out2"))
+    first, second = (load_checkpoint("guarded-front-end", workshop / folder) for folder in ("out", "out2"))
     assert identical(weights(first), weights(second))
 
 
@@ -195,7 +195,7 @@ def test_front_end_continues_an_initial_one_of_the_same_command(workshop: Path) 
     again = GUARDED_TOML.replace('"guarded"', '"again"').replace("0.01", "1e-12")
     (workshop / "again.toml").write_text(again + 'initial = "guarded-front-end"\n')
     assert command.main(arguments(workshop, "again.toml", "guarded.toml")) == 0
-    first, second = (load_model(f"{name}-front-end", workshop / "out") for name in ("guarded", "again"))
+    first, second = (load_checkpoint(f"{name}-front-end", workshop / "out") for name in ("guarded", "again"))
     for ours, theirs in zip(first.parameters(), second.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs)
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from types import SimpleNamespace
@@ -14,7 +16,7 @@ import torch
 from torch import nn
 
 from pytest_gradmask.isolation import moved, no_trace
-from tests.toys import CPU, global_state, seed_all
+from tests.toys import CPU, KillGradient, audited, global_state, masked, seed_all
 
 Inside = Callable[[nn.Module], AbstractContextManager[None]]
 
@@ -85,6 +87,61 @@ def test_default_dtype(inside: Inside, model: nn.Module) -> None:
     with inside(model):
         torch.set_default_dtype(torch.float64)
     assert torch.get_default_dtype() is torch.float32
+
+
+CHANGES: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {
+    "default device": (torch.get_default_device, lambda: torch.set_default_device("meta")),
+    "threads": (torch.get_num_threads, lambda: torch.set_num_threads(torch.get_num_threads() + 1)),
+    "determinism": (torch.get_deterministic_debug_mode, lambda: torch.use_deterministic_algorithms(True)),
+    "precision": (torch.get_float32_matmul_precision, lambda: torch.set_float32_matmul_precision("medium")),
+    "cuDNN": (lambda: torch.backends.cudnn.deterministic, lambda: setattr(torch.backends.cudnn, "deterministic", True)),
+    "profiler": (sys.getprofile, lambda: sys.setprofile(lambda *_: None)),
+    "warnings": (lambda: warnings.filters[:], lambda: warnings.simplefilter("ignore", BytesWarning)),
+}
+
+
+@pytest.mark.parametrize(("read", "change"), CHANGES.values(), ids=CHANGES)
+def test_settings_of_the_process(
+    inside: Inside, model: nn.Module, read: Callable[[], object], change: Callable[[], object]
+) -> None:
+    before = read()
+    with inside(model):
+        change()
+        assert read() != before
+    assert read() == before
+
+
+def test_a_default_device_of_the_users_stays(inside: Inside, model: nn.Module) -> None:
+    torch.set_default_device("meta")
+    try:
+        with inside(model):
+            torch.set_default_device("cpu")
+        assert torch.get_default_device() == torch.device("meta")
+    finally:
+        torch.set_default_device(None)
+
+
+def test_an_audit_leaves_hooks_and_loggers_alone() -> None:
+    def loggers() -> dict[str, tuple[int, list[logging.Handler]]]:
+        named = {"": logging.getLogger(), **logging.Logger.manager.loggerDict}
+        return {
+            name: (logger.level, logger.handlers[:])
+            for name, logger in named.items()
+            if isinstance(logger, logging.Logger)
+        }
+
+    def hooks(model: nn.Module) -> list[tuple[int, int, int]]:
+        return [
+            (len(module._forward_hooks), len(module._forward_pre_hooks), len(module._backward_hooks))
+            for module in model.modules()
+        ]
+
+    audited(masked(KillGradient), exhaustive=True)  # imports what it needs, which may make loggers of its own
+    model = masked(KillGradient)
+    model.register_forward_hook(lambda *_: None)
+    before = loggers(), hooks(model)
+    audited(model, exhaustive=True)
+    assert (loggers(), hooks(model)) == before
 
 
 def test_tracer(inside: Inside, model: nn.Module) -> None:

@@ -20,11 +20,14 @@ LAYERS = (
     "assertions",
     "report",
     "auditing",
+    "evidence",
     "benchmarking",
     "transfer",
     "schedule",
     "vetting",
     "scoring",
+    "engine",
+    "ray_engine",
     "cache",
     "plan",
     "unit_test",
@@ -33,8 +36,10 @@ LAYERS = (
     "probes",
     "verdict",
     "looks",
+    "steps",
     "voting",
     "training",
+    "sources",
     "datasets",
     "checkpoints",
     "isolation",
@@ -49,12 +54,17 @@ LAYERS = (
     "stats",
     "fingerprint",
     "batching",
+    "specs",
+    "importing",
     "files",
     "versions",
     "errors",
 )
 FILES = sorted(file for file in PACKAGE.rglob("*.py") if file != PACKAGE / "__init__.py")
-HEAVY = ("torch", "torchvision", "timm", "pyautoattack", "autoattack", "foolbox", "matplotlib")
+HEAVY = (
+    *("torch", "torchvision", "timm", "pyautoattack", "autoattack", "foolbox", "ray"),
+    *("matplotlib", "jinja2", "markdown_it", "PIL"),
+)
 
 
 def module_name(file: Path) -> str:

@@ -57,7 +57,7 @@ def test_verdicts_reach_the_terminal_and_the_json_file(pytester: pytest.Pytester
     result = pytester.runpytest(*RUN, "--gradmask-json=out.json")
     result.assert_outcomes(passed=2)
     result.stdout.fnmatch_lines(
-        ["*gradient masking audits*", "verdict*clean*", "NOT_MASKED*test_bare", "MASKED*test_masked", "written to *"]
+        ["*gradient masking audits*", "verdict*clean*", "MASKED*test_masked", "NOT_MASKED*test_bare", "written to *"]
     )
     bare, masked = read(pytester.path / "out.json")
     assert (bare["test"], bare["verdict"]) == ("test_it.py::test_bare", "NOT_MASKED")
@@ -175,6 +175,8 @@ def test_an_interrupted_run_still_writes_what_it_has(pytester: pytest.Pytester) 
     result = pytester.runpytest_subprocess(*RUN, "--gradmask-json=out.json")
     assert result.ret == pytest.ExitCode.INTERRUPTED
     assert len(read(pytester.path / "out.json")) == 2
+    run = json.loads((pytester.path / "out.json").read_text())
+    assert (run["complete"], run["exit_status"], run["not_run"]) == (False, 2, [])
 
 
 def test_no_json_is_written_where_audits_are_skipped(pytester: pytest.Pytester) -> None:

@@ -32,6 +32,9 @@ def spoiled(value: float) -> torch.Tensor:
         pytest.param((255 * IMAGES).to(torch.uint8), r"images: dtype is uint8; .* / 255", id="uint8"),
         pytest.param(IMAGES.double(), r"images: dtype is torch.float64; use images.float\(\)", id="float64"),
         pytest.param(IMAGES.half(), r"images: dtype is torch.float16; use images.float\(\)", id="float16"),
+        pytest.param(IMAGES.to_sparse(), r"images: layout is torch.sparse_coo; use images.to_dense", id="sparse"),
+        pytest.param(IMAGES.to("meta"), r"images: on the device meta, which holds no values", id="meta"),
+        pytest.param(IMAGES[..., :0], r"\(6, 3, 8, 0\); there is no image to attack", id="no pixel"),
         pytest.param(IMAGES[0], r"images: shape is \(3, 8, 8\); .* use images\[None\]", id="3-d"),
         pytest.param(
             IMAGES.permute(0, 2, 3, 1), r"\(6, 8, 8, 3\) looks like N x H x W x C; use images.perm", id="nhwc"
@@ -125,6 +128,10 @@ def partly_nan(images: torch.Tensor) -> torch.Tensor:
         pytest.param(
             returns(lambda x: linear()(x).long()), r"returns torch.int64; logits must be floating", id="integer"
         ),
+        pytest.param(
+            returns(lambda x: linear()(x).to_sparse()), r"layout torch.sparse_coo; use logits.to", id="sparse"
+        ),
+        pytest.param(returns(lambda x: linear()(x).to("meta")), r"logits on meta for images on cpu", id="elsewhere"),
         pytest.param(returns(partly_nan), r"NaN or infinite logits for 2 of 6 clean images", id="nan"),
         pytest.param(Softmax(linear()).eval(), r"Softmax returns probabilities, not logits.*outputs=", id="softmax"),
         pytest.param(
@@ -141,6 +148,35 @@ def partly_nan(images: torch.Tensor) -> torch.Tensor:
 def test_defenses_that_cannot_be_judged(model: Defense | nn.Module, message: str) -> None:
     with pytest.raises(DefenseError, match=message):
         look(model)
+
+
+class Fickle(nn.Module):
+    """Answers otherwise from its second call on."""
+
+    def __init__(self, later: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.model, self.later, self.calls = linear(), later, 0
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        return self.later(images) if self.calls > 2 else self.model(images)
+
+
+@pytest.mark.parametrize(
+    ("later", "message"),
+    [
+        pytest.param(
+            lambda x: 1 / 0, r"Fickle raised ZeroDivisionError on images of shape \(2, 3, 8, 8\)", id="raises"
+        ),
+        pytest.param(lambda x: linear(3)(x), r"Fickle maps 2 images to shape \(2, 3\), but others to 4", id="classes"),
+        pytest.param(lambda x: linear()(x)[1:], r"Fickle maps 2 images to shape \(1, 4\)", id="images"),
+    ],
+)
+def test_a_defense_that_breaks_down_later_is_told_as_one(
+    later: Callable[[torch.Tensor], torch.Tensor], message: str
+) -> None:
+    with pytest.raises(DefenseError, match=message):
+        look(Fickle(later).eval())
 
 
 def test_a_batch_norm_left_in_train_mode_is_named() -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from pytest_gradmask.checkpoints import load_model
+from pytest_gradmask import load_model
 from pytest_gradmask.datasets import load_dataset
 from pytest_gradmask.models.composites import RandomizedEnsemble
 from pytest_gradmask.models.front_ends import calibrated_front_end

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Generator, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
@@ -16,6 +16,7 @@ from pytest_gradmask.plan import PlannedAttack, Target
 from pytest_gradmask.results import AttackResult, Votes
 from pytest_gradmask.schedule import Certain, Course
 from pytest_gradmask.scoring import Evaluation
+from pytest_gradmask.steps import Step
 from tests.toys import CPU, TINY, KillGradient, linear, masked
 
 CLEAN = [True] * 9 + [False]
@@ -35,6 +36,12 @@ class Script:
 
     def clean(self, indices: Sequence[int]) -> tuple[list[bool], dict[int, Votes]]:
         return [CLEAN[index] for index in indices], {}
+
+    def run_each(
+        self, attacks: Sequence[PlannedAttack], given: Collection[int], salt: str
+    ) -> Generator[AttackResult, None, None]:
+        for attack in attacks:
+            yield self.run(attack, given, salt)
 
     def run(self, attack: PlannedAttack, given: Collection[int], salt: str) -> AttackResult:
         if attack.skip:
@@ -263,3 +270,14 @@ def test_an_attack_that_failed_once_has_failed(first: bool) -> None:
         own.attack(None)
     square = found(own.results(), "square")
     assert (square.status, square.note) == ("failed", "no such thing")
+
+
+def test_each_step_says_which_attacks_may_follow() -> None:
+    lines: list[str] = []
+    turn(Script({"apgd-ce": {0, 1}}), lines=lines)
+    steps = [line for line in lines if isinstance(line, Step)]
+    assert [step.attack for step in steps] == [*GRADIENT, *ADAPTIVE, "placebo"]
+    assert [step.later for step in steps] == [
+        (*GRADIENT, *ADAPTIVE, "placebo")[number:] for number in range(1, len(steps) + 1)
+    ]
+    assert (steps[1].images, steps[1].seen) == (7, 10)

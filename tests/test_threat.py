@@ -194,3 +194,9 @@ def test_the_tolerance_is_for_rounding_only() -> None:
     assert threat.tolerance == pytest.approx(1e-5)
     assert threat.contains(images + 0.1 + 5e-6, images).all()
     assert not threat.contains(images + 0.1 + 2e-5, images).any()
+
+
+def test_eps_as_wide_as_the_bounds_is_allowed_whatever_the_rounding() -> None:
+    low, width = -2.1, 0.01
+    assert (low + width) - low < width
+    assert ThreatModel(width, bounds=(low, low + width)).eps == width

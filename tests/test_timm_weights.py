@@ -12,12 +12,16 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from pytest_gradmask.checkpoints import load_timm
-from pytest_gradmask.errors import CheckpointError
+from pytest_gradmask import load_model
+from pytest_gradmask.errors import CheckpointError, InputError
 from tests.toys import draw
 
 #: The smallest there is, made for tests of timm itself.
 NAME = "test_efficientnet.r160_in1k"
+
+
+def loaded(file: Path) -> nn.Module:
+    return load_model(f"timm:{NAME}@{file}")
 
 
 def drawn(seed: int = 0) -> nn.Module:
@@ -58,7 +62,7 @@ def test_weights_are_loaded_and_images_normalised(suffix: str, names: str, tmp_p
         torch.save(given, file)
     else:
         save_file(given, file)
-    model = load_timm(NAME, file)
+    model = loaded(file)
     assert not model.training
     with torch.no_grad():
         found = model(images)
@@ -70,17 +74,21 @@ def test_safetensors_with_other_names_are_refused(tmp_path: Path) -> None:
     """The format sorts its tensors, so their order says nothing."""
     save_file({f"their {key}": value for key, value in state().items()}, tmp_path / "weights.safetensors")
     with pytest.raises(CheckpointError, match=f"do not fit {NAME}"):
-        load_timm(NAME, tmp_path / "weights.safetensors")
+        loaded(tmp_path / "weights.safetensors")
 
 
-def test_unknown_model_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"'test_efficientnot': unknown; similar ones: .*test_efficientnet"):
-        load_timm("test_efficientnot", tmp_path / "weights.pth")
+@pytest.mark.parametrize("name", ["test_eficientnet", "test_efficientnet.r161_in1k"], ids=["name", "weights"])
+@pytest.mark.parametrize("file", ["", "@weights.pth"], ids=["pretrained", "file"])
+def test_unknown_model_is_refused(name: str, file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save(state(), "weights.pth")
+    with pytest.raises(InputError, match=r"timm has no such model; similar ones: .*test_efficientnet"):
+        load_model(f"timm:{name}{file}")
 
 
 def test_absent_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"weights .*absent.pth: cannot be read as a state dict"):
-        load_timm(NAME, tmp_path / "absent.pth")
+    with pytest.raises(InputError, match=r"no such file: .*absent.pth"):
+        loaded(tmp_path / "absent.pth")
 
 
 @pytest.mark.parametrize("suffix", ["pth", "safetensors"])
@@ -88,7 +96,7 @@ def test_damaged_file_is_refused(suffix: str, tmp_path: Path) -> None:
     file = tmp_path / f"weights.{suffix}"
     file.write_bytes(b"not weights at all")
     with pytest.raises(CheckpointError, match="cannot be read as a state dict"):
-        load_timm(NAME, file)
+        loaded(file)
 
 
 class Trap:
@@ -105,20 +113,20 @@ def test_no_code_of_a_file_is_run(tmp_path: Path) -> None:
     sprung = tmp_path / "sprung"
     torch.save({"layer": Trap(sprung)}, tmp_path / "weights.pth")
     with pytest.raises(CheckpointError, match="cannot be read as a state dict"):
-        load_timm(NAME, tmp_path / "weights.pth")
+        loaded(tmp_path / "weights.pth")
     assert not sprung.exists()
     with (tmp_path / "weights.pth").open("wb") as file:
         pickle.dump(Trap(sprung), file)
     with pytest.raises(CheckpointError, match="cannot be read as a state dict"):
-        load_timm(NAME, tmp_path / "weights.pth")
+        loaded(tmp_path / "weights.pth")
     assert not sprung.exists()
 
 
 @pytest.mark.parametrize("content", [[torch.ones(2)], {"epoch": 3, "layer": torch.ones(2)}], ids=["list", "run"])
 def test_file_of_something_else_is_refused(content: object, tmp_path: Path) -> None:
     torch.save(content, tmp_path / "weights.pth")
-    with pytest.raises(CheckpointError, match="hold no state dict"):
-        load_timm(NAME, tmp_path / "weights.pth")
+    with pytest.raises(CheckpointError, match="state dict"):
+        loaded(tmp_path / "weights.pth")
 
 
 @pytest.mark.parametrize("change", ["missing", "surplus", "reshaped", "reshaped under timm's names"])
@@ -135,4 +143,4 @@ def test_weights_of_another_model_are_refused(change: str, tmp_path: Path) -> No
             weights = {f"their {key}": value for key, value in weights.items()}
     torch.save(weights, tmp_path / "weights.pth")
     with pytest.raises(CheckpointError, match=f"do not fit {NAME}"):
-        load_timm(NAME, tmp_path / "weights.pth")
+        loaded(tmp_path / "weights.pth")

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from pytest_gradmask.checkpoints import load_card, load_model
+from pytest_gradmask.checkpoints import load_card, load_checkpoint
 from pytest_gradmask.datasets import Dataset
 from pytest_gradmask.training import __main__ as command
 from pytest_gradmask.training import loop
@@ -50,7 +50,7 @@ def test_command_trains_measures_and_saves(workshop: Path, capsys: pytest.Captur
     assert measured["pgd20_accuracy"] <= measured["clean_accuracy"]
     low, high = measured["clean_bounds_99"]
     assert low < measured["clean_accuracy"] <= high
-    model, test = load_model("tiny", workshop / "out"), separable(24, seed=1)
+    model, test = load_checkpoint("tiny", workshop / "out"), separable(24, seed=1)
     with torch.no_grad():
         accuracy = (model((test.images * 255).round() / 255).argmax(1) == test.labels).float().mean().item()
     assert measured["clean_accuracy"] == pytest.approx(accuracy)
@@ -60,7 +60,7 @@ def test_command_saves_what_the_recipe_trains(workshop: Path) -> None:
     assert command.main(arguments(workshop)) == 0
     data = separable(48)
     rounded = Dataset((data.images * 255).round() / 255, data.labels, "rounded")
-    assert identical(weights(load_model("tiny", workshop / "out")), weights(train(TINY, rounded)))
+    assert identical(weights(load_checkpoint("tiny", workshop / "out")), weights(train(TINY, rounded)))
 
 
 def test_command_takes_several_recipes_and_continues_killed_ones(
@@ -78,7 +78,9 @@ def test_command_takes_several_recipes_and_continues_killed_ones(
     assert sorted(file.name for file in (workshop / "out").iterdir()) == names
     undisturbed = arguments(workshop, "second.toml", output=str(workshop / "out2"), state=str(workshop / "states2"))
     assert command.main(undisturbed) == 0
-    assert identical(weights(load_model("second", workshop / "out")), weights(load_model("second", workshop / "out2")))
+    assert identical(
+        weights(load_checkpoint("second", workshop / "out")), weights(load_checkpoint("second", workshop / "out2"))
+    )
 
 
 def test_command_writes_to_the_fixtures_by_default(workshop: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,11 +11,10 @@ import torch
 from torch import nn
 
 from audits.defenses.shattered import Detached, GradientKiller, Quantization
-from pytest_gradmask import assert_attack_passes_unit_test
+from pytest_gradmask import assert_attack_passes_unit_test, load_model
 from pytest_gradmask.attacks.bpda import bypassed
 from pytest_gradmask.attacks.gradient import apgd, pgd
 from pytest_gradmask.attacks.losses import margin
-from pytest_gradmask.checkpoints import load_model
 from pytest_gradmask.datasets import load_dataset
 from pytest_gradmask.defense import Defense
 from pytest_gradmask.errors import DefenseError, InputError

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from pytest_gradmask.checkpoints import load_model, save_model
+from pytest_gradmask.checkpoints import load_checkpoint, save_model
 from pytest_gradmask.errors import InputError
 from pytest_gradmask.models import build_model
 from pytest_gradmask.models.backbones import CIFAR10_MEAN, CIFAR10_STD, vit
@@ -117,7 +117,7 @@ def test_impossible_vit_is_refused(arguments: dict[str, int]) -> None:
 def test_vit_is_saved_and_loaded(tmp_path: Path) -> None:
     model, images = small(), draw(2, 3, 16, 16)
     save_model("small", model, {"architecture": "vit", "arguments": SMALL}, tmp_path)
-    torch.testing.assert_close(load_model("small", tmp_path)(images), model(images))
+    torch.testing.assert_close(load_checkpoint("small", tmp_path)(images), model(images))
 
 
 @pytest.mark.parametrize("recalibrate", [False, True])

@@ -159,6 +159,18 @@ class KillGradient(nn.Module):
         return _NoGradient.apply(images)  # type: ignore[no-any-return]
 
 
+class RaisingBackward(torch.autograd.Function):
+    """The identity, which cannot be differentiated."""
+
+    @staticmethod
+    def forward(ctx: Any, images: torch.Tensor) -> torch.Tensor:
+        return images.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("no way back")
+
+
 class QuantizeInPlace(nn.Module):
     """As `Quantize`, written into the input."""
 

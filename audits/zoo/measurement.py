@@ -130,7 +130,7 @@ def repeat(
 def _figures(found: Audit) -> dict[str, Any]:
     """The audit as JSON, without what the record says once for all, and with the families' accuracies."""
     content = to_json(found)
-    for left_out in ("test", "defense", "provenance"):
+    for left_out in ("test", "defense", "provenance", "per_image"):
         del content[left_out]
     for finding in content["findings"]:
         del finding["link"]

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from pytest_gradmask.errors import DependencyError
-from pytest_gradmask.randomness import random_state_kept, seed_everything
+from pytest_gradmask.randomness import seeded_by
 from pytest_gradmask.threat import ThreatModel
 
 _START_TRIES = 20  # batches of noise in which an image that is misclassified is looked for
@@ -88,8 +88,7 @@ def hop_skip_jump(
         DependencyError: foolbox is not installed.
     """
     foolbox = _foolbox()
-    with random_state_kept(images.device), torch.no_grad():  # foolbox draws from the global generators
-        seed_everything(int(torch.randint(2**31, (1,), generator=generator)))
+    with seeded_by(generator, images.device), torch.no_grad():  # foolbox draws from the global generators
         return _run(foolbox, model, images, labels, threat, steps, generator, evaluations)
 
 

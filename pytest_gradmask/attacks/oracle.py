@@ -9,7 +9,9 @@ from functools import partial
 import torch
 from torch import nn
 
+from pytest_gradmask.batching import out_of_memory
 from pytest_gradmask.defense import Outputs
+from pytest_gradmask.errors import DefenseError
 from pytest_gradmask.models.composites import Mixture
 from pytest_gradmask.randomness import random_state, random_state_kept, seed_everything, set_random_state
 
@@ -25,6 +27,22 @@ def as_logits(raw: torch.Tensor, outputs: Outputs) -> torch.Tensor:
     """What a model returns as float32 logits; those of probabilities are their logarithms."""
     logits = raw.float()
     return logits.clamp_min(_TINY_PROBABILITY).log() if outputs == "probabilities" else logits
+
+
+def answer(name: str, model: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    """What a model returns; what it raises, but for want of memory, is an error that names it.
+
+    Raises:
+        DefenseError: it raises.
+    """
+    try:
+        return model(images)  # type: ignore[no-any-return]
+    except Exception as error:
+        if out_of_memory(error):
+            raise
+        raise DefenseError(
+            f"{name} raised {type(error).__name__} on images of shape {tuple(images.shape)}: {error}"
+        ) from error
 
 
 class RandomStream:
@@ -82,6 +100,9 @@ class Oracle(nn.Module):
         members: for each member, a function from images to its logits; empty unless the model is a mixture.
         weights: one for each member.
         forwards, backwards: images passed through the defense so far in each direction.
+
+    Raises:
+        DefenseError: from any forward pass in which the model raises, or changes its number of classes.
     """
 
     def __init__(
@@ -100,6 +121,7 @@ class Oracle(nn.Module):
         self._passes = max(1, len(members))
         self._stream = stream
         self._outputs = outputs
+        self._classes = 0
         self.dtype = parameter_dtype(model)
         self.forwards = 0
         self.backwards = 0
@@ -117,8 +139,13 @@ class Oracle(nn.Module):
 
     def _ask(self, model: nn.Module, passes: int, images: torch.Tensor) -> torch.Tensor:
         self.forwards += passes * len(images)
-        with self._stream.active():
-            raw: torch.Tensor = model(images.to(self.dtype, copy=True))  # the model may write into its input
+        raw = self._answer(model, images.to(self.dtype, copy=True))  # the model may write into its input
+        if raw.shape != (len(images), self._classes or raw.shape[-1]):
+            raise DefenseError(
+                f"{type(model).__name__} maps {len(images)} images to shape {tuple(raw.shape)}, but others to "
+                f"{self._classes} classes; it must have as many logits for every image and in every call"
+            )
+        self._classes = raw.shape[1]
         logits = as_logits(raw, self._outputs)
         if logits is raw:
             logits = logits.clone()  # an attack may write into what it gets
@@ -127,6 +154,10 @@ class Oracle(nn.Module):
             logits = logits + 0 * images.flatten(1).sum(1, keepdim=True)
             logits.register_hook(partial(self._count_backward, passes))
         return logits
+
+    def _answer(self, model: nn.Module, images: torch.Tensor) -> torch.Tensor:
+        with self._stream.active():
+            return answer(type(model).__name__, model, images)
 
     def frozen(self) -> AbstractContextManager[None]:
         """Inside, every forward pass of batches of one shape draws the same random numbers.
@@ -143,8 +174,8 @@ class Oracle(nn.Module):
         """Whether autograd's graph leads from the logits back to the images; 1 x C x H x W, one pass each way."""
         self.forwards += self._passes * len(image)
         point = image.to(self.dtype, copy=True).requires_grad_(True)
-        with torch.enable_grad(), self._stream.active():
-            raw = self.model(point + 0)  # the model may write into its input
+        with torch.enable_grad():
+            raw = self._answer(self.model, point + 0)  # the model may write into its input
         if not raw.requires_grad:
             return False
         self.backwards += self._passes * len(image)

@@ -1,4 +1,4 @@
-"""The pytest plugin: thin hooks around `settings`, `marker`, `fixtures` and `collector`."""
+"""The pytest plugin: thin hooks around `settings`, `marker`, `fixtures`, `selection` and `collector`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from pytest_gradmask.plugin import hookspecs
 from pytest_gradmask.plugin.collector import Collector
 from pytest_gradmask.plugin.fixtures import (
     backbone,
@@ -15,12 +16,15 @@ from pytest_gradmask.plugin.fixtures import (
     ensemble,
     eval_batch,
     gradmask,
+    gradmask_model,
     threat_model,
     transfer_matrix,
 )
 from pytest_gradmask.plugin.marker import DESCRIPTION, is_audit, read_marker
+from pytest_gradmask.plugin.selection import Selection
 from pytest_gradmask.plugin.settings import add_options, read_settings
-from pytest_gradmask.plugin.stash import AUDITS, SETTINGS
+from pytest_gradmask.plugin.starter import write_starter
+from pytest_gradmask.plugin.stash import SETTINGS, TRAVELLING
 
 __all__ = [
     "backbone",
@@ -29,6 +33,7 @@ __all__ = [
     "ensemble",
     "eval_batch",
     "gradmask",
+    "gradmask_model",
     "threat_model",
     "transfer_matrix",
 ]
@@ -39,12 +44,32 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     add_options(parser)
 
 
+def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
+    """Register the hooks that others may implement."""
+    pluginmanager.add_hookspecs(hookspecs)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> pytest.ExitCode | None:
+    """Write a first test where ``--gradmask-init`` asks for it, and run none."""
+    path = config.getoption("gradmask_init")
+    if path is None:
+        return None
+    print(write_starter(path, config.invocation_params.dir))
+    return pytest.ExitCode.OK
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Read the settings, register the marker and the collector of results."""
     config.addinivalue_line("markers", DESCRIPTION)
-    config.stash[SETTINGS] = read_settings(config)
-    if not hasattr(config, "workerinput"):  # workers send their audits to the controller, which collects them
-        config.pluginmanager.register(Collector(config.stash[SETTINGS]), "gradmask-collector")
+    settings = config.stash[SETTINGS] = read_settings(config)
+    if not settings.enabled:
+        return
+    worker = hasattr(config, "workerinput")
+    selection = Selection(worker)
+    config.pluginmanager.register(selection, "gradmask-selection")
+    if not worker:  # workers send their audits to the controller, which collects them
+        config.pluginmanager.register(Collector(config, settings, selection), "gradmask-collector")
 
 
 def pytest_report_header(config: pytest.Config) -> str | None:
@@ -53,9 +78,11 @@ def pytest_report_header(config: pytest.Config) -> str | None:
     if not settings.enabled:
         return None
     samples = "budget's number" if settings.samples is None else settings.samples
+    model = "" if settings.model is None else f"model={settings.model}, "
+    engine = "" if settings.engine == "local" else f", engine={settings.engine}"
     return (
-        f"gradmask: budget={settings.budget}, device={settings.torch_device}, data={settings.data}, "
-        f"samples={samples}, seed={settings.seed}"
+        f"gradmask: budget={settings.budget}, device={settings.torch_device}, {model}data={settings.data}, "
+        f"samples={samples}, seed={settings.seed}{engine}"
     )
 
 
@@ -71,9 +98,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, Any]:
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, Any]:
     """Put a test's audits on its report, which xdist carries to the controller as plain data."""
     report = yield
-    if call.when == "call":
-        report.gradmask_audits = item.stash.get(AUDITS, [])
+    for name, key in TRAVELLING.items():
+        if key in item.stash:  # of this phase: fixtures may audit, too
+            setattr(report, name, item.stash[key])
+            del item.stash[key]
     return report

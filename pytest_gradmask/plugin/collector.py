@@ -5,44 +5,139 @@ from __future__ import annotations
 import platform
 import sys
 from datetime import UTC, datetime
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pytest_gradmask.errors import InputError
+from pytest_gradmask.plugin.github import Workflow
+from pytest_gradmask.plugin.selection import Selection
 from pytest_gradmask.plugin.settings import Settings
+from pytest_gradmask.plugin.stash import TRAVELLING
+
+if TYPE_CHECKING:
+    from pytest_gradmask.report.baseline import Comparison
+
+#: Of pytest, where it has come to its end.
+_ENDED = (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.NO_TESTS_COLLECTED)
 
 
 class Collector:
-    """Registered on the controller only; a plugin object, so that nothing is global."""
+    """Registered on the controller only; a plugin object, so that nothing is global.
 
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
+    Args:
+        config: of the run.
+        settings: of the run.
+        selection: what the run is to audit.
+
+    Raises:
+        pytest.UsageError: the baseline cannot be compared with.
+    """
+
+    def __init__(self, config: pytest.Config, settings: Settings, selection: Selection) -> None:
+        self._config, self._settings, self._selection = config, settings, selection
         self._started = datetime.now(UTC)
-        self._audits: list[dict[str, Any]] = []
+        self._found: dict[str, list[dict[str, Any]]] = {name: [] for name in TRAVELLING}
+        self._ran: set[str] = set()
+        self._uncollected: list[str] = []
+        self._workflow = Workflow.of(config)
+        self._baseline = _read_baseline(settings)
+        self._run: dict[str, Any] | None = None
+        self._comparison: Comparison | None = None
+        self._notes: list[str] = []
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        """Remember what could not be collected; every worker says so."""
+        if report.failed and report.nodeid not in self._uncollected:
+            self._uncollected.append(report.nodeid)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Take the audits off a report."""
-        self._audits += getattr(report, "gradmask_audits", [])
+        """Take the audits off a report, and what belongs to them."""
+        for name, found in self._found.items():
+            found += getattr(report, name, [])
+        if report.when == "call" or report.skipped:
+            self._ran.add(report.nodeid)
+        if self._workflow is not None:
+            self._workflow.see(report)
 
-    def pytest_sessionfinish(self) -> None:
-        """Write the JSON file, also of a run that was interrupted."""
-        if self._settings.json is None or not self._settings.enabled:
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        """Write the files, also of a run that was interrupted, and tell the other plugins."""
+        if self._config.option.collectonly:
             return
+        for item in getattr(session, "items", []):  # audits of a test that was interrupted after them
+            for name, key in TRAVELLING.items():
+                self._found[name] += item.stash.get(key, [])
+        provenance = self._provenance()
+        from pytest_gradmask.report.json import document
+
+        not_run = [test for test in self._selection.audits if test not in self._ran] + self._uncollected
+        ended = session.exitstatus in _ENDED
+        run = document(self._found["gradmask_audits"], provenance, complete=ended and not not_run, not_run=not_run)
+        self._heed_baseline(session, run)
+        self._run = run = {**run, "exit_status": int(session.exitstatus)}
+        self._write(run)
+        try:
+            self._config.hook.pytest_gradmask_report(config=self._config, audits=run["audits"], provenance=provenance)
+        except Exception as error:  # somebody else's: it must not take the summary with it
+            self._notes.append(f"a report failed: {type(error).__name__}: {error}")
+            session.exitstatus = pytest.ExitCode.INTERNAL_ERROR
+
+    def _heed_baseline(self, session: pytest.Session, run: dict[str, Any]) -> None:
+        """Compare with the baseline or write it; what fails there fails a run that has not failed otherwise."""
+        file, failed = self._settings.baseline, False
+        if self._baseline is not None:
+            from pytest_gradmask.report.baseline import compare
+
+            missed = partial(self._selection.misses, config=self._config) if run["complete"] else lambda test: False
+            self._comparison = compare(self._baseline, run["audits"], missed)
+            failed = self._comparison.failed
+        elif file is not None and run["complete"] and run["audits"]:
+            from pytest_gradmask.report.json import write_json
+
+            write_json(file, {**run, "exit_status": int(session.exitstatus)})
+            self._notes.append(f"baseline written to {file}: {len(run['audits'])} audits")
+        elif file is not None:
+            why = "no test has audited anything" if run["complete"] else "the run is not complete"
+            self._notes.append(f"baseline {file} NOT written: {why}")
+            failed = True
+        if failed and session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def _write(self, run: dict[str, Any]) -> None:
+        from pytest_gradmask.report.badge import write_badge
         from pytest_gradmask.report.json import write_json
 
-        write_json(self._settings.json, self._audits, self._provenance())
+        for file, write in ((self._settings.json, write_json), (self._settings.badge, write_badge)):
+            if file is not None:
+                write(file, run)
+                self._notes.append(f"written to {file}")
+        if self._settings.html is not None:
+            from pytest_gradmask.report.html import write_html
+
+            audits, evidence, transfers = self._found.values()
+            write_html(self._settings.html, audits, evidence, transfers, run["provenance"], whole=run["complete"])
+            self._notes.append(f"written to {self._settings.html}")
+        if self._workflow is not None:
+            self._notes += self._workflow.write_summary(run, self._comparison)
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        """A table with one line an audit."""
-        if not self._audits:
+        """A table of audits, what has become of the baseline, and where files are."""
+        run = self._run
+        if run is None or not (run["audits"] or run["not_run"] or self._comparison or self._settings.baseline):
             return
         from pytest_gradmask.report.text import summary
 
         terminalreporter.section("gradient masking audits")
-        for line in summary(self._audits):
+        lines = summary(run, every=self._config.get_verbosity() > 0)
+        if self._comparison is not None:
+            outcome = "FAILED" if self._comparison.failed else "passed"
+            lines += ["", f"Compared with {self._settings.baseline}: {outcome}", *self._comparison.lines(), ""]
+        for line in [*lines, *self._notes]:
             terminalreporter.write_line(line)
-        if self._settings.json is not None:
-            terminalreporter.write_line(f"written to {self._settings.json}")
+        if self._workflow is not None:
+            for command in self._workflow.annotations(run, self._selection.audits, self._comparison):
+                terminalreporter.write_line(command)
 
     def _provenance(self) -> dict[str, Any]:
         settings = self._settings
@@ -59,3 +154,14 @@ class Collector:
                 "seed": settings.seed,
             },
         }
+
+
+def _read_baseline(settings: Settings) -> list[dict[str, Any]] | None:
+    if settings.baseline is None or settings.baseline_update:
+        return None
+    from pytest_gradmask.report.baseline import read_baseline
+
+    try:
+        return read_baseline(settings.baseline)
+    except InputError as error:
+        raise pytest.UsageError(f"--gradmask-baseline: {error}") from error

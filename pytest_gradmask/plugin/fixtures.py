@@ -10,15 +10,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
+from pytest_gradmask.plugin.extensions import more_probes, with_attacks
+from pytest_gradmask.plugin.machines import running_engine, share_of_cpus
 from pytest_gradmask.plugin.marker import TestSettings, read_marker
-from pytest_gradmask.plugin.progress import progress_line
-from pytest_gradmask.plugin.stash import AUDITS, SETTINGS
+from pytest_gradmask.plugin.progress import progress_line, uncaptured
+from pytest_gradmask.plugin.stash import AUDITS, EVIDENCE, SETTINGS, TRANSFERS
+from pytest_gradmask.plugin.timeout import time_limit
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from pytest_gradmask.datasets import Dataset
+    from pytest_gradmask.datasets import Dataset, Unread
     from pytest_gradmask.defense import Defense
     from pytest_gradmask.matrix import TransferMatrix
     from pytest_gradmask.results import AttackResult, Audit
@@ -38,6 +41,7 @@ class Gradmask:
     def __init__(self, request: pytest.FixtureRequest) -> None:
         self._node = request.node
         self._config = request.config
+        self._audits = 0
         self.settings: TestSettings = read_marker(request.node, request.config.stash[SETTINGS])
 
     def audit(self, defense: Defense | nn.Module, images: torch.Tensor, labels: torch.Tensor) -> Audit:
@@ -48,9 +52,13 @@ class Gradmask:
         from pytest_gradmask.report.json import crash_to_json, to_json
 
         own = self.settings
-        records = self._node.stash.setdefault(AUDITS, [])
         try:
-            with progress_line(self._config, self._node.nodeid) as progress:
+            defense = with_attacks(self._node, defense)
+            with (
+                share_of_cpus(self._config),
+                progress_line(self._config, self._node.nodeid, images) as progress,
+                time_limit(self._config.stash[SETTINGS].timeout),
+            ):
                 result = audit(
                     defense,
                     images,
@@ -62,16 +70,49 @@ class Gradmask:
                     device=self._config.stash[SETTINGS].torch_device,
                     seed=own.seed,
                     exhaustive=own.exhaustive,
+                    probes=more_probes(self._node, defense),
                     cache=_cache_folder(self._config),
+                    engine=running_engine(self._config),
                     progress=progress,
                 )
         except Exception as error:
             name = getattr(defense, "name", type(defense).__name__)
-            records.append(crash_to_json(self._node.nodeid, name, error))
+            self._record(crash_to_json(self._node.nodeid, name, error))
             raise
         result = replace(result, test=self._node.nodeid)
-        records.append(to_json(result))
+        self._record(to_json(result))
+        # After the record: a test that is stopped meanwhile still has its audit.
+        self._node.stash[EVIDENCE][-1] = self._evidence(result, defense, images, labels)
         return result
+
+    def _record(self, audit: dict[str, Any]) -> None:
+        from pytest_gradmask.report.properties import properties
+
+        self._node.stash.setdefault(AUDITS, []).append(audit)
+        self._node.stash.setdefault(EVIDENCE, []).append({})
+        self._audits += 1
+        self._node.user_properties += properties(audit, self._audits)
+
+    def _evidence(
+        self, result: Audit, defense: Defense | nn.Module, images: torch.Tensor, labels: torch.Tensor
+    ) -> dict[str, Any]:
+        """What the HTML report shows beyond the audit; nothing, at no cost, where there is none."""
+        settings = self._config.stash[SETTINGS]
+        if settings.html is None:
+            return {}
+        from pytest_gradmask.evidence.collection import collect_evidence
+
+        with share_of_cpus(self._config), progress_line(self._config, self._node.nodeid, images) as progress:
+            return collect_evidence(
+                result,
+                defense,
+                images,
+                labels,
+                threat=self.settings.threat,
+                device=settings.torch_device,
+                seed=self.settings.seed,
+                progress=progress,
+            )
 
 
 def _cache_folder(config: pytest.Config) -> Path | None:
@@ -102,11 +143,18 @@ def transfer_matrix(request: pytest.FixtureRequest, gradmask: Gradmask) -> Calla
 
     Threat model, seed, device and confidence are theirs, the steps those of BPDA in their budget. Each can be given.
     """
+    from pytest_gradmask.report.json import transfer_to_json
     from pytest_gradmask.transfer import transfer_matrix
 
     own = gradmask.settings
+
+    def recorded(*arguments: Any, **keywords: Any) -> TransferMatrix:
+        matrix = transfer_matrix(*arguments, **keywords)
+        request.node.stash.setdefault(TRANSFERS, []).append(transfer_to_json(request.node.nodeid, matrix))
+        return matrix
+
     return functools.partial(
-        transfer_matrix,
+        share_of_cpus(request.config)(recorded),
         threat=own.threat,
         steps=own.budget.bpda_steps,
         confidence=own.confidence,
@@ -118,28 +166,61 @@ def transfer_matrix(request: pytest.FixtureRequest, gradmask: Gradmask) -> Calla
 @pytest.fixture
 def eval_batch(request: pytest.FixtureRequest) -> EvalBatch:
     """Evaluation images and labels, as chosen by ``--gradmask-data`` and ``--gradmask-samples``."""
+    data = _data(request)
+    return EvalBatch(data.images.clone(), data.labels.clone())  # a test may change its own
+
+
+def _data(request: pytest.FixtureRequest) -> Dataset:
     settings = request.config.stash[SETTINGS]
     own = read_marker(request.node, settings)
-    data = _load(settings.data, settings.download)
-    # Where no number was asked for: the budget's, or all there are.
-    count = min(own.budget.samples, len(data)) if own.samples is None else own.samples
-    chosen = data.subset(count, own.seed)
-    return EvalBatch(chosen.images, chosen.labels)
+    with uncaptured(request.config, settings.download):
+        return _load(settings.data, settings.download, own.samples, own.budget.samples, own.seed)
 
 
 @functools.lru_cache(maxsize=2)
-def _load(spec: str, download: bool) -> Dataset:
-    from pytest_gradmask.datasets import load_dataset
+def _load(spec: str, download: bool, samples: int | None, at_most: int, seed: int) -> Dataset:
+    data = _open(spec, download)
+    # Where no number was asked for: the budget's, or all there are.
+    return data.load(min(at_most, len(data)) if samples is None else samples, seed)
 
-    return load_dataset(spec, download=download)
+
+@functools.lru_cache(maxsize=2)
+def _open(spec: str, download: bool) -> Unread:
+    from pytest_gradmask.datasets import open_dataset
+
+    return open_dataset(spec, download=download)
+
+
+@pytest.fixture
+def gradmask_model(request: pytest.FixtureRequest) -> nn.Module:
+    """The model of ``--gradmask-model``, on the CPU and in eval mode; parametrize indirectly for others.
+
+    Beside ``eval_batch``, it has to have the classes of these images.
+    """
+    from pytest_gradmask.sources import check_classes
+
+    spec = getattr(request, "param", request.config.stash[SETTINGS].model)
+    if spec is None:
+        raise pytest.UsageError("the fixture gradmask_model needs --gradmask-model=MODEL, or its ini value")
+    model = _model(request, spec)
+    if "eval_batch" in request.fixturenames:
+        data = _data(request)
+        check_classes(spec, model, data.images, data.classes, data.source)
+    return model
+
+
+def _model(request: pytest.FixtureRequest, spec: str) -> nn.Module:
+    from pytest_gradmask.sources import load_model
+
+    download = request.config.stash[SETTINGS].download
+    with uncaptured(request.config, download):
+        return load_model(spec, download=download)
 
 
 def _model_fixture(name: str, default: str, what: str) -> Callable[..., Any]:
     @pytest.fixture(name=name)
     def model(request: pytest.FixtureRequest) -> nn.Module:
-        from pytest_gradmask.checkpoints import load_model
-
-        return load_model(getattr(request, "param", default))
+        return _model(request, getattr(request, "param", default))
 
     model.__doc__ = f"{what} of the trained fixtures, by default {default}; parametrize indirectly for another."
     return model
@@ -185,7 +266,6 @@ def _benchmark_attack(
     import torch
 
     from pytest_gradmask.benchmarking import bench, extra_info, forget_peak, peak_memory
-    from pytest_gradmask.defense import as_defense
 
     if benchmark.disabled:
         # Under xdist or --benchmark-disable: an attack that is not timed must not read as one that was.
@@ -194,7 +274,8 @@ def _benchmark_attack(
     own = read_marker(request.node, settings)
     device = torch.device(settings.torch_device)
     called = name or (attack if isinstance(attack, str) else getattr(attack, "__name__", "attack"))
-    benchmark.group = f"{as_defense(defense).name}: {called}"
+    defense = with_attacks(request.node, defense)
+    benchmark.group = f"{defense.name}: {called}"
     with bench(
         defense, images, labels, threat=own.threat, budget=own.budget, device=str(device), seed=own.seed
     ) as prepared:
@@ -203,7 +284,7 @@ def _benchmark_attack(
         result: AttackResult = benchmark.pedantic(run, rounds=rounds, iterations=1, warmup_rounds=1)
         seconds = benchmark.stats.stats.data
         benchmark.extra_info.update(
-            {"defense": as_defense(defense).name, "attack": called, "budget": own.budget.name},
+            {"defense": defense.name, "attack": called, "budget": own.budget.name},
             **extra_info(prepared, result, seconds, device, peak_memory(device)),
         )
     return result

@@ -8,6 +8,7 @@ from pytest_gradmask.attacks.losses import margin
 from pytest_gradmask.attacks.oracle import Oracle
 from pytest_gradmask.probes.path import Path
 from pytest_gradmask.results import Finding
+from pytest_gradmask.threat import ThreatModel
 
 #: Distances at which the loss is measured, as shares of eps: from an attack's last, small steps to its largest.
 _RADII = (1 / 16, 1 / 4, 1.0)
@@ -52,24 +53,58 @@ def _cosines(
 ) -> torch.Tensor:
     """For each image asked about, the estimated cosine; NaN where it is broken, or the change too small to measure."""
     images, labels, gradient = path.images[asked], path.labels[asked], path.gradient[asked]
+    found = smoothed_cosines(
+        oracle, images, labels, gradient, path.slopes[0, asked], path.largest[asked], radius, path.threat, generator
+    )
+    return found.masked_fill(~path.standing(1.0)[asked], float("nan"))
+
+
+def smoothed_cosines(
+    oracle: Oracle,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    gradient: torch.Tensor,
+    slopes: torch.Tensor,
+    largest: torch.Tensor,
+    radius: float,
+    threat: ThreatModel,
+    generator: torch.Generator,
+    pairs: int = _PAIRS,
+) -> torch.Tensor:
+    """Estimated cosine of a gradient with that of the margin smoothed over a distance; N.
+
+    Args:
+        oracle: the defense.
+        images, labels: N x C x H x W and N.
+        gradient: of the margin at the images, by whatever way; N x C x H x W.
+        slopes: its norms, N.
+        largest: N, the largest absolute logit of each image, whose rounding nothing smaller can be told from.
+        radius: the distance, as a share of eps.
+        threat: of which eps and norm are taken.
+        generator: draws the directions; a CPU generator.
+        pairs: of queries an image.
+
+    Returns:
+        Between -1 and 1; NaN where the gradient is zero, or the change of the margin too small to measure.
+    """
     products, promises, changes = (torch.zeros(len(images), device=images.device) for _ in range(3))
-    size = radius * path.threat.eps
-    if path.threat.norm == "L2":
+    size = radius * threat.eps
+    if threat.norm == "L2":
         size /= images[0].numel() ** 0.5
     # Promises are sums of thousands of terms that may be huge: divided by the slope they stay in the range of a float.
-    scaled = gradient / path.slopes[0, asked].view(-1, 1, 1, 1)
+    scaled = gradient / slopes.view(-1, 1, 1, 1)
     with torch.no_grad():
-        for _ in range(_PAIRS):
+        for _ in range(pairs):
             signs = torch.randint(0, 2, images.shape, generator=generator, dtype=torch.int8).to(images) * 2 - 1
-            ends = ((images + sign * size * signs).clamp(*path.threat.bounds) for sign in (1, -1))
+            ends = ((images + sign * size * signs).clamp(*threat.bounds) for sign in (1, -1))
             up, down = (end.to(oracle.dtype).to(images.dtype) for end in ends)  # as the defense will see them
             promise = (scaled * (up - down)).flatten(1).sum(1)
             change = margin(oracle(up), labels) - margin(oracle(down), labels)
             products += promise * change
             promises += promise**2
             changes += change**2
-    rounding = torch.finfo(oracle.dtype).eps * path.largest[asked]
-    largest = torch.maximum(promises.sqrt() * path.slopes[0, asked], changes.sqrt()) / _PAIRS**0.5
-    usable = path.standing(1.0)[asked] & (largest > _RESOLVED * rounding) & (promises > 0)
+    rounding = torch.finfo(oracle.dtype).eps * largest
+    measured = torch.maximum(promises.sqrt() * slopes, changes.sqrt()) / pairs**0.5
+    usable = (measured > _RESOLVED * rounding) & (promises > 0)
     cosine = products / (promises * changes).sqrt().clamp_min(torch.finfo(torch.float32).tiny)
     return cosine.masked_fill(~usable, float("nan"))

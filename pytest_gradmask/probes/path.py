@@ -123,7 +123,7 @@ def walk(
         margins[look, followed], saturated[look, followed] = here, _one_hot(logits, labels[followed])
         if look == 0:
             spreads, largest, start = logits.amax(1) - logits.amin(1), logits.abs().amax(1), gradient
-        slopes[look, followed] = _dual_norm(gradient, threat)
+        slopes[look, followed] = dual_norm(gradient, threat)
         stage = replace(threat, eps=_eps(threat, radii[look + 1]))
         size = 2.5 * stage.eps / dict(_STAGES)[radii[look + 1]]
         clean = images[followed]
@@ -144,7 +144,8 @@ def _eps(threat: ThreatModel, radius: float) -> float:
     return min(radius * threat.eps, wide)
 
 
-def _dual_norm(gradient: torch.Tensor, threat: ThreatModel) -> torch.Tensor:
+def dual_norm(gradient: torch.Tensor, threat: ThreatModel) -> torch.Tensor:
+    """How fast, to first order, each image's loss rises for a step of the threat model's norm; N, inf if not finite."""
     flat = gradient.flatten(1)
     norms = flat.abs().sum(1) if threat.norm == "Linf" else flat.norm(dim=1)
     return norms.float().masked_fill(~norms.isfinite(), float("inf"))

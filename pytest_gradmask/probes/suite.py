@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+
 import torch
 
 from pytest_gradmask.attacks.oracle import Oracle
@@ -19,6 +21,9 @@ from pytest_gradmask.probes.search import (
 )
 from pytest_gradmask.results import Finding
 from pytest_gradmask.threat import ThreatModel
+
+#: ``probe(model, images, labels, *, threat, generator)`` returns findings.
+Probe = Callable[..., Iterable[Finding]]
 
 _EOT = 4  # forwards to average where a randomized defense cannot be frozen
 
@@ -70,6 +75,26 @@ def probe_defense(
                 *silent_success(path),
             ]
         return findings + unbounded_attack(oracle, path, generator, eot)
+
+
+def ask(
+    probe: Probe,
+    oracle: Oracle,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    threat: ThreatModel,
+    generator: torch.Generator,
+) -> list[Finding]:
+    """What a probe of the user's finds. If it fails, that is a finding, too: nobody knows what it would have found."""
+    name = getattr(probe, "__name__", repr(probe))
+    try:
+        found = list(probe(oracle, images, labels, threat=threat, generator=generator))
+        strange = next((each for each in found if not isinstance(each, Finding)), None)
+    except Exception as error:
+        return [Finding("probe-fails", f"{name} raises {type(error).__name__}: {error}", True)]
+    if strange is not None:
+        return [Finding("probe-fails", f"{name} returns {strange!r}, which is not a Finding", True)]
+    return found
 
 
 def _repeats(oracle: Oracle, images: torch.Tensor) -> bool:

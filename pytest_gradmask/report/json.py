@@ -1,17 +1,25 @@
-"""Audits as JSON: one object an audit, and the file that holds those of a run."""
+"""Audits as JSON: one object an audit, and the file that holds those of a run. ``schema.json`` describes both."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pytest_gradmask.files import replaced
-from pytest_gradmask.results import Audit, Proportion, Verdict
+from pytest_gradmask.matrix import TransferMatrix
+from pytest_gradmask.results import Audit, Proportion, Verdict, chances
 
-#: Raised when a field changes its meaning or goes away.
-VERSION = 1
+#: The published schema of the file: JSON Schema, draft 2020-12.
+SCHEMA: Mapping[str, Any] = json.loads(Path(__file__).with_name("schema.json").read_text(encoding="utf-8"))
+#: Raised, in the schema, when a field changes its meaning or goes away.
+VERSION: int = SCHEMA["properties"]["version"]["const"]
+
+_SHARE = ("value", "low", "high", "count", "total")
+#: An array of numbers alone, as `json.dumps` breaks it into lines. No string holds a bare line break.
+_NUMBERS = re.compile(r"\[\n[-+.\deE,\s]+\]")
 
 
 def to_json(audit: Audit) -> dict[str, Any]:
@@ -57,6 +65,11 @@ def to_json(audit: Audit) -> dict[str, Any]:
             for finding in audit.findings
         ],
         "bypassed": list(audit.bypassed),
+        "per_image": {
+            "index": list(audit.images),
+            "clean": _plain(chances(audit.clean, audit.votes, [])),
+            "robust": _plain(chances(audit.clean, audit.votes, audit.attacks)),
+        },
         "seconds": round(audit.seconds, 3),
         "provenance": dict(audit.provenance),
     }
@@ -70,28 +83,87 @@ def crash_to_json(test: str, defense: str, error: BaseException) -> dict[str, An
         "verdict": Verdict.INCONCLUSIVE.name,
         "reasons": [f"the audit raised {type(error).__name__}: {error}"],
         "images": 0,
+        "images_given": 0,
+        "exhaustive": False,
+        "cached": False,
+        "images_needed": None,
+        "margin": None,
+        "confidence": None,
         "clean_accuracy": None,
         "robust_accuracy": {},
+        "gradient_attacks": None,
+        "autoattack": None,
+        "autoattack_rand": None,
+        "autoattack_rand_one_forward": None,
+        "all_attacks": None,
         "gap": None,
         "findings": [],
+        "bypassed": [],
+        "per_image": {"index": [], "clean": [], "robust": []},
         "seconds": 0.0,
         "provenance": {},
     }
 
 
-def write_json(file: Path, audits: Sequence[Mapping[str, Any]], provenance: Mapping[str, Any]) -> None:
-    """Write a run's audits in one atomic step, sorted by test, so that workers and order leave no mark."""
-    content = {
-        "version": VERSION,
-        "provenance": dict(provenance),
-        "audits": sorted(audits, key=lambda audit: (audit["test"], audit["defense"])),
+def transfer_to_json(test: str, matrix: TransferMatrix) -> dict[str, Any]:
+    """A transfer matrix as plain data: for each pair, the share of the common images that is fooled."""
+    names = matrix.names
+    return {
+        "test": test,
+        "attack": matrix.attack,
+        "names": list(names),
+        "clean_accuracy": [_proportion(matrix.clean_accuracy(name)) for name in names],
+        "fooled": [[_proportion(matrix.fooled(source, target)) for target in names] for source in names],
+        "images": matrix.total,
+        "common": len(matrix.common),
+        "diversity": _optional(matrix.diversity),
+        "confidence": matrix.confidence,
+        "threat": {"norm": matrix.threat.norm, "eps": matrix.threat.eps, "bounds": list(matrix.threat.bounds)},
+        "bypassed": [list(some) for some in matrix.bypassed],
     }
+
+
+def document(
+    audits: Iterable[Mapping[str, Any]],
+    provenance: Mapping[str, Any],
+    *,
+    complete: bool = True,
+    exit_status: int = 0,
+    not_run: Sequence[str] = (),
+) -> dict[str, Any]:
+    """A run as plain data, sorted by test, so that workers and order leave no mark.
+
+    Args:
+        audits: each as of `to_json` or `crash_to_json`; those of one test in the order in which it made them.
+        provenance: of the run.
+        complete: whether pytest reached its end, and every test that was to audit ran.
+        exit_status: of pytest.
+        not_run: tests that were to audit and did not, and files that could not be collected.
+    """
+    return {
+        "version": VERSION,
+        "complete": complete,
+        "exit_status": exit_status,
+        "not_run": list(not_run),
+        "provenance": dict(provenance),
+        "audits": sorted(audits, key=lambda audit: audit["test"]),
+    }
+
+
+def write_json(file: Path, run: Mapping[str, Any]) -> None:
+    """Write a run (`document`) in one atomic step, arrays of numbers on one line each."""
+    text = json.dumps(run, indent=2)
     with replaced(file) as part:
-        part.write_text(json.dumps(content, indent=2) + "\n")
+        part.write_text(_NUMBERS.sub(lambda numbers: " ".join(numbers[0].split()), text) + "\n", encoding="utf-8")
+
+
+def _plain(numbers: Iterable[float]) -> list[float]:
+    """Whole numbers without a decimal point."""
+    return [int(number) if number in (0, 1) else round(number, 6) for number in numbers]
 
 
 def _proportion(share: Proportion) -> dict[str, Any]:
-    return {"value": share.value, "low": share.low, "high": share.high, "count": share.count, "total": share.total}
+    return {key: getattr(share, key) for key in _SHARE}
 
 
 def _optional(share: Proportion | None) -> dict[str, Any] | None:
@@ -100,11 +172,9 @@ def _optional(share: Proportion | None) -> dict[str, Any] | None:
 
 def _attack(audit: Audit, name: str) -> dict[str, Any]:
     result = audit.attack(name)
-    accuracy = (
-        _proportion(audit.accuracy_under(name)) if result.status == "done" else dict.fromkeys(("value", "low", "high"))
-    )
+    done = result.status == "done"
     return {
-        **accuracy,
+        **(_proportion(audit.accuracy_under(name)) if done else dict.fromkeys(_SHARE)),
         "kind": result.kind,
         "status": result.status,
         "note": result.note,

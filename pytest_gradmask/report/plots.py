@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import io
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -72,6 +73,23 @@ def saved(file: str | Path, size: tuple[float, float]) -> Iterator[Figure]:
         yield figure
         date = {"Date": None} if form == "svg" else None
         figure.savefig(part, format=form, dpi=150, metadata=date, bbox_inches="tight")
+
+
+def drawn(size: tuple[float, float], draw: Callable[[Figure], None]) -> str:
+    """A figure of this width and height in inches as the text of an SVG document.
+
+    Names in it are shown as they are: a dollar sign begins no formula.
+
+    Raises:
+        DependencyError: matplotlib is not installed.
+    """
+    style, figures = (_matplotlib(f"matplotlib.{name}") for name in ("style", "figure"))
+    with style.context(["default", _STYLE, {"text.parse_math": False}]):
+        figure = figures.Figure(figsize=size, layout="constrained")
+        draw(figure)
+        text = io.StringIO()
+        figure.savefig(text, format="svg", dpi=200, metadata={"Date": None})
+    return text.getvalue()
 
 
 def heat(

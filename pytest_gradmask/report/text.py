@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,10 @@ if TYPE_CHECKING:  # a summary needs no torch
     from pytest_gradmask.unit_test import UnitTest
 
 _INTERVAL = ("estimate", "low", "high")
+AUDIT_COLUMNS = ("verdict", "clean", "gradient", "all attacks", "gap", "seconds", "test")
+_WORST_FIRST = [verdict.name for verdict in (Verdict.MASKED, Verdict.INCONCLUSIVE, Verdict.NOT_MASKED)]
+#: Audits in the summary of a run that was not asked for all of them.
+_SHOWN = 20
 
 _NEXT_STEP = {
     Verdict.MASKED: (
@@ -126,17 +131,58 @@ def _how_judged(audit: Audit) -> list[str]:
     ]
 
 
-def summary(audits: Iterable[Mapping[str, Any]]) -> list[str]:
-    """One line an audit, from its JSON form: the controller of a distributed run has no other."""
-    rows: list[Sequence[str]] = [("verdict", "clean", "gradient", "all attacks", "gap", "seconds", "test")]
-    for audit in audits:
-        gap = audit["gap"]
-        points = "-" if gap is None else "{:.1f} [{:.1f}, {:.1f}]".format(*(100 * gap[k] for k in _INTERVAL))
-        shares = [audit.get(key) for key in ("clean_accuracy", "gradient_attacks", "all_attacks")]
-        percents = ["-" if share is None else f"{share['value']:.1%}" for share in shares]
-        seconds = "cached" if audit.get("cached") else f"{audit['seconds']:.1f}"
-        rows.append((audit["verdict"], *percents, points, seconds, audit["test"]))
-    return aligned(rows)
+def summary(run: Mapping[str, Any], *, every: bool) -> list[str]:
+    """One line an audit, the worst verdicts first, and how many there are of each.
+
+    Args:
+        run: in its JSON form: the controller of a distributed run has no other.
+        every: whether to list more than 20.
+    """
+    audits = worst_first(run["audits"])
+    shown = audits if every else audits[:_SHOWN]
+    lines = [*audit_table(shown), ""] if shown else []
+    if len(audits) > len(shown):
+        lines.insert(-1, f"... and {counted(audits[len(shown) :])} (-v lists every audit)")
+    lines.append(f"{len(audits)} audit{'' if len(audits) == 1 else 's'}: {counted(audits) or 'none ran'}")
+    if not run["complete"]:
+        lines.append(f"The run is not complete: {why_partial(run)}.")
+    return lines
+
+
+def worst_first(audits: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Audits in their JSON form, ``MASKED`` before ``INCONCLUSIVE`` before ``NOT_MASKED``."""
+    return sorted(audits, key=lambda audit: _WORST_FIRST.index(audit["verdict"]))
+
+
+def counted(audits: Sequence[Mapping[str, Any]]) -> str:
+    """How many audits have each verdict: ``1 MASKED, 3 NOT_MASKED``; empty if there are none."""
+    found = Counter(audit["verdict"] for audit in audits)
+    return ", ".join(f"{found[verdict]} {verdict}" for verdict in _WORST_FIRST if found[verdict])
+
+
+def why_partial(run: Mapping[str, Any]) -> str:
+    """Why a run in its JSON form is not complete, and what is missing, in a clause."""
+    missing = run["not_run"]
+    named = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
+    told = [f"pytest ended with exit status {run['exit_status']}"]
+    if missing:
+        told.append(f"{len(missing)} of what was to audit did not run ({named})")
+    return ", ".join(told)
+
+
+def audit_table(audits: Iterable[Mapping[str, Any]]) -> list[str]:
+    """One line an audit, from its JSON form."""
+    return aligned([AUDIT_COLUMNS, *map(audit_row, audits)])
+
+
+def audit_row(audit: Mapping[str, Any]) -> tuple[str, ...]:
+    """Verdict, accuracies, gap, time and test of an audit in its JSON form."""
+    gap = audit["gap"]
+    points = "-" if gap is None else "{:.1f} [{:.1f}, {:.1f}]".format(*(100 * gap[k] for k in _INTERVAL))
+    shares = [audit[key] for key in ("clean_accuracy", "gradient_attacks", "all_attacks")]
+    percents = ["-" if share is None else f"{share['value']:.1%}" for share in shares]
+    seconds = "cached" if audit["cached"] else f"{audit['seconds']:.1f}"
+    return (audit["verdict"], *percents, points, seconds, audit["test"])
 
 
 def _clean_row(audit: Audit) -> Sequence[str]:

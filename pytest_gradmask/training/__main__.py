@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from pytest_gradmask.checkpoints import available, load_card, load_model, save_card, save_model
+from pytest_gradmask.checkpoints import available, load_card, load_checkpoint, save_card, save_model
 from pytest_gradmask.datasets import Dataset, load_dataset
 from pytest_gradmask.errors import GradmaskError, InputError
 from pytest_gradmask.models.composites import Composite
@@ -125,7 +125,7 @@ def run(options: argparse.Namespace) -> None:
     states.mkdir(parents=True, exist_ok=True)
     for recipe in recipes:
         file = states / f"{recipe.name}.state"
-        initial = load_model(recipe.initial, output) if recipe.initial else None
+        initial = load_checkpoint(recipe.initial, output) if recipe.initial else None
         backbone = load_backbone(recipe, output)
         with training_progress(recipe.name) as report:
             model = train(
@@ -161,7 +161,7 @@ def load_backbone(recipe: Recipe, output: Path) -> nn.Module | None:
     if not recipe.backbone:
         return None
     here = recipe.backbone in available(output)
-    return load_model(recipe.backbone, output if here else None)
+    return load_checkpoint(recipe.backbone, output if here else None)
 
 
 @contextmanager

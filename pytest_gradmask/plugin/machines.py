@@ -1,0 +1,49 @@
+"""What a run makes of its machine, or of others: CPUs shared by workers, an engine for all of its audits."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pytest_gradmask.plugin.stash import ENGINE, SETTINGS
+
+if TYPE_CHECKING:
+    from pytest_gradmask.engine import Engine
+
+
+@contextmanager
+def share_of_cpus(config: pytest.Config) -> Iterator[None]:
+    """Inside, torch uses no more threads than this worker's share of the CPUs, unless ``OMP_NUM_THREADS`` is set.
+
+    Each worker of pytest-xdist would otherwise start a thread for every CPU, and they would crowd each other out.
+    """
+    import torch
+
+    workers, threads = config.stash[SETTINGS].workers, torch.get_num_threads()
+    if workers > 1 and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, min(threads, _cpus() // workers)))
+    try:
+        yield
+    finally:
+        if torch.get_num_threads() != threads:
+            torch.set_num_threads(threads)
+
+
+def _cpus() -> int:
+    """CPUs that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def running_engine(config: pytest.Config) -> Engine:
+    """What ``--gradmask-engine`` asks for, from the first audit to the end of the run."""
+    from pytest_gradmask.engine import opened
+
+    if ENGINE not in config.stash:
+        settings, stack = config.stash[SETTINGS], ExitStack()
+        config.stash[ENGINE] = stack.enter_context(opened(settings.engine, settings.torch_device))
+        config.add_cleanup(stack.close)
+    return config.stash[ENGINE]

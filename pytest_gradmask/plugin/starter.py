@@ -1,0 +1,138 @@
+"""``--gradmask-init``: a first test for a model, given by its import path."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.util
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_gradmask.files import replaced
+
+if TYPE_CHECKING:
+    from torch import nn
+
+FILE = "test_gradient_masking.py"
+
+_TEST = '''\
+"""Does {module}:{attribute} mask its gradients? Run with: pytest --gradmask"""
+
+import pytest
+from {module} import {attribute}
+from pytest_gradmask import Defense, assert_no_gradient_masking
+
+
+@pytest.mark.gradmask(eps=8 / 255, norm="Linf", budget="smoke")  # your threat model, in the units of your images
+def test_gradient_masking(gradmask, eval_batch):
+    # YOUR DATA: bring it by --gradmask-data, or load it here: images float32 N x C x H x W in [0, 1], labels int64 N.
+    images, labels = eval_batch
+    model = {attribute}{call}.eval()
+    # What an attacker would know makes the audit stronger, such as what to bypass: bypass=[{first}].
+    # Submodules of this model: {children}.
+    defense = Defense(model{outputs})
+    audit = gradmask.audit(defense, images, labels)
+    assert_no_gradient_masking(audit)
+'''
+
+_NEXT = """\
+{file} is written, a test of {path}. Next:
+  1. Save some test images that the model classifies well, 200 if you can, as uint8 N x H x W x C with their labels:
+     numpy.savez("test.npz", images=images, labels=labels)
+  2. Set eps and norm in {file} to your threat model.
+  3. pytest {file} --gradmask --gradmask-data=npz:test.npz
+Without --gradmask-data, the images are 20 of CIFAR-10. More of them, and --gradmask-budget=ci, settle smaller gaps."""
+
+
+def import_path(value: str) -> str:
+    """An option's value, if it has the form ``MODULE:ATTR``."""
+    module, _, attribute = value.partition(":")
+    if not (attribute.isidentifier() and all(part.isidentifier() for part in module.split("."))):
+        raise argparse.ArgumentTypeError(
+            f"{value!r} is not MODULE:ATTR, as in my_project.models:load_defense for a model, or a function without "
+            "arguments that returns one"
+        )
+    return value
+
+
+def write_starter(path: str, folder: Path) -> str:
+    """Write the test of the model at ``path`` (``MODULE:ATTR``) into a folder; returns what to do next, for a human.
+
+    Raises:
+        pytest.UsageError: the file is there already, or there is no model at ``path``.
+    """
+    file = folder / FILE
+    if file.exists():
+        raise pytest.UsageError(f"--gradmask-init: {file} is there already; move it, or remove it")
+    if importlib.util.find_spec("torch") is None:
+        raise pytest.UsageError("--gradmask-init needs PyTorch; install it with pip install torch torchvision")
+    module, _, attribute = path.partition(":")
+    found = _found(module, attribute, folder)
+    model, call = _as_model(path, found)
+    names = [name for name, _ in model.named_children()]
+    text = _TEST.format(
+        module=module,
+        attribute=attribute,
+        call=call,
+        first=repr(names[0]) if names else "...",
+        children=", ".join(map(repr, names[:8])) + (", ..." if len(names) > 8 else "") if names else "none",
+        outputs=', outputs="probabilities"' if _ends_in_softmax(model) else "",
+    )
+    with replaced(file) as part:
+        part.write_text(text, encoding="utf-8")
+    return _NEXT.format(file=FILE, path=path)
+
+
+def _found(module: str, attribute: str, folder: Path) -> Any:
+    """What is at ``module:attribute``, imported as a test in the folder would import it."""
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
+    try:
+        imported = importlib.import_module(module)
+    except (Exception, SystemExit) as error:  # whatever the user's code raises, at its top
+        if isinstance(error, ModuleNotFoundError) and error.name and f"{module}.".startswith(f"{error.name}."):
+            raise pytest.UsageError(
+                f"--gradmask-init: there is no module {error.name!r} to import from {folder}; run pytest where "
+                f"'import {module}' works, or install your project (pip install -e .)"
+            ) from error
+        raise pytest.UsageError(
+            f"--gradmask-init: importing {module} raises {type(error).__name__}: {error}; make "
+            f'python -c "import {module}" work first'
+        ) from error
+    if not hasattr(imported, attribute):
+        public = [name for name in vars(imported) if not name.startswith("_")]
+        import difflib  # here: this module is imported in every run of pytest
+
+        near = difflib.get_close_matches(attribute, public, cutoff=0.5) or public[:8]
+        said = f"did you mean {' or '.join(near)}?" if near else "it has no public names"
+        raise pytest.UsageError(f"--gradmask-init: {module} has no {attribute!r}; {said}")
+    return getattr(imported, attribute)
+
+
+def _as_model(path: str, found: Any) -> tuple[nn.Module, str]:
+    """The model that was found, or that calling it returns, and what follows its name to get it."""
+    from torch import nn
+
+    if isinstance(found, nn.Module):
+        return found, ""
+    advice = "give a torch.nn.Module, or a function without arguments that returns one"
+    if not callable(found):
+        raise pytest.UsageError(f"--gradmask-init: {path} is of type {type(found).__name__}; {advice}")
+    try:
+        model = found()
+    except (Exception, SystemExit) as error:
+        raise pytest.UsageError(
+            f"--gradmask-init: calling {path}() raises {type(error).__name__}: {error}; {advice}"
+        ) from error
+    if not isinstance(model, nn.Module):
+        raise pytest.UsageError(f"--gradmask-init: {path}() returns {type(model).__name__}; {advice}")
+    return model, "()"
+
+
+def _ends_in_softmax(model: nn.Module) -> bool:
+    from torch import nn
+
+    return isinstance(list(model.modules())[-1], nn.Softmax)

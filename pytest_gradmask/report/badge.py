@@ -1,0 +1,43 @@
+"""A badge for a README: JSON for an endpoint of shields.io (https://shields.io/badges/endpoint-badge)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pytest_gradmask.files import replaced
+
+
+def badge(run: Mapping[str, Any]) -> dict[str, Any]:
+    """The worst that a run, in its JSON form, has to say; green only where everything ran, passed and is not masked."""
+    message, color = _message(run)
+    return {"schemaVersion": 1, "label": "gradient masking", "message": message, "color": color}
+
+
+def _message(run: Mapping[str, Any]) -> tuple[str, str]:
+    verdicts = [audit["verdict"] for audit in run["audits"]]
+    if "MASKED" in verdicts:
+        return _how_many("MASKED", verdicts), "red"
+    if not run["complete"]:
+        return "run not complete", "yellow"
+    if "INCONCLUSIVE" in verdicts:
+        return _how_many("INCONCLUSIVE", verdicts), "yellow"
+    if not verdicts:
+        return "no audits", "lightgrey"
+    if run["exit_status"] != 0:
+        return "tests failed", "yellow"
+    lowest = min(audit["all_attacks"]["value"] for audit in run["audits"])
+    return f"NOT_MASKED, robust accuracy {lowest:.1%}", "brightgreen"
+
+
+def _how_many(verdict: str, verdicts: list[str]) -> str:
+    number = verdicts.count(verdict)
+    return verdict if number == len(verdicts) else f"{verdict}: {number} of {len(verdicts)} audits"
+
+
+def write_badge(file: Path, run: Mapping[str, Any]) -> None:
+    """Write the badge of a run in one atomic step."""
+    with replaced(file) as part:
+        part.write_text(json.dumps(badge(run), indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,210 @@
+"""Audits as one HTML file that needs nothing else: no network, no script, no other file.
+
+``pip install pytest-gradmask[report]``.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from pytest_gradmask.files import replaced
+from pytest_gradmask.report import charts, gradient_charts, wording
+from pytest_gradmask.report.explanations import explanations
+
+_TEMPLATES = Path(__file__).parent / "templates"
+_MEANINGS = {
+    "MASKED": "adaptive attacks break images that gradient attacks, given the same budget again, do not. The robust "
+    "accuracy under gradient attacks is an artefact.",
+    "NOT_MASKED": "a gap above the margin is excluded, and the attacks work on this defense. That alone does not make "
+    "it robust.",
+    "INCONCLUSIVE": "neither is shown. It is no pass.",
+}
+
+
+def write_html(
+    file: Path,
+    audits: Sequence[Mapping[str, Any]],
+    evidence: Sequence[Mapping[str, Any]],
+    transfers: Sequence[Mapping[str, Any]],
+    provenance: Mapping[str, Any],
+    *,
+    whole: bool = True,
+) -> None:
+    """Write a run's report in one atomic step.
+
+    Args:
+        file: to write.
+        audits: in their JSON form.
+        evidence: for each of them, what `collect_evidence` returned, or nothing.
+        transfers: matrices in their JSON form.
+        provenance: of the run.
+        whole: whether the run came to its end.
+    """
+    page = render(audits, evidence, transfers, provenance, whole=whole)
+    with replaced(file) as part:
+        part.write_text(page, encoding="utf-8")
+
+
+def render(
+    audits: Sequence[Mapping[str, Any]],
+    evidence: Sequence[Mapping[str, Any]],
+    transfers: Sequence[Mapping[str, Any]],
+    provenance: Mapping[str, Any],
+    *,
+    whole: bool = True,
+) -> str:
+    """The page; the arguments are those of `write_html`. Audits are sorted by test, so that workers leave no mark."""
+    pairs = sorted(zip(audits, evidence, strict=True), key=lambda pair: str(pair[0]["test"]))
+    matrices = [_transfer(each) for each in sorted(transfers, key=lambda each: str(each["test"]))]
+    tested = {audit["test"] for audit in audits}
+    shown = [_audit(*pair, [each for each in matrices if each["test"] == pair[0]["test"]]) for pair in pairs]
+    told = explanations(finding["id"] for audit in audits for finding in audit["findings"])
+    environment = Environment(
+        loader=FileSystemLoader(_TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
+    environment.filters |= {
+        "percent": wording.percent,
+        "share": wording.share_text,
+        "gap": wording.gap_text,
+        "eps": wording.eps_text,
+    }
+    return environment.get_template("report.html.jinja").render(
+        audits=shown,
+        counts={name: sum(audit["verdict"] == name for audit in audits) for name in _MEANINGS},
+        meanings=_MEANINGS,
+        # Our own page, of which any HTML was escaped.
+        explained={name: Markup(text) for name, text in told.items()},
+        lone_transfers=[each for each in matrices if each["test"] not in tested],
+        started=provenance["started"],
+        run=_run(provenance),
+        whole=whole,
+    )
+
+
+def _audit(
+    audit: Mapping[str, Any], evidence: Mapping[str, Any], transfers: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """All that the template shows of one audit."""
+    judged = audit["clean_accuracy"] is not None
+    return {
+        **audit,
+        "sentence": wording.verdict_sentence(audit),
+        "accuracy": _picture(charts.accuracy_chart, audit) if judged else None,
+        "survival": _survival(evidence.get("outcomes")),
+        "curves": _curves(evidence.get("curves")),
+        "noise": _noise(evidence.get("noise")),
+        "landscapes": _landscapes(evidence.get("landscapes")),
+        "pictures": evidence.get("pictures"),
+        "transfers": transfers,
+        "settings": _settings(audit, evidence),
+    }
+
+
+def _picture(make: Callable[..., charts.Picture], *data: Any) -> dict[str, str]:
+    """A chart, or why there is none: a page without one of its charts is better than no page."""
+    try:
+        return make(*data)._asdict()
+    except Exception as error:
+        return {"error": f"{type(error).__name__}: {error}"}
+
+
+def _survival(outcomes: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    if not outcomes or not outcomes["attacks"]:
+        return None
+    images = outcomes["images"]
+    return {
+        "picture": _picture(charts.survival_chart, outcomes),
+        "wrong": [image for image, right in zip(images, outcomes["clean"], strict=True) if not right],
+        "broken": [
+            {"name": attack["name"], "images": [images[place] for place in attack["broken"]]}
+            for attack in outcomes["attacks"]
+        ],
+    }
+
+
+def _curves(curves: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    if not curves or "error" in curves:
+        return curves
+    failed = [attack for attack in curves["attacks"] if attack["error"]]
+    drawn = len(failed) < len(curves["attacks"])
+    return {
+        **curves,
+        "failed": failed,
+        "attacks": [attack for attack in curves["attacks"] if not attack["error"]],
+        "pictures": [_picture(chart, curves) for chart in (charts.eps_chart, charts.budget_chart)] if drawn else [],
+    }
+
+
+def _noise(noise: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    if not noise or "error" in noise:
+        return noise
+    ways = [{**way, "means": gradient_charts.mean_cosines(way)} for way in noise["ways"]]
+    return {**noise, "ways": ways, "picture": _picture(gradient_charts.noise_chart, noise)}
+
+
+def _landscapes(landscapes: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    if not landscapes or "error" in landscapes:
+        return landscapes
+    eps = landscapes["eps"]
+    drawn = [
+        {
+            "image": each["image"],
+            "zero": [line["along"] for line in each["lines"] if line["zero"]],
+            "pictures": [
+                _picture(gradient_charts.lines_chart, each, eps),
+                _picture(gradient_charts.map_chart, each, eps),
+            ],
+        }
+        for each in landscapes["images"]
+    ]
+    return {**landscapes, "images": drawn}
+
+
+def _transfer(transfer: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        **transfer,
+        "threat": wording.threat_text(transfer["threat"]),
+        "picture": _picture(charts.transfer_chart, transfer),
+    }
+
+
+def _settings(audit: Mapping[str, Any], evidence: Mapping[str, Any]) -> dict[str, str]:
+    """Whatever decides the figures, in words."""
+    provenance = audit["provenance"]
+    if not provenance:
+        return {}
+    hashes = evidence.get("hashes", {})
+    return {
+        "threat model": f"{wording.threat_text(provenance['threat'])}, images in {provenance['threat']['bounds']}",
+        "budget": f"{provenance['budget']}; {provenance['autoattack']}",
+        "margin": f"{100 * audit['margin']:.4g} points",
+        "confidence": f"{wording.percent(audit['confidence'])} of every bound and test",
+        "images": f"{audit['images']} looked at, of {audit['images_given']} given",
+        "every attack on every image": "yes" if audit["exhaustive"] else "no, the audit ended once it was certain",
+        "bypassed by BPDA": ", ".join(audit["bypassed"]) or "nothing",
+        "seed": str(provenance["seed"]),
+        "device": str(provenance["device"]),
+        "versions": ", ".join(f"{name} {version}" for name, version in provenance["versions"].items()),
+        "SHA-256 of the defense": hashes.get("defense", f"none: {hashes.get('error', 'not taken')}"),
+        "SHA-256 of images and labels": hashes.get("images and labels", f"none: {hashes.get('error', 'not taken')}"),
+        "from the cache": "yes, of an earlier run" if audit["cached"] else "no",
+        "seconds of the audit": f"{audit['seconds']:.1f}",
+        "seconds for this report": f"{evidence.get('seconds', 0):.1f}",
+    }
+
+
+def _run(provenance: Mapping[str, Any]) -> dict[str, str]:
+    return {
+        "command": shlex.join(map(str, provenance["command"])),
+        "started": str(provenance["started"]),
+        "Python": str(provenance["python"]),
+        "platform": str(provenance["platform"]),
+        **{name: "the budget's" if value is None else str(value) for name, value in provenance["settings"].items()},
+    }

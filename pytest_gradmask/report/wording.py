@@ -1,0 +1,77 @@
+"""What an audit found, in sentences that can be quoted: from its JSON form."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def verdict_sentence(audit: Mapping[str, Any]) -> str:
+    """The verdict with the figures behind it; of one that is not certain, why it is not."""
+    name, verdict, reasons = audit["defense"], audit["verdict"], audit["reasons"]
+    gradient, everything, gap = (audit.get(key) for key in ("gradient_attacks", "all_attacks", "gap"))
+    if not (gradient and everything and gap):
+        return f"{name}: {verdict}, as {_clause(reasons)}."
+    setting = f"At {threat_text(audit['provenance'].get('threat'))} on {audit['images']} images"
+    figures = f"robust accuracy is {share_text(gradient)} under gradient attacks"
+    points, confidence = gap_text(gap), f"confidence {percent(audit['confidence'])}"
+    if verdict == "MASKED":
+        return (
+            f"{setting}, {_possessive(name)} {figures}, but {share_text(everything)} once adaptive attacks join them: "
+            f"MASKED (gap of {points} beyond a placebo of the same budget, {confidence})."
+        )
+    figures = f"{figures} and {share_text(everything)} once adaptive attacks join them"
+    if verdict == "NOT_MASKED":
+        return (
+            f"{setting}, {_possessive(name)} {figures}: NOT_MASKED (gap of {points}, so none above the margin of "
+            f"{_number(100 * audit['margin'])} points, {confidence})."
+        )
+    return f"{setting}, {_possessive(name)} {figures}, which is {verdict}: {_clause(reasons)}."
+
+
+def percent(share: float) -> str:
+    """A share as a percentage with at most one decimal: ``95 %``, which no line breaks."""
+    return f"{_number(round(100 * share, 1))}\N{NO-BREAK SPACE}%"
+
+
+def share_text(share: Mapping[str, Any]) -> str:
+    """A share with its bounds: ``95 % [89.1, 98.2]``."""
+    return (
+        f"{percent(share['value'])} [{_number(round(100 * share['low'], 1))}, {_number(round(100 * share['high'], 1))}]"
+    )
+
+
+def gap_text(gap: Mapping[str, Any]) -> str:
+    """A gap with its bounds, in points."""
+    value, low, high = (_number(round(100 * gap[key], 1)) for key in ("estimate", "low", "high"))
+    return f"{value} points [{low}, {high}]"
+
+
+def eps_text(eps: float, bounds: tuple[float, float] | list[float] = (0.0, 1.0)) -> str:
+    """A radius as papers give it: ``8/255`` where it is that and images lie in [0, 1]."""
+    levels = 255 * eps
+    halves = round(2 * levels)
+    # Further up, 0.1 and 0.2 would be so many levels, too.
+    usual = halves % 2 == 0 if levels > 4 else halves > 0
+    if tuple(bounds) == (0.0, 1.0) and usual and levels < 33 and abs(2 * levels - halves) < 1e-4:  # of a float32
+        return f"{_number(halves / 2)}/255"
+    return f"{eps:.4g}"
+
+
+def threat_text(threat: Mapping[str, Any] | None) -> str:
+    """Radius and norm: ``eps 8/255 (Linf)``."""
+    if not threat:
+        return "an unknown eps"
+    return f"eps {eps_text(threat['eps'], threat['bounds'])} ({threat['norm']})"
+
+
+def _clause(reasons: list[str]) -> str:
+    return "; ".join(reason.rstrip(".") for reason in reasons) or "no reason was recorded"
+
+
+def _possessive(name: str) -> str:
+    return f"{name}'" if name.endswith("s") else f"{name}'s"
+
+
+def _number(value: float) -> str:
+    return f"{value:.10g}"
