@@ -17,7 +17,7 @@ from pytest_gradmask.results import AttackResult, Audit, Finding, Gap, Verdict, 
 class Cache:
     """A folder with one file an entry.
 
-    Every entry carries a hash of its content. One that does not match is computed again, with a warning; so is one
+    Every file begins with a hash of what follows. One that does not match is computed again, with a warning; so is one
     that cannot be read. Several processes may use a folder at once.
 
     Args:
@@ -66,18 +66,18 @@ class Cache:
         )
 
     def _file(self, key: str) -> Path:
-        return self.folder / key[:2] / f"{key}.json"
+        return self.folder / key[:2] / f"{key}.result"
 
     def _get(self, key: str) -> Any:
         file = self._file(key)
         try:
-            entry = json.loads(file.read_text())
-            if entry["sha256"] == _hash(entry["content"]):
-                return entry["content"]
+            digest, _, content = file.read_bytes().partition(b"\n")
+            if digest == _hash(content):
+                return json.loads(content)
         except (FileNotFoundError, NotADirectoryError):
             return None
-        except (OSError, ValueError, KeyError, TypeError):
-            pass  # cut off, overwritten, not ours: as bad as a hash that does not match
+        except OSError:
+            pass  # as bad as a hash that does not match
         warnings.warn(f"gradmask cache: {file} is damaged, so its content is computed again", stacklevel=2)
         return None
 
@@ -86,13 +86,14 @@ class Cache:
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
             with replaced(file) as part:
-                part.write_text(json.dumps({"sha256": _hash(content), "content": content}))
+                text = json.dumps(content).encode()
+                part.write_bytes(_hash(text) + b"\n" + text)
         except OSError as error:  # a full disk must not cost the audit what it has just found
             warnings.warn(f"gradmask cache: cannot store to {self.folder} ({error})", stacklevel=2)
 
 
-def _hash(content: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+def _hash(content: bytes) -> bytes:
+    return hashlib.sha256(content).hexdigest().encode()
 
 
 def _plain(result: AttackResult) -> dict[str, Any]:

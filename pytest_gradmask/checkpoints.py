@@ -1,7 +1,8 @@
 """Checkpoints: safetensors files, each with a card that says what it is, how it was made and what it measured.
 
-A card is JSON. Its ``sha256`` is checked before a weight is read. A card may also describe a model made of others:
-a composite (``front_end`` and ``backbone``) or a randomized ensemble (``members``), by their names.
+A card is JSON. It ends with a hash of itself, and its ``sha256`` is checked before a weight is read. A card may also
+describe a model made of others: a composite (``front_end`` and ``backbone``) or a randomized ensemble (``members``), by
+their names.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from pytest_gradmask.models import build_model
 from pytest_gradmask.models.composites import Composite, RandomizedEnsemble
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
+_SEAL = "card_sha256"
 
 
 def fixtures_directory() -> Path:
@@ -41,13 +43,14 @@ def load_card(name: str, directory: Path | None = None) -> dict[str, Any]:
     """Read a checkpoint's card.
 
     Raises:
-        CheckpointError: no such card, or it cannot be read.
+        CheckpointError: no such card, or it cannot be read, or it is not as `save_model` or `save_card` wrote it.
     """
     folder = directory or fixtures_directory()
     _check_name(name)
     file = folder / f"{name}.json"
     try:
-        card = json.loads(file.read_text())
+        text = file.read_text(encoding="utf-8")
+        card = json.loads(text)
     except FileNotFoundError as error:
         raise CheckpointError(
             f"checkpoint {name!r}: no card {file}; there are {', '.join(available(folder)) or 'none'}"
@@ -56,7 +59,19 @@ def load_card(name: str, directory: Path | None = None) -> dict[str, Any]:
         raise CheckpointError(f"checkpoint {name!r}: card {file} cannot be read ({error})") from error
     if not isinstance(card, dict) or "architecture" not in card:
         raise CheckpointError(f"checkpoint {name!r}: card {file} names no architecture")
-    return card
+    if text != _sealed(card):
+        raise CheckpointError(
+            f"checkpoint {name!r}: card {file} is corrupted or was changed: its {_SEAL} is not the hash of the rest; "
+            "restore the file, or write it anew by save_card"
+        )
+    return {key: value for key, value in card.items() if key != _SEAL}
+
+
+def _sealed(card: dict[str, Any]) -> str:
+    """The text of a card's file: no byte of it can change unnoticed."""
+    content = {key: value for key, value in card.items() if key != _SEAL}
+    digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()
+    return json.dumps({**content, _SEAL: digest}, indent=2) + "\n"
 
 
 def _check_name(name: str) -> None:
@@ -158,5 +173,5 @@ def save_card(name: str, card: dict[str, Any], directory: Path) -> Path:
     _check_name(name)
     file = directory / f"{name}.json"
     with replaced(file) as part:
-        part.write_text(json.dumps(card, indent=2) + "\n")
+        part.write_text(_sealed(card), encoding="utf-8")
     return file

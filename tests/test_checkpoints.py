@@ -27,10 +27,6 @@ def built(card: dict[str, Any], seed: int = 0) -> nn.Module:
         return build_model(card["architecture"], card["arguments"]).eval()
 
 
-def write_card(directory: Path, name: str, card: object) -> None:
-    (directory / f"{name}.json").write_text(json.dumps(card))
-
-
 def same(first: nn.Module, second: nn.Module) -> bool:
     ours, theirs = first.state_dict(), second.state_dict()
     return ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
@@ -97,9 +93,28 @@ def test_exchanged_weights_are_noticed(zoo: Path) -> None:
 
 
 def test_card_without_hash_is_refused(zoo: Path) -> None:
-    write_card(zoo, "backbone", VGG)
+    save_card("backbone", VGG, zoo)
     with pytest.raises(CheckpointError, match="its card says None"):
         load_checkpoint("backbone", zoo)
+
+
+@pytest.mark.parametrize("name", ["backbone", "both"])
+def test_every_flipped_bit_of_a_card_is_noticed(zoo: Path, name: str) -> None:
+    save_card("both", {"architecture": "composite", "front_end": "front", "backbone": "backbone"}, zoo)
+    file = zoo / f"{name}.json"
+    content = file.read_bytes()
+    for place in range(len(content)):
+        for bit in range(8):
+            file.write_bytes(content[:place] + bytes([content[place] ^ 1 << bit]) + content[place + 1 :])
+            with pytest.raises(CheckpointError, match=f"checkpoint '{name}'"):
+                load_card(name, zoo)
+
+
+def test_a_card_written_by_hand_says_how_to_write_one(zoo: Path) -> None:
+    card = {"architecture": "composite", "front_end": "front", "backbone": "backbone"}
+    (zoo / "both.json").write_text(json.dumps(card))
+    with pytest.raises(CheckpointError, match=r"both\.json is corrupted or was changed.*save_card"):
+        load_checkpoint("both", zoo)
 
 
 def test_missing_weights_are_named(zoo: Path) -> None:
@@ -110,13 +125,13 @@ def test_missing_weights_are_named(zoo: Path) -> None:
 
 def test_weights_that_do_not_fit_are_refused(zoo: Path) -> None:
     card = load_card("backbone", zoo)
-    write_card(zoo, "backbone", {**card, "arguments": {"layout": [5, "M", 4], "num_classes": 3}})
+    save_card("backbone", {**card, "arguments": {"layout": [5, "M", 4], "num_classes": 3}}, zoo)
     with pytest.raises(CheckpointError, match="does not fit vgg"):
         load_checkpoint("backbone", zoo)
 
 
 def test_weights_of_another_architecture_are_refused(zoo: Path) -> None:
-    write_card(zoo, "backbone", {**load_card("backbone", zoo), **DNCNN})
+    save_card("backbone", {**load_card("backbone", zoo), **DNCNN}, zoo)
     with pytest.raises(CheckpointError, match="does not fit dncnn"):
         load_checkpoint("backbone", zoo)
 
@@ -138,7 +153,7 @@ def test_pickle_in_disguise_is_not_executed(tmp_path: Path, form: str) -> None:
     else:
         torch.save(Boom(), file)
     # Whoever exchanges the weights can also write the hash: it protects from accidents, the format from malice.
-    write_card(tmp_path, "evil", {**VGG, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()})
+    save_card("evil", {**VGG, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}, tmp_path)
     with pytest.raises(CheckpointError, match="does not fit vgg"):
         load_checkpoint("evil", tmp_path)
     assert not Boom.opened
@@ -159,7 +174,7 @@ def test_missing_card_in_an_empty_directory(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("card", [{"sha256": "0"}, [], "vgg", None], ids=["object", "list", "string", "null"])
 def test_card_without_architecture_is_refused(tmp_path: Path, card: object) -> None:
-    write_card(tmp_path, "bad", card)
+    (tmp_path / "bad.json").write_text(json.dumps(card))
     with pytest.raises(CheckpointError, match="names no architecture"):
         load_checkpoint("bad", tmp_path)
 
@@ -172,13 +187,13 @@ def test_unreadable_card_is_refused(tmp_path: Path, content: bytes) -> None:
 
 
 def test_unknown_architecture_is_refused(zoo: Path) -> None:
-    write_card(zoo, "backbone", {**load_card("backbone", zoo), "architecture": "alexnet"})
+    save_card("backbone", {**load_card("backbone", zoo), "architecture": "alexnet"}, zoo)
     with pytest.raises(GradmaskError, match="'alexnet': unknown; use one of dncnn, resnet, vgg, vit"):
         load_checkpoint("backbone", zoo)
 
 
 def test_unknown_architecture_arguments_are_refused(zoo: Path) -> None:
-    write_card(zoo, "backbone", {**load_card("backbone", zoo), "arguments": {"colour": "red"}})
+    save_card("backbone", {**load_card("backbone", zoo), "arguments": {"colour": "red"}}, zoo)
     with pytest.raises(GradmaskError, match=r"cannot be built with {'colour': 'red'}"):
         load_checkpoint("backbone", zoo)
 
@@ -189,7 +204,7 @@ NAMES = ["../x", "..", "a/b", "/etc/passwd", "a\\b", "", "A", "a.b", "-a", "a\n"
 @pytest.mark.parametrize("name", NAMES)
 def test_names_that_could_leave_the_directory_are_refused(tmp_path: Path, name: str) -> None:
     inside = tmp_path / "inside"
-    write_card(tmp_path, "x", VGG)
+    save_card("x", VGG, tmp_path)
     with pytest.raises(CheckpointError, match="lower-case letters, digits and dashes only"):
         load_checkpoint(name, inside)
     with pytest.raises(CheckpointError, match="lower-case letters, digits and dashes only"):
@@ -214,7 +229,7 @@ def test_fixtures_of_the_package_are_the_default() -> None:
 
 
 def test_composite_card(zoo: Path) -> None:
-    write_card(zoo, "both", {"architecture": "composite", "front_end": "front", "backbone": "backbone"})
+    save_card("both", {"architecture": "composite", "front_end": "front", "backbone": "backbone"}, zoo)
     model, images = load_checkpoint("both", zoo), draw(2, 3, 16, 16)
     assert isinstance(model, Composite)
     assert not any(module.training for module in model.modules())
@@ -234,7 +249,7 @@ def test_saved_card_is_the_model_of_its_parts(zoo: Path) -> None:
 def shop(zoo: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty directory; the package's fixtures are those of the zoo, and a composite of them."""
     monkeypatch.setattr(checkpoints, "fixtures_directory", lambda: zoo)
-    write_card(zoo, "both", {"architecture": "composite", "front_end": "front", "backbone": "backbone"})
+    save_card("both", {"architecture": "composite", "front_end": "front", "backbone": "backbone"}, zoo)
     folder = zoo / "shop"
     folder.mkdir()
     return folder
@@ -267,8 +282,8 @@ def test_part_that_is_nowhere_is_named(shop: Path, part: str) -> None:
 
 
 def test_ensemble_card(zoo: Path) -> None:
-    write_card(zoo, "both", {"architecture": "composite", "front_end": "front", "backbone": "backbone"})
-    write_card(zoo, "ensemble", {"architecture": "ensemble", "members": ["both", "other"]})
+    save_card("both", {"architecture": "composite", "front_end": "front", "backbone": "backbone"}, zoo)
+    save_card("ensemble", {"architecture": "ensemble", "members": ["both", "other"]}, zoo)
     model = load_checkpoint("ensemble", zoo)
     assert isinstance(model, RandomizedEnsemble)
     assert [type(member) for member in model.members] == [Composite, nn.Sequential]
@@ -285,13 +300,13 @@ def test_ensemble_card(zoo: Path) -> None:
     ids=["path", "backbone missing", "member missing"],
 )
 def test_parts_are_checked_like_any_checkpoint(zoo: Path, card: dict[str, Any]) -> None:
-    write_card(zoo, "whole", card)
+    save_card("whole", card, zoo)
     with pytest.raises(CheckpointError):
         load_checkpoint("whole", zoo)
 
 
 def test_ensemble_of_one_is_refused(zoo: Path) -> None:
-    write_card(zoo, "whole", {"architecture": "ensemble", "members": ["backbone"]})
+    save_card("whole", {"architecture": "ensemble", "members": ["backbone"]}, zoo)
     with pytest.raises(GradmaskError, match="needs at least 2, got 1"):
         load_checkpoint("whole", zoo)
 
@@ -307,6 +322,6 @@ def test_ensemble_of_one_is_refused(zoo: Path) -> None:
     ids=["no backbone", "no members", "member of itself", "no name"],
 )
 def test_malformed_composites_are_refused(zoo: Path, card: dict[str, Any]) -> None:
-    write_card(zoo, "whole", card)
+    save_card("whole", card, zoo)
     with pytest.raises(CheckpointError, match="'whole'"):
         load_checkpoint("whole", zoo)

@@ -55,7 +55,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Audit:
 
 def entries(cache: Path) -> int:
     """How many results a cache has."""
-    return len(list(cache.rglob("*.json")))
+    return len(list(cache.rglob("*.result")))
 
 
 @tries

@@ -27,7 +27,7 @@ def tests(pytester: pytest.Pytester) -> None:
 
 def test_a_second_run_finds_what_the_first_has_kept(pytester: pytest.Pytester) -> None:
     assert run(pytester) == [False, False]
-    assert list((pytester.path / ".pytest_cache").rglob("gradmask/*/*.json"))
+    assert list((pytester.path / ".pytest_cache").rglob("gradmask/*/*.result"))
     assert run(pytester) == [True, True]
     assert run(pytester, "--gradmask-seed=1") == [False, False]
     assert run(pytester, "--cache-clear") == [False, False]
@@ -48,8 +48,8 @@ def test_the_ini_value_turns_the_cache_off(pytester: pytest.Pytester) -> None:
 def test_a_folder_of_ones_own(pytester: pytest.Pytester, tmp_path: Path) -> None:
     folder = tmp_path / "some" / "where"
     assert run(pytester, f"--gradmask-cache={folder}") == [False, False]
-    assert list(folder.rglob("*.json"))
-    assert not list((pytester.path / ".pytest_cache").rglob("gradmask/*/*.json"))
+    assert list(folder.rglob("*.result"))
+    assert not list((pytester.path / ".pytest_cache").rglob("gradmask/*/*.result"))
     assert run(pytester, f"--gradmask-cache={folder}", "-p", "no:cacheprovider") == [True, True]
 
 
