@@ -13,15 +13,23 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+
+from pytest_gradmask.checkpoints import load_checkpoint, save_card, save_model
+from pytest_gradmask.errors import CheckpointError
+from pytest_gradmask.models import build_model
+from pytest_gradmask.results import Audit
+from tests.toys import audited
 
 tries = pytest.mark.parametrize("tries", [1, pytest.param(50, marks=pytest.mark.nightly)])
 Record = Callable[[str, object], None]
 
-Audit = tuple[dict[str, Any], float]
+Undisturbed = tuple[dict[str, Any], float]
 
 
 def begin(cache: Path, *, delay: float = 0.002, fault: str = "none", number: int = 0) -> subprocess.Popen[str]:
@@ -43,7 +51,7 @@ def ended(process: subprocess.Popen[str]) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Audit:
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
     """The audit that nothing happens to, and how long it takes once it has begun."""
     process = begin(tmp_path_factory.mktemp("undisturbed"))
     started = time.monotonic()
@@ -60,7 +68,7 @@ def entries(cache: Path) -> int:
 
 @tries
 def test_killed_at_any_moment_it_goes_on_and_finds_the_same(
-    tries: int, undisturbed: Audit, tmp_path: Path, record_property: Record
+    tries: int, undisturbed: Undisturbed, tmp_path: Path, record_property: Record
 ) -> None:
     expected, seconds = undisturbed
     moments = random.Random(0)
@@ -87,7 +95,7 @@ def test_killed_at_any_moment_it_goes_on_and_finds_the_same(
 
 @tries
 def test_two_runs_that_share_a_cache_find_the_same(
-    tries: int, undisturbed: Audit, tmp_path: Path, record_property: Record
+    tries: int, undisturbed: Undisturbed, tmp_path: Path, record_property: Record
 ) -> None:
     for number in range(tries):
         both = [begin(tmp_path / str(number)) for _ in range(2)]
@@ -95,6 +103,47 @@ def test_two_runs_that_share_a_cache_find_the_same(
         assert entries(tmp_path / str(number))
     record_property("tries", tries)
     record_property("result", "both find the same JSON, without a warning")
+
+
+@pytest.mark.parametrize("flips", [20, pytest.param(1000, marks=pytest.mark.nightly)])
+def test_every_flipped_byte_is_noticed(flips: int, tmp_path: Path, record_property: Record) -> None:
+    """Of the cache and of checkpoints: either is refused, or computed again to the same result."""
+    models, cache = tmp_path / "models", tmp_path / "cache"
+    parts: dict[str, dict[str, Any]] = {
+        "net": {"architecture": "vgg", "arguments": {"layout": [4, "M", 4], "num_classes": 4}},
+        "front": {"architecture": "dncnn", "arguments": {"depth": 3, "width": 2}},
+    }
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        for name, card in parts.items():
+            save_model(name, build_model(**card), card, models)
+    save_card("whole", {"architecture": "composite", "front_end": "front", "backbone": "net"}, models)
+
+    def run() -> Audit:
+        found = audited(load_checkpoint("whole", models), cache=cache, exhaustive=True)
+        attacks = tuple(replace(attack, seconds=0.0) for attack in found.attacks)
+        return replace(found, cached=False, seconds=0.0, attacks=attacks)
+
+    expected, stored = run(), {file: file.read_bytes() for file in cache.rglob("*.result")}
+    (whole,) = (file for file, content in stored.items() if b'"verdict"' in content)
+    kept = {file: file.read_bytes() for file in models.iterdir()}
+    places = random.Random(0)
+    for _ in range(flips):
+        file = places.choice(sorted(stored | kept))
+        content = bytearray((stored | kept)[file])
+        content[places.randrange(len(content))] ^= places.randrange(1, 256)
+        if file != whole and file in stored:
+            whole.unlink()  # or what it is made of is not read
+        file.write_bytes(content)
+        if file in kept:
+            with pytest.raises(CheckpointError):
+                run()
+        else:
+            with pytest.warns(UserWarning, match=f"{file.name} is damaged"):
+                assert run() == expected
+        file.write_bytes((stored | kept)[file])
+    record_property("tries", flips)
+    record_property("result", "each noticed: weights and cards are refused, results computed again to the same")
 
 
 @tries

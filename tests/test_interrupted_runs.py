@@ -1,0 +1,185 @@
+"""What happens to whole runs of pytest: a worker is killed, somebody presses Ctrl-C. Every verdict that is told stands.
+
+Each test starts pytest in processes of its own, once by default and 50 times under the marker ``nightly``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.test_faults import Record, tries
+
+pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks for workers in /proc")
+
+AUDITS = """
+import time
+import pytest
+from torch import nn
+from tests.toys import IMAGES, TINY, KillGradient, linear, predictions
+
+class Slow(nn.Sequential):
+    def forward(self, images):
+        time.sleep(0.001)
+        return super().forward(images)
+
+@pytest.mark.gradmask(budget=TINY, eps=0.1, exhaustive=True)
+@pytest.mark.parametrize("number", range(6))
+def test_it(gradmask, number):
+    model, masked = linear(seed=number), number % 2
+    defense = Slow(KillGradient(), model) if masked else Slow(model)
+    audit = gradmask.audit(defense.eval(), IMAGES, predictions(model, IMAGES))
+    assert audit.verdict.name == ("MASKED" if masked else "NOT_MASKED")
+"""
+
+TESTS = 6
+Audits = dict[str, Any]
+
+
+class Project:
+    """A folder with audits, and a cache and a report for each try."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        (folder / "test_it.py").write_text(AUDITS)
+        (folder / "pytest.ini").write_text("[pytest]\n")
+
+    @contextmanager
+    def running(self, name: str, *options: str) -> Iterator[subprocess.Popen[str]]:
+        """Pytest, from its first line on, in a group of processes of its own."""
+        command = [
+            sys.executable, "-um", "pytest", "--gradmask", "--gradmask-device=cpu", "-p", "no:randomly",
+            f"--gradmask-json={name}.json", f"--gradmask-cache={name}", *options,
+        ]  # fmt: skip
+        path = os.pathsep.join(path for path in sys.path if path)
+        environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+        process = subprocess.Popen(
+            command, cwd=self.folder, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )  # fmt: skip
+        try:
+            assert process.stdout is not None
+            said = [""]
+            while "collected" not in said[-1] and "workers [" not in said[-1]:
+                said.append(process.stdout.readline())
+                assert said[-1], "".join(said)
+            yield process
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+
+    def report(self, name: str) -> dict[str, Any]:
+        """What a run has told, its audits by test and without what only says when."""
+        found: dict[str, Any] = json.loads((self.folder / f"{name}.json").read_text())
+        for audit in found["audits"]:
+            audit["cached"] = audit["seconds"] = None
+            for attack in audit["robust_accuracy"].values():
+                attack["seconds"] = None
+        found["audits"] = {audit["test"]: audit for audit in found["audits"]}
+        return found
+
+    def whole(self, name: str, *options: str) -> Audits:
+        """The audits of a run that is left in peace."""
+        with self.running(name, *options) as process:
+            out, _ = process.communicate(timeout=300)
+            assert process.returncode == 0, out
+        found = self.report(name)
+        assert found["complete"]
+        audits: Audits = found["audits"]
+        return audits
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """The folder."""
+    return Project(tmp_path_factory.mktemp("project"))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(project: Project) -> tuple[Audits, float]:
+    """The audits of a run that nothing happens to, and how long it takes from its first line on."""
+    with project.running("undisturbed") as process:
+        started = time.monotonic()
+        process.communicate(timeout=300)
+    audits: Audits = project.report("undisturbed")["audits"]
+    assert [audit["verdict"] for audit in audits.values()] == ["NOT_MASKED", "MASKED"] * (TESTS // 2)
+    return audits, time.monotonic() - started
+
+
+def agrees(found: dict[str, Any], expected: Audits) -> bool:
+    """Every audit that is told is that of an undisturbed run, and the others are named."""
+    told = found["audits"]
+    assert told.items() <= expected.items()
+    assert sorted([*told, *found["not_run"]]) == sorted(expected)
+    return len(told) == len(expected)
+
+
+def in_the_midst(process: subprocess.Popen[str], moments: random.Random, seconds: float) -> None:
+    """Wait for one or two of the audits to end, and a little longer: two workers, too, still have something to do."""
+    assert process.stdout is not None
+    for _ in range(moments.randint(1, 2)):
+        while "PASSED" not in process.stdout.readline():
+            assert process.poll() is None
+    time.sleep(moments.uniform(0, 0.5) * seconds / TESTS)
+
+
+@tries
+def test_a_killed_worker_costs_its_own_audit(
+    tries: int, project: Project, undisturbed: tuple[Audits, float], record_property: Record
+) -> None:
+    pytest.importorskip("xdist")
+    expected, seconds = undisturbed
+    moments = random.Random(0)
+    lost = 0
+    for number in range(tries):
+        name = f"killed-{number}"
+        with project.running(name, "-v", "-n2") as process:
+            workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+            in_the_midst(process, moments, seconds)
+            os.kill(int(moments.choice(workers)), signal.SIGKILL)
+            process.communicate(timeout=300)
+            assert process.returncode in (0, 1)
+        found = project.report(name)
+        everything = agrees(found, expected)
+        assert found["complete"] is everything
+        assert (process.returncode == 0) is everything
+        lost += not everything
+        assert project.whole(name) == expected
+    record_property("tries", tries)
+    record_property("result", f"{lost} lost the audit that ran; all others, and all after a second run, are the same")
+    assert lost >= tries / 2
+
+
+@tries
+def test_ctrl_c_leaves_a_partial_report(
+    tries: int, project: Project, undisturbed: tuple[Audits, float], record_property: Record
+) -> None:
+    expected, seconds = undisturbed
+    moments = random.Random(0)
+    told = 0
+    for number in range(tries):
+        name = f"interrupted-{number}"
+        with project.running(name, "-v") as process:
+            in_the_midst(process, moments, seconds)
+            process.send_signal(signal.SIGINT)
+            process.communicate(timeout=300)
+            assert process.returncode == pytest.ExitCode.INTERRUPTED
+        found = project.report(name)
+        assert not agrees(found, expected)
+        assert (found["complete"], found["exit_status"]) == (False, 2)
+        told += len(found["audits"])
+        assert project.whole(name) == expected
+    record_property("tries", tries)
+    record_property("result", f"a report marked partial each time, {told} audits in them, each the same; exit status 2")
