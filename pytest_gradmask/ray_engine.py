@@ -11,9 +11,9 @@ import importlib
 import importlib.util
 import io
 import os
-import pickle
+import pickle  # nosec B403  # between processes of this run, as Ray itself sends what it runs
 import signal
-import subprocess
+import subprocess  # nosec B404  # runs Ray's own health check, below
 import sys
 import tempfile
 import threading
@@ -149,7 +149,7 @@ def execute(
         return "refused", f"has {'; '.join(wrong)}: results would differ"
     try:
         work, chunk = (
-            torch.load(io.BytesIO(packed), pickle_module=pickle, weights_only=False)
+            torch.load(io.BytesIO(packed), pickle_module=pickle, weights_only=False)  # nosec B614  # as above
             for packed in (packed_work, packed_chunk)
         )
     except Exception as error:  # whatever the defense's own code raises
@@ -211,7 +211,7 @@ def _connect(ray: Any, address: str, stack: ExitStack) -> None:
     options: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
     if address == "local":
         # Not /tmp/ray, which would stay. Short: sockets lie there, whose paths may have 100 characters or so.
-        short = "/tmp" if Path("/tmp").is_dir() else None
+        short = "/tmp" if Path("/tmp").is_dir() else None  # nosec B108  # a new folder in it, for us alone
         folder = tempfile.TemporaryDirectory(prefix="gradmask-", dir=short, ignore_cleanup_errors=True)
         options |= {"include_dashboard": False, "_temp_dir": stack.enter_context(folder)}
     elif ":" in address and "://" not in address:
@@ -236,7 +236,7 @@ def _check_health(address: str) -> None:
     """Ray's own check, in a process of its own: what is at the address may not be Ray, for which Ray waits minutes."""
     command = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address", address]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_PATIENCE)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_PATIENCE)  # nosec B603  # no shell
     except subprocess.TimeoutExpired as error:
         raise EngineError(f"what answers at {address} is no Ray cluster") from error
     if done.returncode != 0:

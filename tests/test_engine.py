@@ -240,6 +240,7 @@ def test_without_ray_the_error_says_how_to_get_it(monkeypatch: pytest.MonkeyPatc
         assert engine is LOCAL
 
 
+@pytest.mark.enable_socket
 def test_an_address_where_nobody_answers_is_an_error(monkeypatch: pytest.MonkeyPatch, silent: str) -> None:
     installed(monkeypatch, True)
     with pytest.raises(EngineError, match=f"nobody answers at {silent}.*ray start --head"):
@@ -252,6 +253,7 @@ def test_an_address_where_nobody_answers_is_an_error(monkeypatch: pytest.MonkeyP
 # the option
 
 
+@pytest.mark.enable_socket
 @pytest.mark.parametrize("twin", ["option", "ini"])
 def test_a_cluster_that_does_not_answer_is_a_usage_error(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, silent: str, twin: str
@@ -274,6 +276,7 @@ def test_ray_that_is_not_installed_is_a_usage_error(pytester: pytest.Pytester, m
     result.stderr.fnmatch_lines(["*--gradmask-engine: *pip install 'pytest-gradmask?ray?'*"])
 
 
+@pytest.mark.enable_socket
 def test_where_no_audit_runs_no_cluster_is_asked(pytester: pytest.Pytester, silent: str) -> None:
     pytester.makepyfile(AUDIT_TEST)
     pytester.runpytest(f"--gradmask-engine=ray:{silent}").assert_outcomes(passed=1, skipped=1)

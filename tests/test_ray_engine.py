@@ -26,6 +26,8 @@ from tests.toys import IMAGES, KillGradient, Noisy, audited, linear, masked, pre
 
 ray = pytest.importorskip("ray", reason="needs Ray: pip install 'pytest-gradmask[ray]'")
 
+pytestmark = pytest.mark.enable_socket
+
 LABELS = predictions(linear(), IMAGES)
 
 

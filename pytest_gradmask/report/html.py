@@ -80,7 +80,7 @@ def render(
         counts={name: sum(audit["verdict"] == name for audit in audits) for name in _MEANINGS},
         meanings=_MEANINGS,
         # Our own page, of which any HTML was escaped.
-        explained={name: Markup(text) for name, text in told.items()},
+        explained={name: Markup(text) for name, text in told.items()},  # nosec B704
         lone_transfers=[each for each in matrices if each["test"] not in tested],
         started=provenance["started"],
         run=_run(provenance),

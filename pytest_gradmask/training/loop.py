@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import math
-import pickle
+import pickle  # nosec B403  # for its error only
 import time
 from collections.abc import Callable
 from dataclasses import asdict

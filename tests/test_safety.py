@@ -1,0 +1,21 @@
+"""Nothing is let in: what no other test is the place for."""
+
+from __future__ import annotations
+
+import socket
+import urllib.request
+
+import pytest
+from torchvision.datasets.utils import download_url
+
+
+def test_sockets_are_blocked_in_tests() -> None:
+    with pytest.raises(Warning, match="tried to use socket"):
+        socket.create_connection(("127.0.0.1", 9))
+    with pytest.raises(Warning, match="tried to use socket"):
+        urllib.request.urlopen("http://127.0.0.1:9", timeout=1)
+
+
+def test_downloads_of_libraries_are_blocked_in_tests(tmp_path: str) -> None:
+    with pytest.raises(Warning, match="tried to use socket"):
+        download_url("http://127.0.0.1:9/file", tmp_path)
