@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
@@ -35,7 +36,7 @@ def _verdicts(options: argparse.Namespace) -> Records:
         if not options.resume:
             shutil.rmtree(stages, ignore_errors=True)
         record = time_to_verdict(
-            name, find(name), data, device=options.device, seed=options.seed, stages=stages,
+            name, find(name), data, device=options.device, seed=options.seed, enough=options.enough, stages=stages,
             progress=partial(_say, name),
         )  # fmt: skip
         yield f"verdict-{name}", record
@@ -117,6 +118,8 @@ def _parser() -> argparse.ArgumentParser:
         add("--device", default="cpu", help="torch device (default: %(default)s)")
         add("--output", type=Path, default=RESULTS, metavar="FOLDER", help="(default: benchmarks/results)")
         if measure is _verdicts:
+            told = "stop by hand once it has taken so many times as long as the audit"
+            add("--enough", type=float, default=math.inf, metavar="RATIO", help=told)
             add("--resume", action="store_true", help="go on after the last attack of a run that was interrupted")
         command.set_defaults(run=_measure, measure=measure)
     commands.add_parser("page", help="write docs/benchmarks.md from what was measured").set_defaults(run=_page)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,7 @@ def time_to_verdict(
     budget: str = "ci",
     device: str = "cpu",
     seed: int = 0,
+    enough: float = math.inf,
     stages: Path | None = None,
     progress: Progress = lambda message: None,
 ) -> dict[str, Any]:
@@ -40,7 +43,8 @@ def time_to_verdict(
 
     By hand nothing is compared or tested; all that is timed are the attacks. The audit is told nothing of the defense
     and keeps no cache. AutoAttack takes hours on a CPU: each of its attacks is kept in the folder ``stages``, and a
-    measurement that was interrupted goes on after it.
+    measurement that was interrupted goes on after it. It is stopped where the work by hand has taken ``enough`` times
+    as long as the audit: the ratio is then a lower bound, and what AutoAttack leaves is not known.
     """
     threat, place, timed = ThreatModel(), torch.device(device), _Stages(stages, clock(device), progress)
 
@@ -61,24 +65,54 @@ def time_to_verdict(
             model, norm="Linf", eps=threat.eps, version="standard", seed=seed, device=place
         )
         attack.logger.setLevel("ERROR")
-        attacked = images.clone()
+        around = bypassed(model, {where: None for where, _ in model.named_modules() if where.endswith("front_end")})
+        kept = timed.run("bpda", partial(_bpda, around, images, labels, threat, seed))["kept"].to(place)
+        attacked, stopped = images.clone(), None
         for which in list(attack.attacks_to_run):
             attack.attacks_to_run = [which]  # on what the ones before have left, as all of them in one call
             standing = _right(model, attacked, labels)
-            if standing.any():
-                done = timed.run(which, partial(_attacked, attack, images[standing], labels[standing]))
-                attacked[standing] = done["images"].to(place)
-        around = bypassed(model, {where: None for where, _ in model.named_modules() if where.endswith("front_end")})
-        kept = timed.run("bpda", partial(_bpda, around, images, labels, threat, seed))["kept"].to(place)
+            try:
+                if standing.any():
+                    left = (1 + enough) * timed.seconds["audit"] - sum(timed.seconds.values())
+                    with _stopped_after(left, model, timed.now):
+                        done = timed.run(which, partial(_attacked, attack, images[standing], labels[standing]))
+                    attacked[standing] = done["images"].to(place)
+            except _EnoughError as error:
+                stopped = which
+                timed.seconds[which] = error.seconds
+                break
         left_standing = _right(model, attacked, labels)
     audited, by_bpda = timed.seconds["audit"], timed.seconds["bpda"]
     standard = sum(timed.seconds.values()) - audited - by_bpda
     return {
         "defense": name, "budget": budget, "seed": seed, "images": len(labels), **verdict,
         "seconds": audited, "autoattack_seconds": standard, "bpda_seconds": by_bpda,
-        "ratio": (standard + by_bpda) / audited,
+        "ratio": (standard + by_bpda) / audited, "stopped": stopped,
         "autoattack": float(left_standing.float().mean()), "with_bpda": float((left_standing & kept).float().mean()),
     }  # fmt: skip
+
+
+class _EnoughError(Exception):
+    """So many seconds were enough."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+
+
+@contextmanager
+def _stopped_after(seconds: float, model: nn.Module, now: Callable[[], float]) -> Iterator[None]:
+    """Stop what runs inside at the first pass of the model after so many seconds."""
+    started = now()
+
+    def check(*_: object) -> None:
+        if now() - started > seconds:
+            raise _EnoughError(now() - started)
+
+    hook = model.register_forward_pre_hook(check)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 class _Stages:

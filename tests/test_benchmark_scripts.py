@@ -11,7 +11,7 @@ from torch import nn
 
 from benchmarks.__main__ import main
 from benchmarks.caching import cache_gain
-from benchmarks.page import PAGE, text
+from benchmarks.page import PAGE, _by_hand, text
 from benchmarks.records import machine, store, stored
 from benchmarks.steps import step_costs
 from benchmarks.strength import strengths
@@ -34,7 +34,8 @@ def test_time_to_verdict_times_both_ways_on_the_same_images() -> None:
     assert record["ratio"] == (record["autoattack_seconds"] + record["bpda_seconds"]) / record["seconds"]
     assert record["autoattack"] == record["with_bpda"] == record["all"] == 0.0
     assert lines[:2] == ["audit", "preflight"]
-    assert lines[-2:] == ["apgd-ce", "bpda"]
+    assert lines[-2:] == ["bpda", "apgd-ce"]
+    assert record["stopped"] is None
 
 
 def test_a_time_to_verdict_that_was_interrupted_goes_on_after_the_last_attack(tmp_path: Path) -> None:
@@ -52,6 +53,17 @@ def test_a_time_to_verdict_that_was_interrupted_goes_on_after_the_last_attack(tm
     third = time_to_verdict("toy", Defense(model), data, budget="smoke", stages=tmp_path, progress=lines.append)
     assert (lines.count("audit"), lines.count("bpda")) == (1, 2)
     assert {**third, "bpda_seconds": 0, "ratio": 0} == {**first, "bpda_seconds": 0, "ratio": 0}
+
+
+def test_by_hand_is_stopped_where_it_has_taken_long_enough() -> None:
+    model = linear(10)
+    data = Dataset(IMAGES, predictions(model, IMAGES), "toys")
+    record = time_to_verdict("toy", Defense(model), data, budget="smoke", enough=0)
+    assert record["stopped"] == "apgd-ce"
+    assert record["ratio"] >= 0
+    assert not model._forward_pre_hooks
+    told = "**> {ratio:.1f}**, stopped in `apgd-ce`".format(**record)
+    assert _by_hand(record) == (told, "-", f"at most {100 * record['with_bpda']:.1f}")
 
 
 def test_a_step_is_timed_in_each_way() -> None:
