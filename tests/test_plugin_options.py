@@ -111,7 +111,7 @@ def test_ini_values_of_data_and_places(pytester: pytest.Pytester) -> None:
     )
     pytester.runpytest().assert_outcomes(passed=1)
     assert (pytester.path / "out.json").is_file()
-    assert list((pytester.path / "kept").rglob("*.json"))
+    assert list((pytester.path / "kept").rglob("*.result"))
 
 
 @pytest.mark.parametrize(
