@@ -49,6 +49,13 @@ def no_network(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 @pytest.fixture
+def pytester(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
+    """Runs tests in the order in which they are written."""
+    monkeypatch.setenv("PYTEST_ADDOPTS", "-p no:randomly")
+    return pytester
+
+
+@pytest.fixture
 def workshop(tmp_path: Path) -> Path:
     """A directory with recipes of a model and of a front end before it, and data to train them on."""
     (tmp_path / "tiny.toml").write_text(TOML)

@@ -117,7 +117,7 @@ TESTS = (
         assert result.name == attack
 """
 )
-RUN = ("--gradmask", "--gradmask-device=cpu", "-p", "no:xdist", "-p", "no:randomly")
+RUN = ("--gradmask", "--gradmask-device=cpu", "-p", "no:xdist")
 
 
 @pytest.fixture(autouse=True)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import warnings
+from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -17,32 +19,35 @@ from tests.fuzzing import audits
 from tests.toys import global_state
 
 
-@settings(max_examples=200)
-@given(audits())
-def test_a_verdict_or_an_error_of_ours(case: dict[str, Any]) -> None:
-    check(case)
+@pytest.mark.parametrize("cases", [200, pytest.param(10_000, marks=pytest.mark.nightly)])
+def test_a_verdict_or_an_error_of_ours(cases: int, record_property: Callable[[str, object], None]) -> None:
+    ends: Counter[str] = Counter()
+
+    @settings(max_examples=cases)
+    @given(audits())
+    def run(case: dict[str, Any]) -> None:
+        ends[check(case)] += 1
+
+    run()
+    record_property("tries", sum(ends.values()))
+    record_property("result", ", ".join(f"{count} {end}" for end, count in ends.most_common()))
 
 
-@pytest.mark.nightly
-@settings(max_examples=10_000)
-@given(audits())
-def test_a_verdict_or_an_error_of_ours_ten_thousand_times(case: dict[str, Any]) -> None:
-    check(case)
-
-
-def check(case: dict[str, Any]) -> None:
-    """Audit, and look at what comes of it."""
-    before = state()
+def check(case: dict[str, Any]) -> str:
+    """Audit, and look at what comes of it: the verdict, or an error of ours."""
+    before, end = state(), "errors of ours"
     with warnings.catch_warnings(), contextlib.suppress(GradmaskError):
         warnings.simplefilter("ignore")
         result = audit(case["defense"](), case["images"], case["labels"], threat=case["threat"](), **case["arguments"])
         note(f"{result.verdict}: {result.reasons}")
+        end = f"`{result.verdict.name}`"
         assert 0 <= result.robust_accuracy.value <= 1
         # A randomized defense is judged by votes, of which the images of more attacks get others.
         assert result.votes or result.robust_accuracy.value <= result.gradient_accuracy.value
         failed = [attack for attack in result.attacks if attack.status == "failed"]
         assert not (failed and result.verdict is Verdict.NOT_MASKED), failed
     assert state() == before
+    return end
 
 
 def state() -> tuple[object, ...]:

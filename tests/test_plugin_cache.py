@@ -8,7 +8,7 @@ import pytest
 
 from tests.test_plugin_report import TESTS, read
 
-RUN = ("--gradmask", "--gradmask-device=cpu", "-p", "no:randomly")
+RUN = ("--gradmask", "--gradmask-device=cpu")
 
 
 def run(pytester: pytest.Pytester, *options: str) -> list[bool]:

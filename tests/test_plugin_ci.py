@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-RUN = ("--gradmask", "--gradmask-device=cpu", "-p", "no:randomly", "-p", "no:cacheprovider")
+RUN = ("--gradmask", "--gradmask-device=cpu", "-p", "no:cacheprovider")
 
 #: Tests that leave audits without auditing.
 IMPORTS = """

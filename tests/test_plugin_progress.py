@@ -7,7 +7,7 @@ import pytest
 from pytest_gradmask.plugin.progress import Clock, describe, in_words
 from pytest_gradmask.steps import Step
 
-RUN = ("--gradmask", "--gradmask-device=cpu", "-p", "no:randomly")
+RUN = ("--gradmask", "--gradmask-device=cpu")
 
 #: A terminal that someone watches, and an audit that only says what it would do.
 WATCHED = """

@@ -45,7 +45,7 @@ TESTS = (
 """
 )
 
-RUN = ("--gradmask", "--gradmask-device=cpu", "--gradmask-no-cache", "-p", "no:randomly")
+RUN = ("--gradmask", "--gradmask-device=cpu", "--gradmask-no-cache")
 
 
 def read(file: Path) -> list[dict[str, Any]]:

@@ -112,7 +112,7 @@ def test_workers_know_their_number_and_report_to_one_place(
     pytest.importorskip("xdist")
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     pytester.makepyfile(test_it=TESTS)
-    options = ("--gradmask", "--gradmask-json=out.json", "-p", "no:randomly")
+    options = ("--gradmask", "--gradmask-json=out.json")
     # Each worker runs every test.
     result = pytester.runpytest(*options, "--gradmask-no-cache", "-n2", "--dist=each")
     result.assert_outcomes(passed=4)

@@ -324,7 +324,7 @@ def test_pytest_on_a_cluster_writes_the_same_json(cluster: str, pytester: pytest
     for name, engine in (("here", "local"), ("there", f"ray:{cluster}")):
         result = pytester.runpytest_subprocess(
             "--gradmask", "--gradmask-device=cpu", "--gradmask-no-cache", f"--gradmask-engine={engine}",
-            f"--gradmask-json={name}.json", "-p", "no:randomly",
+            f"--gradmask-json={name}.json",
         )  # fmt: skip
         result.assert_outcomes(passed=2)
         audits = json.loads((pytester.path / f"{name}.json").read_text())["audits"]

@@ -1,4 +1,6 @@
-"""What happens to whole runs of pytest: a worker is killed, somebody presses Ctrl-C. Every verdict that is told stands.
+"""Whole runs of pytest: in any order, with any number of workers, some of them killed, or ended by Ctrl-C.
+
+No verdict and no figure changes.
 
 Each test starts pytest in processes of its own, once by default and 50 times under the marker ``nightly``.
 """
@@ -59,11 +61,12 @@ class Project:
     def running(self, name: str, *options: str) -> Iterator[subprocess.Popen[str]]:
         """Pytest, from its first line on, in a group of processes of its own."""
         command = [
-            sys.executable, "-um", "pytest", "--gradmask", "--gradmask-device=cpu", "-p", "no:randomly",
+            sys.executable, "-um", "pytest", "--gradmask", "--gradmask-device=cpu",
             f"--gradmask-json={name}.json", f"--gradmask-cache={name}", *options,
         ]  # fmt: skip
         path = os.pathsep.join(path for path in sys.path if path)
-        environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+        order = "" if any("randomly" in option for option in options) else "-p no:randomly"
+        environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "PYTEST_ADDOPTS": order}
         process = subprocess.Popen(
             command, cwd=self.folder, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -133,6 +136,19 @@ def in_the_midst(process: subprocess.Popen[str], moments: random.Random, seconds
         while "PASSED" not in process.stdout.readline():
             assert process.poll() is None
     time.sleep(moments.uniform(0, 0.5) * seconds / TESTS)
+
+
+@tries
+def test_the_order_of_tests_and_the_number_of_workers_change_nothing(
+    tries: int, project: Project, undisturbed: tuple[Audits, float], record_property: Record
+) -> None:
+    pytest.importorskip("xdist")
+    pytest.importorskip("pytest_randomly")
+    for number in range(tries):
+        options = ("--gradmask-no-cache", f"--randomly-seed={number}", f"-n{(2, 0, 1, 3)[number % 4]}")
+        assert project.whole(f"shuffled-{number}", *options) == undisturbed[0]
+    record_property("tries", tries)
+    record_property("result", "shuffled, in one process or by up to three workers: the same verdicts and figures")
 
 
 @tries
