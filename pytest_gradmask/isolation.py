@@ -28,6 +28,11 @@ def moved(models: Sequence[nn.Module], device: torch.device) -> Iterator[None]:
             model.to(home)
 
 
+def _default_device() -> torch.device:
+    # torch.get_default_device raises in torch 2.6 where the default was set and unset.
+    return torch.empty(0).device
+
+
 def _set_default_device(device: torch.device) -> None:
     torch.set_default_device(None if device == torch.device("cpu") else device)
 
@@ -36,7 +41,7 @@ def _set_default_device(device: torch.device) -> None:
 _SETTINGS: tuple[tuple[Callable[[], Any], Callable[[Any], object]], ...] = (
     (torch.is_grad_enabled, torch.set_grad_enabled),
     (torch.get_default_dtype, torch.set_default_dtype),
-    (torch.get_default_device, _set_default_device),
+    (_default_device, _set_default_device),
     (torch.get_num_threads, torch.set_num_threads),
     (torch.get_deterministic_debug_mode, torch.set_deterministic_debug_mode),
     (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
