@@ -1,0 +1,38 @@
+"""``python -m tests.reliability [COMMAND ...]``: measure, store, and write docs/reliability.md."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from pytest_gradmask.training.provenance import exit_code
+from tests.reliability.measurement import coverage, mutants, nightly, store, version_matrix
+from tests.reliability.page import write
+
+MEASUREMENTS = {"nightly": nightly, "coverage": coverage, "mutants": mutants, "versions": version_matrix}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status: 1 if a nightly test has failed."""
+    parser = argparse.ArgumentParser(prog="python -m tests.reliability", description=__doc__)
+    choices = [*MEASUREMENTS, "page"]
+    parser.add_argument("commands", nargs="*", choices=[*choices, []], metavar="COMMAND", help=f"{', '.join(choices)}")
+    options = parser.parse_args(argv)
+
+    failed = False
+
+    def run() -> None:
+        nonlocal failed
+        for name in options.commands or MEASUREMENTS:
+            if name != "page":
+                record = MEASUREMENTS[name]()
+                failed |= any(test["outcome"] == "failed" for test in record.get("tests", ()))
+                store(name, record)
+        write()
+
+    return exit_code(run) or int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,135 @@
+"""What is measured: nightly tests, coverage, mutants, versions. Each runs for minutes to hours."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import subprocess
+import sys
+import tempfile
+import tomllib
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+from pytest_gradmask.errors import InputError
+from pytest_gradmask.files import replaced
+from pytest_gradmask.versions import versions
+
+ROOT = Path(__file__).parents[2]
+RESULTS = Path(__file__).parent / "results"
+
+Record = dict[str, Any]
+
+#: What became of a mutant, by the exit code of its tests that mutmut keeps.
+_FATES = {0: "survived", 1: "killed", 3: "killed", 5: "no tests", 33: "no tests"}
+_FATES |= dict.fromkeys((-24, 24, 36, 152, 255), "timed out")
+
+
+def store(name: str, record: Record, folder: Path = RESULTS) -> None:
+    """Write a record, in one atomic step, in place of an older one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with replaced(folder / f"{name}.json") as part:
+        part.write_text(json.dumps(record, indent=1) + "\n")
+
+
+def stored(name: str, folder: Path = RESULTS) -> Record | None:
+    """A record, if there is one."""
+    file = folder / f"{name}.json"
+    found: Record | None = json.loads(file.read_text()) if file.exists() else None
+    return found
+
+
+def nightly() -> Record:
+    """All tests with the marker ``nightly``."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "junit.xml")
+        _run(sys.executable, "-m", "pytest", "-m", "nightly", "-q", f"--junitxml={file}")
+        if not file.exists():
+            raise InputError("nightly: pytest wrote no report; its output tells why")
+        return {"tests": list(tests(file)), "versions": versions("torch", "pytest", "hypothesis", "pytest-xdist")}
+
+
+def tests(junit: Path) -> Iterator[Record]:
+    """Each test of a JUnit file, with the properties that it has recorded."""
+    for case in ElementTree.parse(junit).getroot().iter("testcase"):
+        properties = {each.attrib["name"]: each.attrib["value"] for each in case.iter("property")}
+        failed = case.find("failure") is not None or case.find("error") is not None
+        outcome = "failed" if failed else "passed" if case.find("skipped") is None else "skipped"
+        yield {
+            "file": case.attrib["classname"].replace(".", "/") + ".py",
+            "test": case.attrib["name"].partition("[")[0],
+            "outcome": outcome, "seconds": float(case.attrib["time"]), **properties,
+        }  # fmt: skip
+
+
+def coverage() -> Record:
+    """Lines and branches of the package that the default tests reach, in per cent."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "coverage.json")
+        _run(
+            sys.executable, "-m", "pytest", "-q", "--cov=pytest_gradmask", "--cov-branch", "--cov-report=",
+            f"--cov-report=json:{file}",
+        )  # fmt: skip
+        if not file.exists():
+            raise InputError("coverage: pytest-cov wrote no report; the output of pytest tells why")
+        found = json.loads(file.read_text())
+    modules = {
+        name: {"percent": round(module["summary"]["percent_covered"], 1), "missing": module["missing_lines"]}
+        for name, module in found["files"].items()
+        if module["summary"]["percent_covered"] < 100
+    }
+    total = found["totals"]
+    return {
+        "percent": round(total["percent_covered"], 2), "branches": total["num_branches"],
+        "covered_branches": total["covered_branches"], "statements": total["num_statements"],
+        "covered_statements": total["covered_lines"], "modules": modules, "versions": versions("pytest", "coverage"),
+    }  # fmt: skip
+
+
+def mutants() -> Record:
+    """What becomes of small changes to the code that verdicts rest on (see ``[tool.mutmut]``)."""
+    _run(sys.executable, "-m", "mutmut", "run")
+    return mutants_in(ROOT / "mutants") | {"versions": versions("mutmut", "pytest")}
+
+
+def mutants_in(folder: Path) -> Record:
+    """The results of mutmut, module by module, and the names of all mutants that no test has noticed."""
+    modules, alive = {}, []
+    for file in sorted(folder.rglob("*.meta")):
+        fates = json.loads(file.read_text())["exit_code_by_key"]
+        if fates:
+            name = file.relative_to(folder).with_suffix("").as_posix()
+            told = {key: _FATES.get(code, "not run") for key, code in fates.items()}
+            modules[name] = dict(Counter(told.values()))
+            alive += [key for key, fate in told.items() if fate in ("survived", "no tests")]
+    return {"modules": modules, "alive": sorted(alive)}
+
+
+def version_matrix() -> Record:
+    """The default tests in each environment of ``[tool.tox]``."""
+    environments = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["tox"]["env_list"]
+    return {"environments": {name: _environment(name) for name in environments}}
+
+
+def _environment(name: str) -> Record:
+    said = _run(sys.executable, "-m", "tox", "run", "-e", name)
+    closing = re.findall(r"^=* ?(\d+ (?:passed|failed).*?) in [\d.]+s", said, re.MULTILINE)
+    packages = ("torch", "torchvision", "timm", "pytest", "numpy", "scipy")
+    python = ROOT / ".tox" / name / "bin" / "python"
+    code = f"from pytest_gradmask.versions import versions; print(versions(*{packages}))"
+    return {"result": closing[-1] if closing else "did not run", "versions": ast.literal_eval(_run(python, "-c", code))}
+
+
+def _run(*command: str | Path) -> str:
+    """What a command prints, which it shows, too, as it comes."""
+    said = []
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            print(line, end="", flush=True)
+            said.append(line)
+    return "".join(said)

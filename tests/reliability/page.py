@@ -1,0 +1,95 @@
+"""docs/reliability.md, from what was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from audits.markdown import table
+from pytest_gradmask.files import replaced
+from tests.reliability.measurement import RESULTS, ROOT, Record, stored
+
+PAGE = ROOT / "docs" / "reliability.md"
+
+
+def write(results: Path = RESULTS, page: Path = PAGE) -> None:
+    """Write the page in one atomic step."""
+    with replaced(page) as part:
+        part.write_text(text(results))
+
+
+def text(results: Path = RESULTS) -> str:
+    """The page."""
+    sections: dict[str, Callable[[Record], str]] = {
+        "nightly": _nightly, "versions": _versions, "coverage": _coverage, "mutants": _mutants,
+    }  # fmt: skip
+    parts = [(Path(__file__).parent / "introduction.md").read_text().rstrip()]
+    for name, section in sections.items():
+        record = stored(name, results)
+        if record is not None:
+            parts.append(section(record))
+    return "\n\n".join(parts) + "\n"
+
+
+def _nightly(record: Record) -> str:
+    rows = [
+        (
+            each["test"].removeprefix("test_").replace("_", " "),
+            str(each.get("tries", "-")),
+            each.get("result", "-") if each["outcome"] == "passed" else f"**{each['outcome']}**",
+            f"{each['seconds'] / 60:.0f} min",
+            f"`{each['file']}`",
+        )
+        for each in record["tests"]
+    ]
+    return "\n\n".join(
+        ("## What was done", table(("what", "tries", "what came of it", "took", "test"), rows), _measured(record))
+    )
+
+
+def _versions(record: Record) -> str:
+    found: dict[str, Record] = record["environments"]
+    packages = list(next(iter(found.values()))["versions"])
+    rows = [
+        (name, *(each["versions"].get(package, "-") for package in packages), each["result"])
+        for name, each in found.items()
+    ]
+    told = (
+        "The default tests with the oldest release of everything that the project asks for, with pytest 8, and with "
+        "the newest releases: `tox run`."
+    )
+    return "\n\n".join(("## Versions", told, table(("environment", *packages, "tests"), rows)))
+
+
+def _coverage(record: Record) -> str:
+    lines = f"{record['covered_statements']} of {record['statements']} statements"
+    branches = f"{record['covered_branches']} of {record['branches']} branches"
+    least = sorted(record["modules"].items(), key=lambda item: item[1]["percent"])[:5]
+    modules = ", ".join(f"`{name.removeprefix('pytest_gradmask/')}` {found['percent']} %" for name, found in least)
+    told = (
+        f"The default tests reach {lines} and {branches} of the package: **{record['percent']} %**. The least covered: "
+        f"{modules}. What runs in processes of its own is not counted."
+    )
+    return "\n\n".join(("## Coverage", told, _measured(record)))
+
+
+def _mutants(record: Record) -> str:
+    counts = {
+        name.removeprefix("pytest_gradmask/"): (
+            sum(fates.get(fate, 0) for fate in ("killed", "timed out")),
+            sum(fates.values()) - fates.get("not run", 0),
+        )
+        for name, fates in record["modules"].items()
+    }
+    noticed, tried = (sum(numbers) for numbers in zip(*counts.values(), strict=True))
+    rows = [(f"`{name}`", str(of), str(seen), f"{seen / max(of, 1):.0%}") for name, (seen, of) in counts.items()]
+    rows.append(("all", str(tried), str(noticed), f"**{noticed / max(tried, 1):.1%}**"))
+    told = (
+        "Small changes to the code that verdicts rest on, one at a time, and whether a test fails: `mutmut run`. Those "
+        "that no test notices are listed in `tests/reliability/results/mutants.json`."
+    )
+    return "\n\n".join(("## Mutants", told, table(("module", "mutants", "noticed", "share"), rows), _measured(record)))
+
+
+def _measured(record: Record) -> str:
+    return f"<sub>With {', '.join(f'{name} {number}' for name, number in record['versions'].items())}.</sub>"
