@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
+import time
 from collections.abc import Callable, Collection
 from typing import Any
 
@@ -12,7 +14,7 @@ from torch import nn
 
 from pytest_gradmask.plan import PlannedAttack
 from pytest_gradmask.results import AttackResult
-from pytest_gradmask.scoring import Evaluation, subseed
+from pytest_gradmask.scoring import Evaluation, Trial, subseed
 from pytest_gradmask.threat import ThreatModel
 from pytest_gradmask.voting import Ballot
 from tests.toys import draw, oracle
@@ -180,6 +182,97 @@ def test_many_images_are_scored_in_chunks() -> None:
     clean, votes = evaluation(images=images, labels=labels).clean()
     assert [index for index, kept in enumerate(clean) if not kept] == [3, 251, 599]
     assert not votes
+
+
+def test_some_images_are_scored_alone_and_keep_their_indices() -> None:
+    images = IMAGES.index_fill(0, torch.tensor([2, 4]), 0.6)
+    assert evaluation(images=images).clean([4, 1, 2]) == ([False, True, False], {})
+    _, votes = evaluation(Alternating([False]), Ballot(2, 0.01)).clean([5, 3])
+    assert list(votes) == [5, 3]
+
+
+def test_random_numbers_of_the_defense_have_a_seed_for_each_run() -> None:
+    class Seeded(FirstPixel):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            seeds.append(torch.initial_seed())
+            return super().forward(images)
+
+    seeds: list[int] = []
+    bench = dataclasses.replace(evaluation(Seeded()), seed=3)
+    bench.clean([4, 1])
+    bench.run(planned(brighten(0.1)), [5], " again")
+    assert seeds == [subseed(3, "clean images from 4"), subseed(3, "defense under toy again")]
+
+
+class Witness:
+    """An attack that keeps what it was given, and brightens every image from the given one on."""
+
+    def __init__(self, at_most: int = 100) -> None:
+        self.at_most = at_most
+        self.given: list[tuple[torch.Tensor, torch.Tensor, ThreatModel, int]] = []
+
+    def __call__(
+        self,
+        model: nn.Module,
+        images: torch.Tensor,
+        labels: torch.Tensor,
+        *,
+        threat: ThreatModel,
+        generator: torch.Generator,
+    ) -> torch.Tensor:
+        if len(images) > self.at_most:
+            raise MemoryError("can't allocate memory")
+        self.given.append((images, labels, threat, generator.initial_seed()))
+        images = images.clone().requires_grad_()
+        model(images)[:, 1].sum().backward()
+        time.sleep(0.01)
+        return (images + 0.15 * (labels == 0).view(-1, 1, 1, 1)).detach()
+
+
+def test_an_attack_is_given_labels_threat_and_random_numbers_of_its_own() -> None:
+    labels = torch.tensor([0, 1, 0, 0, 1, 0])
+    attack = Witness()
+    target = oracle(FirstPixel())
+    result = evaluation(labels=labels).run(PlannedAttack("witness", "adaptive", attack, target), {1, 2, 3}, " again")
+    [(images, own, threat, seed)] = attack.given
+    assert torch.equal(images, IMAGES[1:4])
+    assert own.tolist() == [1, 0, 0]
+    assert (threat, seed) == (THREAT, subseed(0, "witness again"))
+    assert (result.name, result.kind, result.broken) == ("witness", "adaptive", (1, 2, 3))
+    assert (result.forwards, result.backwards) == (3, 3)
+    assert 0.01 <= result.seconds < 10
+
+
+def test_a_batch_that_is_halved_keeps_its_indices_and_draws_other_numbers() -> None:
+    attack = Witness(at_most=2)
+    result = evaluation().run(PlannedAttack("witness", "adaptive", attack, oracle(FirstPixel())), range(6))
+    assert result.broken == (0, 1, 2, 3, 4, 5)
+    assert result.seconds >= 0.04
+    sizes, seeds = [len(each[0]) for each in attack.given], [each[3] for each in attack.given]
+    assert sizes == [1, 1, 1, 1, 1, 1]
+    assert seeds == [subseed(0, "witness"), *(subseed(0, f"witness at {first}") for first in range(1, 6))]
+
+
+def test_votes_in_a_later_chunk_keep_their_indices() -> None:
+    trial = Trial(planned(brighten(0.1)), oracle(Alternating([True])), THREAT, 0, Ballot(2, 0.01), "toy")
+    result = trial(10, IMAGES[:2], LABELS[:2])
+    assert (result.name, result.kind, result.broken, list(result.votes)) == ("toy", "adaptive", (10, 11), [10, 11])
+
+
+def test_a_failure_tells_what_was_wrong_and_how_long_it_took() -> None:
+    wanted = r"not images of shape (6, 1, 2, 2) and type torch.float32 on cpu"
+    assert score(lambda images: None).note == f"InputError: it returned NoneType, {wanted}"  # type: ignore[arg-type,return-value]
+    told = f"InputError: it returned shape (3, 1, 2, 2) and type torch.float32 on cpu, {wanted}"
+    assert score(lambda images: images[:3]).note == told
+    assert "type torch.float64 on cpu, not" in score(lambda images: images.double()).note
+
+    def slow(_: torch.Tensor) -> torch.Tensor:
+        time.sleep(0.01)
+        raise ValueError("no more")
+
+    result = score(slow)
+    assert (result.name, result.kind, result.note) == ("toy", "adaptive", "ValueError: no more")
+    assert 0.01 <= result.seconds < 10
 
 
 def test_subseeds_differ_by_name_and_seed() -> None:
