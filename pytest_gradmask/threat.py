@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -37,16 +38,17 @@ class ThreatModel:
     def __post_init__(self) -> None:
         if isinstance(self.eps, bool) or not isinstance(self.eps, (int, float)):
             raise InputError(f"eps={self.eps!r}: must be a number, such as 8/255")
-        if not (math.isfinite(self.eps) and self.eps > 0):
+        if not 0 < self.eps <= sys.float_info.max:
             raise InputError(f"eps={self.eps!r}: must be above 0 and finite, such as 8/255")
-        if self.norm not in get_args(Norm):
+        if not isinstance(self.norm, str) or self.norm not in get_args(Norm):
             raise InputError(f"norm={self.norm!r}: must be one of {', '.join(get_args(Norm))}")
         try:
-            low, high = (float(bound) for bound in self.bounds)
-        except (TypeError, ValueError) as error:
+            low, high = (float(1.0 * bound) for bound in self.bounds)  # a string of digits is no number
+        except (TypeError, ValueError, OverflowError) as error:
             raise InputError(f"bounds={self.bounds!r}: must be two numbers, such as (0, 1)") from error
         if not (math.isfinite(low) and math.isfinite(high) and low < high):
             raise InputError(f"bounds={self.bounds!r}: the first must be below the second, such as (0, 1)")
+        object.__setattr__(self, "bounds", (low, high))
         width = (high - low) if self.norm == "Linf" else math.inf
         if self.eps > width + self.tolerance:
             raise InputError(

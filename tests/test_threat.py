@@ -35,6 +35,10 @@ NORMS: list[Norm] = ["Linf", "L2"]
         ({"bounds": (0, 1, 2)}, r"bounds=\(0, 1, 2\): must be two numbers"),
         ({"bounds": 1}, r"bounds=1: must be two numbers"),
         ({"bounds": ("low", "high")}, r"bounds=\('low', 'high'\): must be two numbers"),
+        ({"bounds": "01"}, r"bounds='01': must be two numbers"),
+        ({"bounds": (0, 10**400)}, r"bounds=\(0, 10+\): must be two numbers"),
+        ({"eps": 10**400}, r"eps=10+: must be above 0 and finite"),
+        ({"norm": torch.arange(3)}, r"norm=tensor\(.*\): must be one of Linf, L2"),
     ],
     ids=str,
 )
@@ -200,3 +204,9 @@ def test_eps_as_wide_as_the_bounds_is_allowed_whatever_the_rounding() -> None:
     low, width = -2.1, 0.01
     assert (low + width) - low < width
     assert ThreatModel(width, bounds=(low, low + width)).eps == width
+
+
+def test_bounds_are_kept_as_numbers() -> None:
+    threat = ThreatModel(0.1, bounds=[0, torch.tensor(1)])  # type: ignore[arg-type]
+    assert threat == ThreatModel(0.1)
+    assert hash(threat) == hash(ThreatModel(0.1))
