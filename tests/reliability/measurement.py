@@ -47,7 +47,7 @@ def nightly() -> Record:
     """All tests with the marker ``nightly``."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "junit.xml")
-        _run(sys.executable, "-m", "pytest", "-m", "nightly", "-q", f"--junitxml={file}")
+        _run(sys.executable, "-m", "pytest", "-m", "nightly", "-q", "-n2", f"--junitxml={file}")
         if not file.exists():
             raise InputError("nightly: pytest wrote no report; its output tells why")
         return {"tests": list(tests(file)), "versions": versions("torch", "pytest", "hypothesis", "pytest-xdist")}
