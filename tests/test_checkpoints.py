@@ -15,7 +15,7 @@ from pytest_gradmask.checkpoints import available, fixtures_directory, load_card
 from pytest_gradmask.errors import CheckpointError, GradmaskError
 from pytest_gradmask.models import build_model
 from pytest_gradmask.models.composites import Composite, RandomizedEnsemble
-from tests.toys import draw
+from tests.toys import Boom, draw
 
 VGG: dict[str, Any] = {"architecture": "vgg", "arguments": {"layout": [4, "M", 4], "num_classes": 3}}
 DNCNN: dict[str, Any] = {"architecture": "dncnn", "arguments": {"depth": 3, "width": 2}}
@@ -134,15 +134,6 @@ def test_weights_of_another_architecture_are_refused(zoo: Path) -> None:
     save_card("backbone", {**load_card("backbone", zoo), **DNCNN}, zoo)
     with pytest.raises(CheckpointError, match="does not fit dncnn"):
         load_checkpoint("backbone", zoo)
-
-
-class Boom:
-    """Tells on whoever unpickles it."""
-
-    opened = False
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return setattr, (Boom, "opened", True)
 
 
 @pytest.mark.parametrize("form", ["pickle", "torch"])

@@ -15,6 +15,7 @@ from pytest_gradmask.checkpoints import fixtures_directory
 from pytest_gradmask.datasets import load_dataset
 from pytest_gradmask.errors import DataError, InputError
 from pytest_gradmask.specs import check_data
+from tests.toys import Boom
 
 Array = np.ndarray[Any, Any]
 
@@ -61,15 +62,6 @@ def test_npz_splits_are_apart(npz: Path) -> None:
 def test_npz_without_splits_serves_both(tmp_path: Path, split: str) -> None:
     np.savez(tmp_path / "plain.npz", images=some_images(2), labels=np.array([0, 1]))
     assert len(load_dataset(f"npz:{tmp_path / 'plain.npz'}", split=split)) == 2
-
-
-class Boom:
-    """Tells on whoever unpickles it."""
-
-    opened = False
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return setattr, (Boom, "opened", True)
 
 
 def test_npz_with_pickled_objects_is_refused_and_not_executed(tmp_path: Path) -> None:

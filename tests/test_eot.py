@@ -93,7 +93,7 @@ def test_eot_finds_the_way_through_noise() -> None:
 def test_attacks_that_know_nothing_of_it_work_on_average(attack: partial[torch.Tensor]) -> None:
     members = [linear(seed=0), linear(seed=1)]
     mixture = Mixture(members)
-    images = draw(64, 3, 8, 8)
+    images = draw(256, 3, 8, 8)
     labels = mixture(images).argmax(1)
     threat = ThreatModel(0.1)
     fooled = []

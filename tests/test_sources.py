@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import re
 import sys
 import types
@@ -23,7 +24,7 @@ from pytest_gradmask.errors import CheckpointError, DependencyError, InputError
 from pytest_gradmask.models import build_model
 from pytest_gradmask.models.backbones import Normalize
 from pytest_gradmask.sources import check_classes
-from tests.toys import convolutional, draw, global_state
+from tests.toys import Boom, convolutional, draw, global_state
 
 TIMM = "test_efficientnet.r160_in1k"  # the smallest there is, made for tests of timm itself
 VISION = "squeezenet1_1"  # the smallest of torchvision
@@ -123,6 +124,15 @@ def test_a_model_of_the_hub_normalises_by_its_own_configuration(revision: str, h
         torch.testing.assert_close(model(images), network.eval()(normalised))
 
 
+def test_a_pickle_beside_the_weights_is_not_opened(hub: Path) -> None:
+    network = timm.create_model(TIMM, pretrained=False)
+    cached(hub, "some/one", network, architecture="test_efficientnet", pretrained_cfg={"mean": [0.5], "std": [0.5]})
+    snapshot = hub / "models--some--one" / "snapshots" / "abc"
+    (snapshot / "pytorch_model.bin").write_bytes(pickle.dumps(Boom()))
+    load_model("timm:hf-hub:some/one")
+    assert not Boom.opened
+
+
 def test_another_revision_of_the_hub_is_not_taken(hub: Path) -> None:
     cached(hub, "some/one", timm.create_model(TIMM, pretrained=False), architecture="test_efficientnet")
     with pytest.raises(CheckpointError, match="not on this machine"):
@@ -192,15 +202,6 @@ def test_torchvision_downloads_nothing_unasked(vision_home: Path) -> None:
     with pytest.raises(CheckpointError, match=r"could not download .*no route to host.*torchvision:squeezenet1_1@FILE"):
         load_model(f"torchvision:{VISION}", download=True)
     assert not list(vision_home.iterdir())
-
-
-class Boom:
-    """Tells on whoever unpickles it."""
-
-    opened = False
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return setattr, (Boom, "opened", True)
 
 
 @pytest.mark.parametrize("where", ["cache", "file"])

@@ -111,14 +111,11 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(project: Project) -> tuple[Audits, float]:
-    """The audits of a run that nothing happens to, and how long it takes from its first line on."""
-    with project.running("undisturbed") as process:
-        started = time.monotonic()
-        process.communicate(timeout=300)
-    audits: Audits = project.report("undisturbed")["audits"]
+def undisturbed(project: Project) -> Audits:
+    """The audits of a run that nothing happens to."""
+    audits = project.whole("undisturbed")
     assert [audit["verdict"] for audit in audits.values()] == ["NOT_MASKED", "MASKED"] * (TESTS // 2)
-    return audits, time.monotonic() - started
+    return audits
 
 
 def agrees(found: dict[str, Any], expected: Audits) -> bool:
@@ -129,50 +126,51 @@ def agrees(found: dict[str, Any], expected: Audits) -> bool:
     return len(told) == len(expected)
 
 
-def in_the_midst(process: subprocess.Popen[str], moments: random.Random, seconds: float) -> None:
+def in_the_midst(process: subprocess.Popen[str], moments: random.Random) -> None:
     """Wait for one or two of the audits to end, and a little longer: two workers, too, still have something to do."""
     assert process.stdout is not None
+    ends = [time.monotonic()]
     for _ in range(moments.randint(1, 2)):
         while "PASSED" not in process.stdout.readline():
             assert process.poll() is None
-    time.sleep(moments.uniform(0, 0.5) * seconds / TESTS)
+        ends.append(time.monotonic())
+    time.sleep(moments.uniform(0, 0.3) * (ends[-1] - ends[-2]))
 
 
 @tries
 def test_the_order_of_tests_and_the_number_of_workers_change_nothing(
-    tries: int, project: Project, undisturbed: tuple[Audits, float], record_property: Record
+    tries: int, project: Project, undisturbed: Audits, record_property: Record
 ) -> None:
     pytest.importorskip("xdist")
     pytest.importorskip("pytest_randomly")
     for number in range(tries):
         options = ("--gradmask-no-cache", f"--randomly-seed={number}", f"-n{(2, 0, 1, 3)[number % 4]}")
-        assert project.whole(f"shuffled-{number}", *options) == undisturbed[0]
+        assert project.whole(f"shuffled-{number}", *options) == undisturbed
     record_property("tries", tries)
     record_property("result", "shuffled, in one process or by up to three workers: the same verdicts and figures")
 
 
 @tries
 def test_a_killed_worker_costs_its_own_audit(
-    tries: int, project: Project, undisturbed: tuple[Audits, float], record_property: Record
+    tries: int, project: Project, undisturbed: Audits, record_property: Record
 ) -> None:
     pytest.importorskip("xdist")
-    expected, seconds = undisturbed
     moments = random.Random(0)
     lost = 0
     for number in range(tries):
         name = f"killed-{number}"
         with project.running(name, "-v", "-n2") as process:
             workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-            in_the_midst(process, moments, seconds)
+            in_the_midst(process, moments)
             os.kill(int(moments.choice(workers)), signal.SIGKILL)
             process.communicate(timeout=300)
             assert process.returncode in (0, 1)
         found = project.report(name)
-        everything = agrees(found, expected)
+        everything = agrees(found, undisturbed)
         assert found["complete"] is everything
         assert (process.returncode == 0) is everything
         lost += not everything
-        assert project.whole(name) == expected
+        assert project.whole(name) == undisturbed
     record_property("tries", tries)
     record_property("result", f"{lost} lost the audit that ran; all others, and all after a second run, are the same")
     assert lost >= tries / 2
@@ -180,22 +178,21 @@ def test_a_killed_worker_costs_its_own_audit(
 
 @tries
 def test_ctrl_c_leaves_a_partial_report(
-    tries: int, project: Project, undisturbed: tuple[Audits, float], record_property: Record
+    tries: int, project: Project, undisturbed: Audits, record_property: Record
 ) -> None:
-    expected, seconds = undisturbed
     moments = random.Random(0)
     told = 0
     for number in range(tries):
         name = f"interrupted-{number}"
         with project.running(name, "-v") as process:
-            in_the_midst(process, moments, seconds)
+            in_the_midst(process, moments)
             process.send_signal(signal.SIGINT)
             process.communicate(timeout=300)
             assert process.returncode == pytest.ExitCode.INTERRUPTED
         found = project.report(name)
-        assert not agrees(found, expected)
+        assert not agrees(found, undisturbed)
         assert (found["complete"], found["exit_status"]) == (False, 2)
         told += len(found["audits"])
-        assert project.whole(name) == expected
+        assert project.whole(name) == undisturbed
     record_property("tries", tries)
     record_property("result", f"a report marked partial each time, {told} audits in them, each the same; exit status 2")

@@ -94,6 +94,15 @@ def oracle(model: nn.Module, **arguments: Any) -> Oracle:
     return Oracle(model, RandomStream(0, CPU), **arguments)
 
 
+class Boom:
+    """Tells on whoever unpickles it."""
+
+    opened = False
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return setattr, (Boom, "opened", True)
+
+
 class Half(nn.Module):
     """A binary linear classifier: class 1 where ``w.x + b`` is above 0. Its minimal perturbations are known."""
 

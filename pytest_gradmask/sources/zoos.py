@@ -102,7 +102,11 @@ def _from_hub(spec: ModelSpec, download: bool) -> nn.Module:
     except ValueError as error:
         raise InputError(f"model {spec.text!r}: {error}") from error
     if all(isinstance(file, str) for file in files):
-        return timm.create_model(f"local-dir:{Path(str(files[0])).parent}", pretrained=True)  # type: ignore[no-any-return]
+        # Not whatever weights timm finds in the folder: old releases would run the code of pickled ones.
+        safe = {"file": files[1], "source": ""}
+        return timm.create_model(  # type: ignore[no-any-return]
+            f"local-dir:{Path(str(files[0])).parent}", pretrained=True, pretrained_cfg_overlay=safe
+        )
     instead = ", or give an architecture and a local file: timm:NAME@FILE"
     if not download:
         raise _not_here(spec, instead)

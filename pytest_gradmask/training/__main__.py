@@ -173,7 +173,10 @@ def training_progress(name: str) -> Iterator[Callable[[Progress], None]]:
 
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[seen]}"), TimeRemainingColumn())
     console = Console(stderr=True)
-    with Bar(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
+    if not console.is_terminal:  # where a bar of older releases of rich leaves an empty line
+        yield lambda progress: None
+        return
+    with Bar(*columns, console=console, transient=True) as bar:
         task = bar.add_task(name, total=None, seen="")
 
         def report(progress: Progress) -> None:
