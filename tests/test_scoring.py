@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import time
+import zlib
 from collections.abc import Callable, Collection
 from typing import Any
 
@@ -273,6 +274,37 @@ def test_a_failure_tells_what_was_wrong_and_how_long_it_took() -> None:
     result = score(slow)
     assert (result.name, result.kind, result.note) == ("toy", "adaptive", "ValueError: no more")
     assert 0.01 <= result.seconds < 10
+
+
+def test_chunks_are_one_result_and_after_one_that_fails_no_other_runs() -> None:
+    images, labels = IMAGES[:1].repeat(250, 1, 1, 1), LABELS[:1].repeat(250)
+    attack = Witness()
+    bench = evaluation(images=images, labels=labels)
+    result = bench.run(PlannedAttack("witness", "adaptive", attack, oracle(FirstPixel())), range(250))
+    assert (result.forwards, result.backwards, result.broken) == (250, 250, tuple(range(250)))
+    assert 0.01 * len(attack.given) <= result.seconds < 10
+    runs: list[int] = []
+
+    def failing(images: torch.Tensor) -> torch.Tensor:
+        runs.append(len(images))
+        time.sleep(0.01)
+        raise ValueError("no more")
+
+    result = bench.run(planned(failing), range(250))
+    assert (result.status, result.note, runs) == ("failed", "ValueError: no more", [100])
+    assert 0.01 <= result.seconds < 10
+
+
+def test_half_of_the_votes_is_enough() -> None:
+    clean, votes = evaluation(Alternating([True, False]), Ballot(2, 0.25 / 4)).clean()
+    assert {found.correct for found in votes.values()} == {0.5}
+    assert clean == [True] * 6
+
+
+def test_a_subseed_is_made_of_the_seed_and_the_name() -> None:
+    assert subseed(0, "bpda") == zlib.crc32(b"bpda")
+    assert subseed(2, "bpda") == 2_000_006 + zlib.crc32(b"bpda")
+    assert subseed(2**60, "bpda") == (2**60 * 1_000_003 + zlib.crc32(b"bpda")) % 2**63
 
 
 def test_subseeds_differ_by_name_and_seed() -> None:
