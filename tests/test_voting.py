@@ -158,6 +158,23 @@ def test_members_that_do_not_answer_are_found_out(model: nn.Module) -> None:
     assert ballot.members is None
 
 
+@pytest.mark.parametrize("scale", [1e-4, 1.0, 1e4])
+@pytest.mark.parametrize(("off", "answers"), [(0.015, True), (0.025, False)])
+def test_answers_are_compared_relative_to_the_largest_logit(scale: float, off: float, answers: bool) -> None:
+    members: list[nn.Module] = [Constant(scale, 0.0), Constant(0.0, scale)]
+    # Each logit is off by less than is allowed; together, as the corner of a square, they would be by more.
+    near = oracle(Constant(scale * (1 + off), scale * off))
+    assert members_answer(near, known(members, (0.999, 0.001)), IMAGES[:1]) is answers
+
+
+def test_what_is_said_where_members_do_not_answer() -> None:
+    _, [finding] = call_ballot(oracle(Constant(1.0, 1.0)), known([RIGHT, WRONG]), IMAGES, pilot=5, margin=0.1)
+    assert finding.message == (
+        "what the defense returns is not what one of the given members returns, each time: chances are estimated from "
+        "repeated forwards of the defense itself"
+    )
+
+
 def test_random_members_have_no_exact_chance() -> None:
     members = [Chance(), Chance()]
     image = torch.full((1, 1, 1, 1), 0.5)
