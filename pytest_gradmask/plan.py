@@ -21,7 +21,7 @@ from pytest_gradmask.attacks.eot import on_average
 from pytest_gradmask.attacks.gradient import apgd, pgd
 from pytest_gradmask.attacks.inner_logits import InnerLogits, find_inner_logits
 from pytest_gradmask.attacks.losses import margin
-from pytest_gradmask.attacks.oracle import Oracle, RandomStream
+from pytest_gradmask.attacks.oracle import Oracle, RandomStream, blamed
 from pytest_gradmask.budgets import Budget
 from pytest_gradmask.defense import Defense
 from pytest_gradmask.errors import InputError
@@ -122,7 +122,7 @@ def aim(
     target = replace(target, substitutes=_substitutes(target, few))
     if known:
         return target
-    with stream.active():
+    with stream.active(), blamed(defense.name, few):
         inner = find_inner_logits(defense.model, few, defense.outputs, forwards=SEARCH_FORWARDS if randomized else 1)
     return replace(target, inner=inner, scoreless=not randomized and _scoreless(target.oracle(), few, threat))
 
@@ -161,12 +161,13 @@ def _scoreless(look: Oracle, images: torch.Tensor, threat: ThreatModel) -> bool:
 
 def _found(target: Target, images: torch.Tensor) -> dict[str, object]:
     if not target.defense.members:
-        return find_bypass(target.attacked, images, forwards=SEARCH_FORWARDS if target.eot > 1 else 1)
-    return {
-        f"members.{number}.{name}": substitute
-        for number, member in enumerate(target.defense.members)
-        for name, substitute in find_bypass(member, images).items()
-    }
+        with blamed(target.defense.name, images):
+            return find_bypass(target.attacked, images, forwards=SEARCH_FORWARDS if target.eot > 1 else 1)
+    found: dict[str, object] = {}
+    for number, member in enumerate(target.defense.members):
+        with blamed(f"members[{number}]", images):
+            found |= {f"members.{number}.{name}": new for name, new in find_bypass(member, images).items()}
+    return found
 
 
 def plan_attacks(target: Target, budget: Budget, quick: bool = False) -> list[PlannedAttack]:

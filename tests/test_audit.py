@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from pytest_gradmask import Defense, ThreatModel, Verdict, auditing, vetting
-from pytest_gradmask.errors import InputError
+from pytest_gradmask.errors import DefenseError, InputError
 from pytest_gradmask.models.composites import RandomizedEnsemble
 from pytest_gradmask.threat import Norm
 from tests.toys import (
@@ -183,6 +183,29 @@ def test_what_to_bypass_may_be_told_by_the_names_of_the_ensemble() -> None:
     result = audited(defense, labels=predictions(members[0], IMAGES))
     assert result.attack("bpda").status == "done"
     assert result.bypassed == ("members.0.0", "members.1.0")
+
+
+def test_a_member_that_raises_is_named() -> None:
+    class Alone(nn.Module):
+        def forward(self, _: torch.Tensor) -> torch.Tensor:
+            raise ValueError("one at a time")
+
+    members = [linear(), Alone().eval()]
+    with pytest.raises(DefenseError, match=r"^members\[1\] raised ValueError on images of shape .*: one at a time$"):
+        audited(Defense(linear(), members=members))
+
+
+def test_a_model_that_raises_when_it_is_searched_is_named() -> None:
+    class Tired(nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            self.calls = getattr(self, "calls", 0) + 1
+            if self.calls > 20:  # of preflight
+                raise ValueError("tired")
+            return linear()(images)  # type: ignore[no-any-return]
+
+    labels = predictions(linear(), IMAGES)
+    with pytest.raises(DefenseError, match=r"^Tired raised ValueError on images of shape .*: tired$"):
+        audited(Tired().eval(), labels=labels)
 
 
 def test_a_bypass_outside_the_members_is_refused() -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -45,6 +46,12 @@ def test_it(gradmask, number):
     assert audit.verdict.name == ("MASKED" if masked else "NOT_MASKED")
 """
 
+#: Pytest. Where this process ignores Ctrl-C, as those in the background of a shell do, its children would, too.
+START = """
+import signal, sys, pytest
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.exit(pytest.main())
+"""
 TESTS = 6
 Audits = dict[str, Any]
 
@@ -61,7 +68,7 @@ class Project:
     def running(self, name: str, *options: str) -> Iterator[subprocess.Popen[str]]:
         """Pytest, from its first line on, in a group of processes of its own."""
         command = [
-            sys.executable, "-um", "pytest", "--gradmask", "--gradmask-device=cpu",
+            sys.executable, "-uc", START, "--gradmask", "--gradmask-device=cpu",
             f"--gradmask-json={name}.json", f"--gradmask-cache={name}", *options,
         ]  # fmt: skip
         path = os.pathsep.join(path for path in sys.path if path)
@@ -74,7 +81,7 @@ class Project:
         try:
             assert process.stdout is not None
             said = [""]
-            while "collected" not in said[-1] and "workers [" not in said[-1]:
+            while not re.search(r"collected \d|^\d+ workers? \[", said[-1]):
                 said.append(process.stdout.readline())
                 assert said[-1], "".join(said)
             yield process

@@ -11,7 +11,7 @@ from torch import nn
 
 from pytest_gradmask.batching import out_of_memory
 from pytest_gradmask.defense import Outputs
-from pytest_gradmask.errors import DefenseError
+from pytest_gradmask.errors import DefenseError, GradmaskError
 from pytest_gradmask.models.composites import Mixture
 from pytest_gradmask.randomness import random_state, random_state_kept, seed_everything, set_random_state
 
@@ -35,8 +35,21 @@ def answer(name: str, model: nn.Module, images: torch.Tensor) -> torch.Tensor:
     Raises:
         DefenseError: it raises.
     """
-    try:
+    with blamed(name, images):
         return model(images)  # type: ignore[no-any-return]
+
+
+@contextmanager
+def blamed(name: str, images: torch.Tensor) -> Iterator[None]:
+    """What is raised inside, but for want of memory and by ourselves, is an error that names the model.
+
+    Raises:
+        DefenseError: it raises.
+    """
+    try:
+        yield
+    except GradmaskError:
+        raise
     except Exception as error:
         if out_of_memory(error):
             raise

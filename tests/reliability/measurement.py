@@ -70,12 +70,14 @@ def coverage() -> Record:
     """Lines and branches of the package that the default tests reach, in per cent."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "coverage.json")
+        data = f"--data-file={file.with_suffix('.data')}"
+        # Not pytest-cov, which begins when the plugin has been imported.
         _run(
-            sys.executable, "-m", "pytest", "-q", "--cov=pytest_gradmask", "--cov-branch", "--cov-report=",
-            f"--cov-report=json:{file}",
-        )  # fmt: skip
+            sys.executable, "-m", "coverage", "run", data, "--branch", "--source=pytest_gradmask", "-m", "pytest", "-q"
+        )
+        _run(sys.executable, "-m", "coverage", "json", data, "-o", file)
         if not file.exists():
-            raise InputError("coverage: pytest-cov wrote no report; the output of pytest tells why")
+            raise InputError("coverage: there is no report; the output tells why")
         found = json.loads(file.read_text())
     modules = {
         name: {"percent": round(module["summary"]["percent_covered"], 1), "missing": module["missing_lines"]}
