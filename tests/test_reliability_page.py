@@ -16,6 +16,7 @@ JUNIT = """<testsuites><testsuite>
 <properties><property name="tries" value="50"/><property name="result" value="all the same"/></properties></testcase>
 <testcase classname="tests.test_faults" name="test_broken[50]" time="1"><failure message="no"/></testcase>
 <testcase classname="tests.test_faults" name="test_absent[50]" time="0"><skipped/></testcase>
+<testcase classname="" name="tests.test_ray_engine" time="0"><skipped/></testcase>
 </testsuite></testsuites>"""
 
 
