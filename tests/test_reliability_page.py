@@ -44,7 +44,9 @@ def test_mutants_are_counted_module_by_module(tmp_path: Path) -> None:
     found = measurement.mutants_in(tmp_path)
     assert found["alive"] == ["b", "e"]
     measurement.store("mutants", found | {"versions": {}}, tmp_path)
-    assert "| `stats.py` | 4 | 2 | 50% |\n| all | 4 | 2 | **50.0%** |" in text(tmp_path)
+    page = text(tmp_path)
+    assert "| `stats.py` | 4 | 2 | 50% |\n| all | 4 | 2 | **50.0%** |" in page
+    assert "1 mutants were not tried" in page
 
 
 def test_coverage_and_versions_have_their_sections(tmp_path: Path) -> None:

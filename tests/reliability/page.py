@@ -82,12 +82,14 @@ def _mutants(record: Record) -> str:
         for name, fates in record["modules"].items()
     }
     noticed, tried = (sum(numbers) for numbers in zip(*counts.values(), strict=True))
-    rows = [(f"`{name}`", str(of), str(seen), f"{seen / max(of, 1):.0%}") for name, (seen, of) in counts.items()]
+    rows = [(f"`{name}`", str(of), str(seen), f"{seen / of:.0%}") for name, (seen, of) in counts.items() if of]
     rows.append(("all", str(tried), str(noticed), f"**{noticed / max(tried, 1):.1%}**"))
     told = (
         "Small changes to the code that verdicts rest on, one at a time, and whether a test fails: `mutmut run`. Those "
         "that no test notices are listed in `tests/reliability/results/mutants.json`."
     )
+    left = sum(fates.get("not run", 0) for fates in record["modules"].values())
+    told += f" This run was ended before its end: {left} mutants were not tried." if left else ""
     return "\n\n".join(("## Mutants", told, table(("module", "mutants", "noticed", "share"), rows), _measured(record)))
 
 
