@@ -68,19 +68,18 @@ def time_to_verdict(
         around = bypassed(model, {where: None for where, _ in model.named_modules() if where.endswith("front_end")})
         kept = timed.run("bpda", partial(_bpda, around, images, labels, threat, seed))["kept"].to(place)
         attacked, stopped = images.clone(), None
-        for which in list(attack.attacks_to_run):
-            attack.attacks_to_run = [which]  # on what the ones before have left, as all of them in one call
-            standing = _right(model, attacked, labels)
-            try:
+        try:
+            for which in list(attack.attacks_to_run):
+                attack.attacks_to_run = [which]  # on what the ones before have left, as all of them in one call
+                standing = _right(model, attacked, labels)
                 if standing.any():
                     left = (1 + enough) * timed.seconds["audit"] - sum(timed.seconds.values())
                     with _stopped_after(left, model, timed.now):
                         done = timed.run(which, partial(_attacked, attack, images[standing], labels[standing]))
                     attacked[standing] = done["images"].to(place)
-            except _EnoughError as error:
-                stopped = which
-                timed.seconds[which] = error.seconds
-                break
+        except _EnoughError as error:
+            stopped = which
+            timed.seconds[which] = error.seconds
         left_standing = _right(model, attacked, labels)
     audited, by_bpda = timed.seconds["audit"], timed.seconds["bpda"]
     standard = sum(timed.seconds.values()) - audited - by_bpda

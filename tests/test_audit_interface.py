@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from pytest_gradmask import Audit, ThreatModel, Verdict, audit
+from pytest_gradmask import ThreatModel, Verdict, audit
 from pytest_gradmask.errors import DefenseError, InputError
 from tests.toys import (
     IMAGES,
@@ -28,13 +28,8 @@ from tests.toys import (
     masked,
     predictions,
     seed_all,
+    timeless,
 )
-
-
-def facts(result: Audit) -> Audit:
-    """An audit without its clock times."""
-    attacks = tuple(replace(attack, seconds=0.0) for attack in result.attacks)
-    return replace(result, seconds=0.0, attacks=attacks)
 
 
 @pytest.mark.parametrize(
@@ -46,14 +41,14 @@ def test_the_seed_decides_whatever_the_global_generators(make: Callable[[], nn.M
     results = []
     for seed in (1, 2):
         seed_all(seed)
-        results.append(facts(audited(make(), labels=predictions(linear(), IMAGES), seed=3)))
+        results.append(timeless(audited(make(), labels=predictions(linear(), IMAGES), seed=3)))
     assert results[0] == results[1]
 
 
 def test_another_seed_draws_other_noise() -> None:
     defense = Noisy(linear(), scale=3.0).eval()
     labels = predictions(linear(), IMAGES)
-    results = [facts(audited(defense, labels=labels, seed=seed, threat=ThreatModel(0.02))) for seed in (1, -2)]
+    results = [timeless(audited(defense, labels=labels, seed=seed, threat=ThreatModel(0.02))) for seed in (1, -2)]
     assert results[0].attacks != results[1].attacks
 
 

@@ -20,7 +20,7 @@ from pytest_gradmask import Defense, ThreatModel, Verdict
 from pytest_gradmask.cache import Cache
 from pytest_gradmask.results import AttackResult, Audit
 from pytest_gradmask.scoring import Trial
-from tests.toys import IMAGES, TINY, KillGradient, Noisy, Quantize, audited, linear, masked, predictions
+from tests.toys import IMAGES, TINY, KillGradient, Noisy, Quantize, audited, linear, masked, predictions, timeless
 
 DEFENSES: dict[str, Callable[[], nn.Module | Defense]] = {
     "masked": lambda: masked(KillGradient),
@@ -34,8 +34,7 @@ LABELS = predictions(linear(), IMAGES)
 
 def plain(audit: Audit) -> Audit:
     """Without what only says when and whence."""
-    attacks = tuple(replace(attack, seconds=0.0) for attack in audit.attacks)
-    return replace(audit, cached=False, seconds=0.0, attacks=attacks)
+    return replace(timeless(audit), cached=False)
 
 
 def entries(folder: Path) -> list[Path]:

@@ -7,7 +7,6 @@ import importlib.util
 import socket
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -18,16 +17,10 @@ from pytest_gradmask import Attack, Defense, ThreatModel, Verdict
 from pytest_gradmask.engine import LOCAL, check_engine, opened, ray_address
 from pytest_gradmask.errors import DependencyError, EngineError, InputError, LostWorkerError
 from pytest_gradmask.models.composites import RandomizedEnsemble
-from pytest_gradmask.results import Audit
 from tests.test_plugin_options import AUDIT_TEST
-from tests.toys import IMAGES, KillGradient, Noisy, audited, linear, masked, predictions
+from tests.toys import IMAGES, KillGradient, Noisy, audited, linear, masked, predictions, timeless
 
 LABELS = predictions(linear(), IMAGES)
-
-
-def plain(audit: Audit) -> Audit:
-    """Without what tells how long it took."""
-    return replace(audit, seconds=0.0, attacks=tuple(replace(attack, seconds=0.0) for attack in audit.attacks))
 
 
 class Elsewhere:
@@ -89,7 +82,7 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_audit_is_the_same_wherever_attacks_run(make: Callable[[], nn.Module | Defense]) -> None:
     engine = Elsewhere()
     here, there = (audited(make(), labels=LABELS, engine=some) for some in (LOCAL, engine))
-    assert plain(there) == plain(here)
+    assert timeless(there) == timeless(here)
     assert all(attack.status != "failed" for attack in here.attacks)
     assert max(engine.chunks) > 1
 
@@ -97,7 +90,7 @@ def test_the_audit_is_the_same_wherever_attacks_run(make: Callable[[], nn.Module
 @pytest.mark.usefixtures("small_chunks")
 def test_so_is_one_that_runs_every_attack() -> None:
     here, there = (audited(masked(KillGradient), exhaustive=True, engine=some) for some in (LOCAL, Elsewhere()))
-    assert plain(there) == plain(here)
+    assert timeless(there) == timeless(here)
 
 
 def test_adaptive_attacks_are_begun_together_and_called_off_once_the_verdict_is_certain() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.records import store
 from tests.reliability import __main__ as command
 from tests.reliability import measurement
 from tests.reliability.page import PAGE, text
@@ -28,7 +29,7 @@ def test_nightly_tests_are_told_with_what_they_have_recorded(tmp_path: Path) -> 
     (tmp_path / "junit.xml").write_text(JUNIT)
     found = list(measurement.tests(tmp_path / "junit.xml"))
     assert [each["outcome"] for each in found] == ["passed", "failed", "skipped"]
-    measurement.store("nightly", {"tests": found, "versions": {"python": "3"}}, tmp_path)
+    store("nightly", {"tests": found, "versions": {"python": "3"}}, tmp_path)
     page = text(tmp_path)
     assert "| killed it goes on | 50 | all the same | 2 min | `tests/test_faults.py` |" in page
     assert "| broken | - | **failed** |" in page
@@ -43,7 +44,7 @@ def test_mutants_are_counted_module_by_module(tmp_path: Path) -> None:
     (tmp_path / "pytest_gradmask" / "cache.py.meta").write_text(json.dumps({"exit_code_by_key": {}}))
     found = measurement.mutants_in(tmp_path)
     assert found["alive"] == ["b", "e"]
-    measurement.store("mutants", found | {"versions": {}}, tmp_path)
+    store("mutants", found | {"versions": {}}, tmp_path)
     page = text(tmp_path)
     assert "| `stats.py` | 4 | 2 | 50% |\n| all | 4 | 2 | **50.0%** |" in page
     assert "1 mutants were not tried" in page
@@ -52,9 +53,9 @@ def test_mutants_are_counted_module_by_module(tmp_path: Path) -> None:
 def test_coverage_and_versions_have_their_sections(tmp_path: Path) -> None:
     modules = {f"pytest_gradmask/{name}.py": {"percent": percent} for name, percent in {"a": 9, "b": 8}.items()}
     numbers = {"covered_statements": 1, "statements": 2, "covered_branches": 3, "branches": 4, "percent": 95.5}
-    measurement.store("coverage", {**numbers, "modules": modules, "versions": {}}, tmp_path)
+    store("coverage", {**numbers, "modules": modules, "versions": {}}, tmp_path)
     environment = {"versions": {"python": "3.11", "torch": "2.6"}, "result": "9 passed"}
-    measurement.store("versions", {"environments": {"lowest": environment}}, tmp_path)
+    store("versions", {"environments": {"lowest": environment}}, tmp_path)
     page = text(tmp_path)
     assert "**95.5 %**. The least covered: `b.py` 8 %, `a.py` 9 %." in page
     assert "| lowest | 3.11 | 2.6 | 9 passed |" in page
@@ -64,7 +65,7 @@ def test_the_command_measures_what_it_is_told_and_writes_the_page(monkeypatch: p
     done: list[str] = []
     for name in command.MEASUREMENTS:
         monkeypatch.setitem(command.MEASUREMENTS, name, dict)
-    monkeypatch.setattr(command, "store", lambda name, _: done.append(name))
+    monkeypatch.setattr(command, "store", lambda name, *_: done.append(name))
     monkeypatch.setattr(command, "write", lambda: done.append("page"))
     assert command.main(["coverage", "page"]) == 0
     assert command.main([]) == 0

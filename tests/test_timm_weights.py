@@ -14,7 +14,7 @@ from torch import nn
 
 from pytest_gradmask import load_model
 from pytest_gradmask.errors import CheckpointError, InputError
-from tests.toys import draw
+from tests.toys import Boom, draw
 
 #: The smallest there is, made for tests of timm itself.
 NAME = "test_efficientnet.r160_in1k"
@@ -99,27 +99,16 @@ def test_damaged_file_is_refused(suffix: str, tmp_path: Path) -> None:
         loaded(file)
 
 
-class Trap:
-    """Runs code when it is unpickled."""
-
-    def __init__(self, file: Path) -> None:
-        self.file = file
-
-    def __reduce__(self) -> tuple[object, tuple[Path]]:
-        return Path.touch, (self.file,)
-
-
 def test_no_code_of_a_file_is_run(tmp_path: Path) -> None:
-    sprung = tmp_path / "sprung"
-    torch.save({"layer": Trap(sprung)}, tmp_path / "weights.pth")
+    torch.save({"layer": Boom()}, tmp_path / "weights.pth")
     with pytest.raises(CheckpointError, match="cannot be read as a state dict"):
         loaded(tmp_path / "weights.pth")
-    assert not sprung.exists()
+    assert not Boom.opened
     with (tmp_path / "weights.pth").open("wb") as file:
-        pickle.dump(Trap(sprung), file)
+        pickle.dump(Boom(), file)
     with pytest.raises(CheckpointError, match="cannot be read as a state dict"):
         loaded(tmp_path / "weights.pth")
-    assert not sprung.exists()
+    assert not Boom.opened
 
 
 @pytest.mark.parametrize("content", [[torch.ones(2)], {"epoch": 3, "layer": torch.ones(2)}], ids=["list", "run"])

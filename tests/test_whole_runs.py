@@ -22,7 +22,8 @@ from typing import Any
 
 import pytest
 
-from tests.test_faults import Record, tries
+from tests.report_toys import timeless_json
+from tests.test_faults import Record, own_environment, tries
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks for workers in /proc")
 
@@ -71,9 +72,8 @@ class Project:
             sys.executable, "-uc", START, "--gradmask", "--gradmask-device=cpu",
             f"--gradmask-json={name}.json", f"--gradmask-cache={name}", *options,
         ]  # fmt: skip
-        path = os.pathsep.join(path for path in sys.path if path)
         order = "" if any("randomly" in option for option in options) else "-p no:randomly"
-        environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "PYTEST_ADDOPTS": order}
+        environment = own_environment(OMP_NUM_THREADS="1", PYTEST_ADDOPTS=order)
         process = subprocess.Popen(
             command, cwd=self.folder, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -93,11 +93,7 @@ class Project:
     def report(self, name: str) -> dict[str, Any]:
         """What a run has told, its audits by test and without what only says when."""
         found: dict[str, Any] = json.loads((self.folder / f"{name}.json").read_text())
-        for audit in found["audits"]:
-            audit["cached"] = audit["seconds"] = None
-            for attack in audit["robust_accuracy"].values():
-                attack["seconds"] = None
-        found["audits"] = {audit["test"]: audit for audit in found["audits"]}
+        found["audits"] = {audit["test"]: {**timeless_json(audit), "cached": None} for audit in found["audits"]}
         return found
 
     def whole(self, name: str, *options: str) -> Audits:

@@ -6,8 +6,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from benchmarks.records import store
 from pytest_gradmask.training.provenance import exit_code
-from tests.reliability.measurement import coverage, mutants, nightly, store, version_matrix
+from tests.reliability.measurement import RESULTS, coverage, mutants, nightly, version_matrix
 from tests.reliability.page import write
 
 MEASUREMENTS = {"nightly": nightly, "coverage": coverage, "mutants": mutants, "versions": version_matrix}
@@ -28,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if name != "page":
                 record = MEASUREMENTS[name]()
                 failed |= any(test["outcome"] == "failed" for test in record.get("tests", ()))
-                store(name, record)
+                store(name, record, RESULTS)
         write()
 
     return exit_code(run) or int(failed)

@@ -16,7 +16,6 @@ from typing import Any
 from xml.etree import ElementTree
 
 from pytest_gradmask.errors import InputError
-from pytest_gradmask.files import replaced
 from pytest_gradmask.versions import versions
 
 ROOT = Path(__file__).parents[2]
@@ -27,20 +26,6 @@ Record = dict[str, Any]
 #: What became of a mutant, by the exit code of its tests that mutmut keeps.
 _FATES = {0: "survived", 1: "killed", 3: "killed", 5: "no tests", 33: "no tests"}
 _FATES |= dict.fromkeys((-24, 24, 36, 152, 255), "timed out")
-
-
-def store(name: str, record: Record, folder: Path = RESULTS) -> None:
-    """Write a record, in one atomic step, in place of an older one."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with replaced(folder / f"{name}.json") as part:
-        part.write_text(json.dumps(record, indent=1) + "\n")
-
-
-def stored(name: str, folder: Path = RESULTS) -> Record | None:
-    """A record, if there is one."""
-    file = folder / f"{name}.json"
-    found: Record | None = json.loads(file.read_text()) if file.exists() else None
-    return found
 
 
 def nightly() -> Record:

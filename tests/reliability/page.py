@@ -6,8 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from audits.markdown import table
+from benchmarks.records import stored
 from pytest_gradmask.files import replaced
-from tests.reliability.measurement import RESULTS, ROOT, Record, stored
+from tests.reliability.measurement import RESULTS, ROOT, Record
 
 PAGE = ROOT / "docs" / "reliability.md"
 
@@ -25,9 +26,7 @@ def text(results: Path = RESULTS) -> str:
     }  # fmt: skip
     parts = [(Path(__file__).parent / "introduction.md").read_text().rstrip()]
     for name, section in sections.items():
-        record = stored(name, results)
-        if record is not None:
-            parts.append(section(record))
+        parts += map(section, stored(name, results))
     return "\n\n".join(parts) + "\n"
 
 
