@@ -71,12 +71,10 @@ def time_to_verdict(
         try:
             for which in list(attack.attacks_to_run):
                 attack.attacks_to_run = [which]  # on what the ones before have left, as all of them in one call
-                standing = _right(model, attacked, labels)
-                if standing.any():
-                    left = (1 + enough) * timed.seconds["audit"] - sum(timed.seconds.values())
-                    with _stopped_after(left, model, timed.now):
-                        done = timed.run(which, partial(_attacked, attack, images[standing], labels[standing]))
-                    attacked[standing] = done["images"].to(place)
+                left = (1 + enough) * timed.seconds["audit"] - sum(timed.seconds.values())
+                with _stopped_after(left, model, timed.now):
+                    done = timed.run(which, partial(_attacked, attack, model, attacked, images, labels))
+                attacked = done["images"].to(place)
         except _EnoughError as error:
             stopped = which
             timed.seconds[which] = error.seconds
@@ -140,9 +138,15 @@ class _Stages:
         return result
 
 
-def _attacked(attack: Any, images: torch.Tensor, labels: torch.Tensor) -> dict[str, Any]:
-    returned = attack.run_standard_evaluation(images, labels)
-    return {"images": (returned[0] if isinstance(returned, tuple) else returned).detach()}
+def _attacked(
+    attack: Any, model: nn.Module, attacked: torch.Tensor, images: torch.Tensor, labels: torch.Tensor
+) -> dict[str, Any]:
+    """The images after this attack, too; which of them stand is kept with them, as a randomized model forgets it."""
+    attacked, standing = attacked.clone(), _right(model, attacked, labels)
+    if standing.any():
+        returned = attack.run_standard_evaluation(images[standing], labels[standing])
+        attacked[standing] = (returned[0] if isinstance(returned, tuple) else returned).detach()
+    return {"images": attacked}
 
 
 def _bpda(

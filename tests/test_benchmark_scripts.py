@@ -18,7 +18,7 @@ from benchmarks.strength import strengths
 from benchmarks.verdicts import time_to_verdict
 from pytest_gradmask import Defense
 from pytest_gradmask.datasets import Dataset
-from tests.toys import IMAGES, Quantize, convolutional, global_state, linear, predictions
+from tests.toys import IMAGES, Noisy, Quantize, convolutional, global_state, linear, predictions
 
 
 def test_time_to_verdict_times_both_ways_on_the_same_images() -> None:
@@ -34,7 +34,7 @@ def test_time_to_verdict_times_both_ways_on_the_same_images() -> None:
     assert record["ratio"] == (record["autoattack_seconds"] + record["bpda_seconds"]) / record["seconds"]
     assert record["autoattack"] == record["with_bpda"] == record["all"] == 0.0
     assert lines[:2] == ["audit", "preflight"]
-    assert lines[-2:] == ["bpda", "apgd-ce"]
+    assert lines[-5:] == ["bpda", "apgd-ce", "apgd-t", "fab-t", "square"]
     assert record["stopped"] is None
 
 
@@ -53,6 +53,17 @@ def test_a_time_to_verdict_that_was_interrupted_goes_on_after_the_last_attack(tm
     third = time_to_verdict("toy", Defense(model), data, budget="smoke", stages=tmp_path, progress=lines.append)
     assert (lines.count("audit"), lines.count("bpda")) == (1, 2)
     assert {**third, "bpda_seconds": 0, "ratio": 0} == {**first, "bpda_seconds": 0, "ratio": 0}
+
+
+def test_which_images_stand_before_an_attack_is_kept_for_a_randomized_model(tmp_path: Path) -> None:
+    model = Noisy(linear(10), 0.05).eval()
+    images = 0.5 + 0.01 * (IMAGES - 0.5)
+    data = Dataset(images, predictions(linear(10), images), "toys")
+    lines: list[str] = []
+    for _ in range(2):
+        time_to_verdict("toy", Defense(model), data, budget="smoke", stages=tmp_path, progress=lines.append)
+        (tmp_path / "square.pt").unlink()
+    assert (lines.count("apgd-ce"), lines.count("square")) == (1, 2)
 
 
 def test_by_hand_is_stopped_where_it_has_taken_long_enough() -> None:

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from pytest_gradmask.plugin import hookspecs
-from pytest_gradmask.plugin.collector import Collector
 from pytest_gradmask.plugin.fixtures import (
     backbone,
     benchmark_attack,
@@ -21,7 +20,6 @@ from pytest_gradmask.plugin.fixtures import (
     transfer_matrix,
 )
 from pytest_gradmask.plugin.marker import DESCRIPTION, is_audit, read_marker
-from pytest_gradmask.plugin.selection import Selection
 from pytest_gradmask.plugin.settings import add_options, read_settings
 from pytest_gradmask.plugin.starter import write_starter
 from pytest_gradmask.plugin.stash import SETTINGS, TRAVELLING
@@ -65,6 +63,10 @@ def pytest_configure(config: pytest.Config) -> None:
     settings = config.stash[SETTINGS] = read_settings(config)
     if not settings.enabled:
         return
+    # Here, so that other runs start without them.
+    from pytest_gradmask.plugin.collector import Collector
+    from pytest_gradmask.plugin.selection import Selection
+
     worker = hasattr(config, "workerinput")
     selection = Selection(worker)
     config.pluginmanager.register(selection, "gradmask-selection")
