@@ -123,8 +123,16 @@ def test_no_images_are_no_reason_to_run() -> None:
 
 
 def test_a_skip_is_passed_on() -> None:
-    result = evaluation().run(planned(brighten(0.15), skip="not today"), range(6))
-    assert (result.status, result.note, result.attacked, result.broken) == ("skipped", "not today", (), ())
+    result = evaluation().run(planned(brighten(0.15), skip="not today", autoattack=True), range(6))
+    assert result == AttackResult("toy", "adaptive", autoattack=True, status="skipped", note="not today")
+
+
+@pytest.mark.parametrize("autoattack", [False, True])
+def test_a_result_tells_its_attack(autoattack: bool) -> None:
+    result = evaluation().run(planned(brighten(0.15), autoattack=autoattack), range(6))
+    assert (result.name, result.kind, result.autoattack) == ("toy", "adaptive", autoattack)
+    nothing = evaluation().run(planned(brighten(0.15), autoattack=autoattack), [])
+    assert (nothing.name, nothing.kind, nothing.autoattack) == ("toy", "adaptive", autoattack)
 
 
 def test_passes_are_those_of_the_attack_and_not_of_the_scoring() -> None:

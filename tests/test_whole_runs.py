@@ -1,4 +1,4 @@
-"""Whole runs of pytest: in any order, with any number of workers, some of them killed, or ended by Ctrl-C.
+"""Whole runs of pytest: in any order, with any number of workers, some of them killed, hanging, or ended by Ctrl-C.
 
 No verdict and no figure changes.
 
@@ -28,13 +28,19 @@ from tests.test_faults import Record, own_environment, tries
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks for workers in /proc")
 
 AUDITS = """
+import os
 import time
 import pytest
 from torch import nn
 from tests.toys import IMAGES, TINY, KillGradient, linear, predictions
 
+HANGS = [time.monotonic() + float(seconds) for seconds in os.environ.get("HANGS_AFTER", "").split()]
+
 class Slow(nn.Sequential):
     def forward(self, images):
+        if HANGS and time.monotonic() > HANGS[0]:
+            HANGS.clear()  # once
+            time.sleep(600)
         time.sleep(0.001)
         return super().forward(images)
 
@@ -66,14 +72,14 @@ class Project:
         (folder / "pytest.ini").write_text("[pytest]\n")
 
     @contextmanager
-    def running(self, name: str, *options: str) -> Iterator[subprocess.Popen[str]]:
+    def running(self, name: str, *options: str, **more: str) -> Iterator[subprocess.Popen[str]]:
         """Pytest, from its first line on, in a group of processes of its own."""
         command = [
             sys.executable, "-uc", START, "--gradmask", "--gradmask-device=cpu",
             f"--gradmask-json={name}.json", f"--gradmask-cache={name}", *options,
         ]  # fmt: skip
         order = "" if any("randomly" in option for option in options) else "-p no:randomly"
-        environment = own_environment(OMP_NUM_THREADS="1", PYTEST_ADDOPTS=order)
+        environment = own_environment(OMP_NUM_THREADS="1", PYTEST_ADDOPTS=order, **more)
         process = subprocess.Popen(
             command, cwd=self.folder, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -177,6 +183,32 @@ def test_a_killed_worker_costs_its_own_audit(
     record_property("tries", tries)
     record_property("result", f"{lost} lost the audit that ran; all others, and all after a second run, are the same")
     assert lost >= tries / 2
+
+
+@tries
+def test_an_audit_that_hangs_costs_no_other(
+    tries: int, project: Project, undisturbed: Audits, record_property: Record
+) -> None:
+    raw = json.loads((project.folder / "undisturbed.json").read_text())
+    seconds = [audit["seconds"] for audit in raw["audits"]]
+    moments = random.Random(0)
+    hung = 0
+    for number in range(tries):
+        name = f"hung-{number}"
+        options = (f"--gradmask-timeout={3 + 3 * max(seconds)}",)  # more than any takes on a busy machine
+        after = moments.uniform(0, 0.8) * sum(seconds) if number else 0  # once for certain
+        with project.running(name, *options, HANGS_AFTER=str(after)) as process:
+            process.communicate(timeout=300)
+        found = project.report(name)
+        others = {test: audit for test, audit in found["audits"].items() if audit["verdict"] != "INCONCLUSIVE"}
+        assert others.items() <= undisturbed.items()
+        assert found["audits"].keys() == undisturbed.keys()
+        assert process.returncode == len(undisturbed) - len(others) <= 1
+        hung += process.returncode
+        assert project.whole(name) == undisturbed
+    record_property("tries", tries)
+    record_property("result", f"{hung} hung: `INCONCLUSIVE`; all others, and all after a second run, are the same")
+    assert hung >= tries / 2
 
 
 @tries
