@@ -214,3 +214,12 @@ def test_bounds_of_an_accuracy_cover() -> None:
 
 def test_exact_shares_that_miss_a_whole_number_by_rounding() -> None:
     assert accuracy_bounds([1 / 3] * 9, 0.99) == accuracy_bounds([1.0, 1.0, 1.0] + [0.0] * 6, 0.99)
+
+
+@pytest.mark.parametrize(
+    ("chances", "below", "above"), [([0.7, 0.7], 1, 2), ([0.8, 0.8, 0.0], 1, 2), ([1 / 3] * 3, 1, 1)]
+)
+def test_accuracy_of_chances_is_between_that_of_whole_numbers(chances: list[float], below: int, above: int) -> None:
+    strict = 1 - 0.05 / math.e
+    low, high = (clopper_pearson(right, len(chances), strict) for right in (below, above))
+    assert accuracy_bounds(chances, 0.95) == pytest.approx((low[0], high[1]), rel=1e-9)

@@ -6,8 +6,15 @@ from dataclasses import replace
 from typing import Any
 
 from pytest_gradmask.looks import Look
-from pytest_gradmask.results import Verdict, Votes
-from pytest_gradmask.stats import images_to_establish, images_to_exclude
+from pytest_gradmask.results import AttackResult, Gap, Verdict, Votes
+from pytest_gradmask.stats import (
+    difference_bounds,
+    images_to_establish,
+    images_to_exclude,
+    mcnemar_p,
+    mean_p,
+    paired_interval,
+)
 from pytest_gradmask.verdict import decide, measure_gap
 from tests.test_verdict import UNDERMINED, evidence, failed, judge, result
 
@@ -135,3 +142,26 @@ def test_more_images_are_always_more_than_there_are() -> None:
     decision = decide([True] * 60, evidence(), [], margin=0.1, confidence=0.95, look=look)
     assert decision.verdict is Verdict.INCONCLUSIVE
     assert decision.images_needed == 61
+
+
+def test_a_gap_figure_by_figure() -> None:
+    attacks = [
+        *evidence(gradient=[0], adaptive=range(8), placebo=[18, 19]),
+        AttackResult("transfer", "adaptive", status="skipped", note="nothing to bypass"),
+    ]
+    low, high = paired_interval(7, 2, 20, 0.99)
+    # Two attacks ran, so there are two comparisons.
+    expected = Gap(7, 2, 20, 0.25, low, high, 2 * mcnemar_p(7, 2), 2)
+    assert measure_gap([True] * 20, {}, attacks, 0.99) == expected
+
+
+def test_a_randomized_gap_figure_by_figure() -> None:
+    sure, half = Votes(1.0, 1.0, 10, True), Votes(0.5, 0.5, 10, True)
+    attacks = [
+        replace(each, votes={index: half if each.name == "bpda" and index < 12 else sure for index in range(20)})
+        for each in evidence()
+    ]
+    gap = measure_gap([True] * 20, dict.fromkeys(range(20), sure), attacks, 0.99)
+    differences = [0.5] * 12 + [0.0] * 8
+    low, high = difference_bounds(differences, 0.99)
+    assert gap == Gap(6.0, 0.0, 20, 0.3, low, high, 2 * mean_p(differences, 0.0, -1.0), 2)
