@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch import nn
 
+from pytest_gradmask.attacks import autoattack
 from pytest_gradmask.attacks.gradient import apgd, pgd
 from pytest_gradmask.attacks.losses import margin
-from pytest_gradmask.threat import ThreatModel
-from tests.test_gradient_attacks import FAR, both_attacks
-from tests.toys import Half, half_problem, oracle, predictions, seeded
+from pytest_gradmask.threat import Norm, ThreatModel
+from tests.test_gradient_attacks import FAR, both_attacks, both_norms
+from tests.toys import Half, convolutional, draw, half_problem, oracle, predictions, seeded
 
 Attack = Callable[..., torch.Tensor]
 
@@ -102,3 +103,21 @@ def test_of_known_members_the_iterate_that_fools_most_is_returned(attack: Attack
     assert max(visited) > 0.6
     assert 0.4 < float(found) < 0.5
     assert float(found) == max(point for point in visited if 0.4 < point < 0.5)
+
+
+@both_norms
+def test_apgd_asks_what_upstreams_asks(norm: Norm, monkeypatch: pytest.MonkeyPatch) -> None:
+    # In double precision: where two losses differ by rounding, one may count as a rise.
+    images, steps, model = draw(16, 3, 8, 8).double(), 60, convolutional().double()
+    threat = ThreatModel(0.05 if norm == "Linf" else 0.7, norm)
+    start = threat.random_start(images, seeded(1))
+    monkeypatch.setattr(ThreatModel, "random_start", lambda *_: start)
+    labels = predictions(model, images)
+    ours, theirs = Recorder(model), Recorder(model)
+    apgd(ours, images, labels, threat=threat, steps=steps, generator=seeded(), stop_early=False)
+    upstream = autoattack.upstream("autopgd_base").APGDAttack(theirs, steps, norm, eps=threat.eps, device="cpu")
+    upstream.init_hyperparam(images)
+    upstream.attack_single_run(images, labels, x_init=start)
+    assert len(ours.asked) == len(theirs.asked) == steps + 1
+    for step, (one, other) in enumerate(zip(ours.asked, theirs.asked, strict=True)):
+        assert torch.allclose(one, other, atol=1e-6), step
