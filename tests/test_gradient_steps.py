@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from pytest_gradmask.attacks import autoattack
-from pytest_gradmask.attacks.gradient import apgd, pgd
+from pytest_gradmask.attacks.gradient import _worth_a_look, apgd, pgd
 from pytest_gradmask.attacks.losses import margin
 from pytest_gradmask.threat import Norm, ThreatModel
 from tests.test_gradient_attacks import FAR, both_attacks, both_norms
@@ -68,7 +68,7 @@ def test_an_image_is_left_once_it_fools_the_model(attack: Attack) -> None:
     images = -distances.view(-1, 1, 1, 1).expand(-1, 1, 2, 2).clone()
     labels, threat = torch.zeros(5, dtype=torch.int64), ThreatModel(0.5, bounds=FAR)
     spy = Recorder(model)
-    found = attack(spy, images, labels, threat=threat, steps=40, generator=seeded(), stop_early=True)
+    found = attack(spy, images, labels, threat=threat, steps=40, restarts=2, generator=seeded(), stop_early=True)
     assert predictions(model, found).tolist() == [0, 1, 1, 0, 1]
     assert threat.contains(found, images).all()
     sizes = [len(asked) for asked in spy.asked]
@@ -78,6 +78,20 @@ def test_an_image_is_left_once_it_fools_the_model(attack: Attack) -> None:
     for index in (1, 2, 4):
         seen = [asked[row] for asked in spy.asked for row in range(len(asked)) if torch.equal(asked[row], found[index])]
         assert len(seen) == 1
+
+
+@both_attacks
+def test_every_image_is_followed_to_the_end_where_no_stop_is_wanted(attack: Attack) -> None:
+    model, images, labels = half_problem(5, (1, 4, 4), "Linf", distance=0.01)
+    spy, threat = Recorder(model), ThreatModel(0.5, bounds=FAR)
+    attack(spy, images[:3], labels[:3], threat=threat, steps=6, restarts=1, generator=seeded(), stop_early=False)
+    assert [len(asked) for asked in spy.asked] == [3] * 7
+
+
+def test_a_gpu_is_not_stopped_at_each_step_to_ask_which_images_are_done() -> None:
+    cpu, other = torch.zeros(1), torch.zeros(1, device="meta")
+    assert [_worth_a_look(cpu, since) for since in (0, 1, 2)] == [True, True, True]
+    assert [_worth_a_look(other, since) for since in (0, 1, 2)] == [True, False, False]
 
 
 @both_attacks
