@@ -95,6 +95,22 @@ def test_randomness_of_a_batch_is_told_from_that_of_each_image() -> None:
     assert not draws_shared(oracle(RandomizedEnsemble([RIGHT, WRONG], each_image=True)), image)
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_what_all_answers_have_in_common_is_no_shared_randomness(seed: int) -> None:
+    class Biased(nn.Module):
+        def __init__(self, shared: bool) -> None:
+            super().__init__()
+            self.shared = shared
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            noise = torch.randn(1 if self.shared else len(images), 3)
+            return (torch.tensor([0.0, 10.0, 30.0]) + noise).expand(len(images), 3)
+
+    image = torch.full((1, 1, 1, 1), 0.5)
+    for shared in (True, False):
+        assert draws_shared(Oracle(Biased(shared), RandomStream(seed, CPU)), image) is shared
+
+
 def test_where_a_batch_shares_its_randomness_each_image_votes_alone() -> None:
     images, labels = torch.full((400, 1, 1, 1), 0.5), torch.zeros(400, dtype=torch.int64)
     together, alone = (
