@@ -11,6 +11,7 @@ import enum
 import functools
 import hashlib
 import random
+import struct
 import sys
 import sysconfig
 import types
@@ -38,7 +39,7 @@ _INSTALLED = tuple(
     {str(Path(sysconfig.get_path(name)).resolve()) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
 )
 
-_HEAP_TYPE = 1 << 9  # of a type's flags: made by a class statement, or as if
+_POINTER = struct.calcsize("P")
 
 
 class FingerprintError(GradmaskError):
@@ -134,8 +135,7 @@ class _Walk:
         for slot in (slot for base in kind.__mro__ for slot in _slots(base)):
             if hasattr(value, slot):
                 attributes[slot] = getattr(value, slot)
-        # Of what is written in C, attributes are not all there is.
-        if not kind.__flags__ & _HEAP_TYPE or not (hasattr(value, "__dict__") or attributes):
+        if _holds_more(kind) or not (hasattr(value, "__dict__") or attributes):
             raise FingerprintError(f"{kind.__module__}.{kind.__qualname__}")
         return self._hash_all("object", (kind, attributes))
 
@@ -169,9 +169,19 @@ def _filled(cell: types.CellType) -> bool:
     return True
 
 
-def _slots(kind: type) -> tuple[str, ...]:
+def _slots(kind: type) -> list[str]:
+    """Names of the attributes that a class itself gives its objects room for, as they are spelled outside of it."""
     slots = kind.__dict__.get("__slots__", ())
-    return (slots,) if isinstance(slots, str) else tuple(slots)
+    names = [slots] if isinstance(slots, str) else [name for name in slots if name not in ("__dict__", "__weakref__")]
+    private = f"_{kind.__name__.lstrip('_')}"
+    return [private + name if name.startswith("__") and not name.endswith("__") else name for name in names]
+
+
+def _holds_more(kind: type) -> bool:
+    """Whether objects are larger than their attributes need: what is written in C keeps something there."""
+    pointers = sum(len(_slots(base)) for base in kind.__mro__)
+    pointers += (kind.__dictoffset__ > 0) + (kind.__weakrefoffset__ > 0)
+    return kind.__basicsize__ > object.__basicsize__ + _POINTER * pointers or kind.__itemsize__ > 0
 
 
 def _code(code: types.CodeType) -> tuple[object, ...]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import decimal
 import functools
 import importlib
 import io
+import itertools
 import random
 import re
 import subprocess
@@ -13,7 +15,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,6 +26,15 @@ from torch import nn
 from pytest_gradmask import Defense, load_model
 from pytest_gradmask.fingerprint import FingerprintError, fingerprint, source_fingerprint
 from tests.toys import KillGradient, Noisy, Quantize, convolutional, linear, masked
+
+
+class Slotted:
+    """An object with room for just these."""
+
+    __slots__ = ("__hidden", "__weakref__", "number")
+
+    def __init__(self, number: float, hidden: float) -> None:
+        self.number, self.__hidden = number, hidden
 
 
 @dataclass
@@ -60,6 +71,8 @@ SAME: dict[str, Callable[[], object]] = {
     "closure": lambda: Holder(closed_over(2.0)),
     "method": lambda: Holder(Plain(1.0).__repr__),
     "object": lambda: Holder(Plain(1.0)),
+    "slots": lambda: Holder(Slotted(1.0, 2.0)),
+    "namespace": lambda: Holder(SimpleNamespace(number=1.0)),
     "set": lambda: Holder({"a", "b", "c", "d"}),
     "arrays": lambda: Holder([np.arange(3), np.float64(0.5), np.dtype("f4"), np.array([Plain()], dtype=object)]),
     "generators": lambda: Holder(
@@ -93,6 +106,9 @@ OTHER: dict[str, tuple[object, object]] = {
     "partial": (functools.partial(torch.clamp, min=0), functools.partial(torch.clamp, min=1)),
     "builtin": (torch.sin, torch.cos),
     "object": (Holder(Plain(1.0)), Holder(Plain(2.0))),
+    "slot": (Holder(Slotted(1.0, 2.0)), Holder(Slotted(2.0, 2.0))),
+    "private slot": (Holder(Slotted(1.0, 2.0)), Holder(Slotted(1.0, 3.0))),
+    "namespace": (Holder(SimpleNamespace(number=1.0)), Holder(SimpleNamespace(number=2.0))),
     "set": ({1, 2}, {1, 3}),
     "generator": (torch.Generator().manual_seed(0), torch.Generator().manual_seed(1)),
     "front end": (masked(Quantize), masked(KillGradient)),
@@ -140,8 +156,26 @@ def test_what_holds_itself_is_no_trap() -> None:
     assert fingerprint(knot(2)) == fingerprint(knot(2)) != fingerprint(knot(3))
 
 
+class Text(io.StringIO):
+    """Holds what its attributes do not tell."""
+
+
+class WrongError(Exception):
+    """As this does."""
+
+
 @pytest.mark.parametrize(
-    "value", [threading.Lock(), re.compile("x"), io.StringIO(), iter([]), torch.zeros(2).to_sparse(), b"x".decode]
+    "value",
+    [
+        *(threading.Lock(), re.compile("x"), iter([]), torch.zeros(2).to_sparse(), b"x".decode),
+        *(
+            io.StringIO("x"),
+            Text("x"),
+            WrongError("x"),
+            itertools.count(),
+            decimal.Decimal(1),
+        ),  # of newer Pythons, heap types
+    ],
 )
 def test_what_cannot_be_told_is_an_error(value: object) -> None:
     with pytest.raises(FingerprintError):
