@@ -89,7 +89,9 @@ def _mutants(record: Record) -> str:
     )
     left = sum(fates.get("not run", 0) for fates in record["modules"].values())
     told += f" This run was ended before its end: {left} mutants were not tried." if left else ""
-    return "\n\n".join(("## Mutants", told, table(("module", "mutants", "noticed", "share"), rows), _measured(record)))
+    figures = table(("module", "mutants", "noticed", "share"), rows)
+    survivors = (Path(__file__).parent / "survivors.md").read_text().rstrip()
+    return "\n\n".join(("## Mutants", told, figures, survivors, _measured(record)))
 
 
 def _measured(record: Record) -> str:
