@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 import torch
 from torch import nn
@@ -12,23 +10,8 @@ from pytest_gradmask.attacks import autoattack
 from pytest_gradmask.attacks.gradient import _worth_a_look, apgd, pgd
 from pytest_gradmask.attacks.losses import margin
 from pytest_gradmask.threat import Norm, ThreatModel
-from tests.test_gradient_attacks import FAR, both_attacks, both_norms
-from tests.toys import Half, convolutional, draw, half_problem, oracle, predictions, seeded
-
-Attack = Callable[..., torch.Tensor]
-
-
-class Recorder(nn.Module):
-    """Remembers what it was asked."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-        self.asked: list[torch.Tensor] = []
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        self.asked.append(images.detach().clone())
-        return self.model(images)  # type: ignore[no-any-return]
+from tests.test_gradient_attacks import FAR, Attack, both_attacks, both_norms
+from tests.toys import Half, Recorder, convolutional, draw, half_problem, oracle, predictions, seeded
 
 
 @pytest.mark.parametrize(("step_size", "expected"), [(0.05, 0.05), (None, 2.5 * 0.4 / 4)])

@@ -4,36 +4,36 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
 
 from pytest_gradmask.attacks.losses import cross_entropy, margin
 from pytest_gradmask.probes.path import IMAGES as MOST
 from pytest_gradmask.probes.path import walk
 from pytest_gradmask.threat import Norm, ThreatModel
 from tests.probe_toys import ON_GRID, SMALL, followed, front
-from tests.toys import IMAGES, KillGradient, convolutional, global_state, linear, masked, oracle, predictions, seeded
+from tests.toys import (
+    IMAGES,
+    KillGradient,
+    Recorder,
+    convolutional,
+    global_state,
+    linear,
+    masked,
+    oracle,
+    predictions,
+    seeded,
+)
 
 
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
 @pytest.mark.parametrize("bounds", [(0.0, 1.0), (-1.0, 3.0)], ids=str)
 def test_each_look_lies_in_its_ball_and_in_the_bounds(norm: Norm, bounds: tuple[float, float]) -> None:
     model = linear()
-
-    class Recorder(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.seen: list[torch.Tensor] = []
-
-        def forward(self, images: torch.Tensor) -> torch.Tensor:
-            self.seen.append(images.detach().clone())
-            return model(images)  # type: ignore[no-any-return]
-
-    recorder, threat = Recorder(), ThreatModel(0.01, norm, bounds)
+    recorder, threat = Recorder(model), ThreatModel(0.01, norm, bounds)
     path = walk(oracle(recorder), ON_GRID, predictions(model, ON_GRID), threat, seeded(), whole=True)
-    assert len(recorder.seen) == len(path.radii) == 15
-    for points, radius in zip(recorder.seen, path.radii, strict=True):
+    assert len(recorder.asked) == len(path.radii) == 15
+    for points, radius in zip(recorder.asked, path.radii, strict=True):
         assert ThreatModel(radius * threat.eps, norm, bounds).contains(points, ON_GRID[:MOST]).all()
-    assert torch.equal(recorder.seen[0], ON_GRID[:MOST])
+    assert torch.equal(recorder.asked[0], ON_GRID[:MOST])
 
 
 @pytest.mark.parametrize("norm", ["Linf", "L2"])

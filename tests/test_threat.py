@@ -214,6 +214,6 @@ def test_bounds_are_kept_as_numbers() -> None:
 
 def test_starts_in_an_l2_ball_have_any_radius_alike() -> None:
     threat, images = ThreatModel(0.5, "L2", (-100.0, 100.0)), torch.zeros(2000, 1, 4, 4)
-    radii = threat.distance(threat.random_start(images, torch.Generator().manual_seed(0)), images)
+    radii = threat.distance(threat.random_start(images, seeded()), images)
     shares = torch.tensor([0.1, 0.5, 0.9])
     assert torch.allclose(radii.quantile(shares), 0.5 * shares, atol=0.03)

@@ -95,6 +95,19 @@ def oracle(model: nn.Module, **arguments: Any) -> Oracle:
     return Oracle(model, RandomStream(0, CPU), **arguments)
 
 
+class Recorder(nn.Module):
+    """Remembers what it was asked."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.asked: list[torch.Tensor] = []
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        self.asked.append(images.detach().clone())
+        return self.model(images)  # type: ignore[no-any-return]
+
+
 class Boom:
     """Tells on whoever unpickles it."""
 
