@@ -71,21 +71,22 @@ def _steps(records: Sequence[Record]) -> str:
     rows = [
         (
             record["defense"],
+            str(record["images"]),
             *(f"{1000 * record['seconds'][which]:.2f}" if which in record["seconds"] else "-" for which in _STEPPED),
             *(_ratio(record, which) for which in _STEPPED[1:]),
         )
         for record in records
     ]
     headings = (
-        "defense", "upstream's APGD, ms", "our APGD, ms", "our APGD as BPDA, ms", "upstream's / ours",
+        "defense", "images", "upstream's APGD, ms", "our APGD, ms", "our APGD as BPDA, ms", "upstream's / ours",
         "upstream's / BPDA",
     )  # fmt: skip
     first = records[0]
     return _section(
         "One step",
-        f"Milliseconds an image and step, forward and backward, of {first['steps']} steps on {first['images']} images; "
-        f"medians of {first['rounds']} rounds in which attacks take turns, and of the ratios in them, with the least "
-        "and the largest. As BPDA, the front end has no backward pass.",
+        f"Milliseconds an image and step, forward and backward, of {first['steps']} steps on images that the "
+        f"defense gets right; medians of {first['rounds']} rounds in which attacks take turns, and of the ratios in "
+        "them, with the least and the largest. As BPDA, the front end has no backward pass.",
         table(headings, rows),
     )
 

@@ -17,6 +17,7 @@ from pytest_gradmask.attacks.bpda import bypassed
 from pytest_gradmask.attacks.gradient import apgd
 from pytest_gradmask.attacks.oracle import Oracle, RandomStream
 from pytest_gradmask.datasets import Dataset
+from pytest_gradmask.errors import InputError
 from pytest_gradmask.isolation import moved, no_trace
 
 _PEER = "upstream"
@@ -26,13 +27,19 @@ _STEPS = 20
 def step_costs(name: str, model: nn.Module, data: Dataset, *, device: str = "cpu", rounds: int = 9) -> dict[str, Any]:
     """Seconds an image and step, and the times upstream's step takes; medians of rounds in which attacks take turns.
 
-    No attack stops early. What starts and ends a run of 20 steps is shared among them.
+    No attack stops early. What starts and ends a run of 20 steps is shared among them. Only images that the defense
+    classifies correctly are attacked: upstream's would leave out the others, and seem the faster for it.
     """
     threat, place = ThreatModel(), torch.device(device)
     images, labels = data.images.to(place), data.labels.to(place)
     fronts = {where: None for where, _ in model.named_modules() if where.endswith("front_end")}
     with moved([model], place), no_trace([model], place):
         stream = RandomStream(0, place)
+        with torch.no_grad():
+            right = model(images).argmax(1) == labels
+        if not right.any():
+            raise InputError(f"data: {name} classifies none of {len(images)} images correctly; attack others")
+        images, labels = images[right], labels[right]
         ours = partial(apgd, stop_early=False)
         attacks: dict[str, Callable[[], object]] = {
             _PEER: partial(_run, autoattack.apgd_ce, Oracle(model, stream), images, labels, threat),

@@ -18,6 +18,7 @@ from benchmarks.strength import strengths
 from benchmarks.verdicts import time_to_verdict
 from pytest_gradmask import Defense
 from pytest_gradmask.datasets import Dataset
+from pytest_gradmask.errors import InputError
 from tests.toys import IMAGES, Noisy, Quantize, convolutional, global_state, linear, predictions
 
 
@@ -88,6 +89,14 @@ def test_a_step_is_timed_in_each_way() -> None:
     for which, (low, high) in record["spread"].items():
         assert 0 < low <= record["ratios"][which] <= high
     assert set(step_costs("bare", convolutional(), data, rounds=1)["ratios"]) == {"ours"}
+
+
+def test_a_step_is_timed_on_images_that_are_classified_correctly() -> None:
+    labels = predictions(linear(), IMAGES)
+    some = torch.where(torch.arange(len(labels)) < 5, labels, 1 - labels)
+    assert step_costs("toy", linear(), Dataset(IMAGES, some, "toys"), rounds=1)["images"] == 5
+    with pytest.raises(InputError, match="none of"):
+        step_costs("toy", linear(), Dataset(IMAGES, 1 - labels, "toys"), rounds=1)
 
 
 def test_strengths_are_judged_alike_at_as_many_steps() -> None:
