@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,15 +13,26 @@ import torch
 
 def random_state(device: torch.device) -> tuple[Any, ...]:
     """State of the global generators of Python, NumPy and torch."""
-    cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-    return random.getstate(), np.random.get_state(), torch.get_rng_state(), cuda
+    return np.random.get_state(), *state_but_numpys(device)
 
 
 def set_random_state(state: tuple[Any, ...], device: torch.device) -> None:
     """Put the global generators back into a state from `random_state`."""
-    python, numpy, cpu, cuda = state
+    numpys, *others = state
+    np.random.set_state(numpys)
+    set_state_but_numpys(others, device)
+
+
+def state_but_numpys(device: torch.device) -> tuple[Any, ...]:
+    """As `random_state`, of Python and torch alone: NumPy takes more time for it than all others together."""
+    cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+    return random.getstate(), torch.get_rng_state(), cuda
+
+
+def set_state_but_numpys(state: Sequence[Any], device: torch.device) -> None:
+    """Put the global generators but NumPy's back into a state from `state_but_numpys`."""
+    python, cpu, cuda = state
     random.setstate(python)
-    np.random.set_state(numpy)
     torch.set_rng_state(cpu)
     if cuda is not None:
         torch.cuda.set_rng_state(cuda, device)

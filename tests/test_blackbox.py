@@ -11,7 +11,7 @@ from torch import nn
 from pytest_gradmask.attacks.blackbox import zero_order
 from pytest_gradmask.attacks.losses import cross_entropy
 from pytest_gradmask.threat import Norm, ThreatModel
-from tests.toys import Detach, Half, Quantize, Spy, draw, half_problem, linear, oracle, predictions, seeded
+from tests.toys import Detach, Half, Quantize, Recorder, Spy, draw, half_problem, linear, oracle, predictions, seeded
 
 FAR = (-100.0, 100.0)
 NORMS: list[Norm] = ["Linf", "L2"]
@@ -74,6 +74,27 @@ def test_it_stops_once_every_image_has_fallen() -> None:
     target = oracle(model)
     zero_order(target, images, 1 - labels, threat=ThreatModel(0.1, bounds=FAR), steps=50, generator=seeded())
     assert target.forwards == 5
+
+
+def test_an_image_that_has_fallen_is_left_and_makes_no_difference_to_others() -> None:
+    model, images, labels = half_problem(5, (1, 4, 4), "Linf", distance=0.3)
+    spy, threat = Recorder(model), ThreatModel(0.5, bounds=FAR)
+    labels[1] = 1 - labels[1]  # it has fallen from the start
+    run = partial(zero_order, threat=threat, steps=6, pairs=5)
+    found = run(spy, images, labels, generator=seeded())
+    assert torch.equal(found[1], images[1])
+    assert [len(asked) for asked in spy.asked[:7]] == [5] + [2 * 4] * 5 + [4]
+    labels[1] = 1 - labels[1]
+    others = [0, 2, 3, 4]
+    assert torch.equal(run(model, images, labels, generator=seeded())[others], found[others])
+
+
+def test_an_image_of_a_randomized_defense_is_followed_until_all_have_fallen() -> None:
+    model, images, labels = half_problem(5, (1, 4, 4), "Linf", distance=0.3)
+    spy = Recorder(model)
+    labels[1] = 1 - labels[1]
+    zero_order(spy, images, labels, threat=ThreatModel(0.01, bounds=FAR), steps=3, pairs=1, eot=2, generator=seeded())
+    assert {len(asked) for asked in spy.asked} == {5, 10}
 
 
 class Marked(nn.Module):

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from pytest_gradmask.attacks import autoattack
-from pytest_gradmask.attacks.gradient import _worth_a_look, apgd, pgd
+from pytest_gradmask.attacks.gradient import apgd, pgd
 from pytest_gradmask.attacks.losses import margin
 from pytest_gradmask.threat import Norm, ThreatModel
 from tests.test_gradient_attacks import FAR, Attack, both_attacks, both_norms
@@ -69,12 +69,6 @@ def test_every_image_is_followed_to_the_end_where_no_stop_is_wanted(attack: Atta
     spy, threat = Recorder(model), ThreatModel(0.5, bounds=FAR)
     attack(spy, images[:3], labels[:3], threat=threat, steps=6, restarts=1, generator=seeded(), stop_early=False)
     assert [len(asked) for asked in spy.asked] == [3] * 7
-
-
-def test_a_gpu_is_not_stopped_at_each_step_to_ask_which_images_are_done() -> None:
-    cpu, other = torch.zeros(1), torch.zeros(1, device="meta")
-    assert [_worth_a_look(cpu, since) for since in (0, 1, 2)] == [True, True, True]
-    assert [_worth_a_look(other, since) for since in (0, 1, 2)] == [True, False, False]
 
 
 @both_attacks

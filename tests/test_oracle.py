@@ -126,10 +126,12 @@ def test_oracles_of_one_stream_share_its_random_numbers() -> None:
         assert torch.equal(one, other)
 
 
-def test_a_stream_switches_every_global_generator_and_back() -> None:
-    def numbers() -> tuple[float, float, float]:
-        return random.random(), float(np.random.rand()), float(torch.rand(()))
+def numbers() -> tuple[float, float, float]:
+    """The next of every global generator."""
+    return random.random(), float(np.random.rand()), float(torch.rand(()))
 
+
+def test_a_stream_switches_every_global_generator_and_back() -> None:
     before = random_state(CPU)
     expected = numbers()
     set_random_state(before, CPU)
@@ -145,6 +147,16 @@ def test_a_stream_switches_every_global_generator_and_back() -> None:
     assert len({expected, first, second, third}) == 4
     with RandomStream(3, CPU).active():
         assert [numbers() for _ in range(3)] == [first, second, third]
+
+
+def test_a_stream_that_is_frozen_repeats_every_generator_and_then_goes_on() -> None:
+    stream, other, drawn = RandomStream(3, CPU), RandomStream(3, CPU), []
+    for context in (stream.frozen, stream.frozen, contextlib.nullcontext, contextlib.nullcontext):
+        with context(), stream.active():
+            drawn.append(numbers())
+    with other.active():
+        first, second = numbers(), numbers()
+    assert drawn == [first, first, first, second]
 
 
 def test_writing_into_logits_does_not_reach_the_model() -> None:

@@ -51,8 +51,9 @@ def draw(*shape: int, seed: int = 0) -> torch.Tensor:
 
 def global_state() -> tuple[Any, ...]:
     """State of the global generators of Python, NumPy and torch, to compare."""
-    numpy = np.random.get_state(legacy=False)["state"]
-    return random.getstate(), numpy["key"].tolist(), numpy["pos"], torch.get_rng_state().tolist()
+    numpy = np.random.get_state(legacy=False)
+    key, pos = numpy["state"]["key"].tolist(), numpy["state"]["pos"]
+    return random.getstate(), key, pos, numpy["has_gauss"], numpy["gauss"], torch.get_rng_state().tolist()
 
 
 def seed_all(seed: int) -> None:

@@ -13,6 +13,7 @@ from typing import Protocol
 
 import torch
 
+from pytest_gradmask.attacks.iterates import LOOK_EVERY, worth_a_look
 from pytest_gradmask.attacks.losses import margin
 from pytest_gradmask.errors import InputError
 from pytest_gradmask.threat import ThreatModel
@@ -179,7 +180,7 @@ class _Search:
         best.update(current, view)
         sizes = torch.full_like(view.accuracy, size)
         for step in range(steps):
-            if best.done():
+            if worth_a_look(current, step % LOOK_EVERY) and best.done():
                 return
             way = self.goal(current, view) - current
             length = self.threat.distance(current + way, current)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from pytest_gradmask.attacks.iterates import Best, judge
+from pytest_gradmask.attacks.iterates import LOOK_EVERY, Best, judge, worth_a_look
 from pytest_gradmask.attacks.losses import Loss, margin
 from pytest_gradmask.threat import ThreatModel
 
@@ -32,7 +32,8 @@ def zero_order(
 
     Noise is constant on cells of pixels, the data-dependent prior of Ilyas, Engstrom and Madry (2019): image
     gradients have most of their energy at low frequencies, and fewer dimensions need fewer queries.
-    Each image's estimate uses that image's losses only. Makes ``steps * (2 * pairs + eot) + eot`` queries an image.
+    Each image's estimate uses that image's losses only. Makes ``steps * (2 * pairs + eot) + eot`` queries
+    an image, fewer of one that falls: a deterministic model's is then left.
 
     Args:
         pairs: antithetic pairs a step.
@@ -50,21 +51,26 @@ def zero_order(
     if radius is None:
         radius = threat.eps / 2 if threat.norm == "Linf" else threat.eps / 2 / (images[0].numel() ** 0.5)
     best = Best.start(images)
-    current = images
+    current, followed = images, torch.arange(count, device=images.device)
     coarse = (count, channels, -(-height // cell), -(-width // cell))
     with torch.no_grad():
-        for _ in range(steps):
-            best.update(current, *judge(model, current, labels, eot))
-            if best.done():
-                return best.images
-            gradient = torch.zeros_like(images)
+        for step in range(steps):
+            best.update(current, *judge(model, current, labels[followed], eot), followed)
+            if worth_a_look(images, step % LOOK_EVERY):
+                kept = torch.isin(followed, best.open())
+                if not kept.any():
+                    return best.images
+                if eot == 1:  # what fools a randomized defense once may yet fool it more often
+                    current, followed = current[kept], followed[kept]
+            gradient, own = torch.zeros_like(current), labels[followed]
             for _ in range(pairs):
-                noise = torch.randn(coarse, generator=generator, dtype=images.dtype).to(images.device)
+                # Drawn for all, so that what becomes of an image does not depend on when others fall.
+                noise = torch.randn(coarse, generator=generator, dtype=images.dtype).to(images.device)[followed]
                 noise = noise.repeat_interleave(cell, 2).repeat_interleave(cell, 3)[:, :, :height, :width]
                 up, down = ((current + sign * radius * noise).clamp(*threat.bounds) for sign in (1, -1))
-                losses = loss(model(torch.cat([up, down])), labels.repeat(2))
-                slope = losses[:count] - losses[count:]
+                losses = loss(model(torch.cat([up, down])), own.repeat(2))
+                slope = losses[: len(own)] - losses[len(own) :]
                 gradient += slope.to(images.dtype).view(-1, 1, 1, 1) * noise
-            current = threat.project(current + size * threat.step(gradient.nan_to_num(nan=0.0)), images)
-        best.update(current, *judge(model, current, labels, eot))
+            current = threat.project(current + size * threat.step(gradient.nan_to_num(nan=0.0)), images[followed])
+        best.update(current, *judge(model, current, labels[followed], eot), followed)
     return best.images

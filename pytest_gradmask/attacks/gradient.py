@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 
 import torch
 
-from pytest_gradmask.attacks.iterates import Ask, Best, finite_look, judge
+from pytest_gradmask.attacks.iterates import LOOK_EVERY, Ask, Best, finite_look, judge, worth_a_look
 from pytest_gradmask.attacks.losses import Loss, cross_entropy
 from pytest_gradmask.threat import ThreatModel
 
@@ -55,7 +55,7 @@ def pgd(
     for _ in range(restarts):
         current, followed = threat.random_start(images, generator), _all(images)
         for step in range(steps):
-            if stop_early and _worth_a_look(images, step):
+            if stop_early and worth_a_look(images, step % LOOK_EVERY):
                 left = best.open()
                 current, followed = current[torch.isin(followed, left)], followed[torch.isin(followed, left)]
                 if len(left) == 0:
@@ -155,7 +155,7 @@ def _apgd_run(
     )  # fmt: skip
     since = 0
     for step in range(steps):
-        if stop_early and _worth_a_look(images, since):
+        if stop_early and worth_a_look(images, since):
             at = at.only(best.open())
             if len(at.followed) == 0:
                 return
@@ -185,8 +185,3 @@ def _apgd_run(
 
 def _all(images: torch.Tensor) -> torch.Tensor:
     return torch.arange(len(images), device=images.device)
-
-
-def _worth_a_look(images: torch.Tensor, since: int) -> bool:
-    """Whether to ask which images are done: for a CPU always; a GPU would have to stop for the answer."""
-    return images.device.type == "cpu" or since == 0

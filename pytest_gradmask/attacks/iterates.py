@@ -10,6 +10,8 @@ import torch
 from pytest_gradmask.attacks.losses import Loss, margin
 from pytest_gradmask.attacks.oracle import Oracle
 
+#: Steps after which an attack may stop a GPU to ask which images are done.
+LOOK_EVERY = 10
 #: From images to logits: a module, or one member of an ensemble.
 Ask = Callable[[torch.Tensor], torch.Tensor]
 
@@ -135,3 +137,8 @@ def finite_look(model: Ask, images: torch.Tensor, labels: torch.Tensor, loss: Lo
     """`look_at` for attacks: a NaN in the gradient must not spread to the image, so such pixels stay where they are."""
     seen = look_at(model, images, labels, loss, eot)
     return replace(seen, gradient=seen.gradient.nan_to_num(nan=0.0))
+
+
+def worth_a_look(images: torch.Tensor, since: int) -> bool:
+    """Whether to ask which images are done: for a CPU always; a GPU would have to stop for the answer."""
+    return images.device.type == "cpu" or since == 0

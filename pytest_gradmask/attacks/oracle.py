@@ -6,14 +6,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 
+import numpy as np
 import torch
+from numpy.random import mtrand
 from torch import nn
 
 from pytest_gradmask.batching import out_of_memory
 from pytest_gradmask.defense import Outputs
 from pytest_gradmask.errors import DefenseError, GradmaskError
 from pytest_gradmask.models.composites import Mixture
-from pytest_gradmask.randomness import random_state, random_state_kept, seed_everything, set_random_state
+from pytest_gradmask.randomness import seed_everything, set_state_but_numpys, state_but_numpys
 
 _TINY_PROBABILITY = 1e-12
 
@@ -68,24 +70,43 @@ class RandomStream:
     def __init__(self, seed: int, device: torch.device) -> None:
         self._device = device
         self._frozen = False
+        # Swapped in whole: to copy NumPy's state in and out, and back, takes longer than a small layer.
+        self._numpys = np.random.MT19937()
         self.reseed(seed)
 
     def reseed(self, seed: int) -> None:
         """Go on with the numbers of this seed."""
-        with random_state_kept(self._device):
+        with self._apart():
             seed_everything(seed)
-            self._state = random_state(self._device)
+            self._state = state_but_numpys(self._device)
 
     @contextmanager
     def active(self) -> Iterator[None]:
         """Switch the global generators to this stream."""
-        with random_state_kept(self._device):
-            set_random_state(self._state, self._device)
+        kept = self._numpys.state if self._frozen else None
+        with self._apart():
+            set_state_but_numpys(self._state, self._device)
             try:
                 yield
             finally:
-                if not self._frozen:
-                    self._state = random_state(self._device)
+                if kept is not None:
+                    self._numpys.state = kept
+                else:
+                    self._state = state_but_numpys(self._device)
+
+    @contextmanager
+    def _apart(self) -> Iterator[None]:
+        """Put the global generators back on exit; inside, NumPy's is the one of this stream."""
+        outside, numpys = state_but_numpys(self._device), mtrand.get_bit_generator()
+        before = np.random.get_state(legacy=False)  # a swap loses the second of a pair of normal numbers
+        mtrand.set_bit_generator(self._numpys)
+        try:
+            yield
+        finally:
+            mtrand.set_bit_generator(numpys)
+            if before["has_gauss"]:
+                np.random.set_state(before)
+            set_state_but_numpys(outside, self._device)
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
