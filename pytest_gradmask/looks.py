@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass
 
 #: Images below which nothing is worth a look of its own.
-_FEWEST = 16
+_FEWEST = 20
 #: A look at more than this share of all images saves too little to be worth its share of the error.
 _LATEST = 0.75
 #: Parts of the error of ``NOT_MASKED``: of the first look that may end an honest defense's audit, of the others, and of

@@ -244,7 +244,7 @@ def test_simulated_audits_end_as_real_ones() -> None:
     tally = simulate(population, images, audits, judge(margin), seed=3, margin=margin)
     assert (tally.in_turn, tally.looks, tally.sizes) == (verdicts, looks, ends)
     assert min(sum(looks[:3]), looks[3]) > 20, "some audits have to stop early, and some not"
-    assert sum(count > 0 for count in ends.values()) >= 3, "at several looks"
+    assert min(ends.values()) > 0
     assert tally.in_turn != tally.exhaustive
 
 
