@@ -194,17 +194,20 @@ def test_the_page_counts_verdicts_by_truth_and_repeats() -> None:
             "ripple": a_record(repeats=flipped),
             "detached": a_record(repeats=[first, first | {"exhaustive": True}]),
             "jpeg": a_record(repeats=[first, first | {"exhaustive": True, "verdict": "INCONCLUSIVE"}]),
+            "median": a_record(repeats=[first, first | {"exhaustive": True, "verdict": "NOT_MASKED"}]),
             "small-logits": a_record((0.0, -0.1, 0.02), "INCONCLUSIVE"),
             "average": a_record((0.1, 0.0, 0.2), "MASKED"),
         }
     )
-    assert "| 3 that mask | 1 that do not mask | 1 that leave it open |" in told
-    assert "| verdict `MASKED` | 3 | 0 | 1 |" in told
+    assert "| 4 that mask | 1 that do not mask | 1 that leave it open |" in told
+    assert "| verdict `MASKED` | 4 | 0 | 1 |" in told
     assert "| verdict `INCONCLUSIVE` | 0 | 1 | 0 |" in told
     assert "| small-logits | honest 0.0 [-10.0, 2.0] | `INCONCLUSIVE` |" in told
     assert told.index("| detached |") < told.index("| ripple |"), "in the order of the zoo"
-    assert "at most 9 images drawn by it, at the budget `smoke` and a margin of 10 points. 1 of 3 defenses" in told
-    assert "Of 2 audits made again *exhaustively*, with every attack on every image, 1 came to" in told
+    assert "at most 9 images drawn by it, at the budget `smoke` and a margin of 10 points. 2 of 4 defenses" in told
+    assert "Of 3 audits made again *exhaustively*, with every attack on every image, 2 came to another" in told
+    assert "another verdict, 1 of them to the opposite one." in told
+    assert "more images, are 2 of all 8 verdicts (1 on median, 1 on ripple).\n" in told
     assert "| ripple | masked | 1 | 1 | 0 | - |" in told
     assert "| detached | masked | 1 | 0 | 0 | 1 of 1 |" in told
     assert "10 images of d.npz, Linf, eps 8/255, budget ci" in told

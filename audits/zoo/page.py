@@ -143,7 +143,7 @@ def _repeats(records: Mapping[str, Record]) -> list[str]:
     repeated = {name: record for name, record in records.items() if record.get("repeats")}
     if not repeated:
         return []
-    rows, flips, compared, others = [], 0, 0, 0
+    rows, flips, compared, others, opposite = [], 0, 0, 0, 0
     for name, record in repeated.items():
         said, whole = (
             {repeat["seed"]: repeat["verdict"] for repeat in record["repeats"] if repeat["exhaustive"] is exhaustive}
@@ -153,6 +153,7 @@ def _repeats(records: Mapping[str, Record]) -> list[str]:
         alike = sum(said[seed] == whole[seed] for seed in both)
         flips += {"MASKED", "NOT_MASKED"} <= {*said.values(), *whole.values()}
         compared, others = compared + len(both), others + len(both) - alike
+        opposite += sum({said[seed], whole[seed]} == {"MASKED", "NOT_MASKED"} for seed in both)
         counts = [str(list(said.values()).count(verdict)) for verdict in _VERDICTS]
         rows.append([name, _sign(truth_of(record)), *counts, f"{alike} of {len(both)}" if both else "-"])
     every = [each for record in repeated.values() for each in record["repeats"]]
@@ -167,10 +168,23 @@ def _repeats(records: Mapping[str, Record]) -> list[str]:
     if compared:
         text += (
             f" Of {compared} audits made again *exhaustively*, with every attack on every image, {others} came to "
-            "another verdict."
+            f"another verdict, {opposite} of them to the opposite one. An audit that may end early pays for looking "
+            "more than once, so what is close to the margin may stay `INCONCLUSIVE`."
         )
+    against = {name: _against(record) for name, record in repeated.items() if _against(record)}
+    where = ", ".join(f"{count} on {name}" for name, count in against.items())
+    text += (
+        f" Against the truth, which was measured with more steps on more images, are {sum(against.values())} of "
+        f"all {len(every)} verdicts{f' ({where})' if where else ''}."
+    )
     headings = ["defense", "truth", *(f"`{verdict}`" for verdict in _VERDICTS), "exhaustive, the same"]
     return ["## Other seeds", text, table(headings, rows)]
+
+
+def _against(record: Record) -> int:
+    """How many of its other audits say the opposite of the truth."""
+    opposite = {"MASKED": "NOT_MASKED", "NOT_MASKED": "MASKED"}.get(truth_of(record))
+    return sum(each["verdict"] == opposite for each in record["repeats"])
 
 
 def _provenance(records: Mapping[str, Record]) -> str:
