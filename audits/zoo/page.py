@@ -171,7 +171,7 @@ def _repeats(records: Mapping[str, Record]) -> list[str]:
             f"another verdict, {opposite} of them to the opposite one. An audit that may end early pays for looking "
             "more than once, so what is close to the margin may stay `INCONCLUSIVE`."
         )
-    against = {name: _against(record) for name, record in repeated.items() if _against(record)}
+    against = {name: count for name, record in repeated.items() if (count := _against(record))}
     where = ", ".join(f"{count} on {name}" for name, count in against.items())
     text += (
         f" Against the truth, which was measured with more steps on more images, are {sum(against.values())} of "

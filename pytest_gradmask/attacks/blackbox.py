@@ -57,7 +57,7 @@ def zero_order(
         for step in range(steps):
             best.update(current, *judge(model, current, labels[followed], eot), followed)
             if worth_a_look(images, step % LOOK_EVERY):
-                kept = torch.isin(followed, best.open())
+                kept = best.open_among(followed)
                 if not kept.any():
                     return best.images
                 if eot == 1:  # what fools a randomized defense once may yet fool it more often

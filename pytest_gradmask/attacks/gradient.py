@@ -56,9 +56,9 @@ def pgd(
         current, followed = threat.random_start(images, generator), _all(images)
         for step in range(steps):
             if stop_early and worth_a_look(images, step % LOOK_EVERY):
-                left = best.open()
-                current, followed = current[torch.isin(followed, left)], followed[torch.isin(followed, left)]
-                if len(left) == 0:
+                kept = best.open_among(followed)
+                current, followed = current[kept], followed[kept]
+                if len(followed) == 0:
                     return best.images
             own, clean = labels[followed], images[followed]
             seen = finite_look(model, current, own, loss, eot)
@@ -125,8 +125,7 @@ class _Climb:
     top_before: torch.Tensor
     size: torch.Tensor
 
-    def only(self, indices: torch.Tensor) -> _Climb:
-        kept = torch.isin(self.followed, indices)
+    def only(self, kept: torch.Tensor) -> _Climb:
         return self if bool(kept.all()) else _Climb(*(getattr(self, own.name)[kept] for own in fields(self)))
 
 
@@ -156,7 +155,7 @@ def _apgd_run(
     since = 0
     for step in range(steps):
         if stop_early and worth_a_look(images, since):
-            at = at.only(best.open())
+            at = at.only(best.open_among(at.followed))
             if len(at.followed) == 0:
                 return
         momentum = 1.0 if step == 0 else 0.75

@@ -61,6 +61,10 @@ class Best:
         """Indices of the images that do not fool the model yet."""
         return (self.fooled < 1).nonzero()[:, 0]
 
+    def open_among(self, followed: torch.Tensor) -> torch.Tensor:
+        """Which of the images with these indices do not fool the model yet; bool."""
+        return self.fooled[followed] < 1
+
     def done(self) -> bool:
         return bool((self.fooled >= 1).all())
 
