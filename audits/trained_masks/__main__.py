@@ -1,0 +1,110 @@
+"""Train front ends as the paper does, and look whether they mask.
+
+``python -m audits.trained_masks train NAME --data imagefolder:DIR --test npz:FILE --out DIR`` trains a recipe of
+`recipes.toml`, or goes on with it; ``measure`` measures a run on more images; ``collect`` writes its results beside
+this file; ``table`` prints them all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import time
+from pathlib import Path
+from types import FrameType
+
+import torch
+
+from audits.trained_masks.diagnostics import diagnosed
+from audits.trained_masks.package import load_checkpoint, load_dataset
+from audits.trained_masks.recipes import load_recipes
+from audits.trained_masks.results import Log, collect, table
+from audits.trained_masks.storage import load_run, save_run, stored_recipe
+from audits.trained_masks.training import Run, Seen, new_front_end
+
+#: The first measurements come early: what happens, may happen at once.
+_EARLY = (0, 25, 50, 100)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m audits.trained_masks", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    for command in ("train", "measure", "collect"):
+        own = commands.add_parser(command)
+        own.add_argument("name", help="of the recipe")
+        own.add_argument("--out", type=Path, required=True, help="folder of the run's file and log")
+        if command == "train":
+            own.add_argument("--data", required=True, help="training images, as --gradmask-data takes them")
+            own.add_argument("--steps", type=int, help="stop after this many steps in all")
+            own.add_argument("--every", type=int, default=200, help="steps between measurements")
+            own.add_argument("--minutes", type=float, default=float("inf"), help="stop after so long; resumable")
+        if command in ("train", "measure"):
+            own.add_argument("--test", required=True, help="images to measure on")
+            own.add_argument("--images", type=int, default=64, help="how many of those")
+    commands.add_parser("table")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    if options.command == "table":
+        print(table())
+    else:
+        {"train": _train, "measure": _measure, "collect": _collect}[options.command](options)
+
+
+def _train(options: argparse.Namespace) -> None:
+    recipe = load_recipes()[options.name]
+    file = options.out / f"{recipe.name}.safetensors"
+    if file.exists() and stored_recipe(file) != recipe:
+        raise SystemExit(f"{file} was trained by another recipe of that name; take another name or folder")
+    backbone = load_checkpoint(recipe.backbone)
+    run = Run(recipe, backbone, load_dataset(options.data, split="train"), file)
+    test = load_dataset(options.test, samples=options.images)
+    log = Log(options.out / f"{recipe.name}.jsonl", options)
+    log.start(recipe, run.step, run.total)
+    stopped = [False]
+    signal.signal(signal.SIGTERM, lambda _signal, _frame: _set(stopped, _frame))
+    began = saved = time.monotonic()
+    seen: list[Seen] = []
+
+    def measure() -> None:
+        log.measured(run.step, diagnosed(run.front_end, backbone, test))
+        snapshot = options.out / "snapshots" / f"{recipe.name}-{run.step:05d}.safetensors"
+        save_run(snapshot, run.front_end, None, run.step, recipe)
+
+    def told(now: Seen) -> bool:
+        nonlocal saved
+        seen.append(now)
+        if now.step % 100 == 0 or now.step in _EARLY:
+            log.trained(seen)
+            seen.clear()
+        if now.step % options.every == 0 or now.step in _EARLY or now.step == run.total:
+            measure()
+        if time.monotonic() - saved > 120:
+            run.save()
+            saved = time.monotonic()
+        return not stopped[0] and time.monotonic() - began < 60 * options.minutes
+
+    if run.step == 0:
+        measure()
+    run.go_on(options.steps or run.total, told)
+    run.save()
+
+
+def _set(stopped: list[bool], _frame: FrameType | None) -> None:
+    stopped[0] = True
+
+
+def _measure(options: argparse.Namespace) -> None:
+    recipe = load_recipes()[options.name]
+    front_end = new_front_end(recipe).eval()
+    step = load_run(options.out / f"{recipe.name}.safetensors", front_end)
+    test = load_dataset(options.test, samples=options.images)
+    figures = diagnosed(front_end, load_checkpoint(recipe.backbone), test)
+    Log(options.out / f"{recipe.name}.jsonl", options).measured(step, figures)
+
+
+def _collect(options: argparse.Namespace) -> None:
+    print(collect(options.out / f"{options.name}.jsonl", Path(__file__).with_name("results")))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+"""The front end of the paper's authors: a DnCNN that starts as the identity.
+
+Architecture and start are those of the toolkit that the paper's authors publish (``bcai_art`` of Bosch Research, its
+``models/dncnn.py``, after Salman et al. 2020, "Denoised smoothing", arXiv:2003.01908): Zhang et al.'s DnCNN (2017)
+whose convolutions start orthogonal and whose last one starts at zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import conv2d, relu_
+
+from audits.trained_masks.package import CIFAR10_MEAN, CIFAR10_STD
+
+
+class IdentityStart(nn.Module):
+    """``x - residual(x)``, with a residual of convolutions, batch norm and ReLU that starts at zero.
+
+    Args:
+        depth: convolutions, at least 3; the first and the last have no batch norm.
+        width: channels between them.
+        normalized: whether the front end works on normalised images, as in the authors' toolkit, which normalises
+            before the front end and not behind it. The residual is then in units of each channel's deviation.
+        momentum: share of the newest batch in the running statistics.
+        eps: of batch norm.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        depth: int = 17,
+        width: int = 64,
+        *,
+        normalized: bool = False,
+        momentum: float = 0.95,
+        eps: float = 1e-4,
+    ) -> None:
+        super().__init__()
+        self.momentum = momentum
+        layers: list[nn.Module] = [nn.Conv2d(3, width, 3, padding=1), nn.ReLU(inplace=True)]
+        for _ in range(depth - 2):
+            layers.append(nn.Conv2d(width, width, 3, padding=1, bias=False))
+            layers += [nn.BatchNorm2d(width, eps=eps, momentum=momentum), nn.ReLU(inplace=True)]
+        last = nn.Conv2d(width, 3, 3, padding=1, bias=False)
+        self.residual = nn.Sequential(*layers, last)
+        for module in self.residual:
+            if isinstance(module, nn.Conv2d):
+                nn.init.orthogonal_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        nn.init.zeros_(last.weight)
+        mean, std = (CIFAR10_MEAN, CIFAR10_STD) if normalized else ((0.0,) * 3, (1.0,) * 3)
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        hidden = ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+        residual = self.residual(hidden) if self.training else self._folded(hidden)
+        return images - self.std * residual
+
+    def norms(self) -> list[nn.BatchNorm2d]:
+        """Its batch norms, first layer first."""
+        return [module for module in self.residual if isinstance(module, nn.BatchNorm2d)]
+
+    def _folded(self, hidden: Tensor) -> Tensor:
+        """The residual in eval mode, up to rounding: each batch norm is made part of the convolution before it."""
+        layers = list(self.residual)
+        for layer, following in zip(layers, [*layers[1:], None], strict=True):
+            if isinstance(layer, nn.Conv2d):
+                weight, bias = layer.weight, layer.bias
+                if isinstance(following, nn.BatchNorm2d):
+                    assert following.running_mean is not None
+                    assert following.running_var is not None
+                    scale = following.weight * torch.rsqrt(following.running_var + following.eps)
+                    weight, bias = weight * scale.view(-1, 1, 1, 1), following.bias - following.running_mean * scale
+                hidden = conv2d(hidden, weight, bias, padding=1)
+            elif isinstance(layer, nn.ReLU):
+                hidden = relu_(hidden)
+        return hidden
+
+
+@contextmanager
+def batch_statistics(front_end: IdentityStart, *, used: bool = True) -> Iterator[None]:
+    """Within, batch norm takes the statistics of each batch (or, unless ``used``, the running ones), and keeps none.
+
+    The mode of before comes back afterwards.
+    """
+    training, counts = front_end.training, [int(norm.num_batches_tracked or 0) for norm in front_end.norms()]
+    front_end.train(used)
+    for norm in front_end.norms():
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        front_end.train(training)
+        for norm, count in zip(front_end.norms(), counts, strict=True):
+            norm.momentum = front_end.momentum
+            assert norm.num_batches_tracked is not None
+            norm.num_batches_tracked.fill_(count)

@@ -1,0 +1,99 @@
+"""A run's log, line by line while it runs, and what is kept of it: one JSON file a run, and one table of all."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from audits.trained_masks.package import replaced
+from audits.trained_masks.recipes import Recipe, as_table
+from audits.trained_masks.training import Seen
+
+RESULTS = Path(__file__).with_name("results")
+
+
+class Log:
+    """JSON lines: ``start`` (recipe, versions), ``training`` (means since the last) and ``measurement``.
+
+    Args:
+        file: lines are added to it.
+        options: of the command; names of data are kept, folders are not.
+    """
+
+    def __init__(self, file: Path, options: argparse.Namespace) -> None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        self._file = file
+        self._options = options
+
+    def start(self, recipe: Recipe, step: int, total: int) -> None:
+        data = {key: Path(getattr(self._options, key)).name for key in ("data", "test")}
+        versions = {"python": platform.python_version(), "torch": torch.__version__}
+        self._write("start", step, {"total": total, "recipe": as_table(recipe), "versions": versions, "data": data})
+
+    def trained(self, seen: Sequence[Seen]) -> None:
+        means = {key: sum(getattr(one, key) for one in seen) / len(seen) for key in ("loss", "accuracy")}
+        self._write("training", seen[-1].step, {**means, "steps": len(seen)})
+
+    def measured(self, step: int, figures: dict[str, Any]) -> None:
+        self._write("measurement", step, figures)
+
+    def _write(self, kind: str, step: int, values: dict[str, Any]) -> None:
+        line = json.dumps({"kind": kind, "step": step, "time": round(time.time()), **values})
+        with self._file.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+        print(line, flush=True)
+
+
+def collect(log: Path, folder: Path = RESULTS) -> Path:
+    """Make a run's log its result: one JSON file. Of steps that were taken twice, the last counts."""
+    lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+    started = next(line for line in reversed(lines) if line["kind"] == "start")
+    content = {key: started[key] for key in ("recipe", "total", "versions", "data")}
+    for kind in ("training", "measurement"):
+        own = {(line["step"], line.get("images")): line for line in lines if line["kind"] == kind}
+        content[kind] = [_rounded(line) for _, line in sorted(own.items(), key=lambda item: item[0][0])]
+    content["steps_taken"] = max(line["step"] for line in lines)
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / f"{log.stem}.json"
+    with replaced(file) as part:
+        part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    return file
+
+
+def _rounded(line: dict[str, Any]) -> dict[str, Any]:
+    return {key: _short(value) for key, value in line.items() if key not in ("kind", "time")}
+
+
+def _short(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _short(own) for key, own in value.items()}
+    return float(f"{value:.4g}") if isinstance(value, float) else value
+
+
+def table(folder: Path = RESULTS) -> str:
+    """All runs as they stand, in Markdown: the last measurement of each, running statistics of batch norm first."""
+    rows = [
+        "| run | backbone | steps of | optimizer | images | clean | PGD-10 | BPDA-10 | residual SD | gain | cosine |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for file in sorted(folder.glob("*.json")):
+        run = json.loads(file.read_text(encoding="utf-8"))
+        if not run["measurement"]:
+            continue
+        recipe, last = run["recipe"], run["measurement"][-1]
+        for statistics in ("running", "batch"):
+            own = last[statistics]
+            shares = " | ".join(f"{100 * own[key]:.0f} %" for key in ("clean", "pgd", "bpda"))
+            rows.append(
+                f"| {recipe['name']} ({statistics}) | {recipe['backbone']} | {last['step']} of {run['total']} "
+                f"| {recipe['optimizer']} {recipe['learning_rate']:g} | {last['images']} | {shares} "
+                f"| {own['residual_sd']:.3f} | {own['residual_gain_gradient']:.2f} | {own['cosine']:.2f} |"
+            )
+    return "\n".join(rows)
