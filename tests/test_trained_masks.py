@@ -189,10 +189,11 @@ def test_what_is_kept_of_a_run(tmp_path: Path) -> None:
     kept = json.loads(collect(tmp_path / "small.jsonl", tmp_path / "results").read_text(encoding="utf-8"))
     assert kept["training"] == [{"step": 2, "loss": 1.5, "accuracy": 0.75, "steps": 2}]
     assert len(kept["measurement"]) == 1
-    assert set(kept["measurement"][0]["running"]) == {
-        "clean", "pgd", "bpda", "loss", "residual_sd", "gradient_norm", "front_end_gain_random",
-        "residual_gain_random", "front_end_gain_gradient", "residual_gain_gradient", "cosine", "cosine_at_images",
-    }  # fmt: skip
+    expected = (
+        "clean pgd bpda loss residual_sd residual_tint_sd gradient_norm front_end_gain_random residual_gain_random "
+        "front_end_gain_gradient residual_gain_gradient cosine cosine_at_images"
+    )
+    assert set(kept["measurement"][0]["running"]) == set(expected.split())
     assert "somewhere" not in json.dumps(kept)
     assert "small (running)" in table(tmp_path / "results")
 

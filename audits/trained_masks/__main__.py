@@ -22,9 +22,6 @@ from audits.trained_masks.results import Log, collect, table
 from audits.trained_masks.storage import load_run, save_run, stored_recipe
 from audits.trained_masks.training import Run, Seen, new_front_end
 
-#: The first measurements come early: what happens, may happen at once.
-_EARLY = (0, 25, 50, 100)
-
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m audits.trained_masks", description=__doc__)
@@ -73,18 +70,16 @@ def _train(options: argparse.Namespace) -> None:
     def told(now: Seen) -> bool:
         nonlocal saved
         seen.append(now)
-        if now.step % 100 == 0 or now.step in _EARLY:
+        if now.step % 100 == 0 or now.step in (25, 50):
             log.trained(seen)
             seen.clear()
-        if now.step % options.every == 0 or now.step in _EARLY or now.step == run.total:
+        if now.step % options.every == 0 or now.step in (options.steps, run.total):
             measure()
         if time.monotonic() - saved > 120:
             run.save()
             saved = time.monotonic()
         return not stopped[0] and time.monotonic() - began < 60 * options.minutes
 
-    if run.step == 0:
-        measure()
     run.go_on(options.steps or run.total, told)
     run.save()
 

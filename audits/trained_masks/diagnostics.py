@@ -47,7 +47,8 @@ def figures(front_end: nn.Module, backbone: nn.Module, data: Dataset, *, steps: 
 
     Returns:
         ``clean``, ``pgd``, ``bpda``: accuracies. ``loss``: clean cross-entropy. ``residual_sd``: standard deviation of
-        what the front end changes, in input units. With J the Jacobian of the front end, R that of its residual
+        what the front end changes, in input units; ``residual_tint_sd``: of its means over each image's channels, the
+        part of it that no pixel tells from another. With J the Jacobian of the front end, R that of its residual
         (J = I - R), v of unit norm: ``front_end_gain_random`` and ``residual_gain_random``, of a random v: norms of
         J'v and R'v; ``..._gradient``, of the backbone's loss gradient: the same. ``cosine``: between the composite's
         gradient and the backbone's at the front end's output; ``cosine_at_images``: and the backbone's without it.
@@ -78,10 +79,12 @@ def _local(front_end: nn.Module, backbone: nn.Module, images: Tensor, labels: Te
     loss = cross_entropy(backbone(behind), labels, reduction="sum")
     (gradient,) = torch.autograd.grad(loss, behind)
     (bare,) = torch.autograd.grad(cross_entropy(backbone(own), labels, reduction="sum"), own)
+    residual = (images - cleaned).detach()
     noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(seed))
     result = {
         "loss": loss.item() / len(labels),
-        "residual_sd": (images - cleaned).detach().std().item(),
+        "residual_sd": residual.std().item(),
+        "residual_tint_sd": residual.mean((2, 3)).std().item(),
         "gradient_norm": _norms(gradient).mean().item(),
     }
     for name, direction in (("random", noise), ("gradient", gradient)):
