@@ -18,7 +18,8 @@ from audits.trained_masks.images import _blacken, batch_rows, step_generator
 from audits.trained_masks.package import Dataset
 from audits.trained_masks.recipes import Recipe, load_recipes
 from audits.trained_masks.results import Log, collect, table
-from audits.trained_masks.storage import stored_recipe
+from audits.trained_masks.roughness import of_snapshots, roughness
+from audits.trained_masks.storage import save_run, stored_recipe
 from audits.trained_masks.training import Run, Seen, new_front_end
 from audits.trained_masks.untrained import random_front_end
 
@@ -203,3 +204,29 @@ def test_every_recipe_is_one() -> None:
     assert all(name == recipe.name for name, recipe in recipes.items())
     with pytest.raises(ValueError, match="optimizer='adam'"):
         small(optimizer="adam")
+
+
+def test_roughness_does_not_depend_on_the_size_of_the_residual() -> None:
+    images = data().images
+
+    class Scaled(nn.Module):
+        def __init__(self, scale: float) -> None:
+            super().__init__()
+            self.scale = scale
+
+        def forward(self, given: torch.Tensor) -> torch.Tensor:
+            return given - self.scale * given
+
+    small_one, large_one = (roughness(Scaled(scale), images) for scale in (0.01, 0.1))
+    assert small_one["roughness"] == pytest.approx(1, rel=1e-3)
+    assert large_one["roughness"] == pytest.approx(1, rel=1e-3)
+    assert large_one["residual_sd"] == pytest.approx(10 * small_one["residual_sd"], rel=1e-3)
+    assert roughness(IdentityStart(4, 4).eval(), images)["roughness"] == 0
+
+
+def test_layers_stay_rough_under_a_smooth_readout(tmp_path: Path) -> None:
+    front_end = IdentityStart(17, 8)
+    save_run(tmp_path / "one.safetensors", front_end, None, 3, small(depth=17, width=8))
+    (row,) = of_snapshots([tmp_path / "one.safetensors"], torch.rand(4, 3, 16, 16))
+    assert (row["run"], row["step"], row["roughness"]) == ("small", 3, 0)
+    assert row["layers"] > 5

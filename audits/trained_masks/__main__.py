@@ -2,7 +2,7 @@
 
 ``python -m audits.trained_masks train NAME --data imagefolder:DIR --test npz:FILE --out DIR`` trains a recipe of
 `recipes.toml`, or goes on with it; ``measure`` measures a run on more images; ``collect`` writes its results beside
-this file; ``table`` prints them all.
+this file; ``roughness`` follows that of every snapshot in the folder; ``table`` prints all results.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ import torch
 from audits.trained_masks.diagnostics import diagnosed
 from audits.trained_masks.package import load_checkpoint, load_dataset
 from audits.trained_masks.recipes import load_recipes
-from audits.trained_masks.results import Log, collect, table
+from audits.trained_masks.results import Log, collect, keep, table
+from audits.trained_masks.roughness import of_snapshots
 from audits.trained_masks.storage import load_run, save_run, stored_recipe
 from audits.trained_masks.training import Run, Seen, new_front_end
 
@@ -38,13 +39,17 @@ def main(arguments: list[str] | None = None) -> None:
         if command in ("train", "measure"):
             own.add_argument("--test", required=True, help="images to measure on")
             own.add_argument("--images", type=int, default=64, help="how many of those")
+    own = commands.add_parser("roughness")
+    own.add_argument("--out", type=Path, required=True, help="folder of the runs")
+    own.add_argument("--test", required=True, help="images to measure on")
+    own.add_argument("--images", type=int, default=16, help="how many of those")
     commands.add_parser("table")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     if options.command == "table":
         print(table())
     else:
-        {"train": _train, "measure": _measure, "collect": _collect}[options.command](options)
+        {"train": _train, "measure": _measure, "collect": _collect, "roughness": _roughness}[options.command](options)
 
 
 def _train(options: argparse.Namespace) -> None:
@@ -95,6 +100,12 @@ def _measure(options: argparse.Namespace) -> None:
     test = load_dataset(options.test, samples=options.images)
     figures = diagnosed(front_end, load_checkpoint(recipe.backbone), test)
     Log(options.out / f"{recipe.name}.jsonl", options).measured(step, figures)
+
+
+def _roughness(options: argparse.Namespace) -> None:
+    images = load_dataset(options.test, samples=options.images).images
+    rows = of_snapshots(sorted((options.out / "snapshots").glob("*.safetensors")), images)
+    print(keep("roughness", {"images": len(images), "snapshots": rows}))
 
 
 def _collect(options: argparse.Namespace) -> None:

@@ -58,22 +58,25 @@ def collect(log: Path, folder: Path = RESULTS) -> Path:
     content = {key: started[key] for key in ("recipe", "total", "versions", "data")}
     for kind in ("training", "measurement"):
         own = {(line["step"], line.get("images")): line for line in lines if line["kind"] == kind}
-        content[kind] = [_rounded(line) for _, line in sorted(own.items(), key=lambda item: item[0][0])]
+        content[kind] = [line for _, line in sorted(own.items(), key=lambda item: item[0][0])]
     content["steps_taken"] = max(line["step"] for line in lines)
+    return keep(log.stem, content, folder)
+
+
+def keep(name: str, content: Any, folder: Path = RESULTS) -> Path:
+    """Write a result in one step, its figures to four digits."""
     folder.mkdir(parents=True, exist_ok=True)
-    file = folder / f"{log.stem}.json"
+    file = folder / f"{name}.json"
     with replaced(file) as part:
-        part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        part.write_text(json.dumps(_short(content), indent=1) + "\n", encoding="utf-8")
     return file
-
-
-def _rounded(line: dict[str, Any]) -> dict[str, Any]:
-    return {key: _short(value) for key, value in line.items() if key not in ("kind", "time")}
 
 
 def _short(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _short(own) for key, own in value.items()}
+        return {key: _short(own) for key, own in value.items() if key not in ("kind", "time")}
+    if isinstance(value, list):
+        return [_short(own) for own in value]
     return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
@@ -85,7 +88,7 @@ def table(folder: Path = RESULTS) -> str:
     ]
     for file in sorted(folder.glob("*.json")):
         run = json.loads(file.read_text(encoding="utf-8"))
-        if not run["measurement"]:
+        if not run.get("measurement"):
             continue
         recipe, last = run["recipe"], run["measurement"][-1]
         for statistics in ("running", "batch"):
