@@ -19,7 +19,7 @@ from audits.trained_masks.diagnostics import diagnosed
 from audits.trained_masks.package import load_checkpoint, load_dataset
 from audits.trained_masks.recipes import load_recipes
 from audits.trained_masks.results import Log, collect, keep, table
-from audits.trained_masks.roughness import of_snapshots
+from audits.trained_masks.roughness import at_start, of_snapshots
 from audits.trained_masks.storage import load_run, save_run, stored_recipe
 from audits.trained_masks.training import Run, Seen, new_front_end
 
@@ -105,7 +105,9 @@ def _measure(options: argparse.Namespace) -> None:
 def _roughness(options: argparse.Namespace) -> None:
     images = load_dataset(options.test, samples=options.images).images
     rows = of_snapshots(sorted((options.out / "snapshots").glob("*.safetensors")), images)
-    print(keep("roughness", {"images": len(images), "snapshots": rows}))
+    sizes = [(depth, width) for depth in (9, 17, 25, 33, 49) for width in (16, 64)]
+    start = [row for normalized in (False, True) for row in at_start(images, sizes, normalized=normalized)]
+    print(keep("roughness", {"images": len(images), "at_start": start, "snapshots": rows}))
 
 
 def _collect(options: argparse.Namespace) -> None:

@@ -72,3 +72,16 @@ def of_snapshots(files: Iterable[Path], images: Tensor) -> list[dict[str, Any]]:
             layers = roughness(random, images)["roughness"]
             rows.append({"run": recipe.name, "step": step, **roughness(front_end, images), "layers": layers})
     return rows
+
+
+def at_start(images: Tensor, sizes: Iterable[tuple[int, int]], *, normalized: bool) -> list[dict[str, Any]]:
+    """The roughness of the layers before training, of front ends of these depths and widths."""
+    rows = []
+    for depth, width in sizes:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            front_end = with_random_readout(IdentityStart(depth, width, normalized=normalized)).requires_grad_(False)
+        with batch_statistics(front_end):
+            layers = roughness(front_end, images)["roughness"]
+        rows.append({"depth": depth, "width": width, "normalized": normalized, "layers": layers})
+    return rows
