@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from audits.trained_masks.diagnostics import diagnosed
+from audits.trained_masks.diagnostics import diagnosed, under_stronger_attacks
 from audits.trained_masks.front_end import IdentityStart, batch_statistics
 from audits.trained_masks.images import _blacken, batch_rows, step_generator
 from audits.trained_masks.package import Dataset
@@ -169,6 +169,14 @@ def test_figures_of_a_front_end_that_doubles() -> None:
     assert own["front_end_gain_random"] == pytest.approx(2, rel=1e-5)
     assert own["residual_gain_gradient"] == pytest.approx(1, rel=1e-5)
     assert own["cosine"] == pytest.approx(1)
+
+
+def test_stronger_attacks_leave_no_more_than_there_was() -> None:
+    net = backbone().eval().requires_grad_(False)
+    figures = under_stronger_attacks(IdentityStart(4, 4).eval().requires_grad_(False), net, data(), steps=3)
+    assert set(figures) == {"clean", "pgd", "pgd_fine", "apgd", "apgd_restarts"}
+    assert max(figures.values()) == figures["clean"]
+    assert figures["apgd_restarts"] <= figures["apgd"]
 
 
 def test_an_untrained_front_end_has_the_residual_that_was_asked_for() -> None:

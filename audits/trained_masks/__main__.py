@@ -1,8 +1,9 @@
 """Train front ends as the paper does, and look whether they mask.
 
 ``python -m audits.trained_masks train NAME --data imagefolder:DIR --test npz:FILE --out DIR`` trains a recipe of
-`recipes.toml`, or goes on with it; ``measure`` measures a run on more images; ``collect`` writes its results beside
-this file; ``roughness`` follows that of every snapshot in the folder; ``table`` prints all results.
+`recipes.toml`, or goes on with it; ``measure`` measures a run on more images; ``stronger`` attacks it for
+longer; ``collect`` writes its results beside this file; ``roughness`` follows that of every snapshot in the folder;
+``untrained`` measures front ends with random residuals of several sizes; ``table`` prints all results.
 """
 
 from __future__ import annotations
@@ -15,19 +16,20 @@ from types import FrameType
 
 import torch
 
-from audits.trained_masks.diagnostics import diagnosed
+from audits.trained_masks.diagnostics import diagnosed, under_stronger_attacks
 from audits.trained_masks.package import load_checkpoint, load_dataset
 from audits.trained_masks.recipes import load_recipes
 from audits.trained_masks.results import Log, collect, keep, table
 from audits.trained_masks.roughness import at_start, of_snapshots
 from audits.trained_masks.storage import load_run, save_run, stored_recipe
 from audits.trained_masks.training import Run, Seen, new_front_end
+from audits.trained_masks.untrained import untrained
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m audits.trained_masks", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    for command in ("train", "measure", "collect"):
+    for command in ("train", "measure", "stronger", "collect"):
         own = commands.add_parser(command)
         own.add_argument("name", help="of the recipe")
         own.add_argument("--out", type=Path, required=True, help="folder of the run's file and log")
@@ -36,20 +38,32 @@ def main(arguments: list[str] | None = None) -> None:
             own.add_argument("--steps", type=int, help="stop after this many steps in all")
             own.add_argument("--every", type=int, default=200, help="steps between measurements")
             own.add_argument("--minutes", type=float, default=float("inf"), help="stop after so long; resumable")
-        if command in ("train", "measure"):
+        if command in ("train", "measure", "stronger"):
             own.add_argument("--test", required=True, help="images to measure on")
             own.add_argument("--images", type=int, default=64, help="how many of those")
     own = commands.add_parser("roughness")
     own.add_argument("--out", type=Path, required=True, help="folder of the runs")
     own.add_argument("--test", required=True, help="images to measure on")
     own.add_argument("--images", type=int, default=16, help="how many of those")
+    own = commands.add_parser("untrained")
+    own.add_argument("--data", required=True, help="images whose statistics batch norm takes; 256 of them")
+    own.add_argument("--test", required=True, help="images to measure on")
+    own.add_argument("--images", type=int, default=64, help="how many of those")
     commands.add_parser("table")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     if options.command == "table":
         print(table())
     else:
-        {"train": _train, "measure": _measure, "collect": _collect, "roughness": _roughness}[options.command](options)
+        actions = {
+            "train": _train,
+            "measure": _measure,
+            "stronger": _stronger,
+            "collect": _collect,
+            "roughness": _roughness,
+            "untrained": _untrained,
+        }
+        actions[options.command](options)
 
 
 def _train(options: argparse.Namespace) -> None:
@@ -102,12 +116,33 @@ def _measure(options: argparse.Namespace) -> None:
     Log(options.out / f"{recipe.name}.jsonl", options).measured(step, figures)
 
 
+def _stronger(options: argparse.Namespace) -> None:
+    recipe = load_recipes()[options.name]
+    front_end = new_front_end(recipe).eval().requires_grad_(False)
+    step = load_run(options.out / f"{recipe.name}.safetensors", front_end)
+    backbone = load_checkpoint(recipe.backbone).requires_grad_(False)
+    test = load_dataset(options.test, samples=options.images)
+    figures = under_stronger_attacks(front_end, backbone, test)
+    print(keep(f"{recipe.name}-stronger", {"run": recipe.name, "step": step, "images": len(test), **figures}))
+
+
 def _roughness(options: argparse.Namespace) -> None:
     images = load_dataset(options.test, samples=options.images).images
     rows = of_snapshots(sorted((options.out / "snapshots").glob("*.safetensors")), images)
     sizes = [(depth, width) for depth in (9, 17, 25, 33, 49) for width in (16, 64)]
     start = [row for normalized in (False, True) for row in at_start(images, sizes, normalized=normalized)]
     print(keep("roughness", {"images": len(images), "at_start": start, "snapshots": rows}))
+
+
+def _untrained(options: argparse.Namespace) -> None:
+    calibration = load_dataset(options.data, split="train", samples=256)
+    test = load_dataset(options.test, samples=options.images)
+    rows = []
+    for name in ("vgg-mildly-adversarial", "resnet-standard"):
+        backbone = load_checkpoint(name).requires_grad_(False)
+        for size in (0.02, 0.05, 0.1):
+            rows.append({"backbone": name, **untrained(backbone, calibration, test, size, depth=17, normalized=False)})
+    print(keep("untrained", rows))
 
 
 def _collect(options: argparse.Namespace) -> None:

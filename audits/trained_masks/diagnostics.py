@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, cross_entropy
 
 from audits.trained_masks.front_end import IdentityStart, batch_statistics
-from audits.trained_masks.package import Composite, Dataset, ThreatModel, bypassed, pgd
+from audits.trained_masks.package import Composite, Dataset, ThreatModel, apgd, bypassed, pgd
 
 _THREAT = ThreatModel(8 / 255)
 
@@ -70,6 +70,42 @@ def figures(front_end: nn.Module, backbone: nn.Module, data: Dataset, *, steps: 
         "bpda": attacked(bypassed(composite, {"front_end": None})),
     }
     return {**result, **_local(front_end, backbone, images, labels, seed)}
+
+
+def under_stronger_attacks(
+    front_end: nn.Module, backbone: nn.Module, data: Dataset, *, steps: int = 40, seed: int = 0
+) -> dict[str, float]:
+    """Accuracy under longer gradient attacks: does the mask stand, or were ten steps too few?
+
+    Args:
+        front_end, backbone: in eval mode, with no parameter that requires a gradient.
+        data: images to attack.
+        steps: of each attack; twice as many forward and backward passes for the one with two starts.
+        seed: of random starts.
+
+    Returns:
+        ``clean``; ``pgd`` (steps of 2.5 eps by ``steps``); ``pgd_fine`` (steps of a tenth of that, which follow the
+        gradient where it changes over short distances); ``apgd``; ``apgd_restarts`` (two starts).
+    """
+    composite = Composite(front_end, backbone)
+    images, labels = data.images, data.labels
+    size = 2.5 * _THREAT.eps / steps
+
+    def accuracy(perturbed: Tensor) -> float:
+        with torch.no_grad():
+            return float((composite(perturbed).argmax(1) == labels).float().mean())
+
+    def start() -> torch.Generator:
+        return torch.Generator().manual_seed(seed)
+
+    common: dict[str, Any] = {"threat": _THREAT, "steps": steps}
+    return {
+        "clean": accuracy(images),
+        "pgd": accuracy(pgd(composite, images, labels, generator=start(), step_size=size, **common)),
+        "pgd_fine": accuracy(pgd(composite, images, labels, generator=start(), step_size=size / 10, **common)),
+        "apgd": accuracy(apgd(composite, images, labels, generator=start(), **common)),
+        "apgd_restarts": accuracy(apgd(composite, images, labels, generator=start(), restarts=2, **common)),
+    }
 
 
 def _local(front_end: nn.Module, backbone: nn.Module, images: Tensor, labels: Tensor, seed: int) -> dict[str, float]:

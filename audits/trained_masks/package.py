@@ -1,7 +1,7 @@
 """All that this folder takes from pytest-gradmask."""
 
 from pytest_gradmask.attacks.bpda import bypassed
-from pytest_gradmask.attacks.gradient import pgd
+from pytest_gradmask.attacks.gradient import apgd, pgd
 from pytest_gradmask.checkpoints import load_checkpoint
 from pytest_gradmask.datasets import Dataset, load_dataset
 from pytest_gradmask.files import replaced
@@ -15,6 +15,7 @@ __all__ = [
     "Composite",
     "Dataset",
     "ThreatModel",
+    "apgd",
     "bypassed",
     "load_checkpoint",
     "load_dataset",

@@ -88,7 +88,7 @@ def table(folder: Path = RESULTS) -> str:
     ]
     for file in sorted(folder.glob("*.json")):
         run = json.loads(file.read_text(encoding="utf-8"))
-        if not run.get("measurement"):
+        if not (isinstance(run, dict) and run.get("measurement")):
             continue
         recipe, last = run["recipe"], run["measurement"][-1]
         for statistics in ("running", "batch"):
