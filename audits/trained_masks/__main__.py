@@ -9,6 +9,7 @@ longer; ``collect`` writes its results beside this file; ``roughness`` follows t
 from __future__ import annotations
 
 import argparse
+import itertools
 import signal
 import time
 from pathlib import Path
@@ -138,10 +139,10 @@ def _untrained(options: argparse.Namespace) -> None:
     calibration = load_dataset(options.data, split="train", samples=256)
     test = load_dataset(options.test, samples=options.images)
     rows = []
-    for name in ("vgg-mildly-adversarial", "resnet-standard"):
+    for name, size in itertools.product(("vgg-mildly-adversarial", "resnet-standard"), (0.02, 0.05, 0.1)):
         backbone = load_checkpoint(name).requires_grad_(False)
-        for size in (0.02, 0.05, 0.1):
-            rows.append({"backbone": name, **untrained(backbone, calibration, test, size, depth=17, normalized=False)})
+        figures = untrained(backbone, calibration, test, size, depth=17, normalized=False)
+        rows.append({"backbone": name, **figures})
     print(keep("untrained", rows))
 
 
