@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pytest_gradmask.files import replaced
-from pytest_gradmask.versions import versions
+from pytest_gradmask.execution.files import replaced
+from pytest_gradmask.execution.versions import versions
 
 RESULTS = Path(__file__).parent / "results"
 

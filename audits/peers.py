@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from pytest_gradmask.attacks import autoattack
-from pytest_gradmask.attacks.gradient import apgd, pgd
-from pytest_gradmask.randomness import random_state_kept, seeded_by
+from pytest_gradmask.attacks.pgd import apgd, pgd
+from pytest_gradmask.execution.generators import random_state_kept, seeded_by
 from pytest_gradmask.threat import ThreatModel
 
 Attack = Callable[..., torch.Tensor]

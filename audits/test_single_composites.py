@@ -9,11 +9,11 @@ from torch import nn
 from audits.conftest import Reproduction, images_for
 from audits.measures import figures, listed, plain, right, share, shares, standing, told
 from pytest_gradmask import Verdict, assert_near_identity
-from pytest_gradmask.attacks.bpda import bypassed
+from pytest_gradmask.attacks.bypass.bpda import bypassed
 from pytest_gradmask.defense import Defense
-from pytest_gradmask.models.composites import Composite
+from pytest_gradmask.loading.models.composites import Composite
 from pytest_gradmask.plugin.fixtures import EvalBatch, Gradmask
-from pytest_gradmask.verdict import measure_gap
+from pytest_gradmask.verdict.rule import measure_gap
 
 pytestmark = pytest.mark.gradmask
 

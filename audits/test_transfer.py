@@ -12,7 +12,7 @@ from torch import nn
 from audits.conftest import Reproduction
 from audits.measures import PGD_STEPS, plain, right
 from pytest_gradmask import TransferMatrix, load_model, transfer_matrix
-from pytest_gradmask.attacks.gradient import pgd
+from pytest_gradmask.attacks.pgd import pgd
 from pytest_gradmask.plugin.fixtures import EvalBatch
 
 pytestmark = pytest.mark.gradmask

@@ -9,7 +9,7 @@ from typing import Any
 
 from benchmarks.records import clock
 from pytest_gradmask import Defense, audit
-from pytest_gradmask.datasets import Dataset
+from pytest_gradmask.loading.datasets import Dataset
 
 
 def cache_gain(

@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from pytest_gradmask.files import replaced
-from pytest_gradmask.versions import versions
+from pytest_gradmask.execution.files import replaced
+from pytest_gradmask.execution.versions import versions
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from audits.peers import PEERS, installed
 from pytest_gradmask import Defense
-from pytest_gradmask.benchmarking import bench
-from pytest_gradmask.datasets import Dataset
+from pytest_gradmask.auditing.bench import bench
+from pytest_gradmask.loading.datasets import Dataset
 
 _OURS = "pytest-gradmask"
 Progress = Callable[[str], None]

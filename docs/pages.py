@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest_gradmask
 from pytest_gradmask import plugin
-from pytest_gradmask.budgets import BUDGETS, Budget
+from pytest_gradmask.auditing.budgets import BUDGETS, Budget
 from pytest_gradmask.plugin import hookspecs
 from pytest_gradmask.plugin.marker import DESCRIPTION
 from pytest_gradmask.threat import ThreatModel

@@ -9,7 +9,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pytest_gradmask.assertions import (
+    from pytest_gradmask.auditing.run import audit
+    from pytest_gradmask.defense import Attack, Defense
+    from pytest_gradmask.errors import GradmaskError
+    from pytest_gradmask.loading.datasets import load_dataset
+    from pytest_gradmask.loading.sources import load_model
+    from pytest_gradmask.report.assertions import (
         assert_attack_passes_unit_test,
         assert_clean_accuracy_retained,
         assert_gradient_masking,
@@ -19,39 +24,34 @@ if TYPE_CHECKING:
         assert_no_gradient_masking,
         assert_robust_accuracy,
     )
-    from pytest_gradmask.auditing import audit
-    from pytest_gradmask.datasets import load_dataset
-    from pytest_gradmask.defense import Attack, Defense
-    from pytest_gradmask.errors import GradmaskError
-    from pytest_gradmask.matrix import TransferMatrix
     from pytest_gradmask.report.plots import plot_transfer_matrix
-    from pytest_gradmask.results import Audit, Finding, Verdict
-    from pytest_gradmask.sources import load_model
     from pytest_gradmask.threat import ThreatModel
-    from pytest_gradmask.transfer import transfer_matrix
+    from pytest_gradmask.transfer.matrix import TransferMatrix
+    from pytest_gradmask.transfer.run import transfer_matrix
+    from pytest_gradmask.verdict.results import Audit, Finding, Verdict
 
 _HOMES = {
     "Attack": "defense",
-    "Audit": "results",
+    "Audit": "verdict.results",
     "Defense": "defense",
-    "Finding": "results",
+    "Finding": "verdict.results",
     "GradmaskError": "errors",
     "ThreatModel": "threat",
-    "TransferMatrix": "matrix",
-    "Verdict": "results",
-    "assert_attack_passes_unit_test": "assertions",
-    "assert_clean_accuracy_retained": "assertions",
-    "assert_gradient_masking": "assertions",
-    "assert_low_transferability": "assertions",
-    "assert_members_diverse": "assertions",
-    "assert_near_identity": "assertions",
-    "assert_no_gradient_masking": "assertions",
-    "assert_robust_accuracy": "assertions",
-    "audit": "auditing",
-    "load_dataset": "datasets",
-    "load_model": "sources",
+    "TransferMatrix": "transfer.matrix",
+    "Verdict": "verdict.results",
+    "assert_attack_passes_unit_test": "report.assertions",
+    "assert_clean_accuracy_retained": "report.assertions",
+    "assert_gradient_masking": "report.assertions",
+    "assert_low_transferability": "report.assertions",
+    "assert_members_diverse": "report.assertions",
+    "assert_near_identity": "report.assertions",
+    "assert_no_gradient_masking": "report.assertions",
+    "assert_robust_accuracy": "report.assertions",
+    "audit": "auditing.run",
+    "load_dataset": "loading.datasets",
+    "load_model": "loading.sources",
     "plot_transfer_matrix": "report.plots",
-    "transfer_matrix": "transfer",
+    "transfer_matrix": "transfer.run",
 }
 
 __all__ = [

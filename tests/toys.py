@@ -12,11 +12,11 @@ import torch
 from torch import nn
 
 from pytest_gradmask.attacks.oracle import Oracle, RandomStream, parameter_dtype
-from pytest_gradmask.auditing import audit
-from pytest_gradmask.budgets import Budget
+from pytest_gradmask.auditing.budgets import Budget
+from pytest_gradmask.auditing.run import audit
 from pytest_gradmask.defense import Defense
-from pytest_gradmask.results import Audit
 from pytest_gradmask.threat import ThreatModel
+from pytest_gradmask.verdict.results import Audit
 
 Shape = tuple[int, int, int]
 

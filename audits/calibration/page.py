@@ -16,7 +16,7 @@ from audits.calibration.exact import chances
 from audits.calibration.populations import FINDERS
 from audits.calibration.simulation import CONFIDENCE, MASKED, NOT_MASKED
 from audits.markdown import table
-from pytest_gradmask.stats import clopper_pearson
+from pytest_gradmask.verdict.stats import clopper_pearson
 
 HERE = Path(__file__).parent
 Row = Mapping[str, Any]
@@ -161,7 +161,7 @@ def _null_section(rows: Sequence[Row]) -> str:
             "Looking after each attack is safe because each look has its share of the error, whether it is taken or "
             "not, and at each the placebo has had what the adaptive attacks have had together. A smaller placebo would "
             "not be safe: with four fifths of its budget, false alarms exceed 1 %, as "
-            "`tests/test_calibration_simulation.py` shows.",
+            "`tests/audits/test_calibration_simulation.py` shows.",
         ]
     )
 

@@ -1,8 +1,8 @@
 """Simulated audits: what attacks break is drawn from a known population, and the audit's rules judge it.
 
 No model and no attack runs. A population says with what chance an image falls to which attacks, so the truth is
-known. `judge` has the rules of `pytest_gradmask.verdict.decide` for thousands of audits at once, which is what makes
-millions of audits feasible; `disagreements` asks `decide` itself.
+known. `judge` has the rules of `verdict.rule.decide` for thousands of audits at once, which is what makes millions of
+audits feasible; `disagreements` asks `decide` itself.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from scipy.stats import beta, binom
 
 from audits.calibration.populations import Counts, Patterns, Population, draw, patterns
-from pytest_gradmask.looks import Look, plan_looks
-from pytest_gradmask.results import AttackResult, Verdict
-from pytest_gradmask.verdict import decide
+from pytest_gradmask.verdict.interim import Look, plan_looks
+from pytest_gradmask.verdict.results import AttackResult, Verdict
+from pytest_gradmask.verdict.rule import decide
 
 #: In the order in which `plan.plan_attacks` runs them.
 ADAPTIVE = ("bpda", "transfer-backbone", "square", "zero-order")

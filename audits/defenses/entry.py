@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from pytest_gradmask import Defense
-from pytest_gradmask.models.composites import Composite
+from pytest_gradmask.loading.models.composites import Composite
 
 #: From the name of a fixture to the model, in eval mode.
 Loader = Callable[[str], nn.Module]

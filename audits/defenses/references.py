@@ -13,10 +13,10 @@ import torch
 from torch import nn
 
 from pytest_gradmask import Defense, ThreatModel
-from pytest_gradmask.attacks.bpda import bypassed
-from pytest_gradmask.attacks.gradient import apgd
+from pytest_gradmask.attacks.bypass.bpda import bypassed
 from pytest_gradmask.attacks.losses import Loss, cross_entropy, margin
 from pytest_gradmask.attacks.oracle import Oracle, RandomStream
+from pytest_gradmask.attacks.pgd import apgd
 from pytest_gradmask.defense import Outputs, as_defense
 
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pytest_gradmask.stats import mean_p
-from pytest_gradmask.voting import votes_needed
+from pytest_gradmask.randomized.prediction import votes_needed
+from pytest_gradmask.verdict.stats import mean_p
 
 AUDITS = 10_000
 CONFIDENCE = 0.99

@@ -9,15 +9,15 @@ import torch
 
 from audits.defenses.entry import Entry
 from pytest_gradmask import ThreatModel, load_model
-from pytest_gradmask.attacks.gradient import pgd
 from pytest_gradmask.attacks.oracle import Oracle, RandomStream
-from pytest_gradmask.datasets import Dataset
+from pytest_gradmask.attacks.pgd import pgd
+from pytest_gradmask.auditing.plan import known_models
+from pytest_gradmask.auditing.scoring import subseed
 from pytest_gradmask.defense import as_defense
-from pytest_gradmask.isolation import no_trace
-from pytest_gradmask.plan import known_models
-from pytest_gradmask.scoring import subseed
-from pytest_gradmask.stats import accuracy_bounds
-from pytest_gradmask.voting import Ballot, draws_shared
+from pytest_gradmask.execution.isolation import no_trace
+from pytest_gradmask.loading.datasets import Dataset
+from pytest_gradmask.randomized.prediction import Ballot, draws_shared
+from pytest_gradmask.verdict.stats import accuracy_bounds
 
 TRUTH = 1000  # votes that count as the truth about an image
 REPETITIONS = 200

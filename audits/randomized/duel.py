@@ -11,17 +11,17 @@ from torch import nn
 from pytest_gradmask import ThreatModel
 from pytest_gradmask.attacks import autoattack
 from pytest_gradmask.attacks.arc import arc
-from pytest_gradmask.attacks.bpda import bypassed
+from pytest_gradmask.attacks.bypass.bpda import bypassed
 from pytest_gradmask.attacks.ensembles import joint_margins, member_by_member
-from pytest_gradmask.attacks.gradient import apgd
 from pytest_gradmask.attacks.oracle import Oracle, RandomStream
-from pytest_gradmask.datasets import Dataset
-from pytest_gradmask.isolation import no_trace
-from pytest_gradmask.models.composites import Mixture, RandomizedEnsemble
-from pytest_gradmask.plan import PlannedAttack, Run
-from pytest_gradmask.results import AttackResult, accuracy
-from pytest_gradmask.scoring import Evaluation, subseed
-from pytest_gradmask.voting import Ballot
+from pytest_gradmask.attacks.pgd import apgd
+from pytest_gradmask.auditing.plan import PlannedAttack, Run
+from pytest_gradmask.auditing.scoring import Evaluation, subseed
+from pytest_gradmask.execution.isolation import no_trace
+from pytest_gradmask.loading.datasets import Dataset
+from pytest_gradmask.loading.models.composites import Mixture, RandomizedEnsemble
+from pytest_gradmask.randomized.prediction import Ballot
+from pytest_gradmask.verdict.results import AttackResult, accuracy
 
 STEPS = 50
 CONFIDENCE = 0.99

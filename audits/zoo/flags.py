@@ -10,11 +10,11 @@ from pytest_gradmask import Defense
 from pytest_gradmask.attacks.autoattack import square, upstream
 from pytest_gradmask.attacks.losses import margin
 from pytest_gradmask.attacks.oracle import Oracle, RandomStream
-from pytest_gradmask.isolation import no_trace
-from pytest_gradmask.plan import known_models
-from pytest_gradmask.results import Audit
-from pytest_gradmask.scoring import subseed
+from pytest_gradmask.auditing.plan import known_models
+from pytest_gradmask.auditing.scoring import subseed
+from pytest_gradmask.execution.isolation import no_trace
 from pytest_gradmask.threat import ThreatModel
+from pytest_gradmask.verdict.results import Audit
 
 #: Survivors that Square gets where the audit spared it.
 _SQUARE = 40

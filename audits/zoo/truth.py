@@ -15,14 +15,14 @@ import torch
 from audits.defenses.entry import Entry
 from pytest_gradmask import Defense, Verdict
 from pytest_gradmask.attacks.oracle import Oracle, RandomStream
+from pytest_gradmask.auditing.plan import PlannedAttack, known_models
+from pytest_gradmask.auditing.scoring import Evaluation, subseed
 from pytest_gradmask.errors import DataError
-from pytest_gradmask.isolation import moved, no_trace
-from pytest_gradmask.plan import PlannedAttack, known_models
-from pytest_gradmask.results import AttackResult, Audit, accuracy
-from pytest_gradmask.scoring import Evaluation, subseed
+from pytest_gradmask.execution.isolation import moved, no_trace
+from pytest_gradmask.randomized.prediction import call_ballot
 from pytest_gradmask.threat import ThreatModel
-from pytest_gradmask.verdict import measure_gap
-from pytest_gradmask.voting import call_ballot
+from pytest_gradmask.verdict.results import AttackResult, Audit, accuracy
+from pytest_gradmask.verdict.rule import measure_gap
 
 
 @dataclass(frozen=True, slots=True)

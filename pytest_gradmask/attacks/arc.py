@@ -13,7 +13,7 @@ from typing import Protocol
 
 import torch
 
-from pytest_gradmask.attacks.iterates import LOOK_EVERY, worth_a_look
+from pytest_gradmask.attacks.evaluate import LOOK_EVERY, worth_a_look
 from pytest_gradmask.attacks.losses import margin
 from pytest_gradmask.errors import InputError
 from pytest_gradmask.threat import ThreatModel

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pytest_gradmask.randomness import random_state_kept
+from pytest_gradmask.execution.generators import random_state_kept
 from pytest_gradmask.threat import ThreatModel
 
 # No logger of the logging tree, whose levels and handlers are the user's business.

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from pytest_gradmask.errors import DependencyError
-from pytest_gradmask.randomness import seeded_by
+from pytest_gradmask.execution.generators import seeded_by
 from pytest_gradmask.threat import ThreatModel
 
 _START_TRIES = 20  # batches of noise in which an image that is misclassified is looked for

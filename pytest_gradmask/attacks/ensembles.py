@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import torch
 
-from pytest_gradmask.attacks.gradient import apgd
-from pytest_gradmask.attacks.iterates import Best, judge
+from pytest_gradmask.attacks.evaluate import Best, judge
 from pytest_gradmask.attacks.losses import Loss, cross_entropy, margin
 from pytest_gradmask.attacks.oracle import Oracle
+from pytest_gradmask.attacks.pgd import apgd
 from pytest_gradmask.threat import ThreatModel
 
 #: A member whose margin is this large, in standard deviations of its logits, is fooled with room to spare.

@@ -11,11 +11,11 @@ import torch
 from numpy.random import mtrand
 from torch import nn
 
-from pytest_gradmask.batching import out_of_memory
 from pytest_gradmask.defense import Outputs
 from pytest_gradmask.errors import DefenseError, GradmaskError
-from pytest_gradmask.models.composites import Mixture
-from pytest_gradmask.randomness import seed_everything, set_state_but_numpys, state_but_numpys
+from pytest_gradmask.execution.batching import out_of_memory
+from pytest_gradmask.execution.generators import seed_everything, set_state_but_numpys, state_but_numpys
+from pytest_gradmask.loading.models.composites import Mixture
 
 _TINY_PROBABILITY = 1e-12
 

@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from pytest_gradmask.datasets import Dataset, Unread
     from pytest_gradmask.defense import Defense
-    from pytest_gradmask.matrix import TransferMatrix
-    from pytest_gradmask.results import AttackResult, Audit
+    from pytest_gradmask.loading.datasets import Dataset, Unread
     from pytest_gradmask.threat import ThreatModel
+    from pytest_gradmask.transfer.matrix import TransferMatrix
+    from pytest_gradmask.verdict.results import AttackResult, Audit
 
 
 class EvalBatch(NamedTuple):
@@ -45,10 +45,10 @@ class Gradmask:
         self.settings: TestSettings = read_marker(request.node, request.config.stash[SETTINGS])
 
     def audit(self, defense: Defense | nn.Module, images: torch.Tensor, labels: torch.Tensor) -> Audit:
-        """Audit a defense on these images; see `pytest_gradmask.auditing.audit`. The result joins the run's report."""
+        """Audit a defense on these images; see `pytest_gradmask.audit`. The result joins the run's report."""
         from dataclasses import replace
 
-        from pytest_gradmask.auditing import audit
+        from pytest_gradmask.auditing.run import audit
         from pytest_gradmask.report.json import crash_to_json, to_json
 
         own = self.settings
@@ -100,7 +100,7 @@ class Gradmask:
         settings = self._config.stash[SETTINGS]
         if settings.html is None:
             return {}
-        from pytest_gradmask.evidence.collection import collect_evidence
+        from pytest_gradmask.report.evidence.collection import collect_evidence
 
         with share_of_cpus(self._config), progress_line(self._config, self._node.nodeid, images) as progress:
             return collect_evidence(
@@ -139,12 +139,12 @@ def threat_model(request: pytest.FixtureRequest) -> ThreatModel:
 
 @pytest.fixture
 def transfer_matrix(request: pytest.FixtureRequest, gradmask: Gradmask) -> Callable[..., TransferMatrix]:
-    """The function `pytest_gradmask.transfer.transfer_matrix` with the run's and the test's settings.
+    """The function `pytest_gradmask.transfer.run.transfer_matrix` with the run's and the test's settings.
 
     Threat model, seed, device and confidence are theirs, the steps those of BPDA in their budget. Each can be given.
     """
     from pytest_gradmask.report.json import transfer_to_json
-    from pytest_gradmask.transfer import transfer_matrix
+    from pytest_gradmask.transfer.run import transfer_matrix
 
     own = gradmask.settings
 
@@ -186,7 +186,7 @@ def _load(spec: str, download: bool, samples: int | None, at_most: int, seed: in
 
 @functools.lru_cache(maxsize=2)
 def _open(spec: str, download: bool) -> Unread:
-    from pytest_gradmask.datasets import open_dataset
+    from pytest_gradmask.loading.datasets import open_dataset
 
     return open_dataset(spec, download=download)
 
@@ -197,7 +197,7 @@ def gradmask_model(request: pytest.FixtureRequest) -> nn.Module:
 
     Beside ``eval_batch``, it has to have the classes of these images.
     """
-    from pytest_gradmask.sources import check_classes
+    from pytest_gradmask.loading.sources import check_classes
 
     spec = getattr(request, "param", request.config.stash[SETTINGS].model)
     if spec is None:
@@ -210,7 +210,7 @@ def gradmask_model(request: pytest.FixtureRequest) -> nn.Module:
 
 
 def _model(request: pytest.FixtureRequest, spec: str) -> nn.Module:
-    from pytest_gradmask.sources import load_model
+    from pytest_gradmask.loading.sources import load_model
 
     download = request.config.stash[SETTINGS].download
     with uncaptured(request.config, download):
@@ -265,7 +265,7 @@ def _benchmark_attack(
 ) -> AttackResult:
     import torch
 
-    from pytest_gradmask.benchmarking import bench, extra_info, forget_peak, peak_memory
+    from pytest_gradmask.auditing.bench import bench, extra_info, forget_peak, peak_memory
 
     if benchmark.disabled:
         # Under xdist or --benchmark-disable: an attack that is not timed must not read as one that was.

@@ -12,7 +12,7 @@ import pytest
 from pytest_gradmask.plugin.stash import ENGINE, SETTINGS
 
 if TYPE_CHECKING:
-    from pytest_gradmask.engine import Engine
+    from pytest_gradmask.execution.engine import Engine
 
 
 @contextmanager
@@ -40,7 +40,7 @@ def _cpus() -> int:
 
 def running_engine(config: pytest.Config) -> Engine:
     """What ``--gradmask-engine`` asks for, from the first audit to the end of the run."""
-    from pytest_gradmask.engine import opened
+    from pytest_gradmask.execution.engine import opened
 
     if ENGINE not in config.stash:
         settings, stack = config.stash[SETTINGS], ExitStack()

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pytest_gradmask.budgets import Budget, get_budget
+from pytest_gradmask.auditing.budgets import Budget, get_budget
 from pytest_gradmask.errors import InputError
 from pytest_gradmask.plugin.settings import Settings
 from pytest_gradmask.threat import ThreatModel

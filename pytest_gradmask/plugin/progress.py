@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from pytest_gradmask.steps import Step
+    from pytest_gradmask.auditing.events import Step
 
 #: On the config: what attacks took in earlier audits of the run, in seconds an image.
 _RATES = pytest.StashKey[dict[str, float]]()
@@ -92,7 +92,7 @@ def progress_line(config: pytest.Config, title: str, images: Sized) -> Iterator[
     if capture is None:
         yield lambda message: None
         return
-    from pytest_gradmask.steps import Step
+    from pytest_gradmask.auditing.events import Step
 
     writer = config.get_terminal_writer()
     rates = config.stash.setdefault(_RATES, {})

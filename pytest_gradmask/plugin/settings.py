@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from pytest_gradmask import specs
-from pytest_gradmask.budgets import BUDGETS
-from pytest_gradmask.engine import check_engine, ray_address
+from pytest_gradmask.auditing.budgets import BUDGETS
 from pytest_gradmask.errors import DependencyError, EngineError, InputError
+from pytest_gradmask.execution.engine import check_engine, ray_address
+from pytest_gradmask.loading import specs
 from pytest_gradmask.plugin.starter import import_path
 
 

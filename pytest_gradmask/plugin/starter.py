@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_gradmask.files import replaced
+from pytest_gradmask.execution.files import replaced
 
 if TYPE_CHECKING:
     from torch import nn

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pytest_gradmask.engine import Engine
+from pytest_gradmask.execution.engine import Engine
 from pytest_gradmask.plugin.settings import Settings
 
 #: On the config: the run's settings.

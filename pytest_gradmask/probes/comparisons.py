@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from pytest_gradmask.results import AttackResult, Finding
-from pytest_gradmask.stats import mcnemar_p
+from pytest_gradmask.verdict.results import AttackResult, Finding
+from pytest_gradmask.verdict.stats import mcnemar_p
 
 #: Attacks that see nothing but outputs.
 _BLACK_BOX = ("square", "zero-order", "hop-skip-jump", "boundary")

@@ -6,7 +6,7 @@ import torch
 
 from pytest_gradmask.attacks.oracle import Oracle
 from pytest_gradmask.probes.path import Path
-from pytest_gradmask.results import Finding
+from pytest_gradmask.verdict.results import Finding
 
 #: Share of the looks at an image with a gradient of zero that makes it one without a gradient. One look alone may
 #: be a point at which a gradient happens to be zero, and the path goes on from a random point then.

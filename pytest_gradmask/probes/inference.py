@@ -9,7 +9,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from pytest_gradmask.attacks.oracle import Oracle
-from pytest_gradmask.results import Finding
+from pytest_gradmask.verdict.results import Finding
 
 _IMAGES = 2
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pytest_gradmask.probes.path import Path
-from pytest_gradmask.results import Finding
+from pytest_gradmask.verdict.results import Finding
 
 #: A spread of the logits below this leaves the cross-entropy, which is about 1, a few hundred steps of a float32.
 _TINY = 1e-4

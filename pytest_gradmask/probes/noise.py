@@ -7,8 +7,8 @@ import torch
 from pytest_gradmask.attacks.losses import margin
 from pytest_gradmask.attacks.oracle import Oracle
 from pytest_gradmask.probes.path import Path
-from pytest_gradmask.results import Finding
 from pytest_gradmask.threat import ThreatModel
+from pytest_gradmask.verdict.results import Finding
 
 #: Distances at which the loss is measured, as shares of eps: from an attack's last, small steps to its largest.
 _RADII = (1 / 16, 1 / 4, 1.0)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from pytest_gradmask.attacks.iterates import look_at, mean_margins
+from pytest_gradmask.attacks.evaluate import look_at, mean_margins
 from pytest_gradmask.attacks.losses import cross_entropy, margin
 from pytest_gradmask.attacks.oracle import Oracle
 from pytest_gradmask.threat import ThreatModel

@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import torch
 
-from pytest_gradmask.attacks.iterates import look_at, mean_margins
+from pytest_gradmask.attacks.evaluate import look_at, mean_margins
 from pytest_gradmask.attacks.losses import margin
 from pytest_gradmask.attacks.oracle import Oracle
 from pytest_gradmask.probes.path import FEWEST, Path
-from pytest_gradmask.results import Finding
+from pytest_gradmask.verdict.results import Finding
 
 #: A gradient attack of this many steps in an unbounded ball should reach any image, in one of two runs.
 _UNBOUNDED_STEPS, _UNBOUNDED_RUNS = 20, 2

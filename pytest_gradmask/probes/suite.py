@@ -19,8 +19,8 @@ from pytest_gradmask.probes.search import (
     silent_success,
     unbounded_attack,
 )
-from pytest_gradmask.results import Finding
 from pytest_gradmask.threat import ThreatModel
+from pytest_gradmask.verdict.results import Finding
 
 #: ``probe(model, images, labels, *, threat, generator)`` returns findings.
 Probe = Callable[..., Iterable[Finding]]

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pytest_gradmask.files import replaced
+from pytest_gradmask.execution.files import replaced
 
 
 def badge(run: Mapping[str, Any]) -> dict[str, Any]:

@@ -24,8 +24,8 @@ from typing import Any, Literal
 from pytest_gradmask.errors import InputError
 from pytest_gradmask.report.json import VERSION
 from pytest_gradmask.report.text import aligned
-from pytest_gradmask.results import Verdict
-from pytest_gradmask.stats import holm, mcnemar_p, mean_p
+from pytest_gradmask.verdict.results import Verdict
+from pytest_gradmask.verdict.stats import holm, mcnemar_p, mean_p
 
 #: Chance of even one false alarm where defenses have changed and none is worse.
 LEVEL = 0.05

@@ -13,7 +13,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from pytest_gradmask.files import replaced
+from pytest_gradmask.execution.files import replaced
 from pytest_gradmask.report import charts, gradient_charts, wording
 from pytest_gradmask.report.explanations import explanations
 

@@ -8,9 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pytest_gradmask.files import replaced
-from pytest_gradmask.matrix import TransferMatrix
-from pytest_gradmask.results import Audit, Proportion, Verdict, chances
+from pytest_gradmask.execution.files import replaced
+from pytest_gradmask.transfer.matrix import TransferMatrix
+from pytest_gradmask.verdict.results import Audit, Proportion, Verdict, chances
 
 #: The published schema of the file: JSON Schema, draft 2020-12.
 SCHEMA: Mapping[str, Any] = json.loads(Path(__file__).with_name("schema.json").read_text(encoding="utf-8"))

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_gradmask.errors import DependencyError, InputError
-from pytest_gradmask.files import replaced
-from pytest_gradmask.matrix import TransferMatrix
+from pytest_gradmask.execution.files import replaced
+from pytest_gradmask.transfer.matrix import TransferMatrix
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

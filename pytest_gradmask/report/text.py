@@ -6,10 +6,10 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pytest_gradmask.results import Audit, Verdict
+from pytest_gradmask.verdict.results import Audit, Verdict
 
 if TYPE_CHECKING:  # a summary needs no torch
-    from pytest_gradmask.unit_test import UnitTest
+    from pytest_gradmask.binarization.run import UnitTest
 
 _INTERVAL = ("estimate", "low", "high")
 AUDIT_COLUMNS = ("verdict", "clean", "gradient", "all attacks", "gap", "seconds", "test")

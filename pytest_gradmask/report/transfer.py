@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pytest_gradmask.matrix import TransferMatrix
 from pytest_gradmask.report.text import aligned
-from pytest_gradmask.stats import clopper_pearson, images_to_exclude
+from pytest_gradmask.transfer.matrix import TransferMatrix
+from pytest_gradmask.verdict.stats import clopper_pearson, images_to_exclude
 
 _SHOWN = 5  # pairs in a message
 

@@ -14,15 +14,15 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from pytest_gradmask.checkpoints import available, load_card, load_checkpoint, save_card, save_model
-from pytest_gradmask.datasets import Dataset, load_dataset
 from pytest_gradmask.errors import GradmaskError, InputError
-from pytest_gradmask.models.composites import Composite
+from pytest_gradmask.execution.versions import versions
+from pytest_gradmask.loading.checkpoints import available, load_card, load_checkpoint, save_card, save_model
+from pytest_gradmask.loading.datasets import Dataset, load_dataset
+from pytest_gradmask.loading.models.composites import Composite
 from pytest_gradmask.training.loop import Progress, augment, initialised, load_state, total_steps, train
 from pytest_gradmask.training.measurement import measure
 from pytest_gradmask.training.provenance import describe, describe_device, exit_code, output_directory
 from pytest_gradmask.training.recipes import Recipe, load_recipe
-from pytest_gradmask.versions import versions
 
 logger = logging.getLogger(__name__)
 

@@ -16,14 +16,14 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy, pad
 
-from pytest_gradmask.datasets import Dataset
 from pytest_gradmask.errors import CheckpointError, InputError
-from pytest_gradmask.files import replaced
-from pytest_gradmask.models import build_model
-from pytest_gradmask.models.batch_norm import estimate_batch_norm
-from pytest_gradmask.models.composites import Composite
-from pytest_gradmask.models.front_ends import DnCNN, calibrate
-from pytest_gradmask.randomness import seeded_weights
+from pytest_gradmask.execution.files import replaced
+from pytest_gradmask.execution.generators import seeded_weights
+from pytest_gradmask.loading.datasets import Dataset
+from pytest_gradmask.loading.models import build_model
+from pytest_gradmask.loading.models.batch_norm import estimate_batch_norm
+from pytest_gradmask.loading.models.composites import Composite
+from pytest_gradmask.loading.models.front_ends import DnCNN, calibrate
 from pytest_gradmask.training.recipes import Recipe
 
 logger = logging.getLogger(__name__)

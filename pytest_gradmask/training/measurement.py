@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from pytest_gradmask.attacks.bpda import bypassed
-from pytest_gradmask.attacks.gradient import pgd
-from pytest_gradmask.datasets import Dataset
-from pytest_gradmask.stats import clopper_pearson
+from pytest_gradmask.attacks.bypass.bpda import bypassed
+from pytest_gradmask.attacks.pgd import pgd
+from pytest_gradmask.loading.datasets import Dataset
 from pytest_gradmask.threat import ThreatModel
 from pytest_gradmask.training.provenance import describe
+from pytest_gradmask.verdict.stats import clopper_pearson
 
 _BATCH = 125  # fixed: the attack's random numbers are drawn batch by batch
 _PGD_STEPS, _PGD_SEED = 20, 0

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from pytest_gradmask.checkpoints import fixtures_directory
-from pytest_gradmask.datasets import Dataset
 from pytest_gradmask.errors import GradmaskError, InputError
+from pytest_gradmask.loading.checkpoints import fixtures_directory
+from pytest_gradmask.loading.datasets import Dataset
 
 
 def describe(data: Dataset) -> dict[str, Any]:

@@ -17,7 +17,7 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9-]*")  # what a checkpoint may be called
 #: For each field: its type, what else must hold, and both in words. A ``float`` may be written as an integer.
 _RULES: dict[str, tuple[type, Callable[[Any], bool], str]] = {
     "name": (str, lambda v: bool(_NAME.fullmatch(v)), "lower-case letters, digits and dashes, such as 'vgg-standard'"),
-    "architecture": (str, lambda v: bool(v), "a key of pytest_gradmask.models.ARCHITECTURES, such as 'vgg'"),
+    "architecture": (str, lambda v: bool(v), "a key of pytest_gradmask.loading.models.ARCHITECTURES, such as 'vgg'"),
     "arguments": (dict, lambda v: all(isinstance(key, str) for key in v), "a table, such as { num_classes = 10 }"),
     "epochs": (float, lambda v: v > 0, "a number above 0, such as 10"),
     "batch_size": (int, lambda v: v >= 1, "an integer of at least 1, such as 128"),
@@ -43,7 +43,7 @@ class Recipe:
 
     Attributes:
         name: name of the checkpoint it makes.
-        architecture: key of `pytest_gradmask.models.ARCHITECTURES`.
+        architecture: key of `pytest_gradmask.loading.models.ARCHITECTURES`.
         arguments: keyword arguments of that architecture.
         epochs: passes over the training data, may be fractional.
         batch_size: images a step.

@@ -16,7 +16,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from pytest_gradmask.errors import InputError
-from pytest_gradmask.versions import versions
+from pytest_gradmask.execution.versions import versions
 
 ROOT = Path(__file__).parents[2]
 RESULTS = Path(__file__).parent / "results"
@@ -109,7 +109,7 @@ def _environment(name: str) -> Record:
     closing = re.findall(r"^=* ?(\d+ (?:passed|failed).*?) in [\d.]+s", said, re.MULTILINE)
     packages = ("torch", "torchvision", "timm", "pytest", "numpy", "scipy")
     python = ROOT / ".tox" / name / "bin" / "python"
-    code = f"from pytest_gradmask.versions import versions; print(versions(*{packages}))"
+    code = f"from pytest_gradmask.execution.versions import versions; print(versions(*{packages}))"
     return {"result": closing[-1] if closing else "did not run", "versions": ast.literal_eval(_run(python, "-c", code))}
 
 

@@ -1,0 +1,270 @@
+"""Audit one defense: preflight, attacks, our own scoring of what they return, verdict."""
+
+from __future__ import annotations
+
+import platform
+import time
+import warnings
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from pytest_gradmask.attacks.bypass.bpda import described
+from pytest_gradmask.attacks.oracle import Oracle, RandomStream
+from pytest_gradmask.auditing.attack_check import vet_attacks
+from pytest_gradmask.auditing.budgets import Budget, get_budget
+from pytest_gradmask.auditing.plan import Target, aim, known_models
+from pytest_gradmask.auditing.schedule import Course, Progress, follow
+from pytest_gradmask.auditing.scoring import Evaluation, subseed
+from pytest_gradmask.defense import Defense, as_defense
+from pytest_gradmask.errors import DefenseError
+from pytest_gradmask.execution.batching import out_of_memory
+from pytest_gradmask.execution.cache import Cache
+from pytest_gradmask.execution.engine import LOCAL, Engine, opened
+from pytest_gradmask.execution.fingerprint import FingerprintError, fingerprint, source_fingerprint
+from pytest_gradmask.execution.isolation import moved, no_trace
+from pytest_gradmask.execution.versions import versions
+from pytest_gradmask.probes.comparisons import compare_attacks
+from pytest_gradmask.probes.preflight import check_batch, check_defense, check_device, check_setting
+from pytest_gradmask.probes.suite import Probe, ask, probe_defense
+from pytest_gradmask.randomized.prediction import call_ballot
+from pytest_gradmask.threat import ThreatModel
+from pytest_gradmask.verdict.interim import Look, plan_looks
+from pytest_gradmask.verdict.results import AttackResult, Audit, Finding, Verdict, in_order
+from pytest_gradmask.verdict.rule import Decision, decide
+
+
+def audit(
+    defense: Defense | nn.Module,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    *,
+    threat: ThreatModel | None = None,
+    budget: str | Budget = "smoke",
+    margin: float | None = None,
+    confidence: float = 0.99,
+    device: str = "cpu",
+    seed: int = 0,
+    exhaustive: bool = False,
+    probes: Sequence[Probe] = (),
+    cache: Path | None = None,
+    engine: str | Engine = "local",
+    progress: Progress = lambda message: None,
+) -> Audit:
+    """Find out whether a defense masks its gradients.
+
+    Args:
+        defense: a module from images to logits, or a `Defense` that also tells what an adaptive attacker knows.
+        images: float32, N x C x H x W, inside the bounds of the threat model.
+        labels: int64, N.
+        threat: where attacks may search; by default Linf, 8/255, bounds [0, 1].
+        budget: ``"smoke"``, ``"ci"``, ``"full"`` or a `Budget`.
+        margin: the largest gap, as a share of images, that still counts as no masking; by default the budget's.
+        confidence: of every bound and test, in (0.5, 1).
+        device: torch device to run on; models are moved there, and back to where they were afterwards.
+        seed: of every random choice. The same seed on the same machine gives the same result.
+        exhaustive: run every attack on every image, also where that can no longer change the verdict. Otherwise the
+            audit looks at its images in growing batches, in random order, and ends once the verdict is certain.
+        probes: of your own, beside those that every audit has: ``probe(model, images, labels, *, threat, generator)``
+            returns findings (a sequence of `Finding`) about the first images that are classified correctly.
+        cache: folder to keep results in; ``None`` keeps none. An audit of which nothing has changed (weights and code
+            of the defense, images, settings, versions) is taken from there, and one that was interrupted goes on after
+            its last attack. A defense whose code or state cannot be told is audited anew.
+        engine: where attacks run: ``"local"``, or ``"ray"`` or ``"ray:ADDRESS"`` for a Ray cluster (see
+            `engine.ray_address`), or one that is open already. The result is the same.
+        progress: called with a line of text before each step.
+
+    Raises:
+        InputError, DefenseError: the input cannot be audited; the message says what to change.
+        EngineError, DependencyError: attacks cannot run where they should.
+    """
+    started = time.monotonic()
+    defense = as_defense(defense)
+    threat = threat or ThreatModel()
+    budget = get_budget(budget)
+    margin = budget.margin if margin is None else margin
+    check_setting(confidence, seed, margin)
+    check_batch(images, labels, threat)
+    place = check_device(device)
+    looks = [Look(len(images))] if exhaustive else plan_looks(len(images), margin, confidence)
+    order = _order(len(images), seed if len(looks) > 1 else None)
+    # Part of the cache's key; and by which reports of two runs tell whether they are about the same images, without
+    # labels, which may be the defense's own answers.
+    hashed = fingerprint(images.detach())
+    images, labels = images.detach()[order].to(place), labels.detach().long()[order].to(place)
+    provenance = {**_provenance(threat, budget, place, seed, len(images)), "images_hash": hashed}
+    kept, key = None if cache is None else Cache(cache), ""
+    if kept is not None:
+        try:
+            key = fingerprint(
+                source_fingerprint(__name__), defense, order, labels, provenance, margin, budget, exhaustive,
+                tuple(probes),
+            )  # fmt: skip
+        except FingerprintError as error:
+            progress(f"no use of the cache, as {defense.name} contains {error}")
+            kept = None
+    whole = fingerprint(key, "audit", confidence)
+    found = None if kept is None else kept.audit(whole)
+    if found is not None:
+        return found
+    models = known_models(defense)
+    opening = opened(engine, device) if isinstance(engine, str) else nullcontext(engine)
+    with opening as running, moved(models, place), no_trace(models, place):
+        inquiry = _Inquiry(
+            defense, images, labels, threat, budget, margin, confidence, seed, exhaustive, progress, kept, key,
+            tuple(probes), running,
+        )  # fmt: skip
+        try:
+            result = inquiry.conclude(looks)
+        except Exception as error:
+            if not out_of_memory(error):
+                raise
+            raise DefenseError(
+                f"{defense.name} needs more memory than there is, for one image at a time, too "
+                f"({type(error).__name__}: {error}); free some, or use another device"
+            ) from error
+    result = replace(
+        in_order(result, order[: result.total].tolist()), seconds=time.monotonic() - started, provenance=provenance
+    )
+    if kept is not None and not any(attack.status == "failed" for attack in result.attacks):
+        kept.store_audit(whole, result)
+    return result
+
+
+def _changes_as_it_runs(defense: Defense, look: Oracle, image: torch.Tensor) -> bool:
+    """Whether a forward pass leaves the defense other than it was, as far as can be told."""
+    models = tuple(known_models(defense))
+    try:
+        before = fingerprint(models)
+        with torch.no_grad():
+            look(image)
+        return fingerprint(models) != before
+    except FingerprintError:
+        return False
+
+
+def _order(images: int, seed: int | None) -> torch.Tensor:
+    """The order in which to look at images: they may come sorted by class."""
+    if seed is None:
+        return torch.arange(images)
+    return torch.randperm(images, generator=torch.Generator().manual_seed(subseed(seed, "order of images")))
+
+
+@dataclass(slots=True)
+class _Inquiry:
+    """One audit in progress; the arguments of `audit`, and what has been found."""
+
+    defense: Defense
+    images: torch.Tensor
+    labels: torch.Tensor
+    threat: ThreatModel
+    budget: Budget
+    margin: float
+    confidence: float
+    seed: int
+    exhaustive: bool
+    progress: Progress
+    cache: Cache | None
+    key: str
+    probes: Sequence[Probe]
+    engine: Engine
+    findings: list[Finding] = field(default_factory=list)
+    probed: bool = False
+    vetted: bool = False
+
+    def conclude(self, looks: Sequence[Look]) -> Audit:
+        stream = RandomStream(subseed(self.seed, "defense"), self.images.device)
+        oracle = Oracle(self.defense.model, stream, self.defense.outputs)
+        self.progress("preflight")
+        with stream.active():
+            seen = check_defense(self.defense, oracle, self.images, self.labels)
+        self.findings += seen.findings
+        if self.engine is not LOCAL and _changes_as_it_runs(self.defense, oracle, self.images[:1]):
+            warnings.warn(
+                f"{self.defense.name} changes as it runs, beyond the global random generators: every attack and chunk "
+                "of images gets a copy of it, so that figures may differ from those of engine='local'",
+                stacklevel=2,
+            )
+        target = aim(self.defense, stream, seen.classes, seen.randomized, self.images, self.threat, self.budget.eot)
+        ballot = None
+        if seen.randomized:
+            mixture = target.oracle(target.attacked) if self.defense.members else None
+            ballot, unusual = call_ballot(oracle, mixture, self.images, self.budget.votes, self.margin)
+            self.findings += unusual
+        evaluation = Evaluation(
+            oracle, self.images, self.labels, self.threat, self.seed, ballot, self.cache, self.key, self.engine
+        )
+        course = Course(evaluation, target, self.budget, not self.exhaustive, self.progress)
+        look = follow(course, looks, partial(self._judge, course, target), self.exhaustive)
+        results = course.results() if any(course.clean) else []
+        decision = self._decide(course, look, results)
+        return Audit(
+            defense=self.defense.name,
+            verdict=decision.verdict,
+            reasons=decision.reasons,
+            clean=tuple(course.clean),
+            attacks=tuple(results),
+            gap=decision.gap,
+            findings=(*self.findings, *compare_attacks(results, len(course.clean), self.confidence)),
+            images_needed=decision.images_needed,
+            margin=self.margin,
+            confidence=self.confidence,
+            bypassed=described(target.substitutes) + ((f"all after {target.inner}",) if target.inner else ()),
+            votes=course.votes,
+            given=len(self.images),
+            exhaustive=self.exhaustive,
+        )
+
+    def _decide(self, course: Course, look: Look, results: Sequence[AttackResult], *more: Finding) -> Decision:
+        return decide(
+            course.clean, results, [*self.findings, *more],
+            margin=self.margin, confidence=self.confidence, votes=course.votes, look=look,
+        )  # fmt: skip
+
+    def _judge(
+        self, course: Course, target: Target, look: Look, results: Sequence[AttackResult], ending: bool
+    ) -> Verdict:
+        """The verdict; before it ends an audit, attacks get a unit test if a failure would change it."""
+        correct = torch.tensor(course.clean, device=self.images.device).nonzero()[:, 0]
+        images, labels = self.images[correct], self.labels[correct]
+        if not self.probed:
+            self.probed = True
+            self.findings += self._probe(target, images, labels)
+        verdict = self._decide(course, look, results).verdict
+        failure = Finding("attack-fails-unit-test", "", True)
+        vet = ending and not self.vetted and verdict is Verdict.NOT_MASKED
+        if vet and self._decide(course, look, results, failure).verdict is not Verdict.NOT_MASKED:
+            self.vetted = True
+            self.findings += vet_attacks(target, self.budget, images, labels, self.threat, self.seed, self.progress)
+            verdict = self._decide(course, look, results).verdict
+        return verdict
+
+    def _probe(self, target: Target, images: torch.Tensor, labels: torch.Tensor) -> list[Finding]:
+        oracle = target.oracle()
+        oracle.reseed(subseed(self.seed, "defense under probes"))
+        generator = torch.Generator().manual_seed(subseed(self.seed, "probes"))
+        try:
+            found = probe_defense(oracle, images, labels, self.threat, generator, target.randomized)
+        except Exception as error:  # the defense is not ours: whatever its backward raises is a finding, not a crash
+            found = [Finding("no-gradient", f"differentiating it raises {type(error).__name__}: {error}", True)]
+        for probe in self.probes:
+            found += ask(probe, target.oracle(), images, labels, self.threat, generator)
+        return found
+
+
+def _provenance(threat: ThreatModel, budget: Budget, place: torch.device, seed: int, images: int) -> dict[str, Any]:
+    return {
+        "versions": versions("pytest-gradmask", "torch", "torchvision", "timm", "pyautoattack", "autoattack"),
+        "device": torch.cuda.get_device_name(place) if place.type == "cuda" else platform.processor() or "cpu",
+        "seed": seed,
+        "images": images,
+        "threat": {"norm": threat.norm, "eps": threat.eps, "bounds": list(threat.bounds)},
+        "budget": budget.name,
+        "autoattack": budget.autoattack,
+    }

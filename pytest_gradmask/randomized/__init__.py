@@ -1,0 +1,1 @@
+"""Randomized defenses: how often they answer an image right."""

@@ -1,0 +1,145 @@
+"""Robust accuracy against eps, and against the budget of the attack, on few images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from pytest_gradmask.auditing.bench import Bench
+from pytest_gradmask.auditing.budgets import Budget
+from pytest_gradmask.auditing.plan import plan_attacks
+from pytest_gradmask.threat import ThreatModel
+from pytest_gradmask.verdict.results import AttackResult, accuracy
+
+#: Shares of the audit's eps, and of the budget's iterations, at which attacks run. One of each is the rerun itself.
+_EPS = (0.25, 0.5, 1.0, 2.0, 4.0)
+_BUDGETS = (0.25, 0.5, 1.0, 2.0)
+#: Forward and backward passes that the points beyond the reruns may cost together; fewer images if they cost more.
+_PASSES = {"cpu": 2500, "cuda": 25_000}
+_FEWEST = 6
+_CONFIDENCE = 0.99
+_SCALED = ("apgd_steps", "fab_steps", "square_queries", "bpda_steps", "zero_order_steps")
+
+
+@dataclass(frozen=True, slots=True)
+class Rerun:
+    """One attack on all images that are classified correctly, with the budget as it is.
+
+    Attributes:
+        name: of the attack.
+        result: as audits score it.
+        given: indices of the images.
+        returned: what the attack returned for them; empty if there are none, or it failed.
+    """
+
+    name: str
+    result: AttackResult
+    given: tuple[int, ...]
+    returned: torch.Tensor
+
+
+def run_again(
+    bench: Bench, name: str, given: Sequence[int], *, eps: float = 1.0, budget: float = 1.0, salt: str = ""
+) -> Rerun:
+    """Run an attack of the plan, with this share of the threat model's eps and of the budget's iterations."""
+    planned = next(
+        each for each in plan_attacks(bench.target, _scaled(bench.budget, budget), True) if each.name == name
+    )
+    returned: list[torch.Tensor] = []
+
+    def kept(*arguments: Any, **keywords: Any) -> torch.Tensor:
+        returned.append(planned.run(*arguments, **keywords))
+        return returned[-1]
+
+    threat = bench.evaluation.threat
+    evaluation = replace(bench.evaluation, threat=replace(threat, eps=eps * threat.eps))
+    result = evaluation.run(replace(planned, run=kept), given, salt)
+    whole = torch.cat(returned).detach() if returned and result.status == "done" else torch.empty(0)
+    return Rerun(name, result, tuple(sorted(given)), whole)
+
+
+def curves(bench: Bench, reruns: Sequence[Rerun], sample: int) -> dict[str, Any]:
+    """Robust accuracy under each attack alone, at several eps and budgets.
+
+    What a smaller ball holds, a larger one holds, too: at each eps, an image counts as broken if it was at a smaller
+    one. Budgets are tried each for itself.
+
+    Args:
+        bench: with the images.
+        reruns: one for each attack.
+        sample: the first so many images are a fair sample, of which at most all are taken.
+    """
+    each = sum(_passes(rerun.result) for rerun in reruns)
+    place = bench.evaluation.images.device.type
+    points = len(_EPS) - 1 + sum(_BUDGETS) - 1
+    count = min(sample, max(_FEWEST, int(_PASSES.get(place, 2500) / max(points * each, 1))))
+    threat = bench.evaluation.threat
+    wide = threat.bounds[1] - threat.bounds[0] if threat.norm == "Linf" else float("inf")
+    shares = [share for share in _EPS if share * threat.eps <= wide]
+    return {
+        "images": count,
+        "confidence": _CONFIDENCE,
+        "eps": threat.eps,
+        "clean": _share(bench, [], count),
+        "attacks": [
+            {
+                "name": rerun.name,
+                "kind": rerun.result.kind,
+                "error": rerun.result.note if rerun.result.status != "done" else "",
+                **(_points(bench, rerun, shares, count, threat) if rerun.result.status == "done" else {}),
+            }
+            for rerun in reruns
+        ],
+    }
+
+
+def _points(bench: Bench, rerun: Rerun, shares: Sequence[float], count: int, threat: ThreatModel) -> dict[str, Any]:
+    given = {index for index in rerun.given if index < count}
+    own = _only(rerun.result, given)
+    so_far: list[AttackResult] = []
+    by_eps, by_budget = [], []
+    for share in shares:
+        if share == 1:
+            so_far.append(own)
+        else:
+            standing = given.difference(*(result.settled for result in so_far))
+            so_far.append(done(run_again(bench, rerun.name, sorted(standing), eps=share, salt=f" at {share} eps")))
+        by_eps.append({"eps": share * threat.eps, **_share(bench, so_far, count)})
+    for share in _BUDGETS:
+        result = own if share == 1 else done(run_again(bench, rerun.name, sorted(given), budget=share))
+        by_budget.append({"share": share, "passes": round(_passes(result), 1), **_share(bench, [result], count)})
+    return {"by_eps": by_eps, "by_budget": by_budget}
+
+
+def _scaled(budget: Budget, share: float) -> Budget:
+    steps = {name: max(1, round(share * getattr(budget, name))) for name in _SCALED}
+    return replace(budget, **steps)
+
+
+def done(rerun: Rerun) -> AttackResult:
+    """Its result; `RuntimeError` if it has none."""
+    if rerun.result.status != "done":
+        raise RuntimeError(f"{rerun.name} failed: {rerun.result.note}")
+    return rerun.result
+
+
+def _only(result: AttackResult, indices: set[int]) -> AttackResult:
+    return replace(
+        result,
+        broken=tuple(index for index in result.broken if index in indices),
+        votes={index: found for index, found in result.votes.items() if index in indices},
+    )
+
+
+def _share(bench: Bench, results: Sequence[AttackResult], count: int) -> dict[str, float]:
+    votes = {index: found for index, found in bench.votes.items() if index < count}
+    share = accuracy(bench.clean[:count], votes, results, _CONFIDENCE)
+    return {"value": share.value, "low": share.low, "high": share.high}
+
+
+def _passes(result: AttackResult) -> float:
+    """Forward and backward passes an image."""
+    return (result.forwards + result.backwards) / max(len(result.attacked), 1)

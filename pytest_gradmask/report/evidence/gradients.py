@@ -1,0 +1,190 @@
+"""What a gradient is worth: its agreement with the loss at several distances, and the loss along it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from pytest_gradmask.attacks.bypass.bpda import bypassed, described
+from pytest_gradmask.attacks.bypass.inner_logits import InnerLogits
+from pytest_gradmask.attacks.evaluate import look_at, mean_margins
+from pytest_gradmask.attacks.losses import margin
+from pytest_gradmask.attacks.oracle import Oracle
+from pytest_gradmask.auditing.bench import Bench
+from pytest_gradmask.auditing.scoring import subseed
+from pytest_gradmask.execution.batching import in_batches
+from pytest_gradmask.probes.noise import smoothed_cosines
+from pytest_gradmask.probes.path import dual_norm
+from pytest_gradmask.threat import ThreatModel
+
+#: Distances at which gradients are compared with the loss, as shares of eps.
+_RADII = (1 / 64, 1 / 16, 1 / 4, 1 / 2, 1.0)
+_PAIRS = 4  # of queries an image and distance
+_IMAGES = 8  # whose gradients are compared
+_LANDSCAPES = 2  # images whose loss is drawn
+_LINE, _GRID = 33, 17  # points along a direction, and along each side of a map; both odd, so that 0 is one
+_CHUNK = 100
+OWN = "the defense's own gradient"
+
+
+@dataclass(frozen=True, slots=True)
+class Views:
+    """A defense and the ways to differentiate it.
+
+    Attributes:
+        bench: with the images.
+        oracle: the defense or, where the members of an ensemble are known, their mixture.
+        ways: to its gradient: its own and, where something can be bypassed, the one around that; by name.
+    """
+
+    bench: Bench
+    oracle: Oracle
+    ways: dict[str, Oracle]
+
+    @classmethod
+    def of(cls, bench: Bench) -> Views:
+        """Of a defense on the bench."""
+        target = bench.target
+        own = target.oracle(target.attacked)
+        ways = {OWN: own}
+        names = [*described(target.substitutes), *([f"all after {target.inner}"] if target.inner else [])]
+        if names:
+            around = target.rewired(bypassed)
+            model = InnerLogits(around, f"model.{target.inner}") if target.inner else around
+            ways[f"the gradient around what BPDA bypasses ({', '.join(names)})"] = (
+                Oracle(model, target.stream) if target.inner else target.oracle(model)
+            )
+        return cls(bench, own, ways)
+
+    @property
+    def threat(self) -> ThreatModel:
+        """Of the audit."""
+        return self.bench.evaluation.threat
+
+    def batch(self, indices: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """The images at these indices, and their labels."""
+        chosen = list(indices)
+        return self.bench.evaluation.images[chosen], self.bench.evaluation.labels[chosen]
+
+    def generator(self, name: str) -> torch.Generator:
+        """Random numbers for one purpose; those of the defense begin anew with them."""
+        seed = self.bench.evaluation.seed
+        self.oracle.reseed(subseed(seed, f"defense under {name}"))
+        return torch.Generator().manual_seed(subseed(seed, name))
+
+    def gradients(self, images: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Of the margin at the images, by each way; N x C x H x W."""
+        eot = self.bench.target.eot
+        return {name: look_at(way, images, labels, margin, eot).gradient for name, way in self.ways.items()}
+
+
+def noise(views: Views, indices: Sequence[int]) -> dict[str, Any]:
+    """For each way to a gradient, the cosines with the gradient of the loss smoothed over several distances.
+
+    Args:
+        views: of the defense.
+        indices: of images that are classified correctly; the first 8 are taken.
+    """
+    if not indices:
+        raise RuntimeError("no image of the sample is classified correctly without an attack")
+    images, labels = views.batch(indices[:_IMAGES])
+    generator = views.generator("gradient noise of evidence")
+    with views.oracle.frozen():  # of a randomized defense one draw, if it can be had
+        with torch.no_grad():
+            largest = views.oracle(images).abs().amax(1)
+        ways = []
+        for name, gradient in views.gradients(images, labels).items():
+            slopes = dual_norm(gradient, views.threat)
+            cosines = [
+                smoothed_cosines(
+                    views.oracle, images, labels, gradient, slopes, largest, radius, views.threat, generator, _PAIRS
+                ).tolist()
+                for radius in _RADII
+            ]
+            ways.append(
+                {
+                    "name": name,
+                    "cosines": [[_plain(value) for value in values] for values in cosines],
+                    "zero": int((slopes == 0).sum()),
+                    "not_finite": int((~slopes.isfinite()).sum()),
+                }
+            )
+    return {"images": len(images), "radii": list(_RADII), "eps": views.threat.eps, "ways": ways}
+
+
+def landscapes(views: Views, indices: Sequence[int], given: Sequence[int]) -> dict[str, Any]:
+    """The margin inside the ball around two images, along gradients and a random direction of signs.
+
+    Args:
+        views: of the defense.
+        indices: of images that are classified correctly, the most telling first.
+        given: for each image of the bench, its number in the report.
+    """
+    few = list(dict.fromkeys(indices))[:_LANDSCAPES]
+    images, labels = views.batch(few)
+    generator = views.generator("landscapes of evidence")
+    signs = (torch.randint(0, 2, images.shape, generator=generator) * 2 - 1).to(images)
+    random = views.threat.step(signs)
+    with views.oracle.frozen():
+        steps = {
+            name: views.threat.step(gradient.nan_to_num(0, 0, 0))
+            for name, gradient in views.gradients(images, labels).items()
+        }
+        drawn = []
+        for place, index in enumerate(few):
+            image, label = images[place : place + 1], labels[place : place + 1]
+            across = random[place]
+            directions = {name: step[place] for name, step in steps.items()}
+            drawn.append(
+                {
+                    "image": given[index],
+                    "label": int(label),
+                    "lines": [
+                        {"along": name, "zero": not bool(along.any()), "margins": _line(views, image, label, along)}
+                        for name, along in {**directions, "a random direction": across}.items()
+                    ],
+                    "maps": [
+                        {"along": name, "margins": _map(views, image, label, along, across)}
+                        for name, along in directions.items()
+                    ],
+                }
+            )
+    return {"eps": views.threat.eps, "norm": views.threat.norm, "images": drawn}
+
+
+def _line(views: Views, image: torch.Tensor, label: torch.Tensor, along: torch.Tensor) -> list[float | None]:
+    sizes = torch.linspace(-1, 1, _LINE).to(image) * views.threat.eps
+    return _margins(views, image, label, sizes.view(-1, 1, 1, 1) * along)
+
+
+def _map(
+    views: Views, image: torch.Tensor, label: torch.Tensor, along: torch.Tensor, across: torch.Tensor
+) -> list[list[float | None]]:
+    """Rows go along the random direction, columns along the other; None outside of the ball."""
+    sizes = (torch.linspace(-1, 1, _GRID).to(image) * views.threat.eps).view(-1, 1, 1, 1)
+    rows = []
+    for size in sizes:
+        offsets = sizes * along + size * across
+        inside = views.threat.distance(image + offsets, image) <= views.threat.eps + views.threat.tolerance
+        found = iter(_margins(views, image, label, offsets[inside]))
+        rows.append([next(found) if kept else None for kept in inside.tolist()])
+    return rows
+
+
+def _margins(views: Views, image: torch.Tensor, label: torch.Tensor, offsets: torch.Tensor) -> list[float | None]:
+    points = (image + offsets).clamp(*views.threat.bounds)
+
+    def part(start: int, end: int) -> torch.Tensor:
+        some = points[start:end]
+        return mean_margins(views.oracle, some, label.expand(len(some)), views.bench.target.eot)
+
+    return [_plain(value) for value in torch.cat(in_batches(part, len(points), _CHUNK)).tolist()]
+
+
+def _plain(value: float) -> float | None:
+    """Five digits, and None for what JSON has no number for."""
+    return float(f"{value:.5g}") if math.isfinite(value) else None

@@ -1,0 +1,332 @@
+"""Finding out what to bypass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from pytest_gradmask.attacks.bypass.approximations import fit_affine, fit_convolution
+from pytest_gradmask.attacks.bypass.bpda import FromImages, bypassed
+from pytest_gradmask.attacks.bypass.search import find_bypass
+from pytest_gradmask.loading.models.backbones import Normalize
+from pytest_gradmask.loading.models.composites import RandomizedEnsemble
+from tests.attacks.bypass.test_bpda import Inline, every_front_end, gradient, quantized
+from tests.toys import (
+    Detach,
+    KillGradient,
+    NearIdentityConv,
+    Quantize,
+    QuantizeInPlace,
+    convolutional,
+    draw,
+    linear,
+    seeded,
+)
+
+
+@every_front_end
+def test_find_bypass_finds_a_front_end_in_a_sequential(make: Callable[[], nn.Module]) -> None:
+    model = nn.Sequential(make(), convolutional()).eval()
+    assert list(find_bypass(model, draw(8, 3, 8, 8))) == ["0"]
+
+
+@every_front_end
+def test_find_bypass_finds_a_front_end_in_a_custom_module(make: Callable[[], nn.Module]) -> None:
+    class Custom(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.classifier = nn.ModuleDict({"net": convolutional()})
+            self.purifier = nn.Sequential(make())
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return self.classifier["net"](self.purifier(images))  # type: ignore[no-any-return]
+
+    assert list(find_bypass(Custom().eval(), draw(8, 3, 8, 8))) == ["purifier"]
+
+
+def test_find_bypass_keeps_the_outermost_of_nested_candidates_only() -> None:
+    chain = nn.Sequential(nn.Sequential(Quantize(), Detach()), Quantize())
+    model = nn.Sequential(chain, convolutional()).eval()
+    assert list(find_bypass(model, draw(8, 3, 8, 8))) == ["0"]
+
+
+def test_find_bypass_finds_front_ends_one_after_the_other() -> None:
+    model = nn.Sequential(Quantize(), NearIdentityConv(), convolutional()).eval()
+    assert list(find_bypass(model, draw(8, 3, 8, 8))) == ["0", "1"]
+
+
+class Chatty(nn.Module):
+    """Returns its image and a word."""
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, str]:
+        return images * 1, "hello"
+
+
+class Sum(nn.Module):
+    """Takes two images."""
+
+    def forward(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+        return (first + second) / 2
+
+
+class Odd(nn.Module):
+    """Has submodules that are no front ends, for reasons other than their distance from the identity."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.chatty, self.sum, self.backbone = Chatty(), Sum(), convolutional()
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.backbone(self.sum(images, self.chatty(images)[0]))  # type: ignore[no-any-return]
+
+
+class Reused(nn.Module):
+    """Uses a submodule twice: near the identity only for the brighter of its two inputs, which comes last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.quantize, self.backbone = Quantize(), convolutional()
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.backbone(self.quantize(images / 100) + self.quantize(images))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        pytest.param(convolutional(), id="classifier"),
+        pytest.param(linear(), id="linear classifier"),
+        pytest.param(nn.Sequential(Normalize((0.5, 0.5, 0.5), (0.25, 0.25, 0.25)), convolutional()), id="normalize"),
+        pytest.param(nn.Sequential(NearIdentityConv(scale=1.0), convolutional()), id="conv far from the identity"),
+        pytest.param(nn.Sequential(nn.Identity(), nn.Dropout(), convolutional()), id="identity and idle dropout"),
+        pytest.param(nn.Sequential(nn.AvgPool2d(2), nn.Upsample(scale_factor=2), convolutional()), id="resized"),
+        pytest.param(Odd(), id="odd signatures"),
+    ],
+)
+def test_find_bypass_finds_nothing_in(model: nn.Module) -> None:
+    assert list(find_bypass(model.eval(), draw(8, 3, 8, 8))) == []
+
+
+def test_a_submodule_must_be_near_the_identity_whenever_it_is_used() -> None:
+    found = find_bypass(Reused().eval(), draw(8, 3, 8, 8))
+    assert list(found) == ["quantize"]  # for it blocks the gradient
+    assert found["quantize"] is not None
+
+
+def test_find_bypass_sees_every_member_of_a_randomized_ensemble() -> None:
+    members = [nn.Sequential(make(), convolutional()) for make in (Quantize, KillGradient, NearIdentityConv)]
+    model = RandomizedEnsemble(members).eval()
+    torch.manual_seed(0)
+    assert list(find_bypass(model, draw(8, 3, 8, 8), forwards=50)) == ["members.0.0", "members.1.0", "members.2.0"]
+    assert len(find_bypass(model, draw(8, 3, 8, 8), forwards=1)) == 1
+
+
+def test_find_bypass_gives_a_half_precision_model_half_precision_images() -> None:
+    model = nn.Sequential(NearIdentityConv(), linear()).eval().half()
+    assert list(find_bypass(model, draw(8, 3, 8, 8))) == ["0"]
+
+
+@pytest.mark.parametrize("raises", [False, True])
+def test_find_bypass_leaves_no_trace(raises: bool) -> None:
+    def interrupt(_: nn.Module, inputs: Any, output: Any) -> None:
+        if raises:
+            raise RuntimeError(f"no {type(inputs)} {type(output)}")
+
+    model, images = nn.Sequential(QuantizeInPlace(), convolutional()), torch.rand(4, 3, 8, 8, generator=seeded())
+    model[1].register_forward_hook(interrupt)
+    before = images.clone()
+    if raises:
+        with pytest.raises(RuntimeError, match="no "):
+            find_bypass(model, images)
+    else:
+        find_bypass(model, images)
+    assert torch.equal(images, before)
+    hooks = [hook for module in model.modules() for hook in (*module._forward_hooks, *module._forward_pre_hooks)]
+    assert len(hooks) == 1
+
+
+# code before a submodule
+
+
+def scaled(images: torch.Tensor) -> torch.Tensor:
+    return (images - 0.5) / 0.25
+
+
+@pytest.mark.parametrize(
+    ("change", "slope"),
+    [
+        (quantized, 1),
+        (torch.detach, 1),
+        (lambda images: scaled(quantized(images)), 4),
+        (lambda images: 1 - quantized(images), -1),
+        (lambda images: images + 0.02 * torch.sin(500 * images), 1),
+    ],
+    ids=["quantized", "detached", "quantized and scaled", "inverted", "ripple"],
+)
+def test_code_before_a_submodule_is_found_if_its_gradient_misleads(
+    change: Callable[[torch.Tensor], torch.Tensor], slope: float
+) -> None:
+    model, images = Inline(change, convolutional()).eval(), draw(8, 3, 8, 8)
+    found = find_bypass(model, images)
+    assert list(found) == ["net"]
+    assert isinstance(found["net"], FromImages)
+    substitute = found["net"].function
+    assert substitute is not None
+    point = images.clone().requires_grad_(True)
+    (slopes,) = torch.autograd.grad(substitute(point).sum(), point)
+    torch.testing.assert_close(slopes, torch.full_like(images, slope), rtol=0.05, atol=0)
+    assert torch.equal(bypassed(model, found)(images), model(images))
+
+
+@pytest.mark.parametrize("change", [scaled, lambda images: images.clamp(0, 1), lambda images: images * 1])
+def test_honest_code_before_a_submodule_is_left_alone(change: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    assert find_bypass(Inline(change, convolutional()).eval(), draw(8, 3, 8, 8)) == {}
+
+
+def test_code_after_a_front_end_is_found_as_well() -> None:
+    model = nn.Sequential(NearIdentityConv(), Inline(quantized, convolutional())).eval()
+    found = find_bypass(model, draw(8, 3, 8, 8))
+    assert list(found) == ["0", "1.net"]
+    assert found["0"] is None
+    assert (gradient(model, draw(8, 3, 8, 8)) == 0).all()
+    assert not (gradient(bypassed(model, found), draw(8, 3, 8, 8)) == 0).all()
+
+
+# what blocks the gradient
+
+
+class Thermometer(nn.Module):
+    """Nine thresholds a channel (Buckman et al. 2018)."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return torch.cat([(images > level / 10).float() for level in range(1, 10)], 1)
+
+
+class Reading(nn.Module):
+    """Reads a thermometer."""
+
+    def forward(self, codes: torch.Tensor) -> torch.Tensor:
+        return codes.view(len(codes), 9, 3, *codes.shape[2:]).mean(1)
+
+
+@pytest.mark.parametrize("inline", [False, True])
+def test_a_network_is_fitted_to_what_blocks_the_gradient(inline: bool) -> None:
+    net, images = nn.Sequential(Reading(), convolutional()), draw(8, 3, 8, 8)
+    model = (Inline(Thermometer(), net) if inline else nn.Sequential(Thermometer(), net)).eval()
+    found = find_bypass(model, images)
+    assert len(found) == 1
+    rewired = bypassed(model, found)
+    assert torch.equal(rewired(images), model(images))
+    true, ours = gradient(net[1], images).flatten(1), gradient(rewired, images).flatten(1)
+    assert bool((torch.nn.functional.cosine_similarity(true, ours) > 0.5).all())
+
+
+def test_the_identity_stands_in_for_a_blocking_activation() -> None:
+    class Step(nn.Module):
+        def forward(self, values: torch.Tensor) -> torch.Tensor:
+            return (values > 0).float()
+
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 16), Step(), nn.Linear(16, 4)).eval()
+    assert find_bypass(model, draw(8, 3, 8, 8)) == {"2": None}
+
+
+class _Broken(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, images: torch.Tensor) -> torch.Tensor:
+        return images * 0.5
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError(f"no backward pass for {len(gradients)} gradients")
+
+
+class Broken(nn.Module):
+    """Has a backward pass that raises."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return _Broken.apply(images)  # type: ignore[no-any-return]
+
+
+def test_a_backward_pass_that_raises_blocks_the_gradient() -> None:
+    model, images = nn.Sequential(Broken(), convolutional()).eval(), draw(8, 3, 8, 8)
+    found = find_bypass(model, images)
+    assert list(found) == ["0"]
+    assert bool(gradient(bypassed(model, found), images).any())
+
+
+def test_front_ends_are_found_although_the_model_refuses_gradients() -> None:
+    def refuse(images: torch.Tensor) -> torch.Tensor:
+        if images.requires_grad:
+            raise RuntimeError("no way back")
+        return images
+
+    model = nn.Sequential(Inline(refuse, Quantize()), convolutional()).eval()
+    assert find_bypass(model, draw(8, 3, 8, 8)) == {"0": None}
+
+
+def test_the_innermost_of_nested_modules_that_block_is_taken() -> None:
+    inner = nn.Sequential(nn.Conv2d(3, 5, 3, padding=1), Quantize(), nn.Conv2d(5, 5, 3, padding=1))
+    model = nn.Sequential(inner, nn.Flatten(), nn.Linear(320, 4)).eval()
+    assert list(find_bypass(model, draw(8, 3, 8, 8))) == ["0.1"]
+
+
+class Winners(nn.Module):
+    """The largest fifth of all values goes on (k-WTA; Xiao et al. 2020)."""
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        flat = values.flatten(1)
+        least = flat.topk(flat.shape[1] // 5, dim=1).values[:, -1:]
+        return (flat * (flat >= least)).view_as(values)
+
+
+@pytest.mark.parametrize(("activation", "found"), [(Winners(), {"1": torch.relu}), (nn.ReLU(), {}), (nn.GELU(), {})])
+def test_a_relu_stands_in_for_an_activation_that_picks(activation: nn.Module, found: dict[str, Any]) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), activation, nn.Flatten(), nn.Linear(288, 4)).eval()
+    assert find_bypass(model, draw(8, 3, 8, 8)) == found
+
+
+def test_what_keeps_no_shape_and_blocks_is_left_alone() -> None:
+    model = nn.Sequential(convolutional(), nn.Softmax(1), Detach(), nn.Linear(4, 3)).eval()
+    assert find_bypass(model, draw(8, 3, 8, 8)) == {"2": None}
+    model = nn.Sequential(nn.Sequential(nn.Flatten(), nn.Linear(192, 9)), Inline(torch.detach, nn.Linear(9, 4))).eval()
+    assert find_bypass(model, draw(8, 3, 8, 8)) == {}
+
+
+def test_the_global_random_state_is_left_alone() -> None:
+    model = nn.Sequential(Thermometer(), Reading(), convolutional()).eval()
+    before = torch.get_rng_state()
+    find_bypass(model, draw(8, 3, 8, 8))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+# fits
+
+
+def test_an_affine_map_is_found_exactly() -> None:
+    images = draw(4, 3, 8, 8)
+    slope, offset = torch.tensor([2.0, -1.0, 0.5]).view(1, 3, 1, 1), torch.tensor([0.1, 1.0, 0.0]).view(1, 3, 1, 1)
+    substitute, error = fit_affine(images, images * slope + offset)
+    assert error < 1e-5
+    torch.testing.assert_close(substitute(images), images * slope + offset)
+    assert fit_affine(images, draw(4, 3, 8, 8, seed=1))[1] > 0.9
+
+
+def test_nothing_is_fitted_to_noise_or_to_another_size() -> None:
+    images = draw(8, 3, 16, 16)
+    assert fit_convolution(images, draw(8, 3, 16, 16, seed=1), seed=0) is None
+    assert fit_convolution(images, images[:, :, ::2], seed=0) is None
+    assert fit_convolution(images, torch.ones(8, 3, 16, 16), seed=0) is None
+
+
+def test_fits_repeat_with_their_seed() -> None:
+    images = draw(8, 3, 8, 8)
+    first, again, other = (fit_convolution(images, 1 - images, seed=seed) for seed in (0, 0, 1))
+    assert first is not None
+    assert again is not None
+    assert other is not None
+    assert torch.equal(first(images), again(images))
+    assert not torch.equal(first(images), other(images))

@@ -1,0 +1,126 @@
+"""EOT: attacks on randomized models judge by means, never by one lucky forward."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+from pytest_gradmask.attacks import autoattack
+from pytest_gradmask.attacks.eot import averaged, on_average
+from pytest_gradmask.attacks.evaluate import look_at, mean_margins
+from pytest_gradmask.attacks.losses import cross_entropy, margin
+from pytest_gradmask.attacks.pgd import apgd, pgd
+from pytest_gradmask.attacks.zero_order import zero_order
+from pytest_gradmask.errors import InputError
+from pytest_gradmask.loading.models.composites import Mixture, RandomizedEnsemble
+from pytest_gradmask.threat import ThreatModel
+from tests.toys import Half, draw, linear, oracle, predictions, seeded
+
+
+class Noisy(nn.Module):
+    """A binary linear classifier on the image and noise of its own."""
+
+    def __init__(self, model: nn.Module, std: float) -> None:
+        super().__init__()
+        self.model, self.std = model, std
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.model(images + self.std * torch.randn_like(images))
+        return logits
+
+
+class Lottery(nn.Module):
+    """Wrong with a chance that does not depend on the image."""
+
+    def __init__(self, wrong_chance: float) -> None:
+        super().__init__()
+        self.chance = wrong_chance
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        lucky = (torch.rand(len(images)) < self.chance).float()
+        score = -1 + 3 * lucky
+        return torch.stack([-score, score], 1) / 2
+
+
+def test_a_look_averages_losses_margins_and_gradients() -> None:
+    members = [linear(seed=seed) for seed in range(2)]
+    images, labels = draw(6, 3, 8, 8), torch.tensor([0, 1, 2, 3, 0, 1])
+    torch.manual_seed(0)
+    seen = look_at(oracle(RandomizedEnsemble(members)), images, labels, cross_entropy, eot=400)
+    exact = look_at(oracle(Mixture(members), members=members, weights=(0.5, 0.5)), images, labels, cross_entropy, eot=1)
+    torch.testing.assert_close(seen.losses, exact.losses, rtol=0.2, atol=0.3)
+    torch.testing.assert_close(seen.gradient, exact.gradient, rtol=0.2, atol=0.1)
+    for number, field in enumerate((exact.losses, exact.margins)):
+        each = torch.stack([(cross_entropy, margin)[number](member(images), labels) for member in members])
+        torch.testing.assert_close(field, each.mean(0))
+    assert seen.fooled is None
+    share = torch.stack([margin(member(images), labels) > 0 for member in members]).float().mean(0)
+    torch.testing.assert_close(exact.fooled, share)
+
+
+@pytest.mark.parametrize("attack", [pgd, apgd], ids=["pgd", "apgd"])
+def test_the_mean_decides_which_iterate_is_best(attack: Callable[..., torch.Tensor]) -> None:
+    """By single forwards, some iterate of a model that is nearly always right looks like a success."""
+    images, labels = draw(40, 1, 2, 2), torch.zeros(40, dtype=torch.int64)
+    model = oracle(Lottery(wrong_chance=0.2))
+    found = attack(model, images, labels, threat=ThreatModel(0.1), steps=4, generator=seeded(), eot=50)
+    assert (mean_margins(model, found, labels, 200) < 0).all()
+
+
+def test_eot_finds_the_way_through_noise() -> None:
+    weight = torch.ones(1, 8, 8)
+    images = torch.full((10, 1, 8, 8), 0.5)
+    half = Half(weight, bias=-0.5 * 64 + 1.0)
+    labels = predictions(half, images)
+    model = oracle(Noisy(half, 0.5))
+    threat = ThreatModel(0.1)
+    found = apgd(model, images, labels, threat=threat, steps=20, generator=seeded(), eot=8, stop_early=False)
+    assert (mean_margins(model, found, labels, 400) > 4).all()  # 5.4 at the optimum
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        pytest.param(partial(autoattack.square, steps=200), id="square"),
+        pytest.param(partial(autoattack.fab_t, steps=10, targets=3), id="fab-t"),
+        pytest.param(partial(autoattack.apgd_ce, steps=10), id="apgd-ce"),
+    ],
+)
+def test_attacks_that_know_nothing_of_it_work_on_average(attack: partial[torch.Tensor]) -> None:
+    members = [linear(seed=0), linear(seed=1)]
+    mixture = Mixture(members)
+    images = draw(256, 3, 8, 8)
+    labels = mixture(images).argmax(1)
+    threat = ThreatModel(0.1)
+    fooled = []
+    for passes in (1, 16):
+        model = oracle(RandomizedEnsemble(members, each_image=True))
+        found = on_average(attack, passes)(model, images, labels, threat=threat, generator=seeded())
+        assert threat.contains(found, images).all()
+        fooled.append(float((mixture(found).argmax(1) != labels).float().mean()))
+    assert fooled[1] > fooled[0] + 0.1
+
+
+def test_averaged_is_the_mean_of_probabilities() -> None:
+    members = [linear(seed=0), linear(seed=1)]
+    images = draw(3, 3, 8, 8)
+    torch.manual_seed(0)
+    many = averaged(RandomizedEnsemble(members), 600)(images)
+    torch.testing.assert_close(many.exp(), Mixture(members)(images).exp(), atol=0.06, rtol=0)
+    assert averaged(members[0], 1) is members[0]
+    assert on_average(pgd, 1) is pgd
+    with pytest.raises(InputError, match="passes=0: must be a whole number of at least 1"):
+        averaged(members[0], 0)
+
+
+def test_zero_order_judges_its_iterates_by_the_mean() -> None:
+    images, labels = draw(40, 1, 2, 2), torch.zeros(40, dtype=torch.int64)
+    model = oracle(Lottery(wrong_chance=0.2))
+    run = partial(zero_order, model, images, labels, threat=ThreatModel(0.1), steps=10, pairs=1)
+    queries = 10 * (2 * 1 + 20) + 20
+    run(generator=seeded(), eot=20)
+    assert model.forwards == queries * 40

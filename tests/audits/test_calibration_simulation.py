@@ -1,0 +1,333 @@
+"""Simulated audits: verdicts are wrong no more often than promised, and a simulation of worse rules would show it."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Collection, Generator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytest
+from scipy.stats import binomtest
+
+from audits.calibration.__main__ import DOCS, FILE, with_a_gap, without_masking
+from audits.calibration.exact import chances, false_alarm_bound, thresholds
+from audits.calibration.populations import FINDERS, Counts, Population, costs, draw, patterns
+from audits.calibration.simulation import (
+    ADAPTIVE,
+    CONFIDENCE,
+    INCONCLUSIVE,
+    MASKED,
+    NOT_MASKED,
+    VERDICTS,
+    Evidence,
+    disagreements,
+    judge,
+    results,
+    simulate,
+)
+from pytest_gradmask.attacks.oracle import RandomStream
+from pytest_gradmask.auditing.budgets import BUDGETS
+from pytest_gradmask.auditing.plan import PlannedAttack, Target
+from pytest_gradmask.auditing.schedule import Course, follow
+from pytest_gradmask.auditing.scoring import Evaluation
+from pytest_gradmask.defense import Defense
+from pytest_gradmask.verdict.interim import Look, plan_looks
+from pytest_gradmask.verdict.results import AttackResult, Verdict, Votes
+from pytest_gradmask.verdict.rule import decide
+from pytest_gradmask.verdict.stats import clopper_pearson, paired_interval
+from tests.toys import CPU, TINY, KillGradient, masked
+
+CI = costs(BUDGETS["ci"])
+#: Costs of which not all are whole restarts of the placebo at the budget `TINY`.
+UNEQUAL: dict[str, Any] = {"costs": (12, 30, 60, 100), "restart": 2 * (TINY.apgd_steps + 1)}
+SURE = 0.999
+
+
+def exceeds(events: int, trials: int, rate: float) -> bool:
+    """Whether so many events are too many for a true rate of ``rate`` or less."""
+    return clopper_pearson(events, trials, SURE)[0] > rate
+
+
+def agrees(events: int, trials: int, rate: float) -> bool:
+    return bool(binomtest(events, trials, rate).pvalue > 1 - SURE)
+
+
+def uncorrected(evidence: Evidence) -> Counts:
+    """Every look at 80 % confidence by itself."""
+    return np.where(evidence.p_values() < 0.2, MASKED, INCONCLUSIVE)
+
+
+def by_estimate(evidence: Evidence) -> Counts:
+    """No gap because the estimate is below the margin of 5 points."""
+    estimate = (evidence.excess - evidence.placebo_only) / evidence.images
+    return np.where(estimate < 0.05, NOT_MASKED, MASKED)
+
+
+# error rates
+
+
+@pytest.mark.parametrize("correlation", [0.0, 0.5])
+@pytest.mark.parametrize("spent", [{}, CI], ids=["equal costs", "ci"])
+def test_without_masking_masked_is_rare(correlation: float, spent: dict[str, Any]) -> None:
+    # At no margin to speak of, so that the tests alone have to prevent false alarms.
+    tally = simulate(Population(0.9, 0.1, correlation, **spent), 100, 800, judge(0.001), margin=0.001)
+    assert not exceeds(tally.exhaustive[MASKED], tally.audits, 0.01)
+    assert not exceeds(tally.in_turn[MASKED], tally.audits, 0.01)
+    assert sum(tally.in_turn) == sum(tally.exhaustive) == sum(tally.looks) == tally.audits
+
+
+def test_tests_without_correction_are_caught() -> None:
+    tally = simulate(Population(0.9, 0.1, **CI), 100, 200, uncorrected, margin=0.001)
+    assert exceeds(tally.exhaustive[MASKED], tally.audits, 0.01)
+    assert exceeds(tally.in_turn[MASKED], tally.audits, 0.01)
+
+
+@pytest.mark.parametrize(("share", "caught"), [(0.8, True), (1.0, False)])
+def test_a_placebo_with_too_small_a_budget_is_caught(share: float, caught: bool) -> None:
+    tally = simulate(Population(0.9, 0.1, placebo_share=share, **CI), 1000, 300, judge(0.001), margin=0.001)
+    assert exceeds(tally.exhaustive[MASKED], tally.audits, 0.01) is caught
+    assert exceeds(tally.in_turn[MASKED], tally.audits, 0.01) is caught
+
+
+@pytest.mark.parametrize("images", [20, 100, 500])
+def test_false_alarms_are_bounded_exactly(images: int) -> None:
+    bounds = [false_alarm_bound(images, [step / 20] * 4) for step in range(21)]
+    assert 0.001 < max(bounds) <= 0.01
+    # Two looks, each counted as the only one, are not bounded so.
+    assert max(false_alarm_bound(images, [step / 20]) for step in range(21)) * 2 > 0.01
+
+
+@pytest.mark.parametrize("finders", FINDERS)
+def test_a_gap_of_20_points_is_found_on_200_images(finders: Any) -> None:
+    tally = simulate(Population(0.6, 0.01, gap=0.2, finders=finders, **CI), 200, 500, judge(0.05))
+    for verdicts in (tally.exhaustive, tally.in_turn):
+        assert clopper_pearson(verdicts[MASKED], tally.audits, SURE)[0] > 0.95
+
+
+@pytest.mark.parametrize("finders", FINDERS)
+@pytest.mark.parametrize(("images", "margin"), [(20, 0.25), (200, 0.05), (1000, 0.02)])
+def test_a_gap_of_the_margin_is_rarely_called_none(images: int, margin: float, finders: Any) -> None:
+    tally = simulate(Population(0.6, 0.0, gap=margin, finders=finders, **CI), images, 500, judge(margin), margin=margin)
+    assert not exceeds(tally.exhaustive[NOT_MASKED], tally.audits, 0.01)
+    assert not exceeds(tally.in_turn[NOT_MASKED], tally.audits, 0.01)
+    assert chances(images, margin, margin)[1] <= 0.01
+
+
+def test_a_rule_that_trusts_the_estimate_is_caught() -> None:
+    tally = simulate(Population(0.6, 0.0, gap=0.05), 200, 300, by_estimate)
+    assert exceeds(tally.exhaustive[NOT_MASKED], tally.audits, 0.01)
+
+
+@pytest.mark.parametrize("gap", [0.02, 0.05, 0.08])
+def test_simulation_agrees_with_the_exact_calculation(gap: float) -> None:
+    tally = simulate(Population(0.6, 0.0, gap=gap, finders="last"), 200, 1500, judge(0.05))
+    for verdict, chance in zip((MASKED, NOT_MASKED), chances(200, 0.05, gap), strict=True):
+        assert agrees(tally.exhaustive[verdict], tally.audits, chance)
+    assert not agrees(tally.exhaustive[MASKED], tally.audits, chances(200, 0.05, gap + 0.02)[0])
+
+
+def test_thresholds_by_hand() -> None:
+    # Of 200 images, 4 allow a gap of 5.7 points at 99 %, 3 one of 4.96; 11 are the first above 5 %.
+    assert thresholds(200, 0.05) == (4, 11)
+
+
+# the populations
+
+
+@pytest.mark.parametrize("correlation", [0.0, 0.3, 1.0])
+def test_tries_have_the_chance_and_the_correlation_they_are_said_to_have(correlation: float) -> None:
+    seen = patterns(Population(0.5, 0.1, correlation))
+    assert seen.chance.sum() == pytest.approx(1)
+    standing = np.where(seen.standing, seen.chance, 0) / 0.5
+    # After one attack the placebo has had the budget of one try.
+    tries = np.column_stack([seen.falls, seen.stage <= 0])
+    assert (standing @ tries).tolist() == pytest.approx([0.1] * 5)
+    both = float(standing @ (tries[:, 0] & tries[:, 4]))
+    assert (both - 0.01) / 0.09 == pytest.approx(correlation)
+
+
+def test_the_placebo_has_the_budget_of_all_attacks_so_far_in_whole_restarts() -> None:
+    population = Population(0.5, 0.1, **UNEQUAL)
+    assert population.placebo_budgets() == pytest.approx([0.12, 0.48, 1.08, 2.04])
+    assert replace(population, placebo_share=0.5).placebo_budgets() == pytest.approx([0.06, 0.24, 0.54, 1.02])
+
+
+@pytest.mark.parametrize("finders", FINDERS)
+def test_the_true_gap_is_what_many_images_show(finders: Any) -> None:
+    population = Population(0.6, 0.05, 0.2, gap=0.1, finders=finders, **CI)
+    seen = patterns(population)
+    clean, attacks = results(seen, draw(population, 100_000, 1, seed=0)[0], 3, 3)
+    decision = decide(clean, attacks, (), margin=0.05, confidence=CONFIDENCE)
+    assert decision.gap is not None
+    assert decision.gap.estimate == pytest.approx(seen.gap(3), abs=0.005)
+    assert seen.gap(3) == pytest.approx(0.1, abs=0.01)
+    assert patterns(Population(0.6, 0.0, gap=0.1, finders=finders)).gap(3) == pytest.approx(0.1)
+
+
+# the procedure
+
+
+class Drawn:
+    """Stands in for an evaluation: attacks break what one drawn audit says, at the costs of its population."""
+
+    def __init__(
+        self, population: Population, clean: Sequence[bool], attacks: Sequence[AttackResult], stages: Sequence[int]
+    ) -> None:
+        self.population, self.right, self.stages = population, clean, stages
+        self.broken = {attack.name: set(attack.broken) for attack in attacks}
+        self.due = [max(population.costs) * budget for budget in population.placebo_budgets()]
+        self.spent: dict[str, int] = defaultdict(int)
+
+    def clean(self, indices: Sequence[int]) -> tuple[list[bool], dict[int, Votes]]:
+        return [self.right[index] for index in indices], {}
+
+    def run_each(
+        self, attacks: Sequence[PlannedAttack], given: Collection[int], salt: str
+    ) -> Generator[AttackResult, None, None]:
+        yield from (self.run(attack, given, salt) for attack in attacks)
+
+    def run(self, attack: PlannedAttack, given: Collection[int], salt: str) -> AttackResult:
+        broken, passes = self.broken.get(attack.name, set()), 1
+        if attack.kind == "adaptive":
+            passes = self.population.costs[ADAPTIVE.index(attack.name)]
+        if attack.kind == "placebo":
+            passes, batch = (
+                cast(Any, attack.run).keywords["restarts"] * self.population.restart,
+                salt.split(" after")[0],
+            )
+            self.spent[batch] += passes
+            reached = sum(due <= self.spent[batch] + 1e-9 for due in self.due)
+            broken = {index for index, stage in enumerate(self.stages) if stage < reached}
+        fallen = tuple(sorted(broken & set(given)))
+        return AttackResult(attack.name, attack.kind, tuple(given), fallen, forwards=passes * len(given))
+
+
+def test_simulated_audits_end_as_real_ones() -> None:
+    population = Population(0.6, 0.04, 0.2, gap=0.15, finders="parts", **UNEQUAL)
+    images, audits, margin = 100, 150, 0.1
+    seen, generator = patterns(population), np.random.default_rng(3)
+    plan = plan_looks(images, margin, CONFIDENCE)
+    sizes = np.diff([0, *(look.images for look in plan)])
+    batches = [draw(population, int(size), audits, generator) for size in sizes]
+    defense = masked(KillGradient)
+    target = Target(Defense(defense), RandomStream(0, CPU), 4, False, defense, substitutes={"0": None})
+    verdicts, looks, ends = [0] * len(VERDICTS), [0] * len(ADAPTIVE), dict.fromkeys((look.images for look in plan), 0)
+    for drawn in zip(*batches, strict=True):
+        clean: list[bool] = []
+        everything: dict[str, set[int]] = defaultdict(set)
+        for batch in drawn:
+            right, attacks = results(seen, batch, 3, 3)
+            for attack in attacks:
+                everything[attack.name] |= {len(clean) + index for index in attack.broken}
+            clean += right
+        whole = [AttackResult(name, "adaptive", broken=tuple(broken)) for name, broken in everything.items()]
+        stages = np.concatenate([np.repeat(seen.stage, batch) for batch in drawn]).tolist()
+        course = Course(
+            cast(Evaluation, Drawn(population, clean, whole, stages)), target, TINY, False, lambda line: None
+        )
+
+        def verdict(look: Look, attacks: Sequence[AttackResult], _: bool, course: Course = course) -> Verdict:
+            return decide(course.clean, attacks, (), margin=margin, confidence=CONFIDENCE, look=look).verdict
+
+        look = follow(course, plan, verdict, False)
+        ends[look.images] += 1
+        verdicts[VERDICTS.index(verdict(look, course.results(), True))] += 1
+        start = len(course.clean) - dict(zip((each.images for each in plan), sizes, strict=True))[look.images]
+        last = [
+            any(index >= start for index in attack.attacked) for attack in course.results() if attack.kind == "adaptive"
+        ]
+        looks[sum(last) - 1] += 1
+    tally = simulate(population, images, audits, judge(margin), seed=3, margin=margin)
+    assert (tally.in_turn, tally.looks, tally.sizes) == (verdicts, looks, ends)
+    assert min(sum(looks[:3]), looks[3]) > 20, "some audits have to stop early, and some not"
+    assert min(ends.values()) > 0
+    assert tally.in_turn != tally.exhaustive
+
+
+@pytest.mark.parametrize("finders", FINDERS)
+@pytest.mark.parametrize(("images", "effect", "gap"), [(20, 0.1, 0.5), (60, 0.02, 0.2), (200, 0.08, 0.1), (500, 0, 0)])
+def test_the_rules_in_bulk_are_those_of_decide(images: int, effect: float, gap: float, finders: Any) -> None:
+    population = Population(0.8, effect, 0.2, gap=gap, finders=finders, **CI)
+    assert disagreements(population, images, 0.05, audits=200, seed=0, each=4) == []
+
+
+def test_a_disagreement_shows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("audits.calibration.simulation.judge", lambda margin: by_estimate)
+    assert "INCONCLUSIVE by decide" in " ".join(disagreements(Population(0.8, 0.1), 100, 0.05, audits=20, seed=0))
+
+
+def test_bounds_in_bulk_are_those_of_the_package() -> None:
+    ours, theirs = (side.reshape(-1) for side in np.mgrid[:16, :16])
+    kept = ours + theirs <= 15
+    ours, theirs = ours[kept], theirs[kept]
+    low, high = Evidence(Look(15), 1, ours, theirs, theirs).bounds()
+    expected = [paired_interval(int(a), int(b), 15, CONFIDENCE) for a, b in zip(ours, theirs, strict=True)]
+    assert list(zip(low.tolist(), high.tolist(), strict=True)) == [pytest.approx(pair) for pair in expected]
+
+
+def test_the_same_seed_gives_the_same_audits() -> None:
+    population = Population(0.5, 0.1, gap=0.2)
+    assert simulate(population, 50, 200, judge(0.1)) == simulate(population, 50, 200, judge(0.1))
+    assert simulate(population, 50, 200, judge(0.1)) != simulate(population, 50, 200, judge(0.1), seed=1)
+
+
+# the page
+
+
+def stored() -> dict[str, Any]:
+    return cast(dict[str, Any], json.loads(FILE.read_text()))
+
+
+def test_stored_rates_are_those_of_the_rules_of_today() -> None:
+    fresh = [*with_a_gap(200, sizes=(20,)), *without_masking(200, sizes=(100,), correlations=(0.0,))]
+    kept = [*stored()["with_a_gap"], *stored()["without_masking"]]
+    keys = ("images", "margin", "standing", "effect", "correlation", "gap", "finders")
+    matched = 0
+    for row in fresh:
+        (same,) = [k for k in kept if all(k[key] == row[key] for key in keys) and k.get("costs") == row.get("costs")]
+        for mode in ("exhaustive", "in_turn"):
+            for ours, theirs in zip(row[mode], same[mode], strict=True):
+                low, high = clopper_pearson(theirs, same["audits"], SURE)
+                assert clopper_pearson(ours, row["audits"], SURE)[0] <= high
+                assert clopper_pearson(ours, row["audits"], SURE)[1] >= low
+        matched += 1
+    assert matched == len(fresh) > 50
+
+
+def test_stored_rates_are_as_promised() -> None:
+    pytest.importorskip("matplotlib")
+    from audits.calibration.page import missed, worst
+
+    null, gaps = stored()["without_masking"], stored()["with_a_gap"]
+    assert all(row["audits"] >= 10_000 for row in null)
+    sizes, effects = ({row[key] for row in null} for key in ("images", "effect"))
+    assert (sizes, effects) == ({20, 100, 500}, {0.0, 0.01, 0.02, 0.05, 0.1})
+    for mode in ("exhaustive", "in_turn"):
+        assert worst(null, mode, MASKED)[1] <= 0.01
+        # The largest of many rates is above its true value by chance alone.
+        assert not any(exceeds(row[mode][NOT_MASKED], row["audits"], 0.01) for row in missed(gaps))
+
+
+def test_page_in_docs_tells_the_stored_result() -> None:
+    pytest.importorskip("matplotlib")
+    from audits.calibration.page import markdown
+
+    page = (DOCS / "calibration.md").read_text()
+    assert page == markdown(stored())
+    assert (DOCS / "figures" / "power.svg").exists()
+    changed = stored()
+    changed["with_a_gap"][-1]["exhaustive"] = [0, 0, changed["with_a_gap"][-1]["audits"]]
+    assert markdown(changed) != page
+
+
+def test_the_picture_is_drawn_alike_each_time(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    from audits.calibration.page import draw
+
+    for folder in ("first", "second"):
+        draw(stored()["power"], tmp_path / folder)
+    assert (tmp_path / "first" / "power.svg").read_bytes() == (tmp_path / "second" / "power.svg").read_bytes()

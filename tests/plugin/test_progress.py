@@ -1,0 +1,132 @@
+"""The line that says what an audit is doing, and how long it goes on."""
+
+from __future__ import annotations
+
+import pytest
+
+from pytest_gradmask.auditing.events import Step
+from pytest_gradmask.plugin.progress import Clock, describe, in_words
+
+RUN = ("--gradmask", "--gradmask-device=cpu")
+
+#: A terminal that someone watches, and an audit that only says what it would do.
+WATCHED = """
+import pytest
+from pytest_gradmask.auditing.events import Step
+
+@pytest.hookimpl(trylast=True)
+def pytest_configure(config):
+    reporter = config.pluginmanager.getplugin("terminalreporter")
+    if reporter is not None:
+        reporter.isatty = type(reporter.isatty)({watched})
+
+def audit(defense, images, labels, *, progress, **_):
+    progress("preflight")
+    progress(Step("pgd", 3, 4, ["bpda"]))
+    progress(Step("bpda", 2, 4, []))
+    raise RuntimeError("that is all")
+
+@pytest.fixture(autouse=True)
+def no_attacks(monkeypatch):
+    monkeypatch.setattr("pytest_gradmask.auditing.run.audit", audit)
+"""
+
+TEST = """
+import torch
+
+def test_it(gradmask):
+    gradmask.audit(torch.nn.Identity(), [0] * 4, None)
+"""
+
+
+def shown(pytester: pytest.Pytester, *options: str, watched: bool = True) -> str:
+    pytester.makeconftest(WATCHED.replace("{watched}", str(watched)))
+    pytester.makepyfile(test_it=TEST)
+    result = pytester.runpytest(*RUN, *options)
+    result.stdout.fnmatch_lines(["*RuntimeError: that is all*"])
+    return result.stdout.str().replace("\r", "\n")
+
+
+def test_each_step_takes_the_place_of_the_one_before(pytester: pytest.Pytester) -> None:
+    lines = [line.strip() for line in shown(pytester).splitlines()]
+    start = lines.index("test_it.py::test_it: preflight")
+    assert lines[start + 1 : start + 4] == [
+        "test_it.py::test_it: pgd on 3 of 4 images, then 1 more",
+        "test_it.py::test_it: bpda on 2 of 4 images",
+        "",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "watched", "ci"),
+    [
+        pytest.param((), False, "", id="no terminal"),
+        pytest.param((), True, "true", id="CI"),
+        pytest.param(("-q",), True, "", id="quiet"),
+        pytest.param(("-n1",), True, "", id="xdist"),
+    ],
+)
+def test_where_nobody_watches_it_says_nothing(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], watched: bool, ci: str
+) -> None:
+    if "-n1" in options:
+        pytest.importorskip("xdist")
+    monkeypatch.setenv("CI", ci)
+    assert "images" not in shown(pytester, "--tb=line", *options, watched=watched)
+
+
+def test_a_step_is_text_with_numbers() -> None:
+    step = Step("bpda", 14, 40, ["square", "placebo"])
+    assert step == "bpda on 14 of 40 images"
+    assert (step.attack, step.images, step.seen, step.later) == ("bpda", 14, 40, ("square", "placebo"))
+
+
+def test_without_experience_there_is_no_guess() -> None:
+    clock = Clock({})
+    assert clock.begin(Step("pgd", 10, 10, ["bpda"]), 0.0) is None
+    assert clock.begin(Step("bpda", 10, 10, []), 1.0) is None
+
+
+def test_the_next_batch_is_expected_to_be_as_fast_as_the_one_before() -> None:
+    clock = Clock({})
+    clock.begin(Step("pgd", 10, 10, ["bpda"]), 0.0)
+    clock.begin(Step("bpda", 5, 10, []), 1.0)  # pgd took 0.1 s an image
+    assert clock.begin(Step("pgd", 20, 30, ["bpda"]), 3.0) == pytest.approx(20 * (0.1 + 0.4))
+    assert clock.begin(Step("bpda", 10, 30, []), 5.0) == pytest.approx(10 * 0.4)
+
+
+def test_what_other_audits_took_is_scaled_to_this_one() -> None:
+    clock = Clock({"pgd": 1.0, "bpda": 4.0})
+    assert clock.begin(Step("pgd", 10, 10, ["bpda"]), 0.0) == pytest.approx(50)
+    assert clock.begin(Step("bpda", 10, 10, []), 1.0) == pytest.approx(10 * 4.0 * 0.1)  # ten times as fast
+
+
+def test_an_attack_that_got_no_images_forgets_nothing() -> None:
+    clock = Clock({})
+    clock.begin(Step("pgd", 10, 10, []), 0.0)
+    clock.end(5.0)
+    clock.begin(Step("pgd", 0, 10, []), 6.0)
+    clock.end(7.0)
+    clock.end(90.0)
+    assert clock.own == {"pgd": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("step", "seconds", "expected"),
+    [
+        (Step("bpda", 14, 40, ["square", "placebo"]), 125.0,
+         "bpda on 14 of 40 images, then 2 more, about 2 min to the next look at the verdict"),
+        (Step("placebo", 3, 200, []), 4.0, "placebo on 3 of 200 images, a few seconds left"),
+        (Step("placebo", 3, 200, []), None, "placebo on 3 of 200 images"),
+    ],
+)  # fmt: skip
+def test_a_step_in_words(step: Step, seconds: float | None, expected: str) -> None:
+    assert describe(step, seconds, 200) == expected
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [(0, "a few seconds"), (44, "about 40 s"), (100, "about 2 min"), (3600, "about 60 min"), (9000, "about 2.5 h")],
+)
+def test_times_are_no_more_exact_than_estimates(seconds: float, expected: str) -> None:
+    assert in_words(seconds) == expected

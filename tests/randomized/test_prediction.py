@@ -1,0 +1,236 @@
+"""How randomized defenses are judged: votes, how many, when one image at a time, and when not at all."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from pytest_gradmask.attacks.oracle import Oracle, RandomStream
+from pytest_gradmask.errors import DefenseError
+from pytest_gradmask.loading.models.composites import Mixture, RandomizedEnsemble
+from pytest_gradmask.randomized.prediction import Ballot, call_ballot, draws_shared, members_answer, right, votes_needed
+from pytest_gradmask.verdict.results import Votes
+from pytest_gradmask.verdict.stats import accuracy_bounds
+from tests.toys import CPU, draw, linear, oracle
+
+IMAGES, LABELS = draw(30, 1, 2, 2), torch.zeros(30, dtype=torch.int64)
+
+
+class Chance(nn.Module):
+    """Class 0 with the chance that an image's first pixel says: for each image, or for the whole batch at once."""
+
+    def __init__(self, shared: bool = False) -> None:
+        super().__init__()
+        self.shared = shared
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        drawn = torch.rand(1 if self.shared else len(images))
+        score = (images[:, 0, 0, 0] - drawn).sign()
+        return torch.stack([score, -score], 1)
+
+
+class Constant(nn.Module):
+    """The same logits for every image."""
+
+    def __init__(self, *logits: float) -> None:
+        super().__init__()
+        self.logits = torch.tensor(logits)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.logits.repeat(len(images), 1)
+
+
+RIGHT, WRONG = Constant(1.0, 0.0), Constant(0.0, 1.0)
+
+
+def known(members: list[nn.Module], weights: tuple[float, ...] | None = None, seed: int = 0) -> Oracle:
+    mixture = Mixture(members, weights)
+    return Oracle(mixture, RandomStream(seed, CPU), members=members, weights=mixture.weights)
+
+
+def test_votes_estimate_each_images_chance() -> None:
+    votes = Ballot(pilot=10, variance=1e-3).count(oracle(Chance()), IMAGES, LABELS)
+    truth = IMAGES[:, 0, 0, 0].tolist()
+    # The standard deviation of each is at most 3.2 %, if its pilot did not mislead.
+    assert np.abs(np.subtract([found.correct for found in votes], truth)).max() < 0.15
+    assert np.mean(np.subtract([found.correct for found in votes], truth)) == pytest.approx(0, abs=0.03)
+
+
+def test_doubtful_images_get_more_votes_than_settled_ones() -> None:
+    images = torch.tensor([0.0, 0.5, 1.0]).view(3, 1, 1, 1)
+    none, half, all_ = Ballot(pilot=20, variance=1e-3).count(oracle(Chance()), images, LABELS[:3])
+    assert (none.correct, all_.correct) == (0, 1)
+    assert none.number == all_.number < half.number / 3
+
+
+@pytest.mark.parametrize("pilot", [1, 5, 50])
+@pytest.mark.parametrize("share", [0, 0.3, 0.5, 1])
+def test_number_of_votes(share: float, pilot: int) -> None:
+    guess = (share * pilot + 1) / (pilot + 2)
+    for variance in (1.0, 0.01, 0.004):
+        number = votes_needed(share, pilot, variance)
+        assert guess * (1 - guess) / number <= variance
+        assert number == 1 or guess * (1 - guess) / (number - 1) > variance
+    assert votes_needed(share, pilot, 1e-12) == 1000
+
+
+def test_the_pilot_does_not_count() -> None:
+    """A point chosen by its pilot looks worse there than it is, and not by the votes that count."""
+    images = torch.full((400, 1, 1, 1), 0.5)
+    labels = torch.zeros(400, dtype=torch.int64)
+    look, ballot = oracle(Chance()), Ballot(pilot=5, variance=0.01)
+    tries = [ballot.count(look, images, labels) for _ in range(4)]
+    worst = [min(points, key=lambda found: found.pilot) for points in zip(*tries, strict=True)]
+    assert np.mean([found.pilot for found in worst]) < 0.35
+    assert np.mean([found.correct for found in worst]) == pytest.approx(0.5, abs=0.02)
+
+
+def test_randomness_of_a_batch_is_told_from_that_of_each_image() -> None:
+    image = torch.full((1, 1, 1, 1), 0.5)
+    assert draws_shared(oracle(Chance(shared=True)), image)
+    assert not draws_shared(oracle(Chance()), image)
+    assert draws_shared(oracle(RandomizedEnsemble([RIGHT, WRONG])), image)
+    assert not draws_shared(oracle(RandomizedEnsemble([RIGHT, WRONG], each_image=True)), image)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_what_all_answers_have_in_common_is_no_shared_randomness(seed: int) -> None:
+    class Biased(nn.Module):
+        def __init__(self, shared: bool) -> None:
+            super().__init__()
+            self.shared = shared
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            noise = torch.randn(1 if self.shared else len(images), 3)
+            return (torch.tensor([0.0, 10.0, 30.0]) + noise).expand(len(images), 3)
+
+    image = torch.full((1, 1, 1, 1), 0.5)
+    for shared in (True, False):
+        assert draws_shared(Oracle(Biased(shared), RandomStream(seed, CPU)), image) is shared
+
+
+def test_where_a_batch_shares_its_randomness_each_image_votes_alone() -> None:
+    images, labels = torch.full((400, 1, 1, 1), 0.5), torch.zeros(400, dtype=torch.int64)
+    together, alone = (
+        np.mean([found.correct for found in Ballot(1, 0.25, one_by_one).count(model, images, labels)])
+        for one_by_one, model in ((False, oracle(Chance(shared=True))), (True, oracle(Chance(shared=True))))
+    )
+    assert together in (0, 1)  # one vote, all images alike
+    assert alone == pytest.approx(0.5, abs=0.1)
+
+
+def test_the_ballot_suits_the_defense() -> None:
+    shared, findings = call_ballot(oracle(Chance(shared=True)), None, IMAGES, pilot=7, margin=0.1)
+    assert (shared, findings) == (Ballot(7, 30 * 0.01**2, one_by_one=True), [])
+    own, _ = call_ballot(oracle(Chance()), None, IMAGES, pilot=7, margin=0.1)
+    assert not own.one_by_one
+
+
+# members
+
+
+@pytest.mark.parametrize("each_image", [False, True])
+def test_known_members_make_the_chance_exact(each_image: bool) -> None:
+    weights = (0.5, 0.3, 0.2)
+    ensemble = RandomizedEnsemble([RIGHT, WRONG, WRONG], weights, each_image=each_image)
+    mixture = known([RIGHT, WRONG, WRONG], weights)
+    votes = Ballot(5, 0.01, members=mixture).count(oracle(ensemble), IMAGES, LABELS)
+    assert {(found.pilot, found.correct, found.number) for found in votes} == {(0.5, 0.5, 0)}
+    assert votes[0].interval(0.99) == (0.5, 0.5)
+
+
+def test_exact_chances_are_what_votes_converge_to() -> None:
+    members: list[nn.Module] = [linear(seed=seed) for seed in range(3)]
+    images = draw(20, 3, 8, 8)
+    labels = members[0](images).argmax(1)
+    look = oracle(RandomizedEnsemble(members, (0.6, 0.3, 0.1)))
+    exact = Ballot(5, 0.01, members=known(members, (0.6, 0.3, 0.1))).count(look, images, labels)
+    voted = Ballot(20, 1e-4, one_by_one=True).count(look, images, labels)
+    assert [found.correct for found in voted] == pytest.approx([found.correct for found in exact], abs=0.06)
+
+
+def test_members_that_answer_are_believed() -> None:
+    members: list[nn.Module] = [linear(seed=seed) for seed in range(2)]
+    image = draw(1, 3, 8, 8)
+    for each_image in (False, True):
+        assert members_answer(oracle(RandomizedEnsemble(members, each_image=each_image)), known(members), image)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        pytest.param(RandomizedEnsemble([linear(seed=0), linear(seed=5)]), id="another member"),
+        pytest.param(Mixture([linear(seed=0), linear(seed=1)]), id="their mean"),
+    ],
+)
+def test_members_that_do_not_answer_are_found_out(model: nn.Module) -> None:
+    members: list[nn.Module] = [linear(seed=seed) for seed in range(2)]
+    image = draw(1, 3, 8, 8)
+    assert not members_answer(oracle(model), known(members), image)
+    ballot, findings = call_ballot(oracle(model), known(members), image, pilot=5, margin=0.1)
+    assert [finding.id for finding in findings] == ["members-do-not-answer"]
+    assert ballot.members is None
+
+
+@pytest.mark.parametrize("scale", [1e-4, 1.0, 1e4])
+@pytest.mark.parametrize(("off", "answers"), [(0.015, True), (0.025, False)])
+def test_answers_are_compared_relative_to_the_largest_logit(scale: float, off: float, answers: bool) -> None:
+    members: list[nn.Module] = [Constant(scale, 0.0), Constant(0.0, scale)]
+    # Each logit is off by less than is allowed; together, as the corner of a square, they would be by more.
+    near = oracle(Constant(scale * (1 + off), scale * off))
+    assert members_answer(near, known(members, (0.999, 0.001)), IMAGES[:1]) is answers
+
+
+def test_what_is_said_where_members_do_not_answer() -> None:
+    _, [finding] = call_ballot(oracle(Constant(1.0, 1.0)), known([RIGHT, WRONG]), IMAGES, pilot=5, margin=0.1)
+    assert finding.message == (
+        "what the defense returns is not what one of the given members returns, each time: chances are estimated from "
+        "repeated forwards of the defense itself"
+    )
+
+
+def test_random_members_have_no_exact_chance() -> None:
+    members = [Chance(), Chance()]
+    image = torch.full((1, 1, 1, 1), 0.5)
+    assert not members_answer(oracle(RandomizedEnsemble(members)), known(list(members)), image)
+
+
+def test_weights_that_the_model_does_not_follow_are_an_error() -> None:
+    look, image = oracle(RandomizedEnsemble([RIGHT, WRONG], (0.95, 0.05))), IMAGES[:1]
+    with pytest.raises(DefenseError, match=r"weights: member 0 answers \d\d of 64 forwards, which a weight of 0.5"):
+        members_answer(look, known([RIGHT, WRONG]), image)
+    assert members_answer(look, known([RIGHT, WRONG], (0.95, 0.05)), image)
+
+
+def test_members_that_agree_cannot_be_counted() -> None:
+    look = oracle(RandomizedEnsemble([RIGHT, RIGHT], (0.95, 0.05)))
+    assert members_answer(look, known([RIGHT, RIGHT]), IMAGES[:1])
+
+
+# figures
+
+
+def test_nan_is_no_right_answer() -> None:
+    assert not right(Constant(float("nan"), 0.0), IMAGES, LABELS).any()
+    assert right(RIGHT, IMAGES[:0], LABELS[:0]).tolist() == []
+
+
+def test_the_interval_of_an_image_is_that_of_its_votes() -> None:
+    low, high = Votes(1.0, 0.75, 40, True).interval(0.99)
+    assert 0.5 < low < 0.75 < high < 0.9
+
+
+def test_the_interval_of_an_accuracy_covers_what_a_thousand_votes_say() -> None:
+    """Images drawn anew each time, few votes: the bounds hold the mean chance of all images."""
+    generator = np.random.default_rng(0)
+    look, ballot = oracle(Chance()), Ballot(pilot=3, variance=0.02)
+    covered = 0
+    for _ in range(200):
+        images = torch.as_tensor(generator.beta(0.5, 0.5, 40), dtype=torch.float32).view(-1, 1, 1, 1)
+        votes = ballot.count(look, images, torch.zeros(40, dtype=torch.int64))
+        low, high = accuracy_bounds([found.correct for found in votes], 0.95)
+        covered += low <= 0.5 <= high
+    # At 90 %, 200 tries cover fewer than 166 times once in a thousand.
+    assert covered >= 166
