@@ -33,7 +33,7 @@ def adversarial(source: nn.Module, batch: EvalBatch, threat: ThreatModel | None 
     return found
 
 
-def right(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def is_correct(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """For each image, whether the model classifies it correctly."""
     with torch.no_grad():
         return torch.as_tensor(model(images)).argmax(1) == labels
@@ -50,9 +50,9 @@ def standing(
         batch: images and labels.
         threat: where to search.
     """
-    clean = right(model, *batch)
+    clean = is_correct(model, *batch)
     attacked = {name: adversarial(source, batch, threat) for name, source in sources.items()}
-    return {"clean": clean} | {name: right(model, found, batch.labels) & clean for name, found in attacked.items()}
+    return {"clean": clean} | {name: is_correct(model, found, batch.labels) & clean for name, found in attacked.items()}
 
 
 def shares(outcomes: Mapping[str, torch.Tensor]) -> dict[str, Proportion]:

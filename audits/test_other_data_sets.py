@@ -10,7 +10,7 @@ from __future__ import annotations
 import pytest
 
 from audits.conftest import Reproduction
-from audits.measures import figures, listed, plain, right, share, shares, standing, told
+from audits.measures import figures, is_correct, listed, plain, share, shares, standing, told
 from pytest_gradmask import Defense, ThreatModel, Verdict, load_model
 from pytest_gradmask.attacks.bypass.bpda import bypassed
 from pytest_gradmask.loading.checkpoints import available
@@ -50,7 +50,7 @@ def test_a_composite_masks_on_imagenet(
     front_end = calibrated_front_end(eval_batch.images, residual_std=0.02, seed=0, depth=49, width=12)
     composite = Composite(front_end, backbone).eval().requires_grad_(False)
     sources = {"PGD": composite, "BPDA": bypassed(composite, {"front_end": None})}
-    found = {"backbone alone, clean": share(right(backbone, *eval_batch))}
+    found = {"backbone alone, clean": share(is_correct(backbone, *eval_batch))}
     found |= shares(standing(composite, sources, eval_batch, ThreatModel(eps=4 / 255)))
     reproduction.check(
         "1",

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from audits.conftest import Reproduction, images_for
-from audits.measures import figures, listed, plain, right, share, shares, standing, told
+from audits.measures import figures, is_correct, listed, plain, share, shares, standing, told
 from pytest_gradmask import Verdict, assert_near_identity
 from pytest_gradmask.attacks.bypass.bpda import bypassed
 from pytest_gradmask.defense import Defense
@@ -33,7 +33,7 @@ def test_a_composite_masks(
     batch = images_for(request)
     assert_near_identity(composite.front_end, batch.images, atol=0.1)
     audit = gradmask.audit(Defense(composite, name=request.node.callspec.id), *batch)
-    bare = share(right(composite.backbone, *batch))
+    bare = share(is_correct(composite.backbone, *batch))
     reproduction.check(
         "1",
         holds=audit.verdict is Verdict.MASKED
@@ -56,7 +56,7 @@ def test_black_box_attacks_partly_overcome_a_composite(
     found = {name: audit.accuracy_under(name) for name in ("square", "zero-order")}
     best = min(found, key=lambda name: found[name].value)
     black_box = [result for result in audit.attacks if result.kind != "adaptive" or result.name in found]
-    gap = measure_gap(audit.clean, audit.votes, black_box, audit.confidence)
+    gap = measure_gap(audit.clean, audit.predictions, black_box, audit.confidence)
     assert gap is not None
     reproduction.check(
         "2",

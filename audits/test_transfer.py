@@ -10,7 +10,7 @@ from scipy.stats import wilcoxon
 from torch import nn
 
 from audits.conftest import Reproduction
-from audits.measures import PGD_STEPS, plain, right
+from audits.measures import PGD_STEPS, is_correct, plain
 from pytest_gradmask import TransferMatrix, load_model, transfer_matrix
 from pytest_gradmask.attacks.pgd import pgd
 from pytest_gradmask.plugin.fixtures import EvalBatch
@@ -24,7 +24,7 @@ ROBUST = ("resnet-adversarial-composite", "vgg-adversarial-composite", "vit-adve
 
 def measured(models: Mapping[str, nn.Module], batch: EvalBatch, *, bypass: bool) -> TransferMatrix:
     """PGD-20, with or without front ends bypassed, of the images that all models have right without an attack."""
-    clean = torch.stack([right(model, *batch) for model in models.values()]).all(0)
+    clean = torch.stack([is_correct(model, *batch) for model in models.values()]).all(0)
     bypassed = ["front_end"] if bypass else None
     matrix = transfer_matrix(
         models, batch.images[clean], batch.labels[clean], attack=pgd, steps=PGD_STEPS, bypass=bypassed

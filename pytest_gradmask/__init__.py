@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pytest_gradmask.loading.datasets import load_dataset
     from pytest_gradmask.loading.sources import load_model
     from pytest_gradmask.report.assertions import (
-        assert_attack_passes_unit_test,
+        assert_attack_passes_binarization_test,
         assert_clean_accuracy_retained,
         assert_gradient_masking,
         assert_low_transferability,
@@ -39,7 +39,7 @@ _HOMES = {
     "ThreatModel": "threat",
     "TransferMatrix": "transfer.matrix",
     "Verdict": "verdict.results",
-    "assert_attack_passes_unit_test": "report.assertions",
+    "assert_attack_passes_binarization_test": "report.assertions",
     "assert_clean_accuracy_retained": "report.assertions",
     "assert_gradient_masking": "report.assertions",
     "assert_low_transferability": "report.assertions",
@@ -63,7 +63,7 @@ __all__ = [
     "ThreatModel",
     "TransferMatrix",
     "Verdict",
-    "assert_attack_passes_unit_test",
+    "assert_attack_passes_binarization_test",
     "assert_clean_accuracy_retained",
     "assert_gradient_masking",
     "assert_low_transferability",

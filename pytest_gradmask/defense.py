@@ -112,14 +112,14 @@ class Defense:
             return None
         names = {module: name for name, module in self.model.named_modules(remove_duplicate=True)}
         by_name = dict(self.model.named_modules())
-        substitutes = self.bypass if isinstance(self.bypass, Mapping) else dict.fromkeys(self.bypass)
+        approximations = self.bypass if isinstance(self.bypass, Mapping) else dict.fromkeys(self.bypass)
         found: dict[str, Any] = {}
-        for entry, substitute in substitutes.items():
+        for entry, approximation in approximations.items():
             name = entry if isinstance(entry, str) else names.get(entry)
             if name is None or name not in by_name or name == "":
                 known = ", ".join(list(by_name)[1:8]) or "none"
                 raise InputError(f"bypass: {entry!r} is not a submodule of {self.name}; its submodules begin {known}")
-            found[name] = substitute
+            found[name] = approximation
         return found
 
 

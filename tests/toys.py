@@ -11,10 +11,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from pytest_gradmask.attacks.oracle import Oracle, RandomStream, parameter_dtype
+from pytest_gradmask.attacks.oracle import Oracle, parameter_dtype
 from pytest_gradmask.auditing.budgets import Budget
 from pytest_gradmask.auditing.run import audit
 from pytest_gradmask.defense import Defense
+from pytest_gradmask.randomized.streams import RandomStream
 from pytest_gradmask.threat import ThreatModel
 from pytest_gradmask.verdict.results import Audit
 
@@ -35,7 +36,7 @@ TINY = Budget(
     zero_order_steps=5,
     zero_order_pairs=5,
     eot=2,
-    votes=5,
+    pilot_samples=5,
 )
 
 

@@ -92,7 +92,7 @@ def _row(population: Population, images: int, audits: int, margin: float, seed: 
         "audits": audits,
         "exhaustive": tally.exhaustive,
         "in_turn": tally.in_turn,
-        "looks": tally.looks,
+        "analyses": tally.analyses,
         "sizes": tally.sizes,
         "misses": tally.misses,
     }

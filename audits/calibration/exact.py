@@ -30,11 +30,11 @@ def false_alarm_bound(images: int, discordant: Sequence[float]) -> float:
 
 
 @lru_cache(maxsize=16)
-def _significance(images: int, looks: int) -> NDArray[np.float64]:
+def _significance(images: int, analyses: int) -> NDArray[np.float64]:
     """For each number of discordant images, the chance that so many are ours that the paired test rejects."""
     number = np.arange(images + 1)
     tails = binom.sf(number[None, :] - 1, number[:, None], 0.5)  # discordant images by those of them that are ours
-    significant: NDArray[np.float64] = np.where(tails * looks < 1 - CONFIDENCE, tails, 0.0).max(1)
+    significant: NDArray[np.float64] = np.where(tails * analyses < 1 - CONFIDENCE, tails, 0.0).max(1)
     return significant
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy.stats import beta, binom
 
 from audits.calibration.populations import Counts, Patterns, Population, draw, patterns
-from pytest_gradmask.verdict.interim import Look, plan_looks
+from pytest_gradmask.verdict.interim import InterimAnalysis, plan_analyses
 from pytest_gradmask.verdict.results import AttackResult, Verdict
 from pytest_gradmask.verdict.rule import decide
 
@@ -31,14 +31,14 @@ class Evidence:
     """What adaptive attacks and the placebo broke in many audits, in images.
 
     Attributes:
-        look: at which it is seen.
+        analysis: at which it is seen.
         planned: adaptive attacks that were to run.
         excess: images that fall to an adaptive attack and not to the placebo; one number an audit.
         placebo_only: the other way round.
         placebo: images that fall to the placebo.
     """
 
-    look: Look
+    analysis: InterimAnalysis
     planned: int
     excess: Counts
     placebo_only: Counts
@@ -47,21 +47,21 @@ class Evidence:
     @property
     def images(self) -> int:
         """Seen by then."""
-        return self.look.images
+        return self.analysis.images
 
     def only(self, which: NDArray[np.bool_]) -> Evidence:
         """Some of the audits."""
         chosen = (counts[which] for counts in (self.excess, self.placebo_only, self.placebo))
-        return Evidence(self.look, self.planned, *chosen)
+        return Evidence(self.analysis, self.planned, *chosen)
 
     def bounds(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """`stats.paired_interval` of each audit's gap, at the confidences of the look."""
         (excess, placebo_only), which = _once(self.excess, self.placebo_only)
-        discordant, half = excess + placebo_only, 1 - (1 - self.look.establishing(CONFIDENCE)) / 2
+        discordant, half = excess + placebo_only, 1 - (1 - self.analysis.lower_level(CONFIDENCE)) / 2
         sign = 2 * _clopper_pearson(excess, discordant, half)[0] - 1
         rate_low, rate_high = _clopper_pearson(discordant, self.images, half)
         low = sign * np.where(sign > 0, rate_low, rate_high)
-        high = _clopper_pearson(excess, self.images, self.look.excluding(CONFIDENCE))[1]
+        high = _clopper_pearson(excess, self.images, self.analysis.upper_level(CONFIDENCE))[1]
         return low[which], high[which]
 
     def p_values(self) -> NDArray[np.float64]:
@@ -81,7 +81,7 @@ def judge(margin: float) -> Rule:
     """The audit's own rule, `decide`, where no attack failed and no finding undermines the attacks."""
 
     def rule(evidence: Evidence) -> Counts:
-        significant = evidence.p_values() * evidence.planned * evidence.look.number < 1 - CONFIDENCE
+        significant = evidence.p_values() * evidence.planned * evidence.analysis.number < 1 - CONFIDENCE
         low, high = evidence.bounds()
         estimate = (evidence.excess - evidence.placebo_only) / evidence.images
         masked = (low > 0) & significant & (estimate > margin)
@@ -117,7 +117,7 @@ class Tally:
         audits: how many.
         exhaustive: number of each verdict, in the order of `VERDICTS`, when every attack runs on every image.
         in_turn: the same when an audit goes in batches and stops as `auditing.audit` does.
-        looks: of the latter, how many ended after each adaptive attack.
+        analyses: of the latter, how many ended after each adaptive attack.
         sizes: of the latter, how many ended at each number of images.
         misses: of the latter, in how many the gap's lower bound is above the true gap of the attacks that ran, and in
             how many its upper bound is below that.
@@ -126,7 +126,7 @@ class Tally:
     audits: int
     exhaustive: list[int]
     in_turn: list[int]
-    looks: list[int]
+    analyses: list[int]
     sizes: dict[int, int]
     misses: list[int]
 
@@ -139,8 +139,8 @@ class _Ended:
     attacks: Counts
     images: Counts
 
-    def end(self, which: Counts, verdicts: Counts, last: int, look: Look) -> None:
-        self.verdicts[which], self.attacks[which], self.images[which] = verdicts, last, look.images
+    def end(self, which: Counts, verdicts: Counts, last: int, analysis: InterimAnalysis) -> None:
+        self.verdicts[which], self.attacks[which], self.images[which] = verdicts, last, analysis.images
 
 
 def simulate(
@@ -158,41 +158,43 @@ def simulate(
     """
     seen, generator = patterns(population), np.random.default_rng(seed)
     final = len(population.costs) - 1
-    looks = plan_looks(images, margin, CONFIDENCE)
-    sizes = np.diff([0, *(look.images for look in looks)])
+    analyses = plan_analyses(images, margin, CONFIDENCE)
+    sizes = np.diff([0, *(analysis.images for analysis in analyses)])
     batches = [draw(population, int(size), audits, generator) for size in sizes]
     before = np.zeros_like(batches[0])
     ended = _Ended(np.full(audits, INCONCLUSIVE), np.full(audits, final), np.full(audits, images))
     missed = np.zeros((2, audits), dtype=bool)
-    for look, drawn in zip(looks, batches, strict=True):
+    for analysis, drawn in zip(analyses, batches, strict=True):
         stops: list[tuple[int, int | None]] = [(last, None) for last in range(final + 1)]
-        for last, stage in [*stops, (final, 0), *([(final, None)] if look is looks[-1] else [])]:
+        for last, stage in [*stops, (final, 0), *([(final, None)] if analysis is analyses[-1] else [])]:
             going = np.flatnonzero(ended.verdicts == INCONCLUSIVE)
-            found = evidence(seen, before[going], drawn[going], last, stage, look)
+            found = evidence(seen, before[going], drawn[going], last, stage, analysis)
             said = rule(found)
             # After a single attack an audit only asks whether the defense masks; before the placebo has had all it is
             # due, only whether it does not.
             counts = np.isin(said, {None: [MASKED], 0: [NOT_MASKED]}[stage])
-            if (last, stage) == (final, None) and look is looks[-1]:
+            if (last, stage) == (final, None) and analysis is analyses[-1]:
                 counts = np.full(len(going), True)
-            ended.end(going[counts], said[counts], last, look)
+            ended.end(going[counts], said[counts], last, analysis)
             low, high = found.bounds()
             earlier, newest = seen.gap(final, stage), seen.gap(last, stage)
-            truth = earlier + (newest - earlier) * drawn[0].sum() / look.images
+            truth = earlier + (newest - earlier) * drawn[0].sum() / analysis.images
             missed[:, going[counts]] = np.stack([low > truth + _ROUNDING, high < truth - _ROUNDING])[:, counts]
         before = before + drawn
-    complete = evidence(seen, np.zeros_like(before), before, final, None, Look(images))
+    complete = evidence(seen, np.zeros_like(before), before, final, None, InterimAnalysis(images))
     return Tally(
         audits,
         np.bincount(rule(complete), minlength=len(VERDICTS)).tolist(),
         np.bincount(ended.verdicts, minlength=len(VERDICTS)).tolist(),
         np.bincount(ended.attacks, minlength=final + 1).tolist(),
-        {look.images: int((ended.images == look.images).sum()) for look in looks},
+        {analysis.images: int((ended.images == analysis.images).sum()) for analysis in analyses},
         missed.sum(1).tolist(),
     )
 
 
-def evidence(seen: Patterns, earlier: Counts, newest: Counts, last: int, stage: int | None, look: Look) -> Evidence:
+def evidence(
+    seen: Patterns, earlier: Counts, newest: Counts, last: int, stage: int | None, analysis: InterimAnalysis
+) -> Evidence:
     """What drawn audits show at a look.
 
     Args:
@@ -207,7 +209,7 @@ def evidence(seen: Patterns, earlier: Counts, newest: Counts, last: int, stage: 
         fallen, gone = seen.falls[:, : reached + 1].any(1), seen.stage <= (reached if stage is None else stage)
         for which, what in enumerate((fallen & ~gone, gone & ~fallen, gone)):
             counted[which] = counted[which] + drawn @ what.astype(np.int64)
-    return Evidence(look, final + 1, *counted)
+    return Evidence(analysis, final + 1, *counted)
 
 
 def results(seen: Patterns, drawn: Counts, last: int, stage: int) -> tuple[list[bool], list[AttackResult]]:
@@ -223,7 +225,7 @@ def results(seen: Patterns, drawn: Counts, last: int, stage: int) -> tuple[list[
         if number <= last:
             found.append(AttackResult(name, "adaptive", standing, indices(seen.falls[:, number])))
         else:
-            found.append(AttackResult(name, "adaptive", status="spared"))
+            found.append(AttackResult(name, "adaptive", status="skipped-early"))
     found.append(AttackResult("placebo", "placebo", standing, indices(seen.stage <= stage)))
     return seen.clean[image].tolist(), found
 
@@ -234,16 +236,16 @@ def disagreements(
     """Where `judge` and `decide` part: of each verdict at each look, with and without placebo, ``each`` audits."""
     seen = patterns(population)
     found = []
-    for look in plan_looks(images, margin, CONFIDENCE):
-        drawn = draw(population, look.images, audits, seed)
+    for analysis in plan_analyses(images, margin, CONFIDENCE):
+        drawn = draw(population, analysis.images, audits, seed)
         for last, placebo in product(range(len(population.costs)), (False, True)):
             stage = last if placebo else -1
-            numbers = judge(margin)(evidence(seen, np.zeros_like(drawn), drawn, last, stage, look))
+            numbers = judge(margin)(evidence(seen, np.zeros_like(drawn), drawn, last, stage, analysis))
             for number, verdict in enumerate(VERDICTS):
                 for index in np.flatnonzero(numbers == number)[:each]:
                     clean, attacks = results(seen, drawn[index], last, stage)
-                    theirs = decide(clean, attacks, (), margin=margin, confidence=CONFIDENCE, look=look).verdict
+                    theirs = decide(clean, attacks, (), margin=margin, confidence=CONFIDENCE, analysis=analysis).verdict
                     if theirs is not verdict:
-                        where = f"audit {index} of {look.images} images after attack {last}"
+                        where = f"audit {index} of {analysis.images} images after attack {last}"
                         found.append(f"{where}: {verdict} here, {theirs} by decide")
     return found

@@ -101,12 +101,12 @@ ENTRIES = (
     Entry(
         "activation-pruning", "vgg-standard",
         around(partial(replace_relus, make=partial(ActivationPruning, 1.0)), "vgg-standard"),
-        partial(attack_views, views=[ITSELF], steps=50, eot=10, votes=20), story(ActivationPruning), suspicious=True,
+        partial(attack_views, views=[ITSELF], steps=50, eot=10, samples=20), story(ActivationPruning), suspicious=True,
         randomized=True,
     ),
     Entry(
         "dropout-left-on", "vgg-adversarial", around(leave_dropout_on, "vgg-adversarial"),
-        partial(attack_views, views=[ITSELF], steps=50, eot=10, votes=20), story(leave_dropout_on), suspicious=False,
+        partial(attack_views, views=[ITSELF], steps=50, eot=10, samples=20), story(leave_dropout_on), suspicious=False,
         randomized=True,
     ),
 )  # fmt: skip

@@ -118,21 +118,21 @@ def _mixture(model: nn.Module) -> nn.Module:
 ENTRIES = (
     Entry(
         "resize-and-pad", "vgg-standard", behind(ResizeAndPad, "vgg-standard"),
-        partial(attack_views, views=[ITSELF], steps=50, eot=10, votes=20),
+        partial(attack_views, views=[ITSELF], steps=50, eot=10, samples=20),
         story(ResizeAndPad), suspicious=True, randomized=True,
     ),
     Entry(
         "noise", "vgg-adversarial", behind(Noise, "vgg-adversarial"),
-        partial(attack_views, views=[ITSELF], steps=50, eot=10, votes=20), story(Noise), suspicious=True,
+        partial(attack_views, views=[ITSELF], steps=50, eot=10, samples=20), story(Noise), suspicious=True,
         randomized=True,
     ),
     Entry(
         "purification", "vgg-standard", behind(Purification, "vgg-standard"),
-        partial(attack_views, views=[bypass(Purification)], steps=50, eot=10, votes=20), story(Purification),
+        partial(attack_views, views=[bypass(Purification)], steps=50, eot=10, samples=20), story(Purification),
         suspicious=True, randomized=True,
     ),
     Entry(
         "randomized-ensemble", "vgg-standard", ensemble,
-        partial(attack_views, views=[View(_mixture)], votes=20), story(ensemble), suspicious=True, randomized=True,
+        partial(attack_views, views=[View(_mixture)], samples=20), story(ensemble), suspicious=True, randomized=True,
     ),
 )  # fmt: skip

@@ -14,10 +14,11 @@ from torch import nn
 
 from pytest_gradmask import Defense, ThreatModel
 from pytest_gradmask.attacks.bypass.bpda import bypassed
-from pytest_gradmask.attacks.losses import Loss, cross_entropy, margin
-from pytest_gradmask.attacks.oracle import Oracle, RandomStream
+from pytest_gradmask.attacks.losses import Loss, cross_entropy, logit_margin
+from pytest_gradmask.attacks.oracle import Oracle
 from pytest_gradmask.attacks.pgd import apgd
 from pytest_gradmask.defense import Outputs, as_defense
+from pytest_gradmask.randomized.streams import RandomStream
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,18 +40,20 @@ class View:
 ITSELF = View(lambda model: model)
 
 
-def bypass(kind: type[nn.Module], substitute: Callable[..., torch.Tensor] | None = None) -> View:
+def bypass(kind: type[nn.Module], approximation: Callable[..., torch.Tensor] | None = None) -> View:
     """BPDA (Athalye, Carlini and Wagner 2018): every module of a kind has another backward pass.
 
     Args:
         kind: class of the modules to replace.
-        substitute: ``substitute(module, inputs)`` is differentiable and shaped like ``module(inputs)``; ``None`` is
-            the identity.
+        approximation: ``approximation(module, inputs)`` is differentiable and shaped like ``module(inputs)``; ``None``
+            is the identity.
     """
 
     def of(model: nn.Module) -> nn.Module:
         found = {name: module for name, module in model.named_modules() if isinstance(module, kind)}
-        return bypassed(model, {name: substitute and partial(substitute, module) for name, module in found.items()})
+        return bypassed(
+            model, {name: approximation and partial(approximation, module) for name, module in found.items()}
+        )
 
     return View(of)
 
@@ -99,7 +102,7 @@ def multi_targeted(classes: int) -> list[Loss]:
     What adversarially trained classifiers are evaluated with: their last points fall to some target and to no
     untargeted loss.
     """
-    return [cross_entropy, margin, *(toward(target) for target in range(classes))]
+    return [cross_entropy, logit_margin, *(toward(target) for target in range(classes))]
 
 
 def attack_views(
@@ -110,11 +113,11 @@ def attack_views(
     threat: ThreatModel,
     generator: torch.Generator,
     views: Sequence[View] = (ITSELF,),
-    losses: Sequence[Loss] = (cross_entropy, margin),
+    losses: Sequence[Loss] = (cross_entropy, logit_margin),
     steps: int = 100,
     restarts: int = 1,
     eot: int = 1,
-    votes: int = 1,
+    samples: int = 1,
 ) -> torch.Tensor:
     """Attack a defense through each view with each loss, and keep for each image what the defense gets most wrong.
 
@@ -130,7 +133,7 @@ def attack_views(
         views, losses: all pairs are tried, view by view.
         steps, restarts: of each APGD.
         eot: forwards of the defense to average in each step.
-        votes: forwards by which the defense judges an image.
+        samples: forwards by which the defense judges an image.
 
     Returns:
         Images in the ball and in the bounds, N x C x H x W.
@@ -139,7 +142,7 @@ def attack_views(
     stream = RandomStream(int(torch.randint(2**31, (1,), generator=generator)), images.device)
     judge = Oracle(defense.model, stream, defense.outputs)
     best = images.clone()
-    wrong, margins = _judged(judge, best, labels, votes)
+    wrong, logit_margins = _judged(judge, best, labels, samples)
     for view in views:
         source = Oracle(view.of(defense.model), stream, view.outputs or defense.outputs)
         forwards = eot * view.draws
@@ -151,17 +154,23 @@ def attack_views(
                 source, images[left], labels[left], threat=threat, steps=steps, generator=generator,
                 restarts=restarts, loss=loss, eot=forwards, stop_early=forwards == 1,
             )  # fmt: skip
-            found_wrong, found_margins = _judged(judge, found, labels[left], votes)
-            better = (found_wrong > wrong[left]) | ((found_wrong == wrong[left]) & (found_margins > margins[left]))
+            found_wrong, found_margins = _judged(judge, found, labels[left], samples)
+            better = (found_wrong > wrong[left]) | (
+                (found_wrong == wrong[left]) & (found_margins > logit_margins[left])
+            )
             chosen = left[better]
-            best[chosen], wrong[chosen], margins[chosen] = found[better], found_wrong[better], found_margins[better]
+            best[chosen], wrong[chosen], logit_margins[chosen] = (
+                found[better],
+                found_wrong[better],
+                found_margins[better],
+            )
     return best
 
 
 def _judged(
-    judge: nn.Module, images: torch.Tensor, labels: torch.Tensor, votes: int
+    judge: nn.Module, images: torch.Tensor, labels: torch.Tensor, samples: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """For each image, the share of forwards that misclassify it and the mean margin."""
     with torch.no_grad():
-        margins = torch.stack([margin(judge(images), labels) for _ in range(votes)])
-    return (margins > 0).float().mean(0), margins.mean(0)
+        logit_margins = torch.stack([logit_margin(judge(images), labels) for _ in range(samples)])
+    return (logit_margins > 0).float().mean(0), logit_margins.mean(0)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pytest_gradmask.randomized.prediction import votes_needed
+from pytest_gradmask.randomized.prediction import samples_needed
 from pytest_gradmask.verdict.stats import mean_p
 
 AUDITS = 10_000
@@ -80,9 +80,9 @@ def _lowered(generator: np.random.Generator, chances: Chances, effect: float) ->
 def _judged(generator: np.random.Generator, chances: Chances, variance: float) -> tuple[Chances, Chances]:
     """Pilot and what counts, of each image."""
     pilot = generator.binomial(_PILOT, chances)
-    needed = np.array([votes_needed(won / _PILOT, _PILOT, variance) for won in range(_PILOT + 1)])
-    votes = needed[pilot]
-    return pilot / _PILOT, generator.binomial(votes, chances) / votes
+    needed = np.array([samples_needed(won / _PILOT, _PILOT, variance) for won in range(_PILOT + 1)])
+    samples = needed[pilot]
+    return pilot / _PILOT, generator.binomial(samples, chances) / samples
 
 
 def _worst(points: list[tuple[Chances, Chances]]) -> Chances:

@@ -9,14 +9,15 @@ import torch
 
 from audits.defenses.entry import Entry
 from pytest_gradmask import ThreatModel, load_model
-from pytest_gradmask.attacks.oracle import Oracle, RandomStream
+from pytest_gradmask.attacks.oracle import Oracle
 from pytest_gradmask.attacks.pgd import pgd
 from pytest_gradmask.auditing.plan import known_models
 from pytest_gradmask.auditing.scoring import subseed
 from pytest_gradmask.defense import as_defense
 from pytest_gradmask.execution.isolation import no_trace
 from pytest_gradmask.loading.datasets import Dataset
-from pytest_gradmask.randomized.prediction import Ballot, draws_shared
+from pytest_gradmask.randomized.prediction import Sampler, draws_shared
+from pytest_gradmask.randomized.streams import RandomStream
 from pytest_gradmask.verdict.stats import accuracy_bounds
 
 TRUTH = 1000  # votes that count as the truth about an image
@@ -53,21 +54,23 @@ def coverage(
         one_by_one = draws_shared(look, data.images[:1])
         progress(f"{truth} votes on each of {len(pool)} points")
         # After one vote, the chance of another is guessed as 1/3 or 2/3: every point gets the same number.
-        chances = [votes.correct for votes in Ballot(1, 2 / 9 / truth, one_by_one).count(look, pool, labels)]
+        chances = [
+            predictions.correct for predictions in Sampler(1, 2 / 9 / truth, one_by_one).predict(look, pool, labels)
+        ]
         expected = sum(chances) / len(chances)
-        ballot = Ballot(_PILOT, _VARIANCE, one_by_one)
+        sampler = Sampler(_PILOT, _VARIANCE, one_by_one)
         generator = torch.Generator().manual_seed(subseed(seed, "repetitions"))
         low = high = image_low = image_high = votes_taken = 0
         for number in range(repetitions):
             if number % 20 == 0:
                 progress(f"repetition {number} of {repetitions}")
             drawn = torch.randint(len(pool), (IMAGES,), generator=generator)
-            votes = ballot.count(look, pool[drawn], labels[drawn])
-            bounds = accuracy_bounds([found.correct for found in votes], CONFIDENCE)
+            predictions = sampler.predict(look, pool[drawn], labels[drawn])
+            bounds = accuracy_bounds([found.correct for found in predictions], CONFIDENCE)
             low += bounds[0] <= expected
             high += expected <= bounds[1]
-            votes_taken += sum(found.number for found in votes)
-            for index, found in zip(drawn.tolist(), votes, strict=True):
+            votes_taken += sum(found.number for found in predictions)
+            for index, found in zip(drawn.tolist(), predictions, strict=True):
                 interval = found.interval(CONFIDENCE)
                 image_low += interval[0] <= chances[index]
                 image_high += chances[index] <= interval[1]
@@ -83,7 +86,7 @@ def coverage(
         "pool": len(pool),
         "accuracy": [low / repetitions, high / repetitions],
         "image": [image_low / judged, image_high / judged],
-        "votes": votes_taken / judged,
+        "samples": votes_taken / judged,
         "one_by_one": one_by_one,
         "seed": seed,
     }

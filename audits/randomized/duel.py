@@ -13,14 +13,15 @@ from pytest_gradmask.attacks import autoattack
 from pytest_gradmask.attacks.arc import arc
 from pytest_gradmask.attacks.bypass.bpda import bypassed
 from pytest_gradmask.attacks.ensembles import joint_margins, member_by_member
-from pytest_gradmask.attacks.oracle import Oracle, RandomStream
+from pytest_gradmask.attacks.oracle import Oracle
 from pytest_gradmask.attacks.pgd import apgd
 from pytest_gradmask.auditing.plan import PlannedAttack, Run
-from pytest_gradmask.auditing.scoring import Evaluation, subseed
+from pytest_gradmask.auditing.scoring import Scorer, subseed
 from pytest_gradmask.execution.isolation import no_trace
 from pytest_gradmask.loading.datasets import Dataset
 from pytest_gradmask.loading.models.composites import Mixture, RandomizedEnsemble
-from pytest_gradmask.randomized.prediction import Ballot
+from pytest_gradmask.randomized.prediction import Sampler
+from pytest_gradmask.randomized.streams import RandomStream
 from pytest_gradmask.verdict.results import AttackResult, accuracy
 
 STEPS = 50
@@ -70,21 +71,24 @@ def duel(
         def oracle(known: bool) -> Oracle:
             return Oracle.of_mixture(mixture, stream) if known else Oracle(RandomizedEnsemble(around), stream)
 
-        evaluation = Evaluation(
+        scorer = Scorer(
             Oracle(ensemble, stream), data.images, data.labels, threat, seed,
-            Ballot(1, 1.0, members=Oracle.of_mixture(Mixture(members), stream)),
+            Sampler(1, 1.0, members=Oracle.of_mixture(Mixture(members), stream)),
         )  # fmt: skip
-        clean, votes = evaluation.clean()
-        given = [index for index, found in votes.items() if found.pilot > 0]
+        clean, predictions = scorer.clean()
+        given = [index for index, found in predictions.items() if found.pilot > 0]
         results = {}
         for attack, (run, known) in attacks.items():
             progress(f"{name}: {attack}")
-            results[attack] = evaluation.run(PlannedAttack(attack, "adaptive", run, oracle(known)), given)
+            results[attack] = scorer.run(PlannedAttack(attack, "adaptive", run, oracle(known)), given)
 
     def row(*run: AttackResult) -> dict[str, Any]:
-        share = accuracy(clean, votes, run, CONFIDENCE)
+        share = accuracy(clean, predictions, run, CONFIDENCE)
         fooled = {
-            index for each in (votes, *(found.votes for found in run)) for index, v in each.items() if not v.first
+            index
+            for each in (predictions, *(found.predictions for found in run))
+            for index, v in each.items()
+            if not v.first
         }
         passes = sum(found.forwards + found.backwards for found in run) / max(1, len(given))
         return {

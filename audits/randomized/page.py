@@ -49,13 +49,13 @@ def _coverage(records: Sequence[Mapping[str, Any]]) -> str:
             f"{record['doubtful']:.0%}",
             " / ".join(f"{share:.1%}" for share in record["accuracy"]),
             " / ".join(f"{share:.1%}" for share in record["image"]),
-            f"{record['votes']:.1f}",
+            f"{record['samples']:.1f}",
             "one image" if record["one_by_one"] else "many",
         )
         for record in records
     ]
     headings = (
-        "defense", "true accuracy", "doubtful", "accuracy's bounds hold", "image's bounds hold", "votes",
+        "defense", "true accuracy", "doubtful", "accuracy's bounds hold", "image's bounds hold", "samples",
         "a forward has",
     )  # fmt: skip
     return (

@@ -8,11 +8,12 @@ import torch
 
 from pytest_gradmask import Defense
 from pytest_gradmask.attacks.autoattack import square, upstream
-from pytest_gradmask.attacks.losses import margin
-from pytest_gradmask.attacks.oracle import Oracle, RandomStream
+from pytest_gradmask.attacks.losses import logit_margin
+from pytest_gradmask.attacks.oracle import Oracle
 from pytest_gradmask.auditing.plan import known_models
 from pytest_gradmask.auditing.scoring import subseed
 from pytest_gradmask.execution.isolation import no_trace
+from pytest_gradmask.randomized.streams import RandomStream
 from pytest_gradmask.threat import ThreatModel
 from pytest_gradmask.verdict.results import Audit
 
@@ -80,15 +81,15 @@ def autoattack_flags(
             fallen = _fallen_to_square(look, images, labels, audit, threat, queries, seed) / audit.total
             checks.check_square_sr({"apgd": accuracy, "fab-t": accuracy, "square": accuracy - fallen}, logger=logger)
 
-        looks: dict[str, Any] = {
+        analyses: dict[str, Any] = {
             "randomized": lambda logger: checks.check_randomized(look, images, labels, logger=logger),
             "probabilities": lambda logger: checks.check_range_output(look, images, logger=logger),
             "dynamic": dynamic,
             "square": square_helps,
         }
         if classes > 2:  # with two there is no DLR
-            looks["zero-gradient"] = zero_gradient
-        for name, check in looks.items():
+            analyses["zero-gradient"] = zero_gradient
+        for name, check in analyses.items():
             log = _Log()
             check(logger=log)
             if log.warned:
@@ -114,4 +115,4 @@ def _fallen_to_square(
     generator = torch.Generator().manual_seed(subseed(seed, "square for flags"))
     returned = square(look, images[left], labels[left], threat=threat, steps=queries, generator=generator)
     with torch.no_grad():
-        return int((margin(look(returned), labels[left]) > 0).sum())
+        return int((logit_margin(look(returned), labels[left]) > 0).sum())

@@ -18,7 +18,7 @@ from pytest_gradmask import ThreatModel, audit, load_model
 from pytest_gradmask.attacks import autoattack
 from pytest_gradmask.auditing.budgets import Budget
 from pytest_gradmask.auditing.scoring import subseed
-from pytest_gradmask.binarization.run import UnitTest, unit_test
+from pytest_gradmask.binarization.run import BinarizationTest, binarization_test
 from pytest_gradmask.defense import as_defense
 from pytest_gradmask.errors import DataError
 from pytest_gradmask.execution.files import replaced
@@ -62,7 +62,7 @@ def measure(
         progress: called with a line of text before each step.
 
     Returns:
-        Plain data: ``truth``, ``audit``, ``unit_test`` and ``flags``, and what they were measured on.
+        Plain data: ``truth``, ``audit``, ``binarization_test`` and ``flags``, and what they were measured on.
 
     Raises:
         DataError: the truth could not be measured.
@@ -77,13 +77,13 @@ def measure(
     )  # fmt: skip
     progress("reference")
     truth = measure_truth(
-        entry, defense, data.images, labels, found, threat=threat, votes=budget.votes,
+        entry, defense, data.images, labels, found, threat=threat, pilot_samples=budget.pilot_samples,
         device=device, seed=seed,
     )  # fmt: skip
     progress("unit test of apgd-ce")
     correct = sorted(found.survivors([]))[:_TESTED]
     attack = partial(autoattack.apgd_ce, steps=budget.apgd_steps, eot=budget.eot if entry.randomized else 1)
-    tested = unit_test(
+    tested = binarization_test(
         attack, defense, data.images[correct], labels[correct], threat=threat,
         generator=torch.Generator().manual_seed(subseed(seed, "unit test")),
     )  # fmt: skip
@@ -94,7 +94,7 @@ def measure(
     return {
         "truth": asdict(truth),
         "audit": _figures(found),
-        "unit_test": _counts(tested),
+        "binarization_test": _counts(tested),
         "flags": flags,
         "data": data.source.rpartition("/")[2],
         "provenance": dict(found.provenance),
@@ -137,7 +137,7 @@ def _figures(found: Audit) -> dict[str, Any]:
     return content
 
 
-def _counts(tested: UnitTest) -> dict[str, int]:
+def _counts(tested: BinarizationTest) -> dict[str, int]:
     return {"passed": tested.passed, "tested": tested.tested}
 
 

@@ -10,7 +10,7 @@ from audits.markdown import table
 from audits.zoo import ZOO
 from audits.zoo.measurement import Record, stored
 from audits.zoo.truth import Truth
-from pytest_gradmask.binarization.run import UnitTest
+from pytest_gradmask.binarization.run import BinarizationTest
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent.parent / "docs" / "known-defenses.md"
@@ -66,7 +66,7 @@ def _summary(records: Mapping[str, Record]) -> str:
         *((f"verdict `{verdict}`", _has_verdict(verdict)) for verdict in _VERDICTS),
         ("AutoAttack flags anything", lambda record: bool(record["flags"])),
         *((f"AutoAttack flags `{flag}`", _has_flag(flag)) for flag in _FLAGS),
-        ("APGD surely fails the unit test", _failed_unit_test),
+        ("APGD surely fails the unit test", _fails_binarization_test),
     ]
     headings = ["", *(f"{len(group)} that {name}" for name, group in groups.items())]
     missing = [name for name in ZOO if name not in records]
@@ -84,9 +84,9 @@ def _has_flag(flag: str) -> Callable[[Record], bool]:
     return lambda record: flag in record["flags"]
 
 
-def _failed_unit_test(record: Record) -> bool:
-    passed, tested = record["unit_test"]["passed"], record["unit_test"]["tested"]
-    return UnitTest(("passed",) * passed + ("failed",) * (tested - passed), confidence=0.99).fails
+def _fails_binarization_test(record: Record) -> bool:
+    passed, tested = record["binarization_test"]["passed"], record["binarization_test"]["tested"]
+    return BinarizationTest(("passed",) * passed + ("failed",) * (tested - passed), confidence=0.99).fails
 
 
 def _count(group: Sequence[Record], holds: Callable[[Record], bool]) -> str:
@@ -122,7 +122,7 @@ def _verdicts(records: Mapping[str, Record]) -> str:
 def _evidence(records: Mapping[str, Record]) -> str:
     rows = []
     for name, record in records.items():
-        audit, tested = record["audit"], record["unit_test"]
+        audit, tested = record["audit"], record["binarization_test"]
         findings = dict.fromkeys(f"[{finding['id']}](findings.md#{finding['id']})" for finding in audit["findings"])
         rows.append(
             [

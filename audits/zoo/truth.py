@@ -14,12 +14,13 @@ import torch
 
 from audits.defenses.entry import Entry
 from pytest_gradmask import Defense, Verdict
-from pytest_gradmask.attacks.oracle import Oracle, RandomStream
+from pytest_gradmask.attacks.oracle import Oracle
 from pytest_gradmask.auditing.plan import PlannedAttack, known_models
-from pytest_gradmask.auditing.scoring import Evaluation, subseed
+from pytest_gradmask.auditing.scoring import Scorer, subseed
 from pytest_gradmask.errors import DataError
 from pytest_gradmask.execution.isolation import moved, no_trace
-from pytest_gradmask.randomized.prediction import call_ballot
+from pytest_gradmask.randomized.prediction import plan_sampler
+from pytest_gradmask.randomized.streams import RandomStream
 from pytest_gradmask.threat import ThreatModel
 from pytest_gradmask.verdict.results import AttackResult, Audit, accuracy
 from pytest_gradmask.verdict.rule import measure_gap
@@ -60,7 +61,7 @@ def measure_truth(
     audit: Audit,
     *,
     threat: ThreatModel,
-    votes: int,
+    pilot_samples: int,
     device: str,
     seed: int,
 ) -> Truth:
@@ -71,7 +72,7 @@ def measure_truth(
         defense: what the entry built.
         images, labels: those of the audit; the labels are the defense's.
         audit: of the defense, with the whole gradient family and its placebo.
-        votes: of the pilot, as in the audit.
+        pilot_samples: of the pilot, as in the audit.
 
     Raises:
         DataError: the reference raised or returned an image outside the ball, or a gradient attack did not run.
@@ -83,10 +84,10 @@ def measure_truth(
             f"{entry.name}: {failed[0].name} was {failed[0].status} ({failed[0].note}); without the whole gradient "
             "family there is no truth to store"
         )
-    result = _reference(entry, defense, images, labels, audit, threat, votes, device, seed)
-    gap = measure_gap(audit.clean, audit.votes, [*family, *placebo, result], audit.confidence)
+    result = _reference(entry, defense, images, labels, audit, threat, pilot_samples, device, seed)
+    gap = measure_gap(audit.clean, audit.predictions, [*family, *placebo, result], audit.confidence)
     assert gap is not None
-    share = accuracy(audit.clean, audit.votes, [result], audit.confidence)
+    share = accuracy(audit.clean, audit.predictions, [result], audit.confidence)
     return Truth(
         gap.estimate > audit.margin, [gap.estimate, gap.low, gap.high], audit.margin,
         [share.value, share.low, share.high], round(result.seconds, 1),
@@ -100,7 +101,7 @@ def _reference(
     labels: torch.Tensor,
     audit: Audit,
     threat: ThreatModel,
-    votes: int,
+    pilot_samples: int,
     device: str,
     seed: int,
 ) -> AttackResult:
@@ -114,9 +115,11 @@ def _reference(
 
     with moved(models, place), no_trace(models, place):
         look = Oracle(defense.model, RandomStream(subseed(seed, "truth"), place), defense.outputs)
-        ballot = call_ballot(look, None, images, votes, audit.margin)[0] if audit.votes else None
-        evaluation = Evaluation(look, images, labels, threat, seed, ballot)
-        result = evaluation.run(PlannedAttack("reference", "adaptive", run, look), audit.survivors([]))
+        sampler = (
+            plan_sampler(look, None, images, pilot=pilot_samples, margin=audit.margin)[0] if audit.predictions else None
+        )
+        scorer = Scorer(look, images, labels, threat, seed, sampler)
+        result = scorer.run(PlannedAttack("reference", "adaptive", run, look), audit.survivors([]))
     if result.status != "done" or result.invalid:
         why = result.note or f"{result.invalid} images outside the ball or the bounds"
         raise DataError(f"{entry.name}: its reference attack cannot be believed ({why}); mend it, then measure again")

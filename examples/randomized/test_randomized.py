@@ -29,7 +29,7 @@ def test_noise_slows_attacks_down_and_hides_nothing(gradmask: Any, images: Any) 
     audit = gradmask.audit(Defense(noisy, name="noise"), *images)
     assert_no_gradient_masking(audit)
     assert "randomized" in {finding.id for finding in audit.findings}
-    assert audit.votes  # accuracies are mean chances of a right answer, not counts of images
+    assert audit.predictions  # accuracies are mean chances of a right answer, not counts of images
 
 
 def test_an_ensemble_of_members_without_gradients_masks(gradmask: Any, images: Any) -> None:
@@ -41,4 +41,4 @@ def test_an_ensemble_of_members_without_gradients_masks(gradmask: Any, images: A
     ensemble = RandomizedEnsemble(members).eval()
     audit = gradmask.audit(Defense(ensemble, members=members, name="ensemble"), *images)
     assert_gradient_masking(audit)
-    assert all(votes.number == 0 for votes in audit.votes.values())  # nothing was sampled
+    assert all(predictions.number == 0 for predictions in audit.predictions.values())  # nothing was sampled

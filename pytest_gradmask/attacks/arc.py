@@ -13,8 +13,8 @@ from typing import Protocol
 
 import torch
 
-from pytest_gradmask.attacks.evaluate import LOOK_EVERY, worth_a_look
-from pytest_gradmask.attacks.losses import margin
+from pytest_gradmask.attacks.evaluate import SYNC_EVERY, should_sync
+from pytest_gradmask.attacks.losses import logit_margin
 from pytest_gradmask.errors import InputError
 from pytest_gradmask.threat import ThreatModel
 
@@ -45,20 +45,20 @@ class _View:
 
     Attributes:
         accuracy: expected accuracy, N.
-        margin: mean margin of the members, N.
+        logit_margin: mean margin of the members, N.
         normals: gradient of each member's distance beyond its nearest boundary, N x M x D.
         offsets: that distance at the original image if the member were linear, N x M.
     """
 
     accuracy: torch.Tensor
-    margin: torch.Tensor
+    logit_margin: torch.Tensor
     normals: torch.Tensor
     offsets: torch.Tensor
 
     def replaced(self, other: _View, where: torch.Tensor) -> _View:
         return _View(
             torch.where(where, other.accuracy, self.accuracy),
-            torch.where(where, other.margin, self.margin),
+            torch.where(where, other.logit_margin, self.logit_margin),
             torch.where(where[:, None, None], other.normals, self.normals),
             torch.where(where[:, None], other.offsets, self.offsets),
         )
@@ -70,16 +70,16 @@ class _Best:
 
     images: torch.Tensor
     accuracy: torch.Tensor
-    margin: torch.Tensor
+    logit_margin: torch.Tensor
 
     def update(self, images: torch.Tensor, view: _View) -> None:
         lower = view.accuracy < self.accuracy - _SAME
-        same = (view.accuracy <= self.accuracy + _SAME) & (view.margin > self.margin)
+        same = (view.accuracy <= self.accuracy + _SAME) & (view.logit_margin > self.logit_margin)
         # An image that no member gets right is done, so that how long the others take makes no difference to it.
-        better = (lower | same) & (self.accuracy > _SAME) & view.margin.isfinite()  # a member's NaN is no success
+        better = (lower | same) & (self.accuracy > _SAME) & view.logit_margin.isfinite()  # a member's NaN is no success
         self.images = torch.where(better.view(-1, 1, 1, 1), images, self.images)
         self.accuracy = torch.where(better, view.accuracy, self.accuracy)
-        self.margin = torch.where(better, view.margin, self.margin)
+        self.logit_margin = torch.where(better, view.logit_margin, self.logit_margin)
 
     def done(self) -> bool:
         return bool((self.accuracy <= _SAME).all())
@@ -180,7 +180,7 @@ class _Search:
         best.update(current, view)
         sizes = torch.full_like(view.accuracy, size)
         for step in range(steps):
-            if worth_a_look(current, step % LOOK_EVERY) and best.done():
+            if should_sync(current, step % SYNC_EVERY) and best.done():
                 return
             way = self.goal(current, view) - current
             length = self.threat.distance(current + way, current)
@@ -189,23 +189,23 @@ class _Search:
             move = self.threat.project(current + way, self.images)
             found = self.look(move)
             best.update(move, found)
-            kept = (found.accuracy <= view.accuracy + _SAME) & found.margin.isfinite()
+            kept = (found.accuracy <= view.accuracy + _SAME) & found.logit_margin.isfinite()
             current, view = torch.where(kept.view(-1, 1, 1, 1), move, current), view.replaced(found, kept)
             sizes = torch.where(kept, (2 * sizes).clamp_max(size), sizes / 2)
 
     def look(self, points: torch.Tensor) -> _View:
         """What each member shows at some points."""
         delta = (points - self.images).flatten(1)
-        margins, normals, offsets = [], [], []
+        logit_margins, normals, offsets = [], [], []
         for member in self.members:
             logits, gap, gradient = self.nearest_boundary(member, points)
             normal, size = _normalised(gradient.flatten(1), self.threat)
-            margins.append(margin(logits, self.labels))
+            logit_margins.append(logit_margin(logits, self.labels))
             normals.append(normal)
             # Without a gradient the boundary is far away, and so it is where the model answers NaN.
             distance = (gap / size.clamp_min(_TINY)).nan_to_num(nan=-1e9).clamp(-1e9, 1e9)
             offsets.append(distance - (normal * delta).sum(1))
-        margin_of = torch.stack(margins, 1)
+        margin_of = torch.stack(logit_margins, 1)
         return _View(
             ((margin_of <= 0) | margin_of.isnan()).mul(self.weights).sum(1),
             margin_of.mul(self.weights).sum(1),

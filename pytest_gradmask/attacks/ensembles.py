@@ -1,7 +1,7 @@
 """Attacks on a randomized ensemble whose members are known: the adversary asks all, not the one that answers.
 
 PGD and APGD on the members' expected loss need nothing of their own: given an `Oracle` that knows the members, they
-take the mean over them (`gradient.look_at`).
+take the mean over them (`gradient.value_and_grad`).
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 
 from pytest_gradmask.attacks.evaluate import Best, judge
-from pytest_gradmask.attacks.losses import Loss, cross_entropy, margin
+from pytest_gradmask.attacks.losses import Loss, cross_entropy, logit_margin
 from pytest_gradmask.attacks.oracle import Oracle
 from pytest_gradmask.attacks.pgd import apgd
 from pytest_gradmask.threat import ThreatModel
@@ -26,7 +26,7 @@ def joint_margins(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     N x K and N to N.
     """
     scale = logits.detach().float().std(1).clamp_min(1e-12)
-    return (margin(logits, labels) / scale).clamp_max(_FOOLED)
+    return (logit_margin(logits, labels) / scale).clamp_max(_FOOLED)
 
 
 def member_by_member(

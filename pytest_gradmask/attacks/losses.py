@@ -21,7 +21,7 @@ def cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return functional.cross_entropy(logits.float(), labels, reduction="none")
 
 
-def margin(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def logit_margin(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Largest other logit minus the label's: above 0 exactly where the image is misclassified.
 
     The loss of Carlini and Wagner (2017) without its floor. Its gradient does not vanish where a softmax saturates.
@@ -40,4 +40,4 @@ def dlr(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """
     logits = logits.float()
     top = logits.topk(3, dim=1).values
-    return margin(logits, labels) / (top[:, 0] - top[:, 2] + _TINY)
+    return logit_margin(logits, labels) / (top[:, 0] - top[:, 2] + _TINY)

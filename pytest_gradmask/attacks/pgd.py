@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 
 import torch
 
-from pytest_gradmask.attacks.evaluate import LOOK_EVERY, Ask, Best, finite_look, judge, worth_a_look
+from pytest_gradmask.attacks.evaluate import SYNC_EVERY, Ask, Best, finite_value_and_grad, judge, should_sync
 from pytest_gradmask.attacks.losses import Loss, cross_entropy
 from pytest_gradmask.threat import ThreatModel
 
@@ -53,18 +53,18 @@ def pgd(
     size = 2.5 * threat.eps / steps if step_size is None else step_size
     best = Best.start(images)
     for _ in range(restarts):
-        current, followed = threat.random_start(images, generator), _all(images)
+        current, active = threat.random_start(images, generator), _all(images)
         for step in range(steps):
-            if stop_early and worth_a_look(images, step % LOOK_EVERY):
-                kept = best.open_among(followed)
-                current, followed = current[kept], followed[kept]
-                if len(followed) == 0:
+            if stop_early and should_sync(images, step % SYNC_EVERY):
+                kept = best.is_active(active)
+                current, active = current[kept], active[kept]
+                if len(active) == 0:
                     return best.images
-            own, clean = labels[followed], images[followed]
-            seen = finite_look(model, current, own, loss, eot)
-            best.update(current, seen.margins, seen.fooled, followed)
+            own, clean = labels[active], images[active]
+            seen = finite_value_and_grad(model, current, own, loss, eot)
+            best.update(current, seen.logit_margins, seen.fooled, active)
             current = threat.project(current + size * threat.step(seen.gradient), clean)
-        best.update(current, *judge(model, current, labels[followed], eot), followed)
+        best.update(current, *judge(model, current, labels[active], eot), active)
         if best.done():
             break
     return best.images
@@ -100,7 +100,7 @@ class _Climb:
     """One run of APGD on the images that it still follows; a row of each tensor for each of them.
 
     Attributes:
-        followed: their indices.
+        active: their indices.
         images, labels: where they started.
         current, previous: the last two iterates.
         gradient, losses: at the current one.
@@ -110,7 +110,7 @@ class _Climb:
         size: of the next step.
     """
 
-    followed: torch.Tensor
+    active: torch.Tensor
     images: torch.Tensor
     labels: torch.Tensor
     current: torch.Tensor
@@ -142,28 +142,28 @@ def _apgd_run(
     stop_early: bool,
 ) -> None:
     window, window_min, window_shrink = (max(int(share * steps), 1) for share in (0.22, 0.06, 0.03))
-    followed = best.open() if stop_early else _all(images)
-    start = threat.random_start(images, generator)[followed]
-    seen = finite_look(model, start, labels[followed], loss, eot)
-    best.update(start, seen.margins, seen.fooled, followed)
+    active = best.open() if stop_early else _all(images)
+    start = threat.random_start(images, generator)[active]
+    seen = finite_value_and_grad(model, start, labels[active], loss, eot)
+    best.update(start, seen.logit_margins, seen.fooled, active)
     at = _Climb(
-        followed, images[followed], labels[followed], start, start, seen.gradient, seen.losses,
+        active, images[active], labels[active], start, start, seen.gradient, seen.losses,
         start, seen.losses, seen.gradient, torch.zeros_like(seen.losses),
         torch.ones_like(seen.losses, dtype=torch.bool), seen.losses,
         start.new_full((len(start), 1, 1, 1), 2 * threat.eps),
     )  # fmt: skip
     since = 0
     for step in range(steps):
-        if stop_early and worth_a_look(images, since):
-            at = at.only(best.open_among(at.followed))
-            if len(at.followed) == 0:
+        if stop_early and should_sync(images, since):
+            at = at.only(best.is_active(at.active))
+            if len(at.active) == 0:
                 return
         momentum = 1.0 if step == 0 else 0.75
         move = threat.project(at.current + at.size * threat.step(at.gradient), at.images)
         inertia = momentum * (move - at.current) + (1 - momentum) * (at.current - at.previous)
         at.previous, at.current = at.current, threat.project(at.current + inertia, at.images)
-        seen = finite_look(model, at.current, at.labels, loss, eot)
-        best.update(at.current, seen.margins, seen.fooled, at.followed)
+        seen = finite_value_and_grad(model, at.current, at.labels, loss, eot)
+        best.update(at.current, seen.logit_margins, seen.fooled, at.active)
         at.rises = at.rises + (seen.losses > at.losses)
         at.gradient, at.losses = seen.gradient, seen.losses
         higher = at.losses > at.top_losses

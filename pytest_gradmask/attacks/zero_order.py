@@ -8,8 +8,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from pytest_gradmask.attacks.evaluate import LOOK_EVERY, Best, judge, worth_a_look
-from pytest_gradmask.attacks.losses import Loss, margin
+from pytest_gradmask.attacks.evaluate import SYNC_EVERY, Best, judge, should_sync
+from pytest_gradmask.attacks.losses import Loss, logit_margin
 from pytest_gradmask.threat import ThreatModel
 
 
@@ -25,7 +25,7 @@ def zero_order(
     radius: float | None = None,
     cell: int = 4,
     step_size: float | None = None,
-    loss: Loss = margin,
+    loss: Loss = logit_margin,
     eot: int = 1,
 ) -> torch.Tensor:
     """PGD along a gradient estimated from antithetic pairs of queries (NES; Ilyas et al. 2018).
@@ -51,26 +51,26 @@ def zero_order(
     if radius is None:
         radius = threat.eps / 2 if threat.norm == "Linf" else threat.eps / 2 / (images[0].numel() ** 0.5)
     best = Best.start(images)
-    current, followed = images, torch.arange(count, device=images.device)
+    current, active = images, torch.arange(count, device=images.device)
     coarse = (count, channels, -(-height // cell), -(-width // cell))
     with torch.no_grad():
         for step in range(steps):
-            best.update(current, *judge(model, current, labels[followed], eot), followed)
-            if worth_a_look(images, step % LOOK_EVERY):
-                kept = best.open_among(followed)
+            best.update(current, *judge(model, current, labels[active], eot), active)
+            if should_sync(images, step % SYNC_EVERY):
+                kept = best.is_active(active)
                 if not kept.any():
                     return best.images
                 if eot == 1:  # what fools a randomized defense once may yet fool it more often
-                    current, followed = current[kept], followed[kept]
-            gradient, own = torch.zeros_like(current), labels[followed]
+                    current, active = current[kept], active[kept]
+            gradient, own = torch.zeros_like(current), labels[active]
             for _ in range(pairs):
                 # Drawn for all, so that what becomes of an image does not depend on when others fall.
-                noise = torch.randn(coarse, generator=generator, dtype=images.dtype).to(images.device)[followed]
+                noise = torch.randn(coarse, generator=generator, dtype=images.dtype).to(images.device)[active]
                 noise = noise.repeat_interleave(cell, 2).repeat_interleave(cell, 3)[:, :, :height, :width]
                 up, down = ((current + sign * radius * noise).clamp(*threat.bounds) for sign in (1, -1))
                 losses = loss(model(torch.cat([up, down])), own.repeat(2))
                 slope = losses[: len(own)] - losses[len(own) :]
                 gradient += slope.to(images.dtype).view(-1, 1, 1, 1) * noise
-            current = threat.project(current + size * threat.step(gradient.nan_to_num(nan=0.0)), images[followed])
-        best.update(current, *judge(model, current, labels[followed], eot), followed)
+            current = threat.project(current + size * threat.step(gradient.nan_to_num(nan=0.0)), images[active])
+        best.update(current, *judge(model, current, labels[active], eot), active)
     return best.images

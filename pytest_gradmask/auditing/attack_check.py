@@ -7,9 +7,9 @@ from collections.abc import Callable
 import torch
 
 from pytest_gradmask.auditing.budgets import Budget
-from pytest_gradmask.auditing.plan import PlannedAttack, Target, plan_attacks
+from pytest_gradmask.auditing.plan import AttackSurface, PlannedAttack, plan_attacks
 from pytest_gradmask.auditing.scoring import subseed
-from pytest_gradmask.binarization.run import UnitTest, unit_test
+from pytest_gradmask.binarization.run import BinarizationTest, binarization_test
 from pytest_gradmask.threat import ThreatModel
 from pytest_gradmask.verdict.results import Finding
 
@@ -19,8 +19,8 @@ _COUNTS = (8, 24)
 _VETTED = ("apgd-ce", "apgd-eot", "bpda")
 
 
-def vet_attacks(
-    target: Target,
+def check_attacks(
+    surface: AttackSurface,
     budget: Budget,
     images: torch.Tensor,
     labels: torch.Tensor,
@@ -31,7 +31,7 @@ def vet_attacks(
     """A finding unless a gradient attack, or else BPDA, finds examples that are planted in this defense.
 
     Args:
-        target: the defense as its attacker sees it.
+        surface: the defense as its attacker sees it.
         budget: of the attacks.
         images, labels: N x C x H x W and N, classified correctly; at most 24 are used.
         threat: where attacks may search.
@@ -39,18 +39,18 @@ def vet_attacks(
         progress: called with a line of text before each step.
     """
     told = []
-    for attack in plan_attacks(target, budget):
+    for attack in plan_attacks(surface, budget):
         if attack.name in _VETTED and not attack.skip:
-            passed, found = _vetted(attack, target, images, labels, threat, seed, progress)
+            passed, found = _vetted(attack, surface, images, labels, threat, seed, progress)
             if passed:
                 return []
             told.append(found)
-    return [Finding("attack-fails-unit-test", f"of examples planted in this defense, {'; '.join(told)}", True)]
+    return [Finding("attack-fails-binarization-test", f"of examples planted in this defense, {'; '.join(told)}", True)]
 
 
 def _vetted(
     attack: PlannedAttack,
-    target: Target,
+    surface: AttackSurface,
     images: torch.Tensor,
     labels: torch.Tensor,
     threat: ThreatModel,
@@ -59,11 +59,11 @@ def _vetted(
 ) -> tuple[bool, str]:
     """Whether an attack passes its unit test, and what it found in words."""
 
-    def test(count: int, frozen: bool) -> UnitTest:
+    def test(count: int, frozen: bool) -> BinarizationTest:
         progress(f"unit test of {attack.name} on {min(count, len(images))} images")
         generator = torch.Generator().manual_seed(subseed(seed, f"unit test of {attack.name}"))
-        return unit_test(
-            attack.run, target.defense, images[:count], labels[:count], threat=threat, generator=generator,
+        return binarization_test(
+            attack.run, surface.defense, images[:count], labels[:count], threat=threat, generator=generator,
             through=attack.model.model, frozen=frozen,
         )  # fmt: skip
 
@@ -71,7 +71,7 @@ def _vetted(
     try:
         for count in _COUNTS:
             result = test(count, frozen)
-            if target.randomized and not frozen and result.tested == 0:
+            if surface.randomized and not frozen and result.tested == 0:
                 # Where noise drowns whatever is planted, there is nothing to find until it is held.
                 frozen, result = True, test(count, True)
             if result.ok or result.fails or count >= len(images):

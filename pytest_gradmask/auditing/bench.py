@@ -13,17 +13,25 @@ from typing import Any
 import torch
 from torch import nn
 
-from pytest_gradmask.attacks.oracle import Oracle, RandomStream
+from pytest_gradmask.attacks.oracle import Oracle
 from pytest_gradmask.auditing.budgets import Budget, get_budget
-from pytest_gradmask.auditing.plan import PlannedAttack, Run, Target, aim, known_models, plan_attacks
-from pytest_gradmask.auditing.scoring import Evaluation, subseed
+from pytest_gradmask.auditing.plan import (
+    AttackSurface,
+    PlannedAttack,
+    Run,
+    find_attack_surface,
+    known_models,
+    plan_attacks,
+)
+from pytest_gradmask.auditing.scoring import Scorer, subseed
 from pytest_gradmask.defense import Defense, as_defense
 from pytest_gradmask.errors import InputError
 from pytest_gradmask.execution.isolation import moved, no_trace
 from pytest_gradmask.probes.preflight import check_batch, check_defense, check_device
-from pytest_gradmask.randomized.prediction import call_ballot
+from pytest_gradmask.randomized.prediction import plan_sampler
+from pytest_gradmask.randomized.streams import RandomStream
 from pytest_gradmask.threat import ThreatModel
-from pytest_gradmask.verdict.results import AttackResult, Proportion, Votes, accuracy
+from pytest_gradmask.verdict.results import AttackResult, Prediction, Proportion, accuracy
 
 _CONFIDENCE = 0.99
 
@@ -35,17 +43,17 @@ class Bench:
     Attributes:
         names: of the attacks of its plan that can run.
         clean: for each image, whether it is classified correctly without an attack.
-        votes: of a randomized defense on each.
-        evaluation: runs and scores one attack.
-        target: the defense as its attacker sees it.
+        predictions: of a randomized defense on each.
+        scorer: runs and scores one attack.
+        surface: the defense as its attacker sees it.
         budget: how hard its attacks try.
     """
 
     names: list[str]
     clean: list[bool]
-    votes: dict[int, Votes]
-    evaluation: Evaluation
-    target: Target
+    predictions: dict[int, Prediction]
+    scorer: Scorer
+    surface: AttackSurface
     budget: Budget
 
     def runner(self, attack: str | Run) -> Callable[[], AttackResult]:
@@ -64,9 +72,9 @@ class Bench:
         def run() -> AttackResult:
             # A fresh plan: each attack counts its own passes.
             planned = self._planned(attack)
-            result = self.evaluation.run(planned, given)
-            if self.evaluation.images.is_cuda:
-                torch.cuda.synchronize(self.evaluation.images.device)
+            result = self.scorer.run(planned, given)
+            if self.scorer.images.is_cuda:
+                torch.cuda.synchronize(self.scorer.images.device)
             if result.status == "failed":
                 raise RuntimeError(f"{planned.name} failed: {result.note}")
             return result
@@ -75,13 +83,13 @@ class Bench:
 
     def accuracy(self, result: AttackResult) -> Proportion:
         """Robust accuracy under one attack alone, bounds valid at 99 %."""
-        return accuracy(self.clean, self.votes, [result], _CONFIDENCE)
+        return accuracy(self.clean, self.predictions, [result], _CONFIDENCE)
 
     def _planned(self, attack: str | Run) -> PlannedAttack:
         if isinstance(attack, str):
-            return next(each for each in plan_attacks(self.target, self.budget, True) if each.name == attack)
+            return next(each for each in plan_attacks(self.surface, self.budget, True) if each.name == attack)
         name = getattr(attack, "__name__", "attack")
-        return PlannedAttack(name, "gradient", attack, self.target.oracle())
+        return PlannedAttack(name, "gradient", attack, self.surface.oracle())
 
 
 @contextmanager
@@ -112,15 +120,15 @@ def bench(
         look = Oracle(defense.model, stream, defense.outputs)
         with stream.active():
             seen = check_defense(defense, look, images, labels)
-        target = aim(defense, stream, seen.classes, seen.randomized, images, threat, budget.eot)
-        ballot = None
+        surface = find_attack_surface(defense, stream, seen.classes, seen.randomized, images, threat, budget.eot)
+        sampler = None
         if seen.randomized:
-            mixture = target.oracle(target.attacked) if defense.members else None
-            ballot, _ = call_ballot(look, mixture, images, budget.votes, budget.margin)
-        evaluation = Evaluation(look, images, labels, threat, seed, ballot)
-        clean, votes = evaluation.clean()
-        names = [attack.name for attack in plan_attacks(target, budget, True) if not attack.skip]
-        yield Bench(names, clean, votes, evaluation, target, budget)
+            mixture = surface.oracle(surface.attacked) if defense.members else None
+            sampler, _ = plan_sampler(look, mixture, images, pilot=budget.pilot_samples, margin=budget.margin)
+        scorer = Scorer(look, images, labels, threat, seed, sampler)
+        clean, predictions = scorer.clean()
+        names = [attack.name for attack in plan_attacks(surface, budget, True) if not attack.skip]
+        yield Bench(names, clean, predictions, scorer, surface, budget)
 
 
 def forget_peak(device: torch.device) -> None:

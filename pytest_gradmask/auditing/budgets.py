@@ -22,7 +22,7 @@ class Budget:
         bpda_steps: of APGD on the bypassed defense, and of transfer attacks.
         zero_order_steps, zero_order_pairs: of zero-order PGD; the steps are HopSkipJump's, too.
         eot: forwards averaged in each gradient step on randomized defenses.
-        votes: forwards by which a randomized defense is judged on each image.
+        pilot_samples: forwards by which a randomized defense is judged on each image.
     """
 
     name: str
@@ -36,7 +36,7 @@ class Budget:
     zero_order_steps: int
     zero_order_pairs: int
     eot: int
-    votes: int
+    pilot_samples: int
 
     @property
     def autoattack(self) -> str:

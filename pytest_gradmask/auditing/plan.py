@@ -18,14 +18,15 @@ from pytest_gradmask.attacks.bypass.search import SEARCH_FORWARDS, SEARCH_IMAGES
 from pytest_gradmask.attacks.decision import foolbox_installed, hop_skip_jump
 from pytest_gradmask.attacks.ensembles import joint_margins, member_by_member
 from pytest_gradmask.attacks.eot import on_average
-from pytest_gradmask.attacks.losses import margin
-from pytest_gradmask.attacks.oracle import Oracle, RandomStream, blamed
+from pytest_gradmask.attacks.losses import logit_margin
+from pytest_gradmask.attacks.oracle import Oracle, blamed
 from pytest_gradmask.attacks.pgd import apgd, pgd
 from pytest_gradmask.attacks.zero_order import zero_order
 from pytest_gradmask.auditing.budgets import Budget
 from pytest_gradmask.defense import Defense
 from pytest_gradmask.errors import InputError
 from pytest_gradmask.loading.models.composites import Mixture
+from pytest_gradmask.randomized.streams import RandomStream
 from pytest_gradmask.threat import ThreatModel
 from pytest_gradmask.verdict.results import Kind
 
@@ -58,14 +59,14 @@ class PlannedAttack:
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class AttackSurface:
     """A defense as the attacker sees it.
 
     Attributes:
         randomized: whether its answers differ from forward to forward.
         attacked: the module that adaptive attacks take gradients from: the model or, where the members of an
             ensemble are known, their mixture.
-        substitutes: submodules of ``attacked`` to bypass, each with its substitute or None.
+        approximations: submodules of ``attacked`` to bypass, each with its substitute or None.
         inner: a submodule of ``attacked`` that returns logits which the defense then disguises; empty if there is none.
         scoreless: whether the outputs do not tell how near an image is to another class.
         eot: forwards of ``attacked`` to average in each step; 1 unless its randomness has to be sampled.
@@ -76,7 +77,7 @@ class Target:
     classes: int
     randomized: bool
     attacked: nn.Module
-    substitutes: dict[str, object] = field(default_factory=dict)
+    approximations: dict[str, object] = field(default_factory=dict)
     inner: str = ""
     scoreless: bool = False
     eot: int = 1
@@ -92,9 +93,9 @@ class Target:
     def rewired(self, rewire: Callable[[nn.Module, dict[str, object]], nn.Module]) -> nn.Module:
         """``attacked`` with its substitutes: member by member where it is a mixture, so that its members stay known."""
         if not isinstance(self.attacked, Mixture):
-            return rewire(self.attacked, self.substitutes)
+            return rewire(self.attacked, self.approximations)
         modules = dict(self.attacked.named_modules(remove_duplicate=False))
-        found = {modules[name]: substitute for name, substitute in self.substitutes.items()}
+        found = {modules[name]: approximation for name, approximation in self.approximations.items()}
         members = [
             # By module, not by name: members may share one.
             rewire(member, {name: found[module] for name, module in member.named_modules() if module in found})
@@ -103,7 +104,7 @@ class Target:
         return Mixture(members, self.attacked.weights, probabilities=self.attacked.probabilities)
 
 
-def aim(
+def find_attack_surface(
     defense: Defense,
     stream: RandomStream,
     classes: int,
@@ -111,29 +112,29 @@ def aim(
     images: torch.Tensor,
     threat: ThreatModel,
     eot: int,
-) -> Target:
+) -> AttackSurface:
     """Decide what an adaptive attacker looks at, finding bypass candidates unless told."""
     known = bool(defense.members)
     attacked = defense.model
     if known:
         attacked = Mixture(defense.members, defense.weights, probabilities=defense.outputs == "probabilities")
-    target = Target(defense, stream, classes, randomized, attacked, eot=eot if randomized and not known else 1)
+    surface = AttackSurface(defense, stream, classes, randomized, attacked, eot=eot if randomized and not known else 1)
     few = images[:SEARCH_IMAGES]
-    target = replace(target, substitutes=_substitutes(target, few))
+    surface = replace(surface, approximations=_substitutes(surface, few))
     if known:
-        return target
+        return surface
     with stream.active(), blamed(defense.name, few):
         inner = find_inner_logits(defense.model, few, defense.outputs, forwards=SEARCH_FORWARDS if randomized else 1)
-    return replace(target, inner=inner, scoreless=not randomized and _scoreless(target.oracle(), few, threat))
+    return replace(surface, inner=inner, scoreless=not randomized and _scoreless(surface.oracle(), few, threat))
 
 
-def _substitutes(target: Target, images: torch.Tensor) -> dict[str, object]:
-    """What to bypass, under its name in ``target.attacked``."""
-    defense, attacked = target.defense, target.attacked
+def _substitutes(surface: AttackSurface, images: torch.Tensor) -> dict[str, object]:
+    """What to bypass, under its name in ``surface.attacked``."""
+    defense, attacked = surface.defense, surface.attacked
     told = defense.bypassed_modules()
     if told is None:
-        with target.stream.active():
-            return _found(target, images)
+        with surface.stream.active():
+            return _found(surface, images)
     if not defense.members:
         return told
     # The names are those of the model; the mixture holds the same modules under its own.
@@ -145,7 +146,7 @@ def _substitutes(target: Target, images: torch.Tensor) -> dict[str, object]:
             f"bypass: {', '.join(outside)} is part of {defense.name} but of none of its members; "
             "an attack on the members cannot bypass it: leave it or members= out"
         )
-    return {own[modules[name]]: substitute for name, substitute in told.items()}
+    return {own[modules[name]]: approximation for name, approximation in told.items()}
 
 
 def _scoreless(look: Oracle, images: torch.Tensor, threat: ThreatModel) -> bool:
@@ -159,22 +160,22 @@ def _scoreless(look: Oracle, images: torch.Tensor, threat: ThreatModel) -> bool:
     return bool(2 * still.sum() > len(images))
 
 
-def _found(target: Target, images: torch.Tensor) -> dict[str, object]:
-    if not target.defense.members:
-        with blamed(target.defense.name, images):
-            return find_bypass(target.attacked, images, forwards=SEARCH_FORWARDS if target.eot > 1 else 1)
+def _found(surface: AttackSurface, images: torch.Tensor) -> dict[str, object]:
+    if not surface.defense.members:
+        with blamed(surface.defense.name, images):
+            return find_bypass(surface.attacked, images, forwards=SEARCH_FORWARDS if surface.eot > 1 else 1)
     found: dict[str, object] = {}
-    for number, member in enumerate(target.defense.members):
+    for number, member in enumerate(surface.defense.members):
         with blamed(f"members[{number}]", images):
             found |= {f"members.{number}.{name}": new for name, new in find_bypass(member, images).items()}
     return found
 
 
-def plan_attacks(target: Target, budget: Budget, quick: bool = False) -> list[PlannedAttack]:
+def plan_attacks(surface: AttackSurface, budget: Budget, quick: bool = False) -> list[PlannedAttack]:
     """All gradient and adaptive attacks, in the order to run them.
 
     Args:
-        target: the defense as its attacker sees it.
+        surface: the defense as its attacker sees it.
         budget: how hard to try.
         quick: whether a short attack comes first, to spare AutoAttack's the images that fall to anything.
 
@@ -182,11 +183,11 @@ def plan_attacks(target: Target, budget: Budget, quick: bool = False) -> list[Pl
         InputError: an attack of the user's has the name of another.
     """
     own = [
-        PlannedAttack(attack.name, attack.kind, partial(_counted, attack.run), target.oracle(attack.through))
-        for attack in target.defense.own_attacks()
+        PlannedAttack(attack.name, attack.kind, partial(_counted, attack.run), surface.oracle(attack.through))
+        for attack in surface.defense.own_attacks()
     ]
-    first = [_quick_attack(target)] if quick and not target.randomized else []
-    gradient, adaptive = _gradient_attacks(target, budget), _adaptive_attacks(target, budget)
+    first = [_quick_attack(surface)] if quick and not surface.randomized else []
+    gradient, adaptive = _gradient_attacks(surface, budget), _adaptive_attacks(surface, budget)
     taken = {attack.name for attack in (*first, *gradient, *adaptive)} | {"placebo"}
     for attack in own:
         if attack.name in taken:
@@ -207,83 +208,83 @@ def _counted(run: Run, model: Oracle, *batch: torch.Tensor, **arguments: object)
     return returned
 
 
-def _quick_attack(target: Target) -> PlannedAttack:
-    return PlannedAttack("pgd", "gradient", partial(pgd, steps=_QUICK_STEPS, stop_early=True), target.oracle())
+def _quick_attack(surface: AttackSurface) -> PlannedAttack:
+    return PlannedAttack("pgd", "gradient", partial(pgd, steps=_QUICK_STEPS, stop_early=True), surface.oracle())
 
 
-def _gradient_attacks(target: Target, budget: Budget) -> list[PlannedAttack]:
-    eot = budget.eot if target.randomized else 1
-    targets = min(budget.targets, target.classes - 1)
+def _gradient_attacks(surface: AttackSurface, budget: Budget) -> list[PlannedAttack]:
+    eot = budget.eot if surface.randomized else 1
+    targets = min(budget.targets, surface.classes - 1)
     runs: dict[str, Run] = {"apgd-ce": partial(autoattack.apgd_ce, steps=budget.apgd_steps, eot=eot)}
     # The targeted DLR loss compares four logits, the untargeted one three: fewer classes, fewer losses.
-    if target.classes == 3 or (target.randomized and target.classes > 3):
+    if surface.classes == 3 or (surface.randomized and surface.classes > 3):
         runs["apgd-dlr"] = partial(autoattack.apgd_dlr, steps=budget.apgd_steps, eot=eot)
-    if target.classes > 3:
+    if surface.classes > 3:
         runs["apgd-t"] = on_average(partial(autoattack.apgd_t, steps=budget.apgd_steps, targets=targets), eot)
     runs["fab-t"] = on_average(partial(autoattack.fab_t, steps=budget.fab_steps, targets=targets), eot)
-    planned = [PlannedAttack(name, "gradient", run, target.oracle(), autoattack=True) for name, run in runs.items()]
-    if target.randomized:
+    planned = [PlannedAttack(name, "gradient", run, surface.oracle(), autoattack=True) for name, run in runs.items()]
+    if surface.randomized:
         # Upstream's EOT averages gradients, but keeps the iterate that fooled a single forward.
-        follow = partial(apgd, steps=budget.apgd_steps, eot=target.eot, stop_early=target.eot == 1)
-        planned.append(PlannedAttack("apgd-eot", "gradient", follow, target.oracle(target.attacked)))
+        follow = partial(apgd, steps=budget.apgd_steps, eot=surface.eot, stop_early=surface.eot == 1)
+        planned.append(PlannedAttack("apgd-eot", "gradient", follow, surface.oracle(surface.attacked)))
     return planned
 
 
-def _adaptive_attacks(target: Target, budget: Budget) -> list[PlannedAttack]:
-    follow = partial(apgd, steps=budget.bpda_steps, eot=target.eot, stop_early=target.eot == 1)
-    substitutes = target.substitutes
-    skip = "" if substitutes else "no submodule to bypass was given or found"
-    around = target.rewired(bypassed)
+def _adaptive_attacks(surface: AttackSurface, budget: Budget) -> list[PlannedAttack]:
+    follow = partial(apgd, steps=budget.bpda_steps, eot=surface.eot, stop_early=surface.eot == 1)
+    approximations = surface.approximations
+    skip = "" if approximations else "no submodule to bypass was given or found"
+    around = surface.rewired(bypassed)
     planned = [
-        PlannedAttack("bpda", "adaptive", follow, target.oracle(around), skip=skip),
+        PlannedAttack("bpda", "adaptive", follow, surface.oracle(around), skip=skip),
         PlannedAttack(
             "transfer-backbone",
             "adaptive",
             partial(follow, stop_early=False),
-            target.oracle(target.rewired(removed)),
+            surface.oracle(surface.rewired(removed)),
             skip=skip,
         ),
     ]
-    if target.inner:
-        inside = InnerLogits(around, f"model.{target.inner}")
-        seen = Oracle(inside, target.stream)  # logits, whatever the defense returns
-        planned.append(PlannedAttack("inner-logits", "adaptive", partial(follow, loss=margin), seen))
-    if target.randomized and target.defense.members:
+    if surface.inner:
+        inside = InnerLogits(around, f"model.{surface.inner}")
+        seen = Oracle(inside, surface.stream)  # logits, whatever the defense returns
+        planned.append(PlannedAttack("inner-logits", "adaptive", partial(follow, loss=logit_margin), seen))
+    if surface.randomized and surface.defense.members:
         on_members: dict[str, Run] = {
             "bpda-members": partial(member_by_member, steps=budget.bpda_steps),
             "joint-margins": partial(follow, loss=joint_margins),
             "arc": partial(arc, steps=max(1, budget.bpda_steps // 2)),
         }
-        planned += [PlannedAttack(name, "adaptive", run, target.oracle(around)) for name, run in on_members.items()]
-    for number, source in enumerate(target.defense.sources):
+        planned += [PlannedAttack(name, "adaptive", run, surface.oracle(around)) for name, run in on_members.items()]
+    for number, source in enumerate(surface.defense.sources):
         run = partial(apgd, steps=budget.bpda_steps, stop_early=False)
-        planned.append(PlannedAttack(f"transfer-source-{number}", "adaptive", run, Oracle(source, target.stream)))
-    eot = budget.eot if target.randomized else 1
+        planned.append(PlannedAttack(f"transfer-source-{number}", "adaptive", run, Oracle(source, surface.stream)))
+    eot = budget.eot if surface.randomized else 1
     # As many forwards as on a deterministic defense: fewer queries, each judged by the mean of some.
     queries = on_average(partial(autoattack.square, steps=max(1, budget.square_queries // eot)), eot)
-    planned.append(PlannedAttack("square", "adaptive", queries, target.oracle(), True))
+    planned.append(PlannedAttack("square", "adaptive", queries, surface.oracle(), True))
     estimate = partial(
-        zero_order, steps=budget.zero_order_steps, pairs=budget.zero_order_pairs, loss=margin, eot=target.eot
+        zero_order, steps=budget.zero_order_steps, pairs=budget.zero_order_pairs, loss=logit_margin, eot=surface.eot
     )
-    planned.append(PlannedAttack("zero-order", "adaptive", estimate, target.oracle(target.attacked)))
-    if target.scoreless:
+    planned.append(PlannedAttack("zero-order", "adaptive", estimate, surface.oracle(surface.attacked)))
+    if surface.scoreless:
         skip = "" if foolbox_installed() else "it needs foolbox: pip install 'pytest-gradmask[decision]'"
         walk = partial(hop_skip_jump, steps=budget.zero_order_steps, evaluations=_EVALUATIONS)
-        planned.append(PlannedAttack("hop-skip-jump", "adaptive", walk, target.oracle(), skip=skip))
+        planned.append(PlannedAttack("hop-skip-jump", "adaptive", walk, surface.oracle(), skip=skip))
     return planned
 
 
-def plan_placebo(target: Target, budget: Budget, passes: float) -> PlannedAttack:
+def plan_placebo(surface: AttackSurface, budget: Budget, passes: float) -> PlannedAttack:
     """A gradient attack with a fresh seed and the budget of the adaptive attacks: what that buys without adapting.
 
     ``passes`` is how many forward and backward passes an image the adaptive attacks have spent together; the placebo
     gets at least as many, in whole restarts.
     """
-    each = target.eot * max(1, len(target.defense.members))
+    each = surface.eot * max(1, len(surface.defense.members))
     # Rounded up: a placebo with less than the adaptive attacks' budget makes mere extra budget look like masking.
     restarts = max(1, math.ceil(passes / (2 * each * (budget.apgd_steps + 1))))
-    run = partial(apgd, steps=budget.apgd_steps, restarts=restarts, eot=target.eot, stop_early=target.eot == 1)
-    return PlannedAttack("placebo", "placebo", run, target.oracle(target.attacked))
+    run = partial(apgd, steps=budget.apgd_steps, restarts=restarts, eot=surface.eot, stop_early=surface.eot == 1)
+    return PlannedAttack("placebo", "placebo", run, surface.oracle(surface.attacked))
 
 
 def known_models(defense: Defense) -> Sequence[nn.Module]:

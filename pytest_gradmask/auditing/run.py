@@ -16,12 +16,12 @@ import torch
 from torch import nn
 
 from pytest_gradmask.attacks.bypass.bpda import described
-from pytest_gradmask.attacks.oracle import Oracle, RandomStream
-from pytest_gradmask.auditing.attack_check import vet_attacks
+from pytest_gradmask.attacks.oracle import Oracle
+from pytest_gradmask.auditing.attack_check import check_attacks
 from pytest_gradmask.auditing.budgets import Budget, get_budget
-from pytest_gradmask.auditing.plan import Target, aim, known_models
-from pytest_gradmask.auditing.schedule import Course, Progress, follow
-from pytest_gradmask.auditing.scoring import Evaluation, subseed
+from pytest_gradmask.auditing.plan import AttackSurface, find_attack_surface, known_models
+from pytest_gradmask.auditing.schedule import AttackSchedule, Progress, follow
+from pytest_gradmask.auditing.scoring import Scorer, subseed
 from pytest_gradmask.defense import Defense, as_defense
 from pytest_gradmask.errors import DefenseError
 from pytest_gradmask.execution.batching import out_of_memory
@@ -33,9 +33,10 @@ from pytest_gradmask.execution.versions import versions
 from pytest_gradmask.probes.comparisons import compare_attacks
 from pytest_gradmask.probes.preflight import check_batch, check_defense, check_device, check_setting
 from pytest_gradmask.probes.suite import Probe, ask, probe_defense
-from pytest_gradmask.randomized.prediction import call_ballot
+from pytest_gradmask.randomized.prediction import plan_sampler
+from pytest_gradmask.randomized.streams import RandomStream
 from pytest_gradmask.threat import ThreatModel
-from pytest_gradmask.verdict.interim import Look, plan_looks
+from pytest_gradmask.verdict.interim import InterimAnalysis, plan_analyses
 from pytest_gradmask.verdict.results import AttackResult, Audit, Finding, Verdict, in_order
 from pytest_gradmask.verdict.rule import Decision, decide
 
@@ -92,8 +93,8 @@ def audit(
     check_setting(confidence, seed, margin)
     check_batch(images, labels, threat)
     place = check_device(device)
-    looks = [Look(len(images))] if exhaustive else plan_looks(len(images), margin, confidence)
-    order = _order(len(images), seed if len(looks) > 1 else None)
+    analyses = [InterimAnalysis(len(images))] if exhaustive else plan_analyses(len(images), margin, confidence)
+    order = _order(len(images), seed if len(analyses) > 1 else None)
     # Part of the cache's key; and by which reports of two runs tell whether they are about the same images, without
     # labels, which may be the defense's own answers.
     hashed = fingerprint(images.detach())
@@ -121,7 +122,7 @@ def audit(
             tuple(probes), running,
         )  # fmt: skip
         try:
-            result = inquiry.conclude(looks)
+            result = inquiry.conclude(analyses)
         except Exception as error:
             if not out_of_memory(error):
                 raise
@@ -137,13 +138,13 @@ def audit(
     return result
 
 
-def _changes_as_it_runs(defense: Defense, look: Oracle, image: torch.Tensor) -> bool:
+def _changes_as_it_runs(defense: Defense, analysis: Oracle, image: torch.Tensor) -> bool:
     """Whether a forward pass leaves the defense other than it was, as far as can be told."""
     models = tuple(known_models(defense))
     try:
         before = fingerprint(models)
         with torch.no_grad():
-            look(image)
+            analysis(image)
         return fingerprint(models) != before
     except FingerprintError:
         return False
@@ -178,7 +179,7 @@ class _Inquiry:
     probed: bool = False
     vetted: bool = False
 
-    def conclude(self, looks: Sequence[Look]) -> Audit:
+    def conclude(self, analyses: Sequence[InterimAnalysis]) -> Audit:
         stream = RandomStream(subseed(self.seed, "defense"), self.images.device)
         oracle = Oracle(self.defense.model, stream, self.defense.outputs)
         self.progress("preflight")
@@ -191,70 +192,81 @@ class _Inquiry:
                 "of images gets a copy of it, so that figures may differ from those of engine='local'",
                 stacklevel=2,
             )
-        target = aim(self.defense, stream, seen.classes, seen.randomized, self.images, self.threat, self.budget.eot)
-        ballot = None
-        if seen.randomized:
-            mixture = target.oracle(target.attacked) if self.defense.members else None
-            ballot, unusual = call_ballot(oracle, mixture, self.images, self.budget.votes, self.margin)
-            self.findings += unusual
-        evaluation = Evaluation(
-            oracle, self.images, self.labels, self.threat, self.seed, ballot, self.cache, self.key, self.engine
+        surface = find_attack_surface(
+            self.defense, stream, seen.classes, seen.randomized, self.images, self.threat, self.budget.eot
         )
-        course = Course(evaluation, target, self.budget, not self.exhaustive, self.progress)
-        look = follow(course, looks, partial(self._judge, course, target), self.exhaustive)
-        results = course.results() if any(course.clean) else []
-        decision = self._decide(course, look, results)
+        sampler = None
+        if seen.randomized:
+            mixture = surface.oracle(surface.attacked) if self.defense.members else None
+            sampler, unusual = plan_sampler(
+                oracle, mixture, self.images, pilot=self.budget.pilot_samples, margin=self.margin
+            )
+            self.findings += unusual
+        scorer = Scorer(
+            oracle, self.images, self.labels, self.threat, self.seed, sampler, self.cache, self.key, self.engine
+        )
+        schedule = AttackSchedule(scorer, surface, self.budget, not self.exhaustive, self.progress)
+        analysis = follow(schedule, analyses, partial(self._judge, schedule, surface), self.exhaustive)
+        results = schedule.results() if any(schedule.clean) else []
+        decision = self._decide(schedule, analysis, results)
         return Audit(
             defense=self.defense.name,
             verdict=decision.verdict,
             reasons=decision.reasons,
-            clean=tuple(course.clean),
+            clean=tuple(schedule.clean),
             attacks=tuple(results),
             gap=decision.gap,
-            findings=(*self.findings, *compare_attacks(results, len(course.clean), self.confidence)),
+            findings=(*self.findings, *compare_attacks(results, len(schedule.clean), self.confidence)),
             images_needed=decision.images_needed,
             margin=self.margin,
             confidence=self.confidence,
-            bypassed=described(target.substitutes) + ((f"all after {target.inner}",) if target.inner else ()),
-            votes=course.votes,
+            bypassed=described(surface.approximations) + ((f"all after {surface.inner}",) if surface.inner else ()),
+            predictions=schedule.predictions,
             given=len(self.images),
             exhaustive=self.exhaustive,
         )
 
-    def _decide(self, course: Course, look: Look, results: Sequence[AttackResult], *more: Finding) -> Decision:
+    def _decide(
+        self, schedule: AttackSchedule, analysis: InterimAnalysis, results: Sequence[AttackResult], *more: Finding
+    ) -> Decision:
         return decide(
-            course.clean, results, [*self.findings, *more],
-            margin=self.margin, confidence=self.confidence, votes=course.votes, look=look,
+            schedule.clean, results, [*self.findings, *more],
+            margin=self.margin, confidence=self.confidence, predictions=schedule.predictions, analysis=analysis,
         )  # fmt: skip
 
     def _judge(
-        self, course: Course, target: Target, look: Look, results: Sequence[AttackResult], ending: bool
+        self,
+        schedule: AttackSchedule,
+        surface: AttackSurface,
+        analysis: InterimAnalysis,
+        results: Sequence[AttackResult],
+        ending: bool,
     ) -> Verdict:
         """The verdict; before it ends an audit, attacks get a unit test if a failure would change it."""
-        correct = torch.tensor(course.clean, device=self.images.device).nonzero()[:, 0]
+        correct = torch.tensor(schedule.clean, device=self.images.device).nonzero()[:, 0]
         images, labels = self.images[correct], self.labels[correct]
         if not self.probed:
             self.probed = True
-            self.findings += self._probe(target, images, labels)
-        verdict = self._decide(course, look, results).verdict
-        failure = Finding("attack-fails-unit-test", "", True)
+            self.findings += self._probe(surface, images, labels)
+        verdict = self._decide(schedule, analysis, results).verdict
+        failure = Finding("attack-fails-binarization-test", "", True)
         vet = ending and not self.vetted and verdict is Verdict.NOT_MASKED
-        if vet and self._decide(course, look, results, failure).verdict is not Verdict.NOT_MASKED:
+        if vet and self._decide(schedule, analysis, results, failure).verdict is not Verdict.NOT_MASKED:
             self.vetted = True
-            self.findings += vet_attacks(target, self.budget, images, labels, self.threat, self.seed, self.progress)
-            verdict = self._decide(course, look, results).verdict
+            self.findings += check_attacks(surface, self.budget, images, labels, self.threat, self.seed, self.progress)
+            verdict = self._decide(schedule, analysis, results).verdict
         return verdict
 
-    def _probe(self, target: Target, images: torch.Tensor, labels: torch.Tensor) -> list[Finding]:
-        oracle = target.oracle()
+    def _probe(self, surface: AttackSurface, images: torch.Tensor, labels: torch.Tensor) -> list[Finding]:
+        oracle = surface.oracle()
         oracle.reseed(subseed(self.seed, "defense under probes"))
         generator = torch.Generator().manual_seed(subseed(self.seed, "probes"))
         try:
-            found = probe_defense(oracle, images, labels, self.threat, generator, target.randomized)
+            found = probe_defense(oracle, images, labels, self.threat, generator, surface.randomized)
         except Exception as error:  # the defense is not ours: whatever its backward raises is a finding, not a crash
             found = [Finding("no-gradient", f"differentiating it raises {type(error).__name__}: {error}", True)]
         for probe in self.probes:
-            found += ask(probe, target.oracle(), images, labels, self.threat, generator)
+            found += ask(probe, surface.oracle(), images, labels, self.threat, generator)
         return found
 
 

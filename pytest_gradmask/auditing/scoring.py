@@ -18,16 +18,16 @@ from pytest_gradmask.execution.cache import Cache
 from pytest_gradmask.execution.engine import LOCAL, Engine
 from pytest_gradmask.execution.fingerprint import fingerprint
 from pytest_gradmask.execution.generators import random_state_kept, seed_everything
-from pytest_gradmask.randomized.prediction import Ballot, right
+from pytest_gradmask.randomized.prediction import Sampler, is_correct
 from pytest_gradmask.threat import ThreatModel
-from pytest_gradmask.verdict.results import AttackResult, Votes
+from pytest_gradmask.verdict.results import AttackResult, Prediction
 
 #: Images an attack gets at a time, if memory allows. A CPU gains nothing from more.
 _CHUNK = {"cpu": 100, "cuda": 1000}
 
 
 @dataclass(frozen=True, slots=True)
-class Evaluation:
+class Scorer:
     """What stays the same for all attacks of an audit.
 
     Attributes:
@@ -36,7 +36,7 @@ class Evaluation:
         images, labels: all images of the audit.
         threat: where a returned image must lie to count.
         seed: of the audit.
-        ballot: how a randomized defense is judged; None for a deterministic one.
+        sampler: how a randomized defense is judged; None for a deterministic one.
         cache: where results of attacks are kept; None for nowhere.
         key: of all that a run depends on besides its attack and images: the fingerprint of the defense and so on.
         engine: where attacks run.
@@ -47,32 +47,32 @@ class Evaluation:
     labels: torch.Tensor
     threat: ThreatModel
     seed: int
-    ballot: Ballot | None = None
+    sampler: Sampler | None = None
     cache: Cache | None = None
     key: str = ""
     engine: Engine = LOCAL
 
-    def clean(self, indices: Sequence[int] | None = None) -> tuple[list[bool], dict[int, Votes]]:
+    def clean(self, indices: Sequence[int] | None = None) -> tuple[list[bool], dict[int, Prediction]]:
         """Whether each image, or each at these indices, is classified correctly without an attack, and the votes."""
         indices = range(len(self.images)) if indices is None else indices
         chosen = torch.tensor(indices, dtype=torch.long, device=self.images.device)
         self.look.reseed(subseed(self.seed, f"clean images from {indices[0]}"))
-        kept, votes = _score(self.look, self.ballot, self.images[chosen], self.labels[chosen])
-        return kept.tolist(), dict(zip(indices, votes, strict=False))
+        kept, predictions = _score(self.look, self.sampler, self.images[chosen], self.labels[chosen])
+        return kept.tolist(), dict(zip(indices, predictions, strict=False))
 
-    def run(self, attack: PlannedAttack, given: Collection[int], salt: str = "") -> AttackResult:
+    def run(self, attack: PlannedAttack, given: Collection[int], stream_name: str = "") -> AttackResult:
         """Run one attack on the images at these indices. What it raises becomes a failed result, not a crash.
 
         Args:
             attack: any of the plan's.
             given: indices of images.
-            salt: two runs of one attack draw the same random numbers if and only if they have the same.
+            stream_name: two runs of one attack draw the same random numbers if and only if they have the same.
         """
-        [result] = self.run_each([attack], given, salt)
+        [result] = self.run_each([attack], given, stream_name)
         return result
 
     def run_each(
-        self, attacks: Sequence[PlannedAttack], given: Collection[int], salt: str = ""
+        self, attacks: Sequence[PlannedAttack], given: Collection[int], stream_name: str = ""
     ) -> Generator[AttackResult, None, None]:
         """Run several attacks on the same images; see `run`. None depends on another.
 
@@ -81,11 +81,11 @@ class Evaluation:
         attacked = tuple(sorted(given))
         with ExitStack() as running:
             # All are begun before the first is waited for: the engine may run them side by side.
-            for finish in [self._begin(attack, attacked, salt, running) for attack in attacks]:
+            for finish in [self._begin(attack, attacked, stream_name, running) for attack in attacks]:
                 yield finish()
 
     def _begin(
-        self, attack: PlannedAttack, attacked: tuple[int, ...], salt: str, running: ExitStack
+        self, attack: PlannedAttack, attacked: tuple[int, ...], stream_name: str, running: ExitStack
     ) -> Callable[[], AttackResult]:
         """Begin an attack; what this returns waits for its result."""
         if attack.skip:
@@ -94,12 +94,12 @@ class Evaluation:
             )
             return lambda: skipped
         if self.cache is None:
-            return self._start(attack, attacked, salt, running)
-        cache, key = self.cache, fingerprint(self.key, attack.name, attack.kind, attack.run, attacked, salt)
+            return self._start(attack, attacked, stream_name, running)
+        cache, key = self.cache, fingerprint(self.key, attack.name, attack.kind, attack.run, attacked, stream_name)
         found = cache.attack(key)
         if found is not None:
             return lambda: found
-        finish = self._start(attack, attacked, salt, running)
+        finish = self._start(attack, attacked, stream_name, running)
 
         def keep() -> AttackResult:
             result = finish()
@@ -110,14 +110,14 @@ class Evaluation:
         return keep
 
     def _start(
-        self, attack: PlannedAttack, attacked: tuple[int, ...], salt: str, running: ExitStack
+        self, attack: PlannedAttack, attacked: tuple[int, ...], stream_name: str, running: ExitStack
     ) -> Callable[[], AttackResult]:
         result = AttackResult(attack.name, attack.kind, attacked, autoattack=attack.autoattack)
-        trial = Trial(attack, self.look, self.threat, self.seed, self.ballot, f"{attack.name}{salt}")
+        job = AttackJob(attack, self.look, self.threat, self.seed, self.sampler, f"{attack.name}{stream_name}")
         indices = torch.tensor(attacked, dtype=torch.long, device=self.images.device)
         size = _CHUNK.get(indices.device.type, 100)
         chunks = ((start, indices[start : start + size]) for start in range(0, len(indices), size))
-        run = self.engine.start(trial, ((start, self.images[some], self.labels[some]) for start, some in chunks))
+        run = self.engine.start(job, ((start, self.images[some], self.labels[some]) for start, some in chunks))
         running.callback(run.close)
 
         def finish() -> AttackResult:
@@ -135,12 +135,12 @@ class Evaluation:
 
 
 @dataclass(frozen=True, slots=True)
-class Trial:
+class AttackJob:
     """One attack, ready for any chunk of its images, and all that scoring it takes: it may travel elsewhere.
 
     Attributes:
         attack: to run.
-        look, threat, seed, ballot: those of the `Evaluation`.
+        look, threat, seed, sampler: those of the `Scorer`.
         name: of its random numbers.
     """
 
@@ -148,7 +148,7 @@ class Trial:
     look: Oracle
     threat: ThreatModel
     seed: int
-    ballot: Ballot | None
+    sampler: Sampler | None
     name: str
 
     def __call__(self, first: int, images: torch.Tensor, labels: torch.Tensor) -> AttackResult:
@@ -189,12 +189,12 @@ class Trial:
         valid = self.threat.contains(returned, images)
         # An image that the attack has ruined counts as not broken: judge the clean one in its place.
         judged = torch.where(valid.view(-1, 1, 1, 1), returned, images)
-        kept, votes = _score(self.look, self.ballot, judged, labels)
+        kept, predictions = _score(self.look, self.sampler, judged, labels)
         return AttackResult(
             attack.name,
             attack.kind,
             broken=tuple(first + index for index in (valid & ~kept).nonzero()[:, 0].tolist()),
-            votes={first + index: found for index, found in enumerate(votes)},
+            predictions={first + index: found for index, found in enumerate(predictions)},
             invalid=int((~valid).sum()),
             forwards=attack.model.forwards - forwards,
             backwards=attack.model.backwards - backwards,
@@ -210,7 +210,7 @@ def _joined(result: AttackResult, parts: Sequence[AttackResult]) -> AttackResult
     return replace(
         result,
         broken=tuple(index for done in parts for index in done.broken),
-        votes={index: found for done in parts for index, found in done.votes.items()},
+        predictions={index: found for done in parts for index, found in done.predictions.items()},
         invalid=sum(done.invalid for done in parts),
         forwards=sum(done.forwards for done in parts),
         backwards=sum(done.backwards for done in parts),
@@ -221,21 +221,23 @@ def _joined(result: AttackResult, parts: Sequence[AttackResult]) -> AttackResult
 def _in_audit(result: AttackResult) -> AttackResult:
     """A result whose indices count the attack's images, as one with those of the audit."""
     own = result.attacked
-    votes = {own[index]: found for index, found in result.votes.items()}
-    return replace(result, broken=tuple(own[index] for index in result.broken), votes=votes)
+    predictions = {own[index]: found for index, found in result.predictions.items()}
+    return replace(result, broken=tuple(own[index] for index in result.broken), predictions=predictions)
 
 
 def _score(
-    look: Oracle, ballot: Ballot | None, images: torch.Tensor, labels: torch.Tensor
-) -> tuple[torch.Tensor, list[Votes]]:
+    look: Oracle, sampler: Sampler | None, images: torch.Tensor, labels: torch.Tensor
+) -> tuple[torch.Tensor, list[Prediction]]:
     """Whether each image is classified correctly: bool, N; and the votes on each, none for a deterministic defense.
 
     NaN logits are no classification, so an image that provokes them counts as broken.
     """
-    if ballot is None:
-        return right(look, images, labels), []
-    votes = ballot.count(look, images, labels)
-    return torch.tensor([2 * found.correct >= 1 for found in votes], dtype=torch.bool, device=images.device), votes
+    if sampler is None:
+        return is_correct(look, images, labels), []
+    predictions = sampler.predict(look, images, labels)
+    return torch.tensor(
+        [2 * found.correct >= 1 for found in predictions], dtype=torch.bool, device=images.device
+    ), predictions
 
 
 def _check_returned(returned: object, images: torch.Tensor) -> None:

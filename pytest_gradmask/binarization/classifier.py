@@ -13,10 +13,11 @@ import torch
 from torch import nn
 
 from pytest_gradmask.attacks.bypass.bpda import Rewired
-from pytest_gradmask.attacks.losses import margin
-from pytest_gradmask.attacks.oracle import Oracle, RandomStream, as_logits
+from pytest_gradmask.attacks.losses import logit_margin
+from pytest_gradmask.attacks.oracle import Oracle, as_logits
 from pytest_gradmask.defense import Outputs
 from pytest_gradmask.errors import InputError
+from pytest_gradmask.randomized.streams import RandomStream
 from pytest_gradmask.threat import ThreatModel
 
 #: Where the threshold lies between the best inner point (0) and the planted one (1). Near the planted one, so that
@@ -61,7 +62,7 @@ class _OnTop(nn.Module):
 
 
 @dataclass(frozen=True, slots=True)
-class Planted:
+class BinarizedClassifier:
     """A last layer and the point that it was made for.
 
     Attributes:
@@ -90,7 +91,7 @@ def with_head(model: nn.Module, head: nn.Module, linear: nn.Linear) -> nn.Module
     return Rewired(model, {name: lambda original, images: head})
 
 
-def modified(model: nn.Module, planted: Planted, stream: RandomStream, outputs: Outputs) -> Oracle:
+def modified(model: nn.Module, planted: BinarizedClassifier, stream: RandomStream, outputs: Outputs) -> Oracle:
     """The model with the planted head, as attacks see it: images in, two logits out."""
     if planted.linear is None:
         return Oracle(_OnTop(model, planted.head, outputs), stream)
@@ -189,7 +190,7 @@ def usual_margin(
     features = _features(oracle, linear, images, forwards, chunk)
     with torch.no_grad():
         logits = features.float() if linear is None else linear(features.to(linear.weight.dtype))
-    return max(float(margin(logits, labels).abs().median()), _LEAST_MARGIN)
+    return max(float(logit_margin(logits, labels).abs().median()), _LEAST_MARGIN)
 
 
 def plant(
@@ -205,7 +206,7 @@ def plant(
     forwards: int,
     chunk: int,
     generator: torch.Generator,
-) -> Planted | None:
+) -> BinarizedClassifier | None:
     """Fit a head to one image; None where its features do not separate any boundary point from the inner points.
 
     The direction is Fisher's linear discriminant between the inner points and one boundary point: that of the
@@ -246,7 +247,7 @@ def plant(
     threshold = top + (_CLOSENESS if forwards == 1 else _CLOSENESS_RANDOMIZED) * (peak - top)
     scale = size / (threshold - float(scores[0]))
     head = Head(centre.float(), (scale * direction).float(), scale * threshold)
-    return Planted(head, linear, points[1 + inner + chosen][None])
+    return BinarizedClassifier(head, linear, points[1 + inner + chosen][None])
 
 
 def _discriminant(known: torch.Tensor, candidates: torch.Tensor) -> tuple[int, torch.Tensor, torch.Tensor] | None:

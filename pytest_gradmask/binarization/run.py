@@ -16,13 +16,21 @@ from typing import Literal
 import torch
 from torch import nn
 
-from pytest_gradmask.attacks.losses import margin
-from pytest_gradmask.attacks.oracle import Oracle, RandomStream
-from pytest_gradmask.binarization.classifier import Planted, last_linear, modified, on_sphere, plant, usual_margin
+from pytest_gradmask.attacks.losses import logit_margin
+from pytest_gradmask.attacks.oracle import Oracle
+from pytest_gradmask.binarization.classifier import (
+    BinarizedClassifier,
+    last_linear,
+    modified,
+    on_sphere,
+    plant,
+    usual_margin,
+)
 from pytest_gradmask.defense import Defense, as_defense
 from pytest_gradmask.errors import InputError
 from pytest_gradmask.execution.isolation import no_trace
 from pytest_gradmask.probes.preflight import check_batch, check_defense, check_setting
+from pytest_gradmask.randomized.streams import RandomStream
 from pytest_gradmask.threat import ThreatModel
 from pytest_gradmask.verdict.results import Proportion
 
@@ -41,7 +49,7 @@ _CHUNK = 256  # points a forward gets
 
 
 @dataclass(frozen=True, slots=True)
-class UnitTest:
+class BinarizationTest:
     """What an attack made of the examples planted for it.
 
     Attributes:
@@ -102,7 +110,7 @@ class UnitTest:
         return self.rate is not None and self.rate.high < REQUIRED
 
 
-def unit_test(
+def binarization_test(
     attack: Attack,
     defense: Defense | nn.Module,
     images: torch.Tensor,
@@ -117,7 +125,7 @@ def unit_test(
     forwards: int | None = None,
     frozen: bool = False,
     confidence: float = 0.99,
-) -> UnitTest:
+) -> BinarizationTest:
     """Test an attack on a defense whose last layer is replaced, image by image, so that it can be broken.
 
     Image by image, because an attack may drop, repeat or reorder the images of a batch, and each has its own layer.
@@ -173,7 +181,7 @@ def unit_test(
                 own = torch.Generator().manual_seed(int(torch.randint(2**62, (1,), generator=generator)))
                 planted = bench.plant(image, own)
                 trials.append(_Trial("unseparable") if planted is None else bench.run(attack, planted, image, own))
-    return UnitTest(
+    return BinarizationTest(
         outcomes=tuple(trial.outcome for trial in trials),
         confidence=confidence,
         invalid=sum(trial.invalid for trial in trials),
@@ -184,7 +192,7 @@ def unit_test(
 
 @dataclass(frozen=True, slots=True)
 class _Trial:
-    """One image; attributes as those of `UnitTest`."""
+    """One image; attributes as those of `BinarizationTest`."""
 
     outcome: Outcome
     invalid: bool = False
@@ -211,7 +219,7 @@ class _Bench:
     forwards: int
     chunk: int
 
-    def plant(self, image: torch.Tensor, generator: torch.Generator) -> Planted | None:
+    def plant(self, image: torch.Tensor, generator: torch.Generator) -> BinarizedClassifier | None:
         """Plant an example in place of the last linear layer or else behind the logits; None where neither can be."""
         for place, size in self.places.items():
             planted = plant(
@@ -232,10 +240,12 @@ class _Bench:
                 return planted
         return None
 
-    def judge(self, planted: Planted) -> Oracle:
+    def judge(self, planted: BinarizedClassifier) -> Oracle:
         return modified(self.defense.model, planted, self.stream, self.defense.outputs)
 
-    def run(self, attack: Attack, planted: Planted, image: torch.Tensor, generator: torch.Generator) -> _Trial:
+    def run(
+        self, attack: Attack, planted: BinarizedClassifier, image: torch.Tensor, generator: torch.Generator
+    ) -> _Trial:
         """Attack one image, and as often try random points in its stead."""
         judge = self.judge(planted)
         given = modified(self.through, planted, self.stream, self.defense.outputs)
@@ -250,13 +260,13 @@ class _Bench:
 
     def class_1(self, oracle: Oracle, images: torch.Tensor) -> list[bool]:
         """Whether each image is class 1 in more than half of the forwards, as an audit judges what is broken."""
-        votes = torch.zeros(len(images), device=images.device)
+        predictions = torch.zeros(len(images), device=images.device)
         with torch.no_grad():
             for chunk in torch.arange(len(images), device=images.device).split(self.chunk):
                 label = torch.zeros(len(chunk), dtype=torch.long, device=images.device)
                 for _ in range(self.forwards):
-                    votes[chunk] += margin(oracle(images[chunk]), label) > 0
-        return (votes * 2 > self.forwards).tolist()
+                    predictions[chunk] += logit_margin(oracle(images[chunk]), label) > 0
+        return (predictions * 2 > self.forwards).tolist()
 
 
 def _attacked(

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_gradmask.execution.files import replaced
-from pytest_gradmask.verdict.results import AttackResult, Audit, Finding, Gap, Verdict, Votes
+from pytest_gradmask.verdict.results import AttackResult, Audit, Finding, Gap, Prediction, Verdict
 
 
 class Cache:
@@ -51,7 +51,7 @@ class Cache:
                 "gap": None if found["gap"] is None else Gap(**found["gap"]),
                 "findings": tuple(Finding(**each) for each in found["findings"]),
                 "bypassed": tuple(found["bypassed"]),
-                "votes": _votes(found["votes"]),
+                "predictions": _predictions(found["predictions"]),
                 "images": tuple(found["images"]),
                 "cached": True,
             }
@@ -62,7 +62,12 @@ class Cache:
         attacks = [_plain(result) for result in audit.attacks]
         self._put(
             key,
-            {**asdict(audit), "verdict": audit.verdict.name, "attacks": attacks, "votes": _listed(audit.votes)},
+            {
+                **asdict(audit),
+                "verdict": audit.verdict.name,
+                "attacks": attacks,
+                "predictions": _listed(audit.predictions),
+            },
         )
 
     def _file(self, key: str) -> Path:
@@ -97,7 +102,7 @@ def _hash(content: bytes) -> bytes:
 
 
 def _plain(result: AttackResult) -> dict[str, Any]:
-    return {**asdict(result), "votes": _listed(result.votes)}
+    return {**asdict(result), "predictions": _listed(result.predictions)}
 
 
 def _attack(content: Mapping[str, Any]) -> AttackResult:
@@ -106,15 +111,15 @@ def _attack(content: Mapping[str, Any]) -> AttackResult:
             **content,
             "attacked": tuple(content["attacked"]),
             "broken": tuple(content["broken"]),
-            "votes": _votes(content["votes"]),
+            "predictions": _predictions(content["predictions"]),
         }
     )
 
 
-def _listed(votes: Mapping[int, Votes]) -> list[list[Any]]:
+def _listed(predictions: Mapping[int, Prediction]) -> list[list[Any]]:
     # JSON has no numbers as keys.
-    return [[index, *asdict(found).values()] for index, found in votes.items()]
+    return [[index, *asdict(found).values()] for index, found in predictions.items()]
 
 
-def _votes(content: list[list[Any]]) -> dict[int, Votes]:
-    return {index: Votes(*values) for index, *values in content}
+def _predictions(content: list[list[Any]]) -> dict[int, Prediction]:
+    return {index: Prediction(*values) for index, *values in content}

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from pytest_gradmask.attacks.losses import margin
+from pytest_gradmask.attacks.losses import logit_margin
 from pytest_gradmask.attacks.oracle import Oracle
-from pytest_gradmask.probes.path import Path
+from pytest_gradmask.probes.trace import PGDTrace
 from pytest_gradmask.threat import ThreatModel
 from pytest_gradmask.verdict.results import Finding
 
@@ -22,7 +22,7 @@ _PAIRS = 4
 _RESOLVED = 64.0
 
 
-def gradient_noise(oracle: Oracle, path: Path, generator: torch.Generator) -> list[Finding]:
+def gradient_noise(oracle: Oracle, trace: PGDTrace, generator: torch.Generator) -> list[Finding]:
     """Gradients that disagree with finite differences of the margin, at the images that the path did not break.
 
     In random directions, the change that the gradient promises and the change of the margin between two points are
@@ -31,8 +31,8 @@ def gradient_noise(oracle: Oracle, path: Path, generator: torch.Generator) -> li
 
     Costs 24 forwards for each of these images, and no backward; nothing where they are fewer than 3.
     """
-    asked = path.asked(1.0)
-    cosines = {radius: _cosines(oracle, path, asked, radius, generator) for radius in _RADII if len(asked)}
+    asked = trace.asked(1.0)
+    cosines = {radius: _cosines(oracle, trace, asked, radius, generator) for radius in _RADII if len(asked)}
     known = {radius: found.nanmean().item() for radius, found in cosines.items() if not found.isnan().all()}
     if not known.get(_TYPICAL, 1.0) < _NOISE:
         return []
@@ -41,7 +41,7 @@ def gradient_noise(oracle: Oracle, path: Path, generator: torch.Generator) -> li
         Finding(
             "gradient-noise",
             f"the cosine between the gradient and that of the smoothed loss is {figures}, on average over "
-            f"{int(path.standing(1.0).sum())} images; a gradient that attacks can follow has nearly 1",
+            f"{int(trace.standing(1.0).sum())} images; a gradient that attacks can follow has nearly 1",
             # Where the gradient is right at one scale, an attack with steps of that size can follow it.
             undermines_attacks=all(cosine < _NOISE for cosine in known.values()),
         )
@@ -49,14 +49,22 @@ def gradient_noise(oracle: Oracle, path: Path, generator: torch.Generator) -> li
 
 
 def _cosines(
-    oracle: Oracle, path: Path, asked: torch.Tensor, radius: float, generator: torch.Generator
+    oracle: Oracle, trace: PGDTrace, asked: torch.Tensor, radius: float, generator: torch.Generator
 ) -> torch.Tensor:
     """For each image asked about, the estimated cosine; NaN where it is broken, or the change too small to measure."""
-    images, labels, gradient = path.images[asked], path.labels[asked], path.gradient[asked]
+    images, labels, gradient = trace.images[asked], trace.labels[asked], trace.gradient[asked]
     found = smoothed_cosines(
-        oracle, images, labels, gradient, path.slopes[0, asked], path.largest[asked], radius, path.threat, generator
+        oracle,
+        images,
+        labels,
+        gradient,
+        trace.gradient_norms[0, asked],
+        trace.largest[asked],
+        radius,
+        trace.threat,
+        generator,
     )
-    return found.masked_fill(~path.standing(1.0)[asked], float("nan"))
+    return found.masked_fill(~trace.standing(1.0)[asked], float("nan"))
 
 
 def smoothed_cosines(
@@ -64,7 +72,7 @@ def smoothed_cosines(
     images: torch.Tensor,
     labels: torch.Tensor,
     gradient: torch.Tensor,
-    slopes: torch.Tensor,
+    gradient_norms: torch.Tensor,
     largest: torch.Tensor,
     radius: float,
     threat: ThreatModel,
@@ -77,7 +85,7 @@ def smoothed_cosines(
         oracle: the defense.
         images, labels: N x C x H x W and N.
         gradient: of the margin at the images, by whatever way; N x C x H x W.
-        slopes: its norms, N.
+        gradient_norms: its norms, N.
         largest: N, the largest absolute logit of each image, whose rounding nothing smaller can be told from.
         radius: the distance, as a share of eps.
         threat: of which eps and norm are taken.
@@ -92,19 +100,19 @@ def smoothed_cosines(
     if threat.norm == "L2":
         size /= images[0].numel() ** 0.5
     # Promises are sums of thousands of terms that may be huge: divided by the slope they stay in the range of a float.
-    scaled = gradient / slopes.view(-1, 1, 1, 1)
+    scaled = gradient / gradient_norms.view(-1, 1, 1, 1)
     with torch.no_grad():
         for _ in range(pairs):
             signs = torch.randint(0, 2, images.shape, generator=generator, dtype=torch.int8).to(images) * 2 - 1
             ends = ((images + sign * size * signs).clamp(*threat.bounds) for sign in (1, -1))
             up, down = (end.to(oracle.dtype).to(images.dtype) for end in ends)  # as the defense will see them
             promise = (scaled * (up - down)).flatten(1).sum(1)
-            change = margin(oracle(up), labels) - margin(oracle(down), labels)
+            change = logit_margin(oracle(up), labels) - logit_margin(oracle(down), labels)
             products += promise * change
             promises += promise**2
             changes += change**2
     rounding = torch.finfo(oracle.dtype).eps * largest
-    measured = torch.maximum(promises.sqrt() * slopes, changes.sqrt()) / pairs**0.5
+    measured = torch.maximum(promises.sqrt() * gradient_norms, changes.sqrt()) / pairs**0.5
     usable = (measured > _RESOLVED * rounding) & (promises > 0)
     cosine = products / (promises * changes).sqrt().clamp_min(torch.finfo(torch.float32).tiny)
     return cosine.masked_fill(~usable, float("nan"))

@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import torch
 
-from pytest_gradmask.attacks.evaluate import look_at, mean_margins
-from pytest_gradmask.attacks.losses import margin
+from pytest_gradmask.attacks.evaluate import mean_logit_margins, value_and_grad
+from pytest_gradmask.attacks.losses import logit_margin
 from pytest_gradmask.attacks.oracle import Oracle
-from pytest_gradmask.probes.path import FEWEST, Path
+from pytest_gradmask.probes.trace import FEWEST, PGDTrace
 from pytest_gradmask.verdict.results import Finding
 
 #: A gradient attack of this many steps in an unbounded ball should reach any image, in one of two runs.
@@ -32,7 +32,7 @@ _SILENT = 2
 _KEPT = 0.3
 
 
-def unbounded_attack(oracle: Oracle, path: Path, generator: torch.Generator, eot: int = 1) -> list[Finding]:
+def unbounded_attack(oracle: Oracle, trace: PGDTrace, generator: torch.Generator, eot: int = 1) -> list[Finding]:
     """Whether PGD breaks (nearly) every image once the ball is as large as the bounds (Carlini et al. 2019).
 
     It starts inside the ball of radius eps: from a random point of the large one, which is no image any more, a
@@ -40,53 +40,53 @@ def unbounded_attack(oracle: Oracle, path: Path, generator: torch.Generator, eot
     about 3 passes, and one on which it is none 42 forwards and 40 backwards. Images that the path has broken within
     twice eps cost nothing.
     """
-    left = path.standing(2.0)
-    images, labels = path.images[left], path.labels[left]
-    wide = replace(path.threat, eps=path.across(1.0))
+    left = trace.standing(2.0)
+    images, labels = trace.images[left], trace.labels[left]
+    wide = replace(trace.threat, eps=trace.across(1.0))
     size = 2.5 * wide.eps / _UNBOUNDED_STEPS
     for _ in range(_UNBOUNDED_RUNS):
-        points = path.threat.random_start(images, generator)
+        points = trace.threat.random_start(images, generator)
         for step in range(_UNBOUNDED_STEPS + 1):
             if len(images) == 0:
                 return []
             if step == _UNBOUNDED_STEPS:
-                margins = mean_margins(oracle, points, labels, eot)
+                logit_margins = mean_logit_margins(oracle, points, labels, eot)
             else:
-                seen = look_at(oracle, points, labels, margin, eot)
-                margins, gradient = seen.margins, seen.gradient
+                seen = value_and_grad(oracle, points, labels, logit_margin, eot)
+                logit_margins, gradient = seen.logit_margins, seen.gradient
                 points = wide.project(points + size * wide.step(gradient.nan_to_num(nan=0.0)), images)
             # Broken at the look before the step; NaN logits are no classification, and no success of a gradient either.
-            stands = ~(margins > 0)
+            stands = ~(logit_margins > 0)
             images, labels, points = images[stands], labels[stands], points[stands]
     standing = len(images)
-    if standing <= _UNBOUNDED_SHARE * len(path.images):
+    if standing <= _UNBOUNDED_SHARE * len(trace.images):
         return []
     return [
         Finding(
             "unbounded-attack-fails",
-            f"PGD with unlimited perturbations leaves {standing} of {len(path.images)} images standing: "
+            f"PGD with unlimited perturbations leaves {standing} of {len(trace.images)} images standing: "
             "the gradient is no guide",
             undermines_attacks=True,
         )
     ]
 
 
-def random_search(oracle: Oracle, path: Path, generator: torch.Generator) -> list[Finding]:
+def random_search(oracle: Oracle, trace: PGDTrace, generator: torch.Generator) -> list[Finding]:
     """Whether random points of the ball come further than the gradient with as many steps (Athalye et al. 2018).
 
     Costs 10 forwards for each image that the path left standing within eps; nothing where they are fewer than 3.
     """
-    asked, standing = path.asked(1.0), path.standing(1.0)
+    asked, standing = trace.asked(1.0), trace.standing(1.0)
     if len(asked) == 0:
         return []
-    images, labels = path.images[asked], path.labels[asked]
+    images, labels = trace.images[asked], trace.labels[asked]
     found = torch.full((len(images),), float("-inf"), device=images.device)
     with torch.no_grad():
         for _ in range(_RANDOM_POINTS):
             signs = torch.randint(0, 2, images.shape, generator=generator, dtype=torch.int8).to(images) * 2 - 1
-            points = path.threat.project(images + path.threat.eps * path.threat.step(signs), images)
-            found = torch.maximum(found, margin(oracle(points), labels))
-    ahead = int(((found > path.best(1.0)[asked]) & standing[asked]).sum())
+            points = trace.threat.project(images + trace.threat.eps * trace.threat.step(signs), images)
+            found = torch.maximum(found, logit_margin(oracle(points), labels))
+    ahead = int(((found > trace.best(1.0)[asked]) & standing[asked]).sum())
     broken = int(((found > 0) & standing[asked]).sum())
     if ahead < max(FEWEST, _RANDOM_SHARE * int(standing.sum())):
         return []
@@ -100,20 +100,20 @@ def random_search(oracle: Oracle, path: Path, generator: torch.Generator) -> lis
     ]
 
 
-def one_step(oracle: Oracle, path: Path) -> list[Finding]:
+def one_step(oracle: Oracle, trace: PGDTrace) -> list[Finding]:
     """Whether one step of size eps (FGSM) comes further than the ten steps of the path (Athalye et al. 2018).
 
     Costs one forward for each image that the path left standing within eps; nothing where they are fewer than 3.
     """
-    asked, standing = path.asked(1.0), path.standing(1.0)
+    asked, standing = trace.asked(1.0), trace.standing(1.0)
     if len(asked) == 0:
         return []
-    images, threat = path.images[asked], path.threat
+    images, threat = trace.images[asked], trace.threat
     with torch.no_grad():
-        points = threat.project(images + threat.eps * threat.step(path.gradient[asked].nan_to_num(0, 0, 0)), images)
-        found = margin(oracle(points), path.labels[asked])
-    start = path.margins[0][asked]
-    ahead = (found - start > _ONE_STEP_LEAD * (path.best(1.0)[asked] - start)) & standing[asked]
+        points = threat.project(images + threat.eps * threat.step(trace.gradient[asked].nan_to_num(0, 0, 0)), images)
+        found = logit_margin(oracle(points), trace.labels[asked])
+    start = trace.logit_margins[0][asked]
+    ahead = (found - start > _ONE_STEP_LEAD * (trace.best(1.0)[asked] - start)) & standing[asked]
     count, total = int(ahead.sum()), int(standing.sum())
     if count < max(FEWEST, _ONE_STEP_SHARE * total):
         return []
@@ -127,46 +127,46 @@ def one_step(oracle: Oracle, path: Path) -> list[Finding]:
     ]
 
 
-def no_fall_with_eps(path: Path) -> list[Finding]:
+def no_fall_with_eps(trace: PGDTrace) -> list[Finding]:
     """Whether robust accuracy stays where it is from half of eps to twice eps, though the gradient says otherwise.
 
     A tiny eps changes no prediction either; but then the margin rises as the gradient promises. No pass of its own.
     """
-    before, after = path.standing(0.5), path.standing(2.0)
+    before, after = trace.standing(0.5), trace.standing(2.0)
     if int(after.sum()) < FEWEST or int((before & ~after).sum()) > _NO_FALL * int(before.sum()):
         return []
-    start = path.margins[0][after]
-    promised = torch.minimum(2 * path.threat.eps * path.slopes[0][after], -start)
-    kept = (path.best(2.0)[after] - start >= _KEPT * promised) & (promised > 0)
+    start = trace.logit_margins[0][after]
+    promised = torch.minimum(2 * trace.threat.eps * trace.gradient_norms[0][after], -start)
+    kept = (trace.best(2.0)[after] - start >= _KEPT * promised) & (promised > 0)
     if 2 * int(kept.sum()) >= len(kept):
         return []
-    counts = "/".join(str(int(path.standing(radius).sum())) for radius in (0.5, 1.0, 2.0))
+    counts = "/".join(str(int(trace.standing(radius).sum())) for radius in (0.5, 1.0, 2.0))
     return [
         Finding(
             "no-fall-with-eps",
-            f"of {len(path.images)} images {counts} stand within eps/2, eps and 2 eps: more room does not help the "
+            f"of {len(trace.images)} images {counts} stand within eps/2, eps and 2 eps: more room does not help the "
             "gradient",
         )
     ]
 
 
-def silent_success(path: Path) -> list[Finding]:
+def silent_success(trace: PGDTrace) -> list[Finding]:
     """Images that are misclassified somewhere on the path within eps and no longer at its end (Pintor et al. 2022).
 
     The attacks of an audit return their best iterate; what undermines those that return the last one does not
     undermine them. No pass of its own.
     """
-    within = torch.tensor([radius <= 1 for radius in path.radii], device=path.margins.device)
-    margins = path.margins[within]
-    seen = ~margins.isnan()
-    last = torch.where(seen, torch.arange(len(margins), device=margins.device)[:, None], -1).amax(0)
-    final = margins.gather(0, last[None].clamp_min(0)).squeeze(0)
-    count = int(((margins > 0).any(0) & ~(margins[0] > 0) & (final <= 0)).sum())
+    within = torch.tensor([radius <= 1 for radius in trace.radii], device=trace.logit_margins.device)
+    logit_margins = trace.logit_margins[within]
+    seen = ~logit_margins.isnan()
+    last = torch.where(seen, torch.arange(len(logit_margins), device=logit_margins.device)[:, None], -1).amax(0)
+    final = logit_margins.gather(0, last[None].clamp_min(0)).squeeze(0)
+    count = int(((logit_margins > 0).any(0) & ~(logit_margins[0] > 0) & (final <= 0)).sum())
     if count < _SILENT:
         return []
     return [
         Finding(
             "silent-success",
-            f"at {count} of {len(path.images)} images an attack passes an adversarial example and ends at none",
+            f"at {count} of {len(trace.images)} images an attack passes an adversarial example and ends at none",
         )
     ]

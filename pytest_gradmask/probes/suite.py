@@ -11,7 +11,6 @@ from pytest_gradmask.probes.gradients import exploding_gradient, nan_gradient, v
 from pytest_gradmask.probes.inference import optimizes_at_inference
 from pytest_gradmask.probes.logits import saturated_logits, tiny_logits
 from pytest_gradmask.probes.noise import gradient_noise
-from pytest_gradmask.probes.path import walk
 from pytest_gradmask.probes.search import (
     no_fall_with_eps,
     one_step,
@@ -19,6 +18,7 @@ from pytest_gradmask.probes.search import (
     silent_success,
     unbounded_attack,
 )
+from pytest_gradmask.probes.trace import trace_pgd
 from pytest_gradmask.threat import ThreatModel
 from pytest_gradmask.verdict.results import Finding
 
@@ -56,25 +56,25 @@ def probe_defense(
     with oracle.frozen():
         steady = not randomized or _repeats(oracle, images)
         eot = 1 if steady else _EOT
-        path = walk(oracle, images, labels, threat, generator, eot, whole=randomized)
+        trace = trace_pgd(oracle, images, labels, threat, generator, eot, whole=randomized)
         findings = [
             *optimizes_at_inference(oracle, images),
-            *zero_gradient(oracle, path),
-            *nan_gradient(path),
-            *vanishing_gradient(path),
-            *exploding_gradient(path),
-            *saturated_logits(path),
-            *tiny_logits(path),
+            *zero_gradient(oracle, trace),
+            *nan_gradient(trace),
+            *vanishing_gradient(trace),
+            *exploding_gradient(trace),
+            *saturated_logits(trace),
+            *tiny_logits(trace),
         ]
         if steady:
             findings += [
-                *gradient_noise(oracle, path, generator),
-                *random_search(oracle, path, generator),
-                *one_step(oracle, path),
-                *no_fall_with_eps(path),
-                *silent_success(path),
+                *gradient_noise(oracle, trace, generator),
+                *random_search(oracle, trace, generator),
+                *one_step(oracle, trace),
+                *no_fall_with_eps(trace),
+                *silent_success(trace),
             ]
-        return findings + unbounded_attack(oracle, path, generator, eot)
+        return findings + unbounded_attack(oracle, trace, generator, eot)
 
 
 def ask(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pytest_gradmask.errors import InputError
-from pytest_gradmask.report.text import explain, explain_unit_test
+from pytest_gradmask.report.text import explain, explain_binarization_test
 from pytest_gradmask.report.transfer import explain_diversity, explain_transferability
 from pytest_gradmask.verdict.results import Audit, Verdict
 
@@ -49,7 +49,7 @@ def assert_robust_accuracy(audit: Audit, *, at_least: float) -> None:
         raise AssertionError(explain(audit, f"a robust accuracy of at least {at_least:.1%}"))
 
 
-def assert_attack_passes_unit_test(
+def assert_attack_passes_binarization_test(
     attack: Callable[..., torch.Tensor],
     defense: Defense | nn.Module,
     images: torch.Tensor,
@@ -62,19 +62,19 @@ def assert_attack_passes_unit_test(
 ) -> None:
     """Fail unless the attack finds (nearly) all adversarial examples that are planted into the defense for it.
 
-    The arguments and the errors raised are those of `pytest_gradmask.binarization.run.unit_test`, after Zimmermann et
-    al. (NeurIPS 2022). At least 7 images; too few of them are no pass, and the message says so.
+    The arguments and the errors raised are those of `pytest_gradmask.binarization.run.binarization_test`, after
+    Zimmermann et al. (NeurIPS 2022). At least 7 images; too few of them are no pass, and the message says so.
     """
     __tracebackhide__ = True
-    from pytest_gradmask.binarization.run import unit_test
+    from pytest_gradmask.binarization.run import binarization_test
     from pytest_gradmask.defense import as_defense
     from pytest_gradmask.transfer.run import attack_name
 
-    result = unit_test(
+    result = binarization_test(
         attack, defense, images, labels, threat=threat, generator=generator, through=through, confidence=confidence
     )
     if not result.ok:
-        raise AssertionError(explain_unit_test(result, attack_name(attack), as_defense(defense).name))
+        raise AssertionError(explain_binarization_test(result, attack_name(attack), as_defense(defense).name))
 
 
 def assert_low_transferability(matrix: TransferMatrix, *, at_most: float) -> None:

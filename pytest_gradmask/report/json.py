@@ -53,7 +53,7 @@ def to_json(audit: Audit) -> dict[str, Any]:
             "excess": gap.excess,
             "placebo_only": gap.placebo_only,
             "p_value": gap.p_value,
-            "looks": gap.looks,
+            "analyses": gap.analyses,
         },
         "findings": [
             {
@@ -67,8 +67,8 @@ def to_json(audit: Audit) -> dict[str, Any]:
         "bypassed": list(audit.bypassed),
         "per_image": {
             "index": list(audit.images),
-            "clean": _plain(chances(audit.clean, audit.votes, [])),
-            "robust": _plain(chances(audit.clean, audit.votes, audit.attacks)),
+            "clean": _plain(chances(audit.clean, audit.predictions, [])),
+            "robust": _plain(chances(audit.clean, audit.predictions, audit.attacks)),
         },
         "seconds": round(audit.seconds, 3),
         "provenance": dict(audit.provenance),

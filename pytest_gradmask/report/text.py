@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pytest_gradmask.verdict.results import Audit, Verdict
 
 if TYPE_CHECKING:  # a summary needs no torch
-    from pytest_gradmask.binarization.run import UnitTest
+    from pytest_gradmask.binarization.run import BinarizationTest
 
 _INTERVAL = ("estimate", "low", "high")
 AUDIT_COLUMNS = ("verdict", "clean", "gradient", "all attacks", "gap", "seconds", "test")
@@ -41,7 +41,7 @@ def explain(audit: Audit, expected: str) -> str:
     return "\n".join(lines)
 
 
-def explain_unit_test(result: UnitTest, attack: str, defense: str) -> str:
+def explain_binarization_test(result: BinarizationTest, attack: str, defense: str) -> str:
     """Why an attack does not pass its unit test on a defense: what it found, how sure that is, the next step."""
     lines = [f"expected {attack} to pass its unit test on {defense}, but {_found(result)}", ""]
     lines.append("  Each image got a last layer of its own for which an adversarial example inside the ball is known.")
@@ -72,7 +72,7 @@ def explain_unit_test(result: UnitTest, attack: str, defense: str) -> str:
     return "\n".join([*lines, "", step])
 
 
-def _found(result: UnitTest) -> str:
+def _found(result: BinarizationTest) -> str:
     if result.rate is None:
         return f"none of the {len(result.outcomes)} images can be used for one"
     return (
@@ -120,9 +120,9 @@ def _how_far(audit: Audit) -> list[str]:
 
 def _how_judged(audit: Audit) -> list[str]:
     """How the accuracies of a randomized defense came about."""
-    if not audit.votes:
+    if not audit.predictions:
         return []
-    numbers = [votes.number for result in audit.attacks for votes in result.votes.values()]
+    numbers = [predictions.number for result in audit.attacks for predictions in result.predictions.values()]
     if not any(numbers):
         return ["Randomized: chances of a right answer are exact, from the members and their weights."]
     return [

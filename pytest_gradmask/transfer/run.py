@@ -15,15 +15,16 @@ import torch
 from torch import nn
 
 from pytest_gradmask.attacks.bypass.bpda import bypassed, described
-from pytest_gradmask.attacks.bypass.search import SEARCH_FORWARDS, SEARCH_IMAGES, Substitutes, find_bypass
-from pytest_gradmask.attacks.oracle import Oracle, RandomStream
+from pytest_gradmask.attacks.bypass.search import SEARCH_FORWARDS, SEARCH_IMAGES, Approximations, find_bypass
+from pytest_gradmask.attacks.oracle import Oracle
 from pytest_gradmask.attacks.pgd import apgd
 from pytest_gradmask.auditing.scoring import subseed
 from pytest_gradmask.defense import Defense
 from pytest_gradmask.errors import DefenseError, InputError
 from pytest_gradmask.execution.isolation import moved, no_trace
 from pytest_gradmask.probes.preflight import check_batch, check_defense, check_device, check_setting
-from pytest_gradmask.randomized.prediction import right
+from pytest_gradmask.randomized.prediction import is_correct
+from pytest_gradmask.randomized.streams import RandomStream
 from pytest_gradmask.threat import ThreatModel
 from pytest_gradmask.transfer.matrix import TransferMatrix
 
@@ -94,10 +95,12 @@ def transfer_matrix(
         if not torch.stack(list(clean.values())).all(0).any():
             rights = ", ".join(f"{name} {int(each.sum())} of {len(images)}" for name, each in clean.items())
             raise InputError(f"images: none is classified correctly by every model ({rights}); are the labels right?")
-        substitutes = {name: bench.substitutes(name) if told[name] is None else told[name] or {} for name in named}
+        approximations = {
+            name: bench.approximations(name) if told[name] is None else told[name] or {} for name in named
+        }
         rows, invalid = [], []
         for source in named:
-            crafted = bench.craft(source, attack, substitutes[source], steps)
+            crafted = bench.craft(source, attack, approximations[source], steps)
             valid = threat.contains(crafted, images)
             invalid.append(int((~valid).sum()))
             judged = torch.where(valid.view(-1, 1, 1, 1), crafted, images)
@@ -115,7 +118,7 @@ def transfer_matrix(
         attack=attack if isinstance(attack, str) else attack_name(attack),
         threat=threat,
         confidence=confidence,
-        bypassed=tuple(described(substitutes[name]) for name in named),
+        bypassed=tuple(described(approximations[name]) for name in named),
         invalid=tuple(invalid),
     )
 
@@ -146,11 +149,11 @@ class _Bench:
     def correct(self, name: str, images: torch.Tensor, purpose: str) -> torch.Tensor:
         """Whether a model classifies each image correctly, a randomized one in half of its votes; bool, N."""
         look = Oracle(self.models[name], self.stream(name, purpose))
-        votes = _VOTES if name in self.randomized else 1
-        won = torch.stack([right(look, images, self.labels) for _ in range(votes)]).sum(0)
-        return 2 * won >= votes
+        predictions = _VOTES if name in self.randomized else 1
+        won = torch.stack([is_correct(look, images, self.labels) for _ in range(predictions)]).sum(0)
+        return 2 * won >= predictions
 
-    def substitutes(self, name: str) -> Substitutes:
+    def approximations(self, name: str) -> Approximations:
         """What to bypass in a model of which nothing is told, found as audits find it."""
         forwards = SEARCH_FORWARDS if name in self.randomized else 1
         with self.stream(name, "search").active():
@@ -162,10 +165,10 @@ class _Bench:
             )
         return found
 
-    def craft(self, name: str, attack: str | Attack, substitutes: Substitutes, steps: int) -> torch.Tensor:
+    def craft(self, name: str, attack: str | Attack, approximations: Approximations, steps: int) -> torch.Tensor:
         """What the attack on a model returns; N x C x H x W."""
         model = self.models[name]
-        source = Oracle(bypassed(model, substitutes) if substitutes else model, self.stream(name, "attack"))
+        source = Oracle(bypassed(model, approximations) if approximations else model, self.stream(name, "attack"))
         eot = _EOT if name in self.randomized else 1
         run = attack if callable(attack) else partial(apgd, eot=eot, stop_early=False)
         generator = torch.Generator().manual_seed(self.seed)
@@ -197,7 +200,7 @@ def _named(models: Mapping[str, nn.Module] | Iterable[nn.Module]) -> dict[str, n
 
 def _told(
     models: Mapping[str, nn.Module], attack: str | Attack, bypass: Bypass | None
-) -> dict[str, Substitutes | None]:
+) -> dict[str, Approximations | None]:
     """What to bypass in each model; None where it is to be searched for."""
     if attack == "gradient" and bypass is not None:
         raise InputError('bypass: the "gradient" attack bypasses nothing; use attack="bpda"')
@@ -211,7 +214,7 @@ def _told(
     else:
         each = dict.fromkeys(models, bypass)
     told = {name: Defense(model, each[name], name=name).bypassed_modules() for name, model in models.items()}
-    return told if attack == "bpda" else {name: substitutes or {} for name, substitutes in told.items()}
+    return told if attack == "bpda" else {name: approximations or {} for name, approximations in told.items()}
 
 
 def _check_models(

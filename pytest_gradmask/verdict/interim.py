@@ -20,29 +20,29 @@ _FIRST, _OTHERS, _LAST = 0.07, 0.01, 0.92
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class InterimAnalysis:
     """One look at the evidence.
 
     Attributes:
         images: seen by then.
         number: of looks of the audit; each has the same share of the error of ``MASKED``.
-        exclusion: share of the error of ``NOT_MASKED``.
+        upper_share: share of the error of ``NOT_MASKED``.
     """
 
     images: int
     number: int = 1
-    exclusion: float = 1.0
+    upper_share: float = 1.0
 
-    def establishing(self, confidence: float) -> float:
+    def lower_level(self, confidence: float) -> float:
         """Confidence of the gap's lower bound at this look, for one of ``confidence`` at all of them."""
         return 1 - (1 - confidence) / self.number
 
-    def excluding(self, confidence: float) -> float:
+    def upper_level(self, confidence: float) -> float:
         """Confidence of the gap's upper bound at this look, for one of ``confidence`` at all of them."""
-        return 1 - (1 - confidence) * self.exclusion
+        return 1 - (1 - confidence) * self.upper_share
 
 
-def plan_looks(images: int, margin: float, confidence: float) -> list[Look]:
+def plan_analyses(images: int, margin: float, confidence: float) -> list[InterimAnalysis]:
     """The looks of an audit, each at about twice as many images as the one before, the last at all.
 
     Args:
@@ -62,4 +62,4 @@ def plan_looks(images: int, margin: float, confidence: float) -> list[Look]:
         sizes.append(images)
     parts = [_LAST if size == images else _FIRST if size == first else _OTHERS for size in sizes]
     shares = [part / parts.count(part) / sum(set(parts)) for part in parts]
-    return [Look(size, len(sizes), share) for size, share in zip(sizes, shares, strict=True)]
+    return [InterimAnalysis(size, len(sizes), share) for size, share in zip(sizes, shares, strict=True)]

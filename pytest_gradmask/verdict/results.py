@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pytest_gradmask.verdict.stats import accuracy_bounds, clopper_pearson
 
 Kind = Literal["gradient", "adaptive", "placebo"]
-Status = Literal["done", "failed", "skipped", "spared"]
+Status = Literal["done", "failed", "skipped", "skipped-early"]
 
 
 class Verdict(Enum):
@@ -48,7 +48,7 @@ _RAND = ("apgd-ce", "apgd-dlr")
 
 
 @dataclass(frozen=True, slots=True)
-class Votes:
+class Prediction:
     """How a randomized defense answers at one point, over repeated forwards.
 
     Attributes:
@@ -81,14 +81,14 @@ class AttackResult:
         attacked: indices of the images it was given.
         broken: indices of the images it broke, re-scored by the audit; on a randomized defense, those that get a wrong
             answer more often than a right one.
-        status: ``"done"``, ``"failed"`` (it raised), ``"skipped"`` (it cannot run on this defense) or ``"spared"``
-            (the verdict was certain without it).
+        status: ``"done"``, ``"failed"`` (it raised), ``"skipped"`` (it cannot run on this defense) or
+            ``"skipped-early"`` (the verdict was certain without it).
         note: why it is not ``"done"``.
         invalid: returned images outside the ball or the bounds, or not finite: counted as not broken.
         forwards, backwards: images passed through the defense in each direction.
         seconds: wall-clock time.
         autoattack: whether it is one of AutoAttack's attacks.
-        votes: of a randomized defense on each returned image, by index; empty for a deterministic one.
+        predictions: of a randomized defense on each returned image, by index; empty for a deterministic one.
     """
 
     name: str
@@ -102,29 +102,35 @@ class AttackResult:
     backwards: int = 0
     seconds: float = 0.0
     autoattack: bool = False
-    votes: Mapping[int, Votes] = field(default_factory=dict)
+    predictions: Mapping[int, Prediction] = field(default_factory=dict)
 
     @property
-    def settled(self) -> set[int]:
+    def decided(self) -> set[int]:
         """Images that no other attack needs to be tried on: broken ones or, by votes, those never answered right."""
-        return {index for index, votes in self.votes.items() if votes.pilot == 0} if self.votes else set(self.broken)
+        return (
+            {index for index, predictions in self.predictions.items() if predictions.pilot == 0}
+            if self.predictions
+            else set(self.broken)
+        )
 
 
-def chances(clean: Sequence[bool], votes: Mapping[int, Votes], attacks: Iterable[AttackResult]) -> list[float]:
+def chances(
+    clean: Sequence[bool], predictions: Mapping[int, Prediction], attacks: Iterable[AttackResult]
+) -> list[float]:
     """For each image, the chance of a right answer at the worst point that these attacks have found, or without any.
 
     Args:
         clean: whether each image is classified correctly without an attack.
-        votes: of a randomized defense without an attack, for every image; empty for a deterministic one, whose chances
-            are 0 and 1.
+        predictions: of a randomized defense without an attack, for every image; empty for a deterministic one, whose
+            chances are 0 and 1.
         attacks: any; what they did not attack stays as it was.
     """
-    if not votes:
+    if not predictions:
         broken = {index for result in attacks for index in result.broken}
         return [float(correct and index not in broken) for index, correct in enumerate(clean)]
-    worst = dict(votes)
+    worst = dict(predictions)
     for result in attacks:
-        for index, found in result.votes.items():
+        for index, found in result.predictions.items():
             if found.pilot < worst[index].pilot:
                 worst[index] = found
     return [worst[index].correct for index in range(len(clean))]
@@ -162,11 +168,13 @@ class Proportion:
 
 
 def accuracy(
-    clean: Sequence[bool], votes: Mapping[int, Votes], attacks: Iterable[AttackResult], confidence: float
+    clean: Sequence[bool], predictions: Mapping[int, Prediction], attacks: Iterable[AttackResult], confidence: float
 ) -> Proportion:
     """The mean of `chances`; exact bounds of a deterministic defense, and of a randomized one those of a mean."""
-    each = chances(clean, votes, attacks)
-    return Proportion.of_chances(each, confidence) if votes else Proportion.of(int(sum(each)), len(each), confidence)
+    each = chances(clean, predictions, attacks)
+    return (
+        Proportion.of_chances(each, confidence) if predictions else Proportion.of(int(sum(each)), len(each), confidence)
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,8 +189,8 @@ class Gap:
         total: all images of the audit.
         estimate: ``(excess - placebo_only) / total``.
         low, high: bounds of it, each valid at the audit's confidence, however early the audit ended.
-        p_value: of the paired test of all adaptive attacks that ran against the placebo, times ``looks``.
-        looks: how often an audit may look at the evidence: once after each adaptive attack on each batch of images.
+        p_value: of the paired test of all adaptive attacks that ran against the placebo, times ``analyses``.
+        analyses: how often an audit may look at the evidence: once after each adaptive attack on each batch of images.
     """
 
     excess: float
@@ -192,7 +200,7 @@ class Gap:
     low: float
     high: float
     p_value: float
-    looks: int
+    analyses: int
 
     def __str__(self) -> str:
         return f"{100 * self.estimate:.1f} points [{100 * self.low:.1f}, {100 * self.high:.1f}]"
@@ -218,7 +226,7 @@ class Audit:
         seconds: wall-clock time.
         test: name of the test that asked for the audit, if any.
         provenance: versions, device, seed, threat model, budget, data.
-        votes: of a randomized defense without any attack, for each image; empty for a deterministic one.
+        predictions: of a randomized defense without any attack, for each image; empty for a deterministic one.
         images: for each image, its index among those that the audit was given.
         given: number of those. The verdict may be certain before all have been looked at.
         exhaustive: whether every attack was to run on every image.
@@ -239,7 +247,7 @@ class Audit:
     seconds: float = 0.0
     test: str = ""
     provenance: Mapping[str, Any] = field(default_factory=dict)
-    votes: Mapping[int, Votes] = field(default_factory=dict)
+    predictions: Mapping[int, Prediction] = field(default_factory=dict)
     images: tuple[int, ...] = ()
     given: int = 0
     exhaustive: bool = False
@@ -271,7 +279,7 @@ class Audit:
         return [result for result in self.attacks if result.kind in kinds]
 
     def _share(self, attacks: Iterable[AttackResult]) -> Proportion:
-        return accuracy(self.clean, self.votes, attacks, self.confidence)
+        return accuracy(self.clean, self.predictions, attacks, self.confidence)
 
     @property
     def clean_accuracy(self) -> Proportion:
@@ -299,16 +307,16 @@ class Audit:
     @property
     def rand_accuracy(self) -> Proportion | None:
         """The same for the attacks of AutoAttack's version ``rand``, judged by votes; None for deterministic ones."""
-        return self._under(self._rand()) if self.votes else None
+        return self._under(self._rand()) if self.predictions else None
 
     @property
     def rand_claim(self) -> Proportion | None:
         """What AutoAttack's version ``rand`` would say itself, by one forward of each image before and after it."""
         results = self._rand()
-        if not self.votes or self._under(results) is None:
+        if not self.predictions or self._under(results) is None:
             return None
-        firsts = [self.votes, *(result.votes for result in results)]
-        fooled = {index for votes in firsts for index, found in votes.items() if not found.first}
+        firsts = [self.predictions, *(result.predictions for result in results)]
+        fooled = {index for predictions in firsts for index, found in predictions.items() if not found.first}
         return Proportion.of(self.total - len(fooled), self.total, self.confidence)
 
     def _rand(self) -> list[AttackResult]:
@@ -354,8 +362,8 @@ def in_order(audit: Audit, images: Sequence[int]) -> Audit:
     ranks = {image: rank for rank, image in enumerate(sorted(images))}
     place = [ranks[image] for image in images]
 
-    def moved(votes: Mapping[int, Votes]) -> dict[int, Votes]:
-        return {place[index]: votes[index] for index in sorted(votes, key=place.__getitem__)}
+    def moved(predictions: Mapping[int, Prediction]) -> dict[int, Prediction]:
+        return {place[index]: predictions[index] for index in sorted(predictions, key=place.__getitem__)}
 
     def sorted_places(indices: Iterable[int]) -> tuple[int, ...]:
         return tuple(sorted(place[index] for index in indices))
@@ -365,7 +373,7 @@ def in_order(audit: Audit, images: Sequence[int]) -> Audit:
             result,
             attacked=sorted_places(result.attacked),
             broken=sorted_places(result.broken),
-            votes=moved(result.votes),
+            predictions=moved(result.predictions),
         )
         for result in audit.attacks
     ]
@@ -374,6 +382,6 @@ def in_order(audit: Audit, images: Sequence[int]) -> Audit:
         audit,
         clean=tuple(clean[rank] for rank in range(len(place))),
         attacks=tuple(attacks),
-        votes=moved(audit.votes),
+        predictions=moved(audit.predictions),
         images=tuple(sorted(images)),
     )

@@ -4,7 +4,7 @@ The masking gap is what adaptive attacks break together, beyond the gradient att
 gradient attacks with the budget of all adaptive attacks together, so that like is compared with like. Every bound and
 every test holds for samples of any size: exact ones where an image falls or does not, bets on bounded values where a
 randomized defense answers it right with some chance. An audit may look after each adaptive attack of each batch of
-images, so each look gets its share of the error (Bonferroni; `looks`).
+images, so each look gets its share of the error (Bonferroni; `analyses`).
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from pytest_gradmask.verdict.interim import Look
-from pytest_gradmask.verdict.results import AttackResult, Finding, Gap, Kind, Verdict, Votes, accuracy, chances
+from pytest_gradmask.verdict.interim import InterimAnalysis
+from pytest_gradmask.verdict.results import AttackResult, Finding, Gap, Kind, Prediction, Verdict, accuracy, chances
 from pytest_gradmask.verdict.stats import (
     difference_bounds,
     images_to_establish,
@@ -37,30 +37,30 @@ class Decision:
 
 def measure_gap(
     clean: Sequence[bool],
-    votes: Mapping[int, Votes],
+    predictions: Mapping[int, Prediction],
     attacks: Sequence[AttackResult],
     confidence: float,
-    look: Look | None = None,
+    analysis: InterimAnalysis | None = None,
 ) -> Gap | None:
     """The paired gap between adaptive attacks and placebo; None where either did not run.
 
     Args:
-        clean, votes, attacks, confidence, look: as of `decide`.
+        clean, predictions, attacks, confidence, analysis: as of `decide`.
     """
     done = [result for result in attacks if result.kind == "gradient" or result.status == "done"]
     if not {"adaptive", "placebo"} <= {result.kind for result in done}:
         return None
-    under = _Under(clean, votes, done)
+    under = _Under(clean, predictions, done)
     # What is left of each image beside the placebo, minus what is left of it beside the adaptive attacks.
     pairs = zip(under("gradient", "placebo"), under("gradient", "adaptive"), strict=True)
     differences = [beside_placebo - beside_adaptive for beside_placebo, beside_adaptive in pairs]
     excess, placebo_only = (math.fsum(max(sign * each, 0.0) for each in differences) for sign in (1, -1))
     total = len(clean)
-    look = look or Look(total)
+    analysis = analysis or InterimAnalysis(total)
     # After a failed or a spared attack the audit looked, or would have.
-    looks = look.number * sum(result.kind == "adaptive" and result.status != "skipped" for result in attacks)
-    below, above = look.establishing(confidence), look.excluding(confidence)
-    if votes:
+    analyses = analysis.number * sum(result.kind == "adaptive" and result.status != "skipped" for result in attacks)
+    below, above = analysis.lower_level(confidence), analysis.upper_level(confidence)
+    if predictions:
         low, high = difference_bounds(differences, below)[0], difference_bounds(differences, above)[1]
         p_value = mean_p(differences, 0.0, -1.0)
     else:
@@ -69,7 +69,7 @@ def measure_gap(
         high = paired_interval(excess, placebo_only, total, above)[1]
         p_value = mcnemar_p(excess, placebo_only)
     return Gap(
-        excess, placebo_only, total, (excess - placebo_only) / total, low, high, min(1.0, looks * p_value), looks
+        excess, placebo_only, total, (excess - placebo_only) / total, low, high, min(1.0, analyses * p_value), analyses
     )
 
 
@@ -78,17 +78,17 @@ class _Under:
     """Chances of right answers under families of attacks."""
 
     clean: Sequence[bool]
-    votes: Mapping[int, Votes]
+    predictions: Mapping[int, Prediction]
     attacks: Sequence[AttackResult]
 
     def __call__(self, *kinds: Kind) -> list[float]:
-        return chances(self.clean, self.votes, [result for result in self.attacks if result.kind in kinds])
+        return chances(self.clean, self.predictions, [result for result in self.attacks if result.kind in kinds])
 
 
 def _hardly_anything_left(under: _Under, margin: float, confidence: float) -> bool:
     """Whether gradient attacks leave so little that no attack could open a gap of the margin, whatever probes saw."""
     attacks = [result for result in under.attacks if result.kind == "gradient"]
-    return accuracy(under.clean, under.votes, attacks, confidence).high < margin
+    return accuracy(under.clean, under.predictions, attacks, confidence).high < margin
 
 
 def decide(
@@ -98,8 +98,8 @@ def decide(
     *,
     margin: float,
     confidence: float,
-    votes: Mapping[int, Votes] | None = None,
-    look: Look | None = None,
+    predictions: Mapping[int, Prediction] | None = None,
+    analysis: InterimAnalysis | None = None,
 ) -> Decision:
     """Turn an audit's evidence into a verdict.
 
@@ -109,12 +109,12 @@ def decide(
         findings: what the probes saw.
         margin: a gap above this share of the images is masking; a gap surely below it is none.
         confidence: in (0.5, 1), of every bound and test.
-        votes: of a randomized defense without an attack, for every image; none for a deterministic one.
-        look: which of several this is; by default the only one.
+        predictions: of a randomized defense without an attack, for every image; none for a deterministic one.
+        analysis: which of several this is; by default the only one.
     """
-    total, votes = len(clean), votes or {}
-    look = look or Look(total)
-    under = _Under(clean, votes, attacks)
+    total, predictions = len(clean), predictions or {}
+    analysis = analysis or InterimAnalysis(total)
+    under = _Under(clean, predictions, attacks)
     if not any(clean):
         return Decision(
             Verdict.INCONCLUSIVE,
@@ -126,7 +126,7 @@ def decide(
         )
     failures = [result for result in attacks if result.status == "failed"]
     broken_family = [result for result in failures if result.kind != "adaptive"]
-    gap = measure_gap(clean, votes, attacks, confidence, look)
+    gap = measure_gap(clean, predictions, attacks, confidence, analysis)
     if broken_family or gap is None:
         why = [f"{result.name} failed: {result.note}" for result in failures]
         if gap is None and not broken_family:
@@ -134,7 +134,7 @@ def decide(
         return Decision(Verdict.INCONCLUSIVE, tuple(why), gap)
 
     points = f"{100 * margin:.3g} points"
-    average = " on average" if votes else ""
+    average = " on average" if predictions else ""
     if gap.low > 0 and gap.p_value < 1 - confidence and gap.estimate > margin:
         strongest = max((result for result in attacks if result.kind == "adaptive"), key=lambda r: len(r.broken))
         return Decision(
@@ -148,7 +148,7 @@ def decide(
             gap,
         )
     obstacles = [f"{result.name} failed: {result.note}" for result in failures]
-    if not _hardly_anything_left(under, margin, look.excluding(confidence)):
+    if not _hardly_anything_left(under, margin, analysis.upper_level(confidence)):
         obstacles += [f"{finding.id}: {finding.message}" for finding in findings if finding.undermines_attacks]
     extra = (math.fsum(under("gradient")) - math.fsum(under("gradient", "placebo"))) / total
     if extra > margin:
@@ -165,7 +165,7 @@ def decide(
             gap,
         )
     if gap.estimate > margin:
-        needed = images_to_establish(gap.excess / total, gap.placebo_only / total, confidence, gap.looks)
+        needed = images_to_establish(gap.excess / total, gap.placebo_only / total, confidence, gap.analyses)
         what = f"the gap of {gap} is above the margin of {points}, but {total} images do not settle it"
     else:
         needed = images_to_exclude(margin, gap.excess / total, confidence)

@@ -131,21 +131,21 @@ def images_to_exclude(margin: float, rate: float, confidence: float) -> int | No
     return _search(lambda n: clopper_pearson(round(rate * n), n, confidence)[1] < margin) if rate < margin else None
 
 
-def images_to_establish(rate: float, other: float, confidence: float, looks: int) -> int | None:
-    """How many images settle that ``rate`` exceeds ``other`` at one of ``looks`` looks; None if none would."""
+def images_to_establish(rate: float, other: float, confidence: float, analyses: int) -> int | None:
+    """How many images settle that ``rate`` exceeds ``other`` at one of ``analyses`` looks; None if none would."""
     if rate <= other:
         return None
-    alpha = (1 - confidence) / max(looks, 2)
+    alpha = (1 - confidence) / max(analyses, 2)
     return _search(lambda n: mcnemar_p(round(rate * n), round(other * n)) < alpha)
 
 
-def _search(settled: Callable[[int], bool], limit: int = 1_000_000) -> int | None:
+def _search(decided: Callable[[int], bool], limit: int = 1_000_000) -> int | None:
     low, high = 0, 16
-    while not settled(high):
+    while not decided(high):
         low, high = high, high * 2
         if high > limit:
             return None
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (low, middle) if settled(middle) else (middle, high)
+        low, high = (low, middle) if decided(middle) else (middle, high)
     return high

@@ -10,7 +10,7 @@ import torch
 
 from pytest_gradmask import load_model
 from pytest_gradmask.attacks import autoattack
-from pytest_gradmask.attacks.losses import margin
+from pytest_gradmask.attacks.losses import logit_margin
 from pytest_gradmask.attacks.pgd import apgd, pgd
 from pytest_gradmask.loading.datasets import load_dataset
 from pytest_gradmask.threat import ThreatModel
@@ -32,7 +32,7 @@ def test_robust_accuracies_agree_with_upstream_within_two_points(name: str) -> N
         for images, labels in zip(data.images.split(BATCH), data.labels.split(BATCH), strict=True):
             found = run(model, images, labels, threat=threat, steps=STEPS, generator=generator)
             with torch.no_grad():
-                robust[attack] += int((margin(model(found), labels) <= 0).sum())
+                robust[attack] += int((logit_margin(model(found), labels) <= 0).sum())
     shares = {attack: count / IMAGES for attack, count in robust.items()}
     print(name, shares)
     assert abs(shares["apgd"] - shares["upstream"]) <= 0.02, shares

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from pytest_gradmask.attacks.arc import arc
-from pytest_gradmask.attacks.evaluate import look_at
-from pytest_gradmask.attacks.losses import Loss, cross_entropy, margin
+from pytest_gradmask.attacks.evaluate import value_and_grad
+from pytest_gradmask.attacks.losses import Loss, cross_entropy, logit_margin
 from pytest_gradmask.attacks.pgd import pgd
 from pytest_gradmask.threat import Norm, ThreatModel
 from tests.attacks.ensemble_toys import FAR, Ensemble, Scores, both_norms, expected_accuracy, largest_room, opposed
@@ -124,7 +124,7 @@ def test_two_linear_members_are_fooled_as_far_as_possible(
 def test_members_whose_gradients_cancel_do_not_stop_it(norm: Norm, step_size: float | None) -> None:
     model, images, labels = opposed(norm=norm)
     threat = ThreatModel(0.6, norm, FAR)
-    gradients = [look_at(member, images, labels, margin, 1).gradient for member in model.members]
+    gradients = [value_and_grad(member, images, labels, logit_margin, 1).gradient for member in model.members]
     assert torch.equal(gradients[0], -gradients[1])
 
     found = arc(model, images, labels, threat=threat, steps=20, generator=seeded(), step_size=step_size)
@@ -134,9 +134,9 @@ def test_members_whose_gradients_cancel_do_not_stop_it(norm: Norm, step_size: fl
 def test_the_attack_on_the_mean_loss_goes_nowhere_there() -> None:
     model, images, labels = opposed()
     members = list(model.members)
-    assert look_at(members[0], images, labels, margin, 1).gradient.abs().max() > 0.1
-    assert look_at(_Mean(members), images, labels, margin, 2).gradient.abs().max() == 0
-    found = attack_mean_loss(model, images, labels, threat=ThreatModel(0.6, "Linf", FAR), loss=margin)
+    assert value_and_grad(members[0], images, labels, logit_margin, 1).gradient.abs().max() > 0.1
+    assert value_and_grad(_Mean(members), images, labels, logit_margin, 2).gradient.abs().max() == 0
+    found = attack_mean_loss(model, images, labels, threat=ThreatModel(0.6, "Linf", FAR), loss=logit_margin)
     assert (expected_accuracy(model, found, labels) == 1).all()
 
 

@@ -11,8 +11,8 @@ from torch import nn
 
 from pytest_gradmask.attacks import autoattack
 from pytest_gradmask.attacks.eot import averaged, on_average
-from pytest_gradmask.attacks.evaluate import look_at, mean_margins
-from pytest_gradmask.attacks.losses import cross_entropy, margin
+from pytest_gradmask.attacks.evaluate import mean_logit_margins, value_and_grad
+from pytest_gradmask.attacks.losses import cross_entropy, logit_margin
 from pytest_gradmask.attacks.pgd import apgd, pgd
 from pytest_gradmask.attacks.zero_order import zero_order
 from pytest_gradmask.errors import InputError
@@ -50,15 +50,17 @@ def test_a_look_averages_losses_margins_and_gradients() -> None:
     members = [linear(seed=seed) for seed in range(2)]
     images, labels = draw(6, 3, 8, 8), torch.tensor([0, 1, 2, 3, 0, 1])
     torch.manual_seed(0)
-    seen = look_at(oracle(RandomizedEnsemble(members)), images, labels, cross_entropy, eot=400)
-    exact = look_at(oracle(Mixture(members), members=members, weights=(0.5, 0.5)), images, labels, cross_entropy, eot=1)
+    seen = value_and_grad(oracle(RandomizedEnsemble(members)), images, labels, cross_entropy, eot=400)
+    exact = value_and_grad(
+        oracle(Mixture(members), members=members, weights=(0.5, 0.5)), images, labels, cross_entropy, eot=1
+    )
     torch.testing.assert_close(seen.losses, exact.losses, rtol=0.2, atol=0.3)
     torch.testing.assert_close(seen.gradient, exact.gradient, rtol=0.2, atol=0.1)
-    for number, field in enumerate((exact.losses, exact.margins)):
-        each = torch.stack([(cross_entropy, margin)[number](member(images), labels) for member in members])
+    for number, field in enumerate((exact.losses, exact.logit_margins)):
+        each = torch.stack([(cross_entropy, logit_margin)[number](member(images), labels) for member in members])
         torch.testing.assert_close(field, each.mean(0))
     assert seen.fooled is None
-    share = torch.stack([margin(member(images), labels) > 0 for member in members]).float().mean(0)
+    share = torch.stack([logit_margin(member(images), labels) > 0 for member in members]).float().mean(0)
     torch.testing.assert_close(exact.fooled, share)
 
 
@@ -68,7 +70,7 @@ def test_the_mean_decides_which_iterate_is_best(attack: Callable[..., torch.Tens
     images, labels = draw(40, 1, 2, 2), torch.zeros(40, dtype=torch.int64)
     model = oracle(Lottery(wrong_chance=0.2))
     found = attack(model, images, labels, threat=ThreatModel(0.1), steps=4, generator=seeded(), eot=50)
-    assert (mean_margins(model, found, labels, 200) < 0).all()
+    assert (mean_logit_margins(model, found, labels, 200) < 0).all()
 
 
 def test_eot_finds_the_way_through_noise() -> None:
@@ -79,7 +81,7 @@ def test_eot_finds_the_way_through_noise() -> None:
     model = oracle(Noisy(half, 0.5))
     threat = ThreatModel(0.1)
     found = apgd(model, images, labels, threat=threat, steps=20, generator=seeded(), eot=8, stop_early=False)
-    assert (mean_margins(model, found, labels, 400) > 4).all()  # 5.4 at the optimum
+    assert (mean_logit_margins(model, found, labels, 400) > 4).all()  # 5.4 at the optimum
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from pytest_gradmask.attacks import autoattack
-from pytest_gradmask.attacks.losses import margin
+from pytest_gradmask.attacks.losses import logit_margin
 from pytest_gradmask.attacks.pgd import apgd, pgd
 from pytest_gradmask.threat import Norm, ThreatModel
 from tests.attacks.test_pgd import FAR, Attack, both_attacks, both_norms
@@ -36,7 +36,7 @@ def test_apgd_halves_its_first_step_where_it_makes_no_progress() -> None:
     spy = Recorder(Kink())
     found = apgd(
         spy, images, torch.zeros(1, dtype=torch.int64), threat=ThreatModel(0.3), steps=60, generator=seeded(),
-        loss=margin, stop_early=False,
+        loss=logit_margin, stop_early=False,
     )  # fmt: skip
     moves = [float((after - before).abs()) for before, after in zip(spy.asked, spy.asked[1:], strict=False)]
     assert max(moves[1:10]) > 0.2
@@ -87,7 +87,7 @@ def test_of_known_members_the_iterate_that_fools_most_is_returned(attack: Attack
     mixture = oracle(nn.Identity(), members=members, weights=(0.5, 0.5))
     images, labels = torch.full((1, 1, 1, 1), 0.45), torch.zeros(1, dtype=torch.int64)
     found = attack(
-        mixture, images, labels, threat=ThreatModel(0.3), steps=4, restarts=8, generator=seeded(), loss=margin,
+        mixture, images, labels, threat=ThreatModel(0.3), steps=4, restarts=8, generator=seeded(), loss=logit_margin,
         stop_early=False,
     )  # fmt: skip
     visited = [float(asked) for asked in members[0].asked]  # type: ignore[union-attr]

@@ -16,9 +16,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pytest_gradmask.attacks import arc, pgd, zero_order
 from pytest_gradmask.attacks.ensembles import joint_margins, member_by_member
-from pytest_gradmask.attacks.evaluate import worth_a_look
-from pytest_gradmask.attacks.oracle import Oracle, RandomStream
+from pytest_gradmask.attacks.evaluate import should_sync
+from pytest_gradmask.attacks.oracle import Oracle
 from pytest_gradmask.loading.models.composites import Mixture
+from pytest_gradmask.randomized.streams import RandomStream
 from pytest_gradmask.threat import ThreatModel
 from tests.toys import CPU, IMAGES, convolutional, predictions, seeded
 
@@ -67,10 +68,10 @@ def test_an_attack_seldom_stops_a_gpu(name: str, monkeypatch: pytest.MonkeyPatch
     ensemble = name in ("joint margins", "member by member", "arc")
     stream = RandomStream(0, CPU)
     target = Oracle.of_mixture(mixture, stream) if ensemble else Oracle(mixture, stream)
-    attack, looks = ATTACKS[name]
+    attack, analyses = ATTACKS[name]
     with Stops() as stops:
         attack(target, IMAGES, predictions(mixture, IMAGES), threat=ThreatModel(0.002), generator=seeded())
-    assert stops.count == looks
+    assert stops.count == analyses
 
 
 @pytest.mark.parametrize(
@@ -92,5 +93,5 @@ def test_what_stops_a_gpu_is_counted(stop: Callable[[torch.Tensor], object]) -> 
 
 def test_a_cpu_is_asked_at_each_step_and_a_gpu_is_not() -> None:
     cpu, other = torch.zeros(1), torch.zeros(1, device="meta")
-    assert [worth_a_look(cpu, since) for since in (0, 1, 2)] == [True, True, True]
-    assert [worth_a_look(other, since) for since in (0, 1, 2)] == [True, False, False]
+    assert [should_sync(cpu, since) for since in (0, 1, 2)] == [True, True, True]
+    assert [should_sync(other, since) for since in (0, 1, 2)] == [True, False, False]

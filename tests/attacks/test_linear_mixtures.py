@@ -17,7 +17,7 @@ from pytest_gradmask.attacks.oracle import Oracle
 from pytest_gradmask.attacks.pgd import apgd
 from pytest_gradmask.auditing.plan import Run
 from pytest_gradmask.loading.models.composites import Mixture, RandomizedEnsemble
-from pytest_gradmask.randomized.prediction import Ballot
+from pytest_gradmask.randomized.prediction import Sampler
 from pytest_gradmask.threat import Norm, ThreatModel
 from tests.attacks.ensemble_toys import largest_room
 from tests.toys import Half, oracle, seeded
@@ -68,9 +68,9 @@ class Pair:
     def chance(self, images: torch.Tensor) -> float:
         """Of a right answer, as audits judge it."""
         look = oracle(RandomizedEnsemble(self.members, self.weights))
-        (votes,) = Ballot(5, 0.01, members=self.oracle()).count(look, images, LABEL)
-        assert votes.number == 0
-        return votes.correct
+        (predictions,) = Sampler(5, 0.01, members=self.oracle()).predict(look, images, LABEL)
+        assert predictions.number == 0
+        return predictions.correct
 
 
 @settings(max_examples=40)
@@ -102,8 +102,8 @@ def test_sampled_eot_is_not_below_the_optimum_either(
 
 
 @given(shares, st.lists(st.booleans(), min_size=2, max_size=2))
-def test_the_chance_is_the_weight_of_the_members_that_are_right(share: float, right: list[bool]) -> None:
+def test_the_chance_is_the_weight_of_the_members_that_are_right(share: float, is_correct: list[bool]) -> None:
     pair = Pair((0.0, np.pi / 2), (0.5, 0.5), share, "L2")
-    point = torch.tensor([0.0 if each else 1.0 for each in right]).view(1, 1, 1, 2)
-    expected = sum(weight for weight, each in zip(pair.weights, right, strict=True) if each)
+    point = torch.tensor([0.0 if each else 1.0 for each in is_correct]).view(1, 1, 1, 2)
+    expected = sum(weight for weight, each in zip(pair.weights, is_correct, strict=True) if each)
     assert pair.chance(point) == pytest.approx(expected)

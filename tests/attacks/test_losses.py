@@ -7,10 +7,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_gradmask.attacks.losses import Loss, cross_entropy, dlr, margin
+from pytest_gradmask.attacks.losses import Loss, cross_entropy, dlr, logit_margin
 from tests.toys import seeded
 
-LOSSES: list[Loss] = [cross_entropy, margin, dlr]
+LOSSES: list[Loss] = [cross_entropy, logit_margin, dlr]
 
 
 def random_logits(seed: int, classes: int = 5, count: int = 16) -> tuple[torch.Tensor, torch.Tensor]:
@@ -27,18 +27,18 @@ def gradient(loss: Loss, logits: torch.Tensor, labels: torch.Tensor) -> torch.Te
 @given(st.integers(0, 10_000), st.integers(2, 8))
 def test_margin_is_above_nought_exactly_where_misclassified(seed: int, classes: int) -> None:
     logits, labels = random_logits(seed, classes)
-    assert torch.equal(margin(logits, labels) > 0, logits.argmax(1) != labels)
+    assert torch.equal(logit_margin(logits, labels) > 0, logits.argmax(1) != labels)
 
 
 @given(st.integers(0, 10_000), st.integers(3, 8))
 def test_dlr_has_the_sign_of_the_margin(seed: int, classes: int) -> None:
     logits, labels = random_logits(seed, classes)
-    assert torch.equal(dlr(logits, labels).sign(), margin(logits, labels).sign())
+    assert torch.equal(dlr(logits, labels).sign(), logit_margin(logits, labels).sign())
 
 
 def test_by_hand() -> None:
     logits, labels = torch.tensor([[1.0, 4.0, 2.0, 0.0], [1.0, 4.0, 2.0, 0.0]]), torch.tensor([1, 3])
-    torch.testing.assert_close(margin(logits, labels), torch.tensor([-2.0, 4.0]))
+    torch.testing.assert_close(logit_margin(logits, labels), torch.tensor([-2.0, 4.0]))
     torch.testing.assert_close(dlr(logits, labels), torch.tensor([-2 / 3, 4 / 3]))
     normaliser = logits[0].exp().sum().log()
     torch.testing.assert_close(cross_entropy(logits, labels), torch.stack([normaliser - 4, normaliser]))
@@ -56,13 +56,13 @@ def test_the_gradient_of_dlr_is_zero_where_the_label_ranks_third() -> None:
     labels = torch.tensor([0, 1, 2, 3])
     zero = (gradient(dlr, logits, labels) == 0).all(1)
     assert zero.tolist() == [False, False, True, False]
-    assert (gradient(margin, logits, labels) != 0).any(1).all()
+    assert (gradient(logit_margin, logits, labels) != 0).any(1).all()
 
 
 def test_the_margin_keeps_its_gradient_where_cross_entropy_saturates() -> None:
     logits, labels = torch.tensor([[200.0, 0.0, -1.0]]), torch.tensor([0])
     assert (gradient(cross_entropy, logits, labels) == 0).all()
-    assert gradient(margin, logits, labels).tolist() == [[-1.0, 1.0, 0.0]]
+    assert gradient(logit_margin, logits, labels).tolist() == [[-1.0, 1.0, 0.0]]
 
 
 @pytest.mark.parametrize("loss", LOSSES)

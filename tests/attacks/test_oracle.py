@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-from pytest_gradmask.attacks.oracle import Oracle, RandomStream, parameter_dtype
+from pytest_gradmask.attacks.oracle import Oracle, parameter_dtype
 from pytest_gradmask.execution.generators import random_state, set_random_state
+from pytest_gradmask.randomized.streams import RandomStream
 from tests.toys import CPU, Detach, Noisy, Quantize, QuantizeInPlace, Softmax, Spy, draw, linear, oracle
 
 

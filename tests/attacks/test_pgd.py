@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from pytest_gradmask.attacks import autoattack
-from pytest_gradmask.attacks.losses import Loss, cross_entropy, dlr, margin
+from pytest_gradmask.attacks.losses import Loss, cross_entropy, dlr, logit_margin
 from pytest_gradmask.attacks.pgd import apgd, pgd
 from pytest_gradmask.threat import Norm, ThreatModel
 from tests.toys import Detach, Half, Shape, convolutional, draw, half_problem, oracle, predictions, seeded
@@ -29,7 +29,7 @@ both_norms = pytest.mark.parametrize("norm", NORMS)
 @both_norms
 @pytest.mark.parametrize("shape", [(1, 1, 2), (3, 4, 4), (3, 16, 16)], ids=str)
 @pytest.mark.parametrize("count", [1, 7])
-@pytest.mark.parametrize("loss", [cross_entropy, margin], ids=["ce", "margin"])
+@pytest.mark.parametrize("loss", [cross_entropy, logit_margin], ids=["ce", "margin"])
 def test_just_above_the_distance_of_the_boundary_every_image_falls_just_below_none(
     attack: Attack, norm: Norm, shape: Shape, count: int, loss: Loss
 ) -> None:
@@ -195,18 +195,18 @@ def test_eot_follows_the_mean_gradient(attack: Attack) -> None:
     for eot, reached in ((2, True), (1, False)):
         defense = Alternating(model, astray)
         found = attack(
-            defense, images, labels, threat=threat, steps=20, generator=seeded(), loss=margin, eot=eot
+            defense, images, labels, threat=threat, steps=20, generator=seeded(), loss=logit_margin, eot=eot
         ).detach()
         assert torch.allclose(found, corner, atol=1e-4) == reached
 
 
 def test_eot_keeps_the_iterate_with_the_best_mean() -> None:
     seen: list[torch.Tensor] = []
-    margins = [-9.0, 5.0, -1.0, -1.0, -9.0, 5.0]  # of the forwards, two to each iterate
+    logit_margins = [-9.0, 5.0, -1.0, -1.0, -9.0, 5.0]  # of the forwards, two to each iterate
 
     class Scripted(nn.Module):
         def forward(self, images: torch.Tensor) -> torch.Tensor:
-            score = margins[len(seen)] + (images - images.detach()).flatten(1).sum(1)
+            score = logit_margins[len(seen)] + (images - images.detach()).flatten(1).sum(1)
             seen.append(images.detach().clone())
             return torch.stack([torch.zeros_like(score), score], 1)
 
@@ -229,7 +229,9 @@ def test_apgd_closes_in_on_a_small_target(norm: Norm) -> None:
 
     threat = ThreatModel(1.0 if norm == "Linf" else 2.0, norm, FAR)
     labels = torch.zeros(4, dtype=torch.int64)
-    found = apgd(Hidden(), images, labels, threat=threat, steps=200, generator=seeded(), loss=margin, stop_early=False)
+    found = apgd(
+        Hidden(), images, labels, threat=threat, steps=200, generator=seeded(), loss=logit_margin, stop_early=False
+    )
     assert (predictions(Hidden(), found) == 1).all()
 
 

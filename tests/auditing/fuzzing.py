@@ -27,7 +27,7 @@ LEAST = Budget(
     zero_order_steps=1,
     zero_order_pairs=1,
     eot=1,
-    votes=3,
+    pilot_samples=3,
 )
 
 

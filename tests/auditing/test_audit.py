@@ -68,12 +68,12 @@ def test_where_attacks_find_nothing_one_of_them_has_to_pass_its_unit_test(
     result = audited(Defense(masked(KillGradient), bypass=bypass), threat=ThreatModel(1e-6))
     assert result.robust_accuracy.value == 1
     assert result.verdict is verdict
-    found = [finding.message for finding in result.findings if finding.id == "attack-fails-unit-test"]
+    found = [finding.message for finding in result.findings if finding.id == "attack-fails-binarization-test"]
     assert found == ([] if bypass else ["of examples planted in this defense, apgd-ce finds 0 of 8"])
 
 
 def test_attacks_that_cannot_be_tested_have_not_passed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attack_check, "unit_test", Mock(side_effect=RuntimeError("no last layer")))
+    monkeypatch.setattr(attack_check, "binarization_test", Mock(side_effect=RuntimeError("no last layer")))
     result = audited(linear(), threat=ThreatModel(1e-6))
     assert result.verdict is Verdict.INCONCLUSIVE
     assert "apgd-ce cannot be tested (RuntimeError: no last layer)" in " ".join(result.reasons)
@@ -329,9 +329,9 @@ def test_nan_logits_under_attack_count_as_broken() -> None:
 def test_a_certain_verdict_spares_the_attacks_left_unless_told_not_to() -> None:
     short, long = audited(masked(KillGradient)), audited(masked(KillGradient), exhaustive=True)
     assert short.verdict is long.verdict is Verdict.MASKED
-    spared = {attack.name for attack in short.attacks if attack.status == "spared"}
-    assert spared
-    assert not any(attack.status == "spared" for attack in long.attacks)
+    skipped_early = {attack.name for attack in short.attacks if attack.status == "skipped-early"}
+    assert skipped_early
+    assert not any(attack.status == "skipped-early" for attack in long.attacks)
     # The quick attack spares AutoAttack's the images that fall to anything, so their figures would not be theirs.
     assert [attack.name for attack in short.attacks] == ["pgd", *(attack.name for attack in long.attacks)]
     assert short.autoattack_accuracy is None

@@ -51,7 +51,7 @@ def test_an_attack_of_ones_own_runs_too() -> None:
 def test_randomized_defenses_are_judged_by_votes() -> None:
     with on(Noisy(linear(), 0.05).eval()) as prepared:
         result = prepared.runner("apgd-ce")()
-        assert len(result.votes) == len(result.attacked)
+        assert len(result.predictions) == len(result.attacked)
         assert 0 <= prepared.accuracy(result).value < 1
 
 

@@ -43,7 +43,7 @@ def check(case: dict[str, Any]) -> str:
         end = f"`{result.verdict.name}`"
         assert 0 <= result.robust_accuracy.value <= 1
         # A randomized defense is judged by votes, of which the images of more attacks get others.
-        assert result.votes or result.robust_accuracy.value <= result.gradient_accuracy.value
+        assert result.predictions or result.robust_accuracy.value <= result.gradient_accuracy.value
         failed = [attack for attack in result.attacks if attack.status == "failed"]
         assert not (failed and result.verdict is Verdict.NOT_MASKED), failed
     assert state() == before

@@ -51,9 +51,9 @@ def test_a_masked_ensemble_with_known_members(each_image: bool) -> None:
     assert found.verdict is Verdict.MASKED
     names = {result.name for result in found.attacks if result.status == "done"}
     assert {"apgd-ce", "apgd-dlr", "apgd-eot", "bpda", "bpda-members", "joint-margins", "arc", "square"} <= names
-    chances = {round(votes.correct, 9) for result in found.attacks for votes in result.votes.values()}
+    chances = {round(predictions.correct, 9) for result in found.attacks for predictions in result.predictions.values()}
     assert chances <= {0.0, 0.2, 0.8, 1.0}
-    assert all(votes.number == 0 for votes in found.votes.values())
+    assert all(predictions.number == 0 for predictions in found.predictions.values())
     assert found.accuracy_under("arc").value < 0.1
     assert found.gradient_accuracy.value > 0.6  # the noise of random starts breaks some
 
@@ -64,7 +64,7 @@ def test_a_masked_ensemble_with_unknown_members() -> None:
     assert found.verdict is Verdict.MASKED
     assert {result.name for result in found.attacks} >= {"apgd-eot", "bpda"}
     assert "arc" not in {result.name for result in found.attacks}
-    assert all(votes.number > 0 for votes in found.votes.values())
+    assert all(predictions.number > 0 for predictions in found.predictions.values())
     assert found.rand_claim is not None
 
 
@@ -98,7 +98,7 @@ def test_members_that_do_not_answer_leave_a_finding_and_votes() -> None:
     # A shift of all logits changes no answer, but no member gives it.
     found = audited(Defense(Jittered(RandomizedEnsemble(members)).eval(), members=members), labels(members))
     assert "members-do-not-answer" in [finding.id for finding in found.findings]
-    assert all(votes.number > 0 for votes in found.votes.values())
+    assert all(predictions.number > 0 for predictions in found.predictions.values())
 
 
 def test_wrong_weights_are_an_error() -> None:

@@ -10,13 +10,13 @@ from typing import Any, cast
 import pytest
 from torch import nn
 
-from pytest_gradmask.attacks.oracle import RandomStream
 from pytest_gradmask.auditing.events import Step
-from pytest_gradmask.auditing.plan import PlannedAttack, Target
-from pytest_gradmask.auditing.schedule import Certain, Course
-from pytest_gradmask.auditing.scoring import Evaluation
+from pytest_gradmask.auditing.plan import AttackSurface, PlannedAttack
+from pytest_gradmask.auditing.schedule import AttackSchedule, Certain
+from pytest_gradmask.auditing.scoring import Scorer
 from pytest_gradmask.defense import Defense
-from pytest_gradmask.verdict.results import AttackResult, Votes
+from pytest_gradmask.randomized.streams import RandomStream
+from pytest_gradmask.verdict.results import AttackResult, Prediction
 from tests.toys import CPU, TINY, KillGradient, linear, masked
 
 CLEAN = [True] * 9 + [False]
@@ -34,20 +34,20 @@ class Script:
         self.restarts: list[int] = []
         self.failing: set[str] = set()
 
-    def clean(self, indices: Sequence[int]) -> tuple[list[bool], dict[int, Votes]]:
+    def clean(self, indices: Sequence[int]) -> tuple[list[bool], dict[int, Prediction]]:
         return [CLEAN[index] for index in indices], {}
 
     def run_each(
-        self, attacks: Sequence[PlannedAttack], given: Collection[int], salt: str
+        self, attacks: Sequence[PlannedAttack], given: Collection[int], stream_name: str
     ) -> Generator[AttackResult, None, None]:
         for attack in attacks:
-            yield self.run(attack, given, salt)
+            yield self.run(attack, given, stream_name)
 
-    def run(self, attack: PlannedAttack, given: Collection[int], salt: str) -> AttackResult:
+    def run(self, attack: PlannedAttack, given: Collection[int], stream_name: str) -> AttackResult:
         if attack.skip:
             return AttackResult(attack.name, attack.kind, status="skipped", note=attack.skip)
         self.given.append((attack.name, set(given)))
-        self.salts.append((attack.name, salt))
+        self.salts.append((attack.name, stream_name))
         if attack.name in self.failing:
             return AttackResult(attack.name, attack.kind, tuple(given), status="failed", note="no such thing")
         cost = self.passes.get(attack.name, 10)
@@ -59,15 +59,15 @@ class Script:
         return AttackResult(attack.name, attack.kind, tuple(sorted(given)), broken, forwards=cost * len(given))
 
 
-def course(
+def schedule(
     script: Script, model: nn.Module | None = None, quick: bool = False, lines: list[str] | None = None
-) -> Course:
+) -> AttackSchedule:
     model = model or masked(KillGradient)
-    target = Target(Defense(model), RandomStream(0, CPU), 4, randomized=False, attacked=model)
+    surface = AttackSurface(Defense(model), RandomStream(0, CPU), 4, randomized=False, attacked=model)
     if isinstance(model[0], KillGradient):  # type: ignore[index]
-        target = replace(target, substitutes={"0": None})
+        surface = replace(surface, approximations={"0": None})
     progress = (lambda line: None) if lines is None else lines.append
-    return Course(cast(Evaluation, script), target, TINY, quick, progress)
+    return AttackSchedule(cast(Scorer, script), surface, TINY, quick, progress)
 
 
 def turn(
@@ -77,7 +77,7 @@ def turn(
     lines: list[str] | None = None,
 ) -> list[AttackResult]:
     """All images in one batch, the placebo with its whole budget."""
-    own = course(script, model, lines=lines)
+    own = schedule(script, model, lines=lines)
     own.admit(len(CLEAN))
     own.attack(certain)
     own.match_placebo()
@@ -101,7 +101,7 @@ def test_gradient_attacks_get_what_the_ones_before_left_and_all_others_what_all_
 
 def test_a_quick_attack_goes_first_where_it_is_wanted() -> None:
     script = Script({"pgd": {0, 1}})
-    own = course(script, quick=True)
+    own = schedule(script, quick=True)
     own.admit(10)
     own.attack(None)
     assert script.given[:2] == [("pgd", set(range(9))), ("apgd-ce", set(range(2, 9)))]
@@ -140,7 +140,7 @@ def test_a_placebo_that_falls_behind_goes_on_with_other_starts() -> None:
     costs = {"bpda": 100, "transfer-backbone": 200, "square": 300, "zero-order": 400}
     script = Script({"placebo": {1}}, costs)
     results = turn(script, certain=always_hopeful())
-    salts = [salt for name, salt in script.salts if name == "placebo"]
+    salts = [stream_name for name, stream_name in script.salts if name == "placebo"]
     assert len(salts) == 4
     assert len(set(salts)) == 4, "with the same salt it repeats the same random starts"
     assert [given for name, given in script.given if name == "placebo"] == [set(range(9)), *[set(range(9)) - {1}] * 3]
@@ -161,7 +161,7 @@ def test_a_placebo_that_has_broken_images_counts_what_it_spent_on_the_others() -
 
 def test_a_placebo_starts_with_one_restart_and_goes_on_to_its_whole_budget() -> None:
     script = Script({}, {"square": 1000})
-    own = course(script)
+    own = schedule(script)
     own.admit(10)
     own.attack(None)
     own.start_placebo()
@@ -185,14 +185,19 @@ def test_once_the_verdict_is_certain_the_rest_is_spared() -> None:
     results = turn(script, certain=lambda results: any(result.broken for result in results))
     assert [name for name, _ in script.given] == [*GRADIENT, "bpda", "placebo"]
     assert [result.name for result in results] == [*GRADIENT, *ADAPTIVE, "placebo"]
-    assert [found(results, name).status for name in ADAPTIVE] == ["done", "spared", "spared", "spared"]
+    assert [found(results, name).status for name in ADAPTIVE] == [
+        "done",
+        "skipped-early",
+        "skipped-early",
+        "skipped-early",
+    ]
     assert found(results, "square").autoattack
 
 
 def test_what_cannot_run_is_skipped_and_not_spared() -> None:
     script = Script({"square": {1}})
     results = turn(script, linear(), certain=lambda results: any(result.broken for result in results))
-    assert [found(results, name).status for name in ADAPTIVE] == ["skipped", "skipped", "done", "spared"]
+    assert [found(results, name).status for name in ADAPTIVE] == ["skipped", "skipped", "done", "skipped-early"]
 
 
 def test_without_a_judge_everything_runs() -> None:
@@ -217,7 +222,7 @@ def test_nothing_is_spared_while_the_verdict_is_open() -> None:
 def test_batches_are_attacked_one_after_the_other_and_told_as_one() -> None:
     script = Script({"apgd-ce": {0, 4}, "bpda": {1, 5, 6}, "placebo": {2, 7}})
     lines: list[str] = []
-    own = course(script, lines=lines)
+    own = schedule(script, lines=lines)
     for images in (4, 10):
         own.admit(images)
         own.attack(None)
@@ -231,13 +236,13 @@ def test_batches_are_attacked_one_after_the_other_and_told_as_one() -> None:
     assert {result.status for result in results} == {"done"}
     assert lines[0] == "apgd-ce on 4 of 4 images"
     assert "apgd-ce on 5 of 10 images" in lines
-    salts = [salt for name, salt in script.salts if name == "bpda"]
+    salts = [stream_name for name, stream_name in script.salts if name == "bpda"]
     assert len(set(salts)) == 2, "batches draw other random numbers"
 
 
 def test_an_attack_that_is_spared_in_a_later_batch_says_so_and_counts() -> None:
     script = Script({"square": {0}, "bpda": {5, 6, 7, 8}})
-    own = course(script)
+    own = schedule(script)
     own.admit(4)
     own.attack(lambda results: False)
     own.admit(10)
@@ -250,7 +255,7 @@ def test_an_attack_that_is_spared_in_a_later_batch_says_so_and_counts() -> None:
 def test_each_batch_of_the_placebo_has_what_adaptive_attacks_had_there() -> None:
     one = 2 * (TINY.apgd_steps + 1)
     script = Script({}, dict.fromkeys(ADAPTIVE, one))
-    own = course(script)
+    own = schedule(script)
     own.admit(4)
     own.attack(None)
     own.start_placebo()
@@ -263,7 +268,7 @@ def test_each_batch_of_the_placebo_has_what_adaptive_attacks_had_there() -> None
 @pytest.mark.parametrize("first", [True, False])
 def test_an_attack_that_failed_once_has_failed(first: bool) -> None:
     script = Script({})
-    own = course(script)
+    own = schedule(script)
     for images, failing in ((4, first), (10, not first)):
         script.failing = {"square"} if failing else set()
         own.admit(images)

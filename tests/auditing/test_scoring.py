@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 from pytest_gradmask.auditing.plan import PlannedAttack
-from pytest_gradmask.auditing.scoring import Evaluation, Trial, subseed
-from pytest_gradmask.randomized.prediction import Ballot
+from pytest_gradmask.auditing.scoring import AttackJob, Scorer, subseed
+from pytest_gradmask.randomized.prediction import Sampler
 from pytest_gradmask.threat import ThreatModel
 from pytest_gradmask.verdict.results import AttackResult
 from tests.toys import draw, oracle
@@ -37,13 +37,13 @@ class FirstPixel(nn.Module):
         return torch.stack([-score, score], 1)
 
 
-def evaluation(
+def scorer(
     model: nn.Module | None = None,
-    ballot: Ballot | None = None,
+    sampler: Sampler | None = None,
     images: torch.Tensor = IMAGES,
     labels: torch.Tensor = LABELS,
-) -> Evaluation:
-    return Evaluation(oracle(model or FirstPixel()), images, labels, THREAT, seed=0, ballot=ballot)
+) -> Scorer:
+    return Scorer(oracle(model or FirstPixel()), images, labels, THREAT, seed=0, sampler=sampler)
 
 
 def planned(change: Change, **arguments: Any) -> PlannedAttack:
@@ -57,7 +57,7 @@ def planned(change: Change, **arguments: Any) -> PlannedAttack:
 
 
 def score(change: Change, given: Collection[int] = range(6)) -> AttackResult:
-    return evaluation().run(planned(change), given)
+    return scorer().run(planned(change), given)
 
 
 def brighten(amount: float, which: slice = slice(None)) -> Change:
@@ -123,15 +123,15 @@ def test_no_images_are_no_reason_to_run() -> None:
 
 
 def test_a_skip_is_passed_on() -> None:
-    result = evaluation().run(planned(brighten(0.15), skip="not today", autoattack=True), range(6))
+    result = scorer().run(planned(brighten(0.15), skip="not today", autoattack=True), range(6))
     assert result == AttackResult("toy", "adaptive", autoattack=True, status="skipped", note="not today")
 
 
 @pytest.mark.parametrize("autoattack", [False, True])
 def test_a_result_tells_its_attack(autoattack: bool) -> None:
-    result = evaluation().run(planned(brighten(0.15), autoattack=autoattack), range(6))
+    result = scorer().run(planned(brighten(0.15), autoattack=autoattack), range(6))
     assert (result.name, result.kind, result.autoattack) == ("toy", "adaptive", autoattack)
-    nothing = evaluation().run(planned(brighten(0.15), autoattack=autoattack), [])
+    nothing = scorer().run(planned(brighten(0.15), autoattack=autoattack), [])
     assert (nothing.name, nothing.kind, nothing.autoattack) == ("toy", "adaptive", autoattack)
 
 
@@ -162,18 +162,18 @@ class Alternating(nn.Module):
     ids=str,
 )
 def test_randomized_defenses_are_judged_by_their_votes(wrong: list[bool], share: float) -> None:
-    clean, votes = evaluation(Alternating(wrong), Ballot(pilot=4, variance=0.01)).clean()
+    clean, predictions = scorer(Alternating(wrong), Sampler(pilot=4, variance=0.01)).clean()
     assert clean == [share >= 0.5] * 6
-    assert {found.pilot for found in votes.values()} == {share}
-    assert {found.first for found in votes.values()} == {not wrong[0]}
-    assert list(votes) == list(range(6))
+    assert {found.pilot for found in predictions.values()} == {share}
+    assert {found.first for found in predictions.values()} == {not wrong[0]}
+    assert list(predictions) == list(range(6))
 
 
 def test_attacks_on_randomized_defenses_are_judged_by_votes_too() -> None:
-    result = evaluation(Alternating([True, True, False]), Ballot(3, 0.01)).run(planned(brighten(0.1)), {1, 4})
+    result = scorer(Alternating([True, True, False]), Sampler(3, 0.01)).run(planned(brighten(0.1)), {1, 4})
     assert result.broken == (1, 4)
-    assert {index: found.pilot for index, found in result.votes.items()} == {1: 1 / 3, 4: 1 / 3}
-    assert all(found.number > 10 for found in result.votes.values())
+    assert {index: found.pilot for index, found in result.predictions.items()} == {1: 1 / 3, 4: 1 / 3}
+    assert all(found.number > 10 for found in result.predictions.values())
 
 
 def test_a_tie_of_logits_is_no_classification() -> None:
@@ -181,23 +181,23 @@ def test_a_tie_of_logits_is_no_classification() -> None:
         def forward(self, images: torch.Tensor) -> torch.Tensor:
             return torch.zeros(len(images), 2)
 
-    assert evaluation(Tie()).clean() == ([False] * 6, {})
+    assert scorer(Tie()).clean() == ([False] * 6, {})
 
 
 def test_many_images_are_scored_in_chunks() -> None:
     images = draw(600, 1, 2, 2)
     labels = (images[:, 0, 0, 0] > 0.5).long()
     labels[[3, 251, 599]] = 1 - labels[[3, 251, 599]]
-    clean, votes = evaluation(images=images, labels=labels).clean()
+    clean, predictions = scorer(images=images, labels=labels).clean()
     assert [index for index, kept in enumerate(clean) if not kept] == [3, 251, 599]
-    assert not votes
+    assert not predictions
 
 
 def test_some_images_are_scored_alone_and_keep_their_indices() -> None:
     images = IMAGES.index_fill(0, torch.tensor([2, 4]), 0.6)
-    assert evaluation(images=images).clean([4, 1, 2]) == ([False, True, False], {})
-    _, votes = evaluation(Alternating([False]), Ballot(2, 0.01)).clean([5, 3])
-    assert list(votes) == [5, 3]
+    assert scorer(images=images).clean([4, 1, 2]) == ([False, True, False], {})
+    _, predictions = scorer(Alternating([False]), Sampler(2, 0.01)).clean([5, 3])
+    assert list(predictions) == [5, 3]
 
 
 def test_random_numbers_of_the_defense_have_a_seed_for_each_run() -> None:
@@ -207,7 +207,7 @@ def test_random_numbers_of_the_defense_have_a_seed_for_each_run() -> None:
             return super().forward(images)
 
     seeds: list[int] = []
-    bench = dataclasses.replace(evaluation(Seeded()), seed=3)
+    bench = dataclasses.replace(scorer(Seeded()), seed=3)
     bench.clean([4, 1])
     bench.run(planned(brighten(0.1)), [5], " again")
     assert seeds == [subseed(3, "clean images from 4"), subseed(3, "defense under toy again")]
@@ -241,8 +241,8 @@ class Witness:
 def test_an_attack_is_given_labels_threat_and_random_numbers_of_its_own() -> None:
     labels = torch.tensor([0, 1, 0, 0, 1, 0])
     attack = Witness()
-    target = oracle(FirstPixel())
-    result = evaluation(labels=labels).run(PlannedAttack("witness", "adaptive", attack, target), {1, 2, 3}, " again")
+    surface = oracle(FirstPixel())
+    result = scorer(labels=labels).run(PlannedAttack("witness", "adaptive", attack, surface), {1, 2, 3}, " again")
     [(images, own, threat, seed)] = attack.given
     assert torch.equal(images, IMAGES[1:4])
     assert own.tolist() == [1, 0, 0]
@@ -254,7 +254,7 @@ def test_an_attack_is_given_labels_threat_and_random_numbers_of_its_own() -> Non
 
 def test_a_batch_that_is_halved_keeps_its_indices_and_draws_other_numbers() -> None:
     attack = Witness(at_most=2)
-    result = evaluation().run(PlannedAttack("witness", "adaptive", attack, oracle(FirstPixel())), range(6))
+    result = scorer().run(PlannedAttack("witness", "adaptive", attack, oracle(FirstPixel())), range(6))
     assert result.broken == (0, 1, 2, 3, 4, 5)
     assert result.seconds >= 0.04
     sizes, seeds = [len(each[0]) for each in attack.given], [each[3] for each in attack.given]
@@ -263,9 +263,14 @@ def test_a_batch_that_is_halved_keeps_its_indices_and_draws_other_numbers() -> N
 
 
 def test_votes_in_a_later_chunk_keep_their_indices() -> None:
-    trial = Trial(planned(brighten(0.1)), oracle(Alternating([True])), THREAT, 0, Ballot(2, 0.01), "toy")
-    result = trial(10, IMAGES[:2], LABELS[:2])
-    assert (result.name, result.kind, result.broken, list(result.votes)) == ("toy", "adaptive", (10, 11), [10, 11])
+    job = AttackJob(planned(brighten(0.1)), oracle(Alternating([True])), THREAT, 0, Sampler(2, 0.01), "toy")
+    result = job(10, IMAGES[:2], LABELS[:2])
+    assert (result.name, result.kind, result.broken, list(result.predictions)) == (
+        "toy",
+        "adaptive",
+        (10, 11),
+        [10, 11],
+    )
 
 
 def test_a_failure_tells_what_was_wrong_and_how_long_it_took() -> None:
@@ -287,7 +292,7 @@ def test_a_failure_tells_what_was_wrong_and_how_long_it_took() -> None:
 def test_chunks_are_one_result_and_after_one_that_fails_no_other_runs() -> None:
     images, labels = IMAGES[:1].repeat(250, 1, 1, 1), LABELS[:1].repeat(250)
     attack = Witness()
-    bench = evaluation(images=images, labels=labels)
+    bench = scorer(images=images, labels=labels)
     result = bench.run(PlannedAttack("witness", "adaptive", attack, oracle(FirstPixel())), range(250))
     assert (result.forwards, result.backwards, result.broken) == (250, 250, tuple(range(250)))
     assert 0.01 * len(attack.given) <= result.seconds < 10
@@ -304,8 +309,8 @@ def test_chunks_are_one_result_and_after_one_that_fails_no_other_runs() -> None:
 
 
 def test_half_of_the_votes_is_enough() -> None:
-    clean, votes = evaluation(Alternating([True, False]), Ballot(2, 0.25 / 4)).clean()
-    assert {found.correct for found in votes.values()} == {0.5}
+    clean, predictions = scorer(Alternating([True, False]), Sampler(2, 0.25 / 4)).clean()
+    assert {found.correct for found in predictions.values()} == {0.5}
     assert clean == [True] * 6
 
 

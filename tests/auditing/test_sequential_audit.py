@@ -11,7 +11,7 @@ from torch import nn
 from pytest_gradmask import ThreatModel, Verdict
 from pytest_gradmask.report.json import to_json
 from pytest_gradmask.report.text import explain
-from pytest_gradmask.verdict.interim import plan_looks
+from pytest_gradmask.verdict.interim import plan_analyses
 from tests.toys import KillGradient, Quantize, audited, draw, linear, masked, predictions
 
 MANY = draw(200, 3, 8, 8, seed=5)
@@ -31,7 +31,7 @@ def test_a_clear_case_ends_early_with_the_verdict_of_all_images(
     short, long = (audited(make(), MANY, threat=ThreatModel(eps), margin=0.1, exhaustive=e) for e in (False, True))
     assert short.verdict is long.verdict is verdict
     assert (short.given, long.given, long.total) == (200, 200, 200)
-    sizes = [look.images for look in plan_looks(200, 0.1, 0.99)]
+    sizes = [analysis.images for analysis in plan_analyses(200, 0.1, 0.99)]
     assert short.total in sizes[:-1]
     assert f"Looked at {short.total} of 200 images" in explain(short, "otherwise")
     assert "Looked at" not in explain(long, "otherwise")
@@ -51,7 +51,7 @@ def test_a_gap_that_some_images_show_is_looked_at_further() -> None:
             return self.backbone(bright * self.front_end(images) + (1 - bright) * images)  # type: ignore[no-any-return]
 
     result = audited(HalfMasked().eval(), MANY, threat=ThreatModel(0.15), margin=0.05, seed=1)
-    assert result.total > plan_looks(200, 0.05, 0.99)[0].images
+    assert result.total > plan_analyses(200, 0.05, 0.99)[0].images
 
 
 def test_images_keep_their_places() -> None:

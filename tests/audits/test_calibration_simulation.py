@@ -29,14 +29,14 @@ from audits.calibration.simulation import (
     results,
     simulate,
 )
-from pytest_gradmask.attacks.oracle import RandomStream
 from pytest_gradmask.auditing.budgets import BUDGETS
-from pytest_gradmask.auditing.plan import PlannedAttack, Target
-from pytest_gradmask.auditing.schedule import Course, follow
-from pytest_gradmask.auditing.scoring import Evaluation
+from pytest_gradmask.auditing.plan import AttackSurface, PlannedAttack
+from pytest_gradmask.auditing.schedule import AttackSchedule, follow
+from pytest_gradmask.auditing.scoring import Scorer
 from pytest_gradmask.defense import Defense
-from pytest_gradmask.verdict.interim import Look, plan_looks
-from pytest_gradmask.verdict.results import AttackResult, Verdict, Votes
+from pytest_gradmask.randomized.streams import RandomStream
+from pytest_gradmask.verdict.interim import InterimAnalysis, plan_analyses
+from pytest_gradmask.verdict.results import AttackResult, Prediction, Verdict
 from pytest_gradmask.verdict.rule import decide
 from pytest_gradmask.verdict.stats import clopper_pearson, paired_interval
 from tests.toys import CPU, TINY, KillGradient, masked
@@ -77,7 +77,7 @@ def test_without_masking_masked_is_rare(correlation: float, spent: dict[str, Any
     tally = simulate(Population(0.9, 0.1, correlation, **spent), 100, 800, judge(0.001), margin=0.001)
     assert not exceeds(tally.exhaustive[MASKED], tally.audits, 0.01)
     assert not exceeds(tally.in_turn[MASKED], tally.audits, 0.01)
-    assert sum(tally.in_turn) == sum(tally.exhaustive) == sum(tally.looks) == tally.audits
+    assert sum(tally.in_turn) == sum(tally.exhaustive) == sum(tally.analyses) == tally.audits
 
 
 def test_tests_without_correction_are_caught() -> None:
@@ -182,22 +182,22 @@ class Drawn:
         self.due = [max(population.costs) * budget for budget in population.placebo_budgets()]
         self.spent: dict[str, int] = defaultdict(int)
 
-    def clean(self, indices: Sequence[int]) -> tuple[list[bool], dict[int, Votes]]:
+    def clean(self, indices: Sequence[int]) -> tuple[list[bool], dict[int, Prediction]]:
         return [self.right[index] for index in indices], {}
 
     def run_each(
-        self, attacks: Sequence[PlannedAttack], given: Collection[int], salt: str
+        self, attacks: Sequence[PlannedAttack], given: Collection[int], stream_name: str
     ) -> Generator[AttackResult, None, None]:
-        yield from (self.run(attack, given, salt) for attack in attacks)
+        yield from (self.run(attack, given, stream_name) for attack in attacks)
 
-    def run(self, attack: PlannedAttack, given: Collection[int], salt: str) -> AttackResult:
+    def run(self, attack: PlannedAttack, given: Collection[int], stream_name: str) -> AttackResult:
         broken, passes = self.broken.get(attack.name, set()), 1
         if attack.kind == "adaptive":
             passes = self.population.costs[ADAPTIVE.index(attack.name)]
         if attack.kind == "placebo":
             passes, batch = (
                 cast(Any, attack.run).keywords["restarts"] * self.population.restart,
-                salt.split(" after")[0],
+                stream_name.split(" after")[0],
             )
             self.spent[batch] += passes
             reached = sum(due <= self.spent[batch] + 1e-9 for due in self.due)
@@ -210,12 +210,16 @@ def test_simulated_audits_end_as_real_ones() -> None:
     population = Population(0.6, 0.04, 0.2, gap=0.15, finders="parts", **UNEQUAL)
     images, audits, margin = 100, 150, 0.1
     seen, generator = patterns(population), np.random.default_rng(3)
-    plan = plan_looks(images, margin, CONFIDENCE)
-    sizes = np.diff([0, *(look.images for look in plan)])
+    plan = plan_analyses(images, margin, CONFIDENCE)
+    sizes = np.diff([0, *(analysis.images for analysis in plan)])
     batches = [draw(population, int(size), audits, generator) for size in sizes]
     defense = masked(KillGradient)
-    target = Target(Defense(defense), RandomStream(0, CPU), 4, False, defense, substitutes={"0": None})
-    verdicts, looks, ends = [0] * len(VERDICTS), [0] * len(ADAPTIVE), dict.fromkeys((look.images for look in plan), 0)
+    surface = AttackSurface(Defense(defense), RandomStream(0, CPU), 4, False, defense, approximations={"0": None})
+    verdicts, analyses, ends = (
+        [0] * len(VERDICTS),
+        [0] * len(ADAPTIVE),
+        dict.fromkeys((analysis.images for analysis in plan), 0),
+    )
     for drawn in zip(*batches, strict=True):
         clean: list[bool] = []
         everything: dict[str, set[int]] = defaultdict(set)
@@ -226,24 +230,28 @@ def test_simulated_audits_end_as_real_ones() -> None:
             clean += right
         whole = [AttackResult(name, "adaptive", broken=tuple(broken)) for name, broken in everything.items()]
         stages = np.concatenate([np.repeat(seen.stage, batch) for batch in drawn]).tolist()
-        course = Course(
-            cast(Evaluation, Drawn(population, clean, whole, stages)), target, TINY, False, lambda line: None
+        schedule = AttackSchedule(
+            cast(Scorer, Drawn(population, clean, whole, stages)), surface, TINY, False, lambda line: None
         )
 
-        def verdict(look: Look, attacks: Sequence[AttackResult], _: bool, course: Course = course) -> Verdict:
-            return decide(course.clean, attacks, (), margin=margin, confidence=CONFIDENCE, look=look).verdict
+        def verdict(
+            analysis: InterimAnalysis, attacks: Sequence[AttackResult], _: bool, schedule: AttackSchedule = schedule
+        ) -> Verdict:
+            return decide(schedule.clean, attacks, (), margin=margin, confidence=CONFIDENCE, analysis=analysis).verdict
 
-        look = follow(course, plan, verdict, False)
-        ends[look.images] += 1
-        verdicts[VERDICTS.index(verdict(look, course.results(), True))] += 1
-        start = len(course.clean) - dict(zip((each.images for each in plan), sizes, strict=True))[look.images]
+        analysis = follow(schedule, plan, verdict, False)
+        ends[analysis.images] += 1
+        verdicts[VERDICTS.index(verdict(analysis, schedule.results(), True))] += 1
+        start = len(schedule.clean) - dict(zip((each.images for each in plan), sizes, strict=True))[analysis.images]
         last = [
-            any(index >= start for index in attack.attacked) for attack in course.results() if attack.kind == "adaptive"
+            any(index >= start for index in attack.attacked)
+            for attack in schedule.results()
+            if attack.kind == "adaptive"
         ]
-        looks[sum(last) - 1] += 1
+        analyses[sum(last) - 1] += 1
     tally = simulate(population, images, audits, judge(margin), seed=3, margin=margin)
-    assert (tally.in_turn, tally.looks, tally.sizes) == (verdicts, looks, ends)
-    assert min(sum(looks[:3]), looks[3]) > 20, "some audits have to stop early, and some not"
+    assert (tally.in_turn, tally.analyses, tally.sizes) == (verdicts, analyses, ends)
+    assert min(sum(analyses[:3]), analyses[3]) > 20, "some audits have to stop early, and some not"
     assert min(ends.values()) > 0
     assert tally.in_turn != tally.exhaustive
 
@@ -264,7 +272,7 @@ def test_bounds_in_bulk_are_those_of_the_package() -> None:
     ours, theirs = (side.reshape(-1) for side in np.mgrid[:16, :16])
     kept = ours + theirs <= 15
     ours, theirs = ours[kept], theirs[kept]
-    low, high = Evidence(Look(15), 1, ours, theirs, theirs).bounds()
+    low, high = Evidence(InterimAnalysis(15), 1, ours, theirs, theirs).bounds()
     expected = [paired_interval(int(a), int(b), 15, CONFIDENCE) for a, b in zip(ours, theirs, strict=True)]
     assert list(zip(low.tolist(), high.tolist(), strict=True)) == [pytest.approx(pair) for pair in expected]
 

@@ -83,7 +83,7 @@ def test_its_reference_stays_in_the_ball_repeats_itself_and_leaves_no_trace(entr
     modes = [module.training for module in defense.model.modules()]
     run = functools.partial(entry.reference, defense, images, labels, threat=threat, steps=1)
     if entry.randomized:  # a few forwards show as much as many
-        run = functools.partial(run, eot=2, votes=2)
+        run = functools.partial(run, eot=2, samples=2)
     first, second = (run(generator=seeded()) for _ in range(2))
     assert threat.contains(first, images).all()
     assert torch.equal(first, second)

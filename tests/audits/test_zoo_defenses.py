@@ -156,9 +156,9 @@ def test_median_forgets_a_lone_bright_pixel_and_blur_does_not() -> None:
 
 
 def test_ripple_has_a_large_gradient_of_either_sign() -> None:
-    slopes = gradient_through_function(Ripple(), DATA.images[:4])
-    assert slopes.abs().max() > 20
-    assert 0.4 < float((slopes > 0).float().mean()) < 0.6
+    gradient_norms = gradient_through_function(Ripple(), DATA.images[:4])
+    assert gradient_norms.abs().max() > 20
+    assert 0.4 < float((gradient_norms > 0).float().mean()) < 0.6
 
 
 @pytest.mark.parametrize("name", ["random-front-end", "mirrored"])

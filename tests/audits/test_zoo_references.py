@@ -9,7 +9,7 @@ from audits.defenses import (
     references,
 )
 from audits.defenses.rough import Ripple
-from pytest_gradmask.attacks.losses import margin
+from pytest_gradmask.attacks.losses import logit_margin
 from pytest_gradmask.threat import ThreatModel
 from tests.toys import Detach, half_problem, predictions, seeded
 
@@ -45,8 +45,8 @@ def test_the_margin_is_what_a_reference_keeps_of_failures() -> None:
         model, images, labels, threat=ThreatModel(0.4, bounds=(-100.0, 100.0)), generator=seeded(), steps=10
     )
     with torch.no_grad():
-        assert (margin(model(found), labels) > margin(model(images), labels) + 1).all()
-        assert (margin(model(found), labels) < 0).all()
+        assert (logit_margin(model(found), labels) > logit_margin(model(images), labels) + 1).all()
+        assert (logit_margin(model(found), labels) < 0).all()
 
 
 def test_each_class_is_a_target_in_turn() -> None:
@@ -58,7 +58,7 @@ def test_each_class_is_a_target_in_turn() -> None:
 def test_smoothing_sees_through_a_ripple() -> None:
     model, images, _ = half_problem(8, (1, 4, 4), "Linf", distance=0.3)
     defense = nn.Sequential(Ripple(0.05, 200.0), model).eval()
-    slopes = {}
+    gradient_norms = {}
     for name, std in (("none", 0.0), ("noise", 0.05)):
         view = references.smoothed(std, draws=200).of(defense)
         point = images.clone().requires_grad_(True)
@@ -66,5 +66,5 @@ def test_smoothing_sees_through_a_ripple() -> None:
             torch.manual_seed(0)
             total = torch.stack([view(point)[:, 1].sum() for _ in range(200)]).mean()
         (gradient,) = torch.autograd.grad(total, point)
-        slopes[name] = torch.cosine_similarity(gradient.flatten(1), model.weight.flatten()[None]).mean()
-    assert slopes["noise"] > 0.9 > slopes["none"] + 0.2
+        gradient_norms[name] = torch.cosine_similarity(gradient.flatten(1), model.weight.flatten()[None]).mean()
+    assert gradient_norms["noise"] > 0.9 > gradient_norms["none"] + 0.2

@@ -51,7 +51,7 @@ def test_truth_tells_masked_from_weak(front_end: nn.Module | None, is_masked: bo
     assert truth.gap[1] <= truth.gap[0] <= truth.gap[2]
     assert record["data"] == "toys.npz"
     assert (record["provenance"]["images"], record["provenance"]["seed"]) == (24, 0)
-    assert record["unit_test"] == {"passed": 0 if is_masked else 8, "tested": 8}
+    assert record["binarization_test"] == {"passed": 0 if is_masked else 8, "tested": 8}
     assert ("zero-gradient" in record["flags"]) is is_masked
     assert json.loads(json.dumps(record)) == record
 
@@ -135,7 +135,7 @@ def a_record(gap: tuple[float, float, float] = (0.5, 0.4, 0.6), verdict: str = "
             "robust_accuracy": {"bpda": share, "square": {"value": None}},
             "findings": [{"id": "zero-gradient", "message": "", "undermines_attacks": True}],
         },
-        "unit_test": {"passed": 0, "tested": 8}, "flags": ["square"], "data": "d.npz",
+        "binarization_test": {"passed": 0, "tested": 8}, "flags": ["square"], "data": "d.npz",
         "provenance": {
             "versions": {"torch": "1"}, "device": "cpu", "seed": 0, "images": 10, "budget": "ci",
             "threat": {"norm": "Linf", "eps": 8 / 255},

@@ -11,11 +11,11 @@ import torch
 from torch import nn
 
 from audits.defenses.shattered import Detached, GradientKiller, Quantization
-from pytest_gradmask import assert_attack_passes_unit_test, load_model
+from pytest_gradmask import assert_attack_passes_binarization_test, load_model
 from pytest_gradmask.attacks.bypass.bpda import bypassed
-from pytest_gradmask.attacks.losses import margin
+from pytest_gradmask.attacks.losses import logit_margin
 from pytest_gradmask.attacks.pgd import apgd, pgd
-from pytest_gradmask.binarization.run import Outcome, UnitTest, unit_test
+from pytest_gradmask.binarization.run import BinarizationTest, Outcome, binarization_test
 from pytest_gradmask.defense import Defense
 from pytest_gradmask.errors import DefenseError, InputError
 from pytest_gradmask.loading.datasets import load_dataset
@@ -59,9 +59,11 @@ def convnet(features: int = 32, seed: int = 0) -> nn.Sequential:
 
 def on_toy(
     defense: nn.Module | Defense, attack: Callable[..., torch.Tensor] = PGD, seed: int = 0, **arguments: Any
-) -> UnitTest:
+) -> BinarizationTest:
     labels = torch.arange(len(IMAGES)) % 4
-    return unit_test(attack, defense, IMAGES, labels, **{"threat": THREAT, "generator": seeded(seed), **arguments})
+    return binarization_test(
+        attack, defense, IMAGES, labels, **{"threat": THREAT, "generator": seeded(seed), **arguments}
+    )
 
 
 def unmoved(_model: nn.Module, images: torch.Tensor, _labels: torch.Tensor, **_: Any) -> torch.Tensor:
@@ -125,7 +127,7 @@ def test_a_gradient_that_saturates_stops_the_cross_entropy_and_not_the_margin() 
 
     model = nn.Sequential(convnet(), Scale()).eval()
     assert on_toy(model).fails
-    assert on_toy(model, partial(PGD, loss=margin)).ok
+    assert on_toy(model, partial(PGD, loss=logit_margin)).ok
 
 
 class Features(nn.Module):
@@ -231,7 +233,7 @@ def test_another_model_cannot_be_given_the_same_test() -> None:
 
 
 def test_the_seed_decides() -> None:
-    def drawn(seed: int) -> tuple[UnitTest, list[torch.Tensor]]:
+    def drawn(seed: int) -> tuple[BinarizationTest, list[torch.Tensor]]:
         returned = []
 
         def remember(*arguments: Any, **options: Any) -> torch.Tensor:
@@ -300,7 +302,7 @@ def test_bad_arguments_are_refused(arguments: dict[str, Any], message: str) -> N
 
 def test_what_an_audit_refuses_is_refused() -> None:
     with pytest.raises(InputError, match="images: dtype is uint8"):
-        unit_test(PGD, convnet(), IMAGES.byte(), torch.zeros(8).long(), threat=THREAT, generator=seeded())
+        binarization_test(PGD, convnet(), IMAGES.byte(), torch.zeros(8).long(), threat=THREAT, generator=seeded())
     with pytest.raises(DefenseError, match="train mode"):
         on_toy(convnet().train())
     with torch.inference_mode(), pytest.raises(InputError, match="inference_mode"):
@@ -329,14 +331,14 @@ def outcomes(**counts: int) -> tuple[Outcome, ...]:
     ids=str,
 )
 def test_what_passes_and_what_surely_fails(counts: dict[str, int], ok: bool, fails: bool) -> None:
-    result = UnitTest(outcomes(**counts), 0.99)
+    result = BinarizationTest(outcomes(**counts), 0.99)
     assert (result.ok, result.fails) == (ok, fails)
     assert result.tested == counts.get("passed", 0) + counts.get("failed", 0)
 
 
 def asserted(model: nn.Module, attack: Callable[..., torch.Tensor] = PGD, count: int = 8) -> None:
     labels = predictions(model, IMAGES[:count])
-    assert_attack_passes_unit_test(attack, model, IMAGES[:count], labels, threat=THREAT, generator=seeded())
+    assert_attack_passes_binarization_test(attack, model, IMAGES[:count], labels, threat=THREAT, generator=seeded())
 
 
 def test_the_assertion_is_silent_where_the_attack_passes() -> None:
@@ -364,10 +366,12 @@ def resnet() -> nn.Module:
     return load_model("resnet-standard")
 
 
-def on_resnet(model: nn.Module, through: nn.Module | None = None) -> UnitTest:
+def on_resnet(model: nn.Module, through: nn.Module | None = None) -> BinarizationTest:
     data = load_dataset("embedded", samples=8)
     attack = partial(pgd, steps=20)
-    return unit_test(attack, model, data.images, data.labels, threat=ThreatModel(), generator=seeded(), through=through)
+    return binarization_test(
+        attack, model, data.images, data.labels, threat=ThreatModel(), generator=seeded(), through=through
+    )
 
 
 @pytest.mark.slow
@@ -375,7 +379,7 @@ def on_resnet(model: nn.Module, through: nn.Module | None = None) -> UnitTest:
 def test_a_trained_classifier_lets_it_pass(resnet: nn.Module, norm: Norm) -> None:
     threat = ThreatModel(8 / 255 if norm == "Linf" else 0.5, norm)
     data = load_dataset("embedded", samples=8)
-    assert_attack_passes_unit_test(
+    assert_attack_passes_binarization_test(
         partial(pgd, steps=20), resnet, data.images, data.labels, threat=threat, generator=seeded()
     )
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from pytest_gradmask import Defense, ThreatModel, Verdict
-from pytest_gradmask.auditing.scoring import Trial
+from pytest_gradmask.auditing.scoring import AttackJob
 from pytest_gradmask.execution.cache import Cache
 from pytest_gradmask.verdict.results import AttackResult, Audit
 from tests.toys import IMAGES, TINY, KillGradient, Noisy, Quantize, audited, linear, masked, predictions, timeless
@@ -92,13 +92,13 @@ def test_an_interrupted_audit_goes_on_after_its_last_attack(tmp_path: Path, monk
     with pytest.raises(KeyboardInterrupt):
         audited(masked(Quantize), exhaustive=True, cache=tmp_path, progress=interrupt)
     ran: list[str] = []
-    run = Trial.__call__
+    run = AttackJob.__call__
 
-    def watched(self: Trial, *chunk: Any) -> AttackResult:
+    def watched(self: AttackJob, *chunk: Any) -> AttackResult:
         ran.append(self.attack.name)
         return run(self, *chunk)
 
-    monkeypatch.setattr(Trial, "__call__", watched)
+    monkeypatch.setattr(AttackJob, "__call__", watched)
     resumed = audited(masked(Quantize), exhaustive=True, cache=tmp_path)
     assert ran == ["square", "zero-order", "placebo"]
     assert plain(resumed) == plain(undisturbed)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pytest_gradmask.probes.path import Path, walk
+from pytest_gradmask.probes.trace import PGDTrace, trace_pgd
 from pytest_gradmask.threat import ThreatModel
 from tests.toys import IMAGES, linear, oracle, predictions, seeded
 
@@ -77,6 +77,6 @@ def front(rule: Rule, backbone: nn.Module | None = None) -> nn.Sequential:
     return nn.Sequential(Backward(rule), backbone or linear()).eval()
 
 
-def followed(model: nn.Module, threat: ThreatModel = SMALL, images: torch.Tensor = ON_GRID, **arguments: Any) -> Path:
+def active(model: nn.Module, threat: ThreatModel = SMALL, images: torch.Tensor = ON_GRID, **arguments: Any) -> PGDTrace:
     """The path over a model that is right about every image."""
-    return walk(oracle(model), images, predictions(model, images), threat, seeded(), **arguments)
+    return trace_pgd(oracle(model), images, predictions(model, images), threat, seeded(), **arguments)

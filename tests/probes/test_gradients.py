@@ -9,7 +9,7 @@ from torch import nn
 from pytest_gradmask.probes.gradients import exploding_gradient, nan_gradient, vanishing_gradient, zero_gradient
 from pytest_gradmask.threat import Norm, ThreatModel
 from pytest_gradmask.verdict.results import Finding
-from tests.probes.probe_toys import SMALL, Rule, Scale, followed, front, off_grid
+from tests.probes.probe_toys import SMALL, Rule, Scale, active, front, off_grid
 from tests.toys import Detach, KillGradient, Quantize, convolutional, linear, masked, oracle
 
 HEALTHY = {
@@ -24,7 +24,7 @@ every_norm = pytest.mark.parametrize("norm", ["Linf", "L2"])
 
 
 def look(model: nn.Module, threat: ThreatModel = SMALL) -> list[Finding]:
-    path = followed(model, threat)
+    path = active(model, threat)
     return [
         *zero_gradient(oracle(model), path),
         *nan_gradient(path),

@@ -7,12 +7,12 @@ from torch import nn
 
 from pytest_gradmask.probes.logits import saturated_logits, tiny_logits
 from pytest_gradmask.verdict.results import Finding
-from tests.probes.probe_toys import Scale, followed
+from tests.probes.probe_toys import Scale, active
 from tests.toys import linear
 
 
 def scaled(factor: float, offset: float = 0.0) -> list[Finding]:
-    path = followed(nn.Sequential(linear(), Scale(factor, offset)).eval())
+    path = active(nn.Sequential(linear(), Scale(factor, offset)).eval())
     return [*saturated_logits(path), *tiny_logits(path)]
 
 

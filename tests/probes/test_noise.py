@@ -9,7 +9,7 @@ from torch import nn
 from pytest_gradmask.probes.noise import gradient_noise
 from pytest_gradmask.threat import Norm, ThreatModel
 from pytest_gradmask.verdict.results import Finding
-from tests.probes.probe_toys import SMALL, Ripple, Scale, followed, front
+from tests.probes.probe_toys import SMALL, Ripple, Scale, active, front
 from tests.toys import KillGradient, convolutional, linear, masked, oracle, seeded
 
 SMOOTH = {
@@ -23,7 +23,7 @@ SMOOTH = {
 
 
 def noise(model: nn.Module, threat: ThreatModel = SMALL, seed: int = 0) -> list[Finding]:
-    return gradient_noise(oracle(model), followed(model, threat), seeded(seed))
+    return gradient_noise(oracle(model), active(model, threat), seeded(seed))
 
 
 @pytest.mark.parametrize("threat", [SMALL, ThreatModel(0.03, "L2"), ThreatModel(1e-6)], ids=str)
@@ -70,12 +70,12 @@ def test_nothing_is_said_where_there_is_no_gradient_to_compare() -> None:
 def test_nothing_is_asked_where_the_gradient_breaks_every_image() -> None:
     model = linear()
     target = oracle(model)
-    assert gradient_noise(target, followed(model, ThreatModel(0.2)), seeded()) == []
+    assert gradient_noise(target, active(model, ThreatModel(0.2)), seeded()) == []
     assert target.forwards == 0
 
 
 def test_the_cost_is_as_documented() -> None:
     model = linear()
     target = oracle(model)
-    gradient_noise(target, followed(model, ThreatModel(1e-4)), seeded())
+    gradient_noise(target, active(model, ThreatModel(1e-4)), seeded())
     assert (target.forwards, target.backwards) == (24 * 12, 0)

@@ -15,7 +15,7 @@ from pytest_gradmask.probes.search import (
 )
 from pytest_gradmask.threat import Norm, ThreatModel
 from pytest_gradmask.verdict.results import Finding
-from tests.probes.probe_toys import SMALL, Scale, followed, front, off_grid
+from tests.probes.probe_toys import SMALL, Scale, active, front, off_grid
 from tests.toys import IMAGES, Detach, KillGradient, convolutional, linear, masked, oracle, seeded
 
 #: Honest models, at radii from nothing broken to everything broken.
@@ -33,7 +33,7 @@ every_radius = pytest.mark.parametrize(
 
 
 def search(model: nn.Module, threat: ThreatModel = SMALL) -> list[Finding]:
-    path, target = followed(model, threat), oracle(model)
+    path, target = active(model, threat), oracle(model)
     return [
         *random_search(target, path, seeded()),
         *one_step(target, path),
@@ -97,7 +97,7 @@ def test_a_success_that_is_lost_again_is_found() -> None:
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
 @pytest.mark.parametrize("bounds", [(0.0, 1.0), (-1.0, 3.0)], ids=str)
 def test_an_unbounded_attack_breaks_an_undefended_model(norm: Norm, bounds: tuple[float, float]) -> None:
-    path = followed(linear(), ThreatModel(0.001, norm, bounds), IMAGES)
+    path = active(linear(), ThreatModel(0.001, norm, bounds), IMAGES)
     assert path.standing(2.0).any()
     assert unbounded_attack(oracle(linear()), path, seeded()) == []
 
@@ -110,7 +110,7 @@ def test_one_that_fails_undermines_attacks(make: type[nn.Module], norm: Norm) ->
 
 
 def test_nothing_is_asked_where_the_gradient_breaks_every_image() -> None:
-    path, target = followed(linear(), ThreatModel(0.2)), oracle(linear())
+    path, target = active(linear(), ThreatModel(0.2)), oracle(linear())
     random_search(target, path, seeded())
     one_step(target, path)
     unbounded_attack(target, path, seeded())

@@ -23,8 +23,8 @@ LAYERS = (
     "auditing",
     "binarization",
     "probes",
-    "randomized",
     "attacks",
+    "randomized",
     "loading",
     "execution",
     "verdict",
@@ -104,7 +104,7 @@ def test_only_the_plugin_imports_pytest(name: str) -> None:
 def test_the_scan_sees_imports() -> None:
     # So that the tests above cannot pass on a scan that finds nothing.
     assert own_imports(PACKAGE / "verdict" / "rule.py") == {"verdict.interim", "verdict.results", "verdict.stats"}
-    assert "attacks.evaluate" in own_imports(PACKAGE / "probes" / "path.py")
+    assert "attacks.evaluate" in own_imports(PACKAGE / "probes" / "trace.py")
     assert "torch" in imports(PACKAGE / "auditing" / "run.py")
 
 

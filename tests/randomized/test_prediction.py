@@ -7,11 +7,19 @@ import pytest
 import torch
 from torch import nn
 
-from pytest_gradmask.attacks.oracle import Oracle, RandomStream
+from pytest_gradmask.attacks.oracle import Oracle
 from pytest_gradmask.errors import DefenseError
 from pytest_gradmask.loading.models.composites import Mixture, RandomizedEnsemble
-from pytest_gradmask.randomized.prediction import Ballot, call_ballot, draws_shared, members_answer, right, votes_needed
-from pytest_gradmask.verdict.results import Votes
+from pytest_gradmask.randomized.prediction import (
+    Sampler,
+    draws_shared,
+    is_correct,
+    members_answer,
+    plan_sampler,
+    samples_needed,
+)
+from pytest_gradmask.randomized.streams import RandomStream
+from pytest_gradmask.verdict.results import Prediction
 from pytest_gradmask.verdict.stats import accuracy_bounds
 from tests.toys import CPU, draw, linear, oracle
 
@@ -51,16 +59,16 @@ def known(members: list[nn.Module], weights: tuple[float, ...] | None = None, se
 
 
 def test_votes_estimate_each_images_chance() -> None:
-    votes = Ballot(pilot=10, variance=1e-3).count(oracle(Chance()), IMAGES, LABELS)
+    predictions = Sampler(pilot=10, variance=1e-3).predict(oracle(Chance()), IMAGES, LABELS)
     truth = IMAGES[:, 0, 0, 0].tolist()
     # The standard deviation of each is at most 3.2 %, if its pilot did not mislead.
-    assert np.abs(np.subtract([found.correct for found in votes], truth)).max() < 0.15
-    assert np.mean(np.subtract([found.correct for found in votes], truth)) == pytest.approx(0, abs=0.03)
+    assert np.abs(np.subtract([found.correct for found in predictions], truth)).max() < 0.15
+    assert np.mean(np.subtract([found.correct for found in predictions], truth)) == pytest.approx(0, abs=0.03)
 
 
 def test_doubtful_images_get_more_votes_than_settled_ones() -> None:
     images = torch.tensor([0.0, 0.5, 1.0]).view(3, 1, 1, 1)
-    none, half, all_ = Ballot(pilot=20, variance=1e-3).count(oracle(Chance()), images, LABELS[:3])
+    none, half, all_ = Sampler(pilot=20, variance=1e-3).predict(oracle(Chance()), images, LABELS[:3])
     assert (none.correct, all_.correct) == (0, 1)
     assert none.number == all_.number < half.number / 3
 
@@ -70,18 +78,18 @@ def test_doubtful_images_get_more_votes_than_settled_ones() -> None:
 def test_number_of_votes(share: float, pilot: int) -> None:
     guess = (share * pilot + 1) / (pilot + 2)
     for variance in (1.0, 0.01, 0.004):
-        number = votes_needed(share, pilot, variance)
+        number = samples_needed(share, pilot, variance)
         assert guess * (1 - guess) / number <= variance
         assert number == 1 or guess * (1 - guess) / (number - 1) > variance
-    assert votes_needed(share, pilot, 1e-12) == 1000
+    assert samples_needed(share, pilot, 1e-12) == 1000
 
 
 def test_the_pilot_does_not_count() -> None:
     """A point chosen by its pilot looks worse there than it is, and not by the votes that count."""
     images = torch.full((400, 1, 1, 1), 0.5)
     labels = torch.zeros(400, dtype=torch.int64)
-    look, ballot = oracle(Chance()), Ballot(pilot=5, variance=0.01)
-    tries = [ballot.count(look, images, labels) for _ in range(4)]
+    look, sampler = oracle(Chance()), Sampler(pilot=5, variance=0.01)
+    tries = [sampler.predict(look, images, labels) for _ in range(4)]
     worst = [min(points, key=lambda found: found.pilot) for points in zip(*tries, strict=True)]
     assert np.mean([found.pilot for found in worst]) < 0.35
     assert np.mean([found.correct for found in worst]) == pytest.approx(0.5, abs=0.02)
@@ -114,7 +122,7 @@ def test_what_all_answers_have_in_common_is_no_shared_randomness(seed: int) -> N
 def test_where_a_batch_shares_its_randomness_each_image_votes_alone() -> None:
     images, labels = torch.full((400, 1, 1, 1), 0.5), torch.zeros(400, dtype=torch.int64)
     together, alone = (
-        np.mean([found.correct for found in Ballot(1, 0.25, one_by_one).count(model, images, labels)])
+        np.mean([found.correct for found in Sampler(1, 0.25, one_by_one).predict(model, images, labels)])
         for one_by_one, model in ((False, oracle(Chance(shared=True))), (True, oracle(Chance(shared=True))))
     )
     assert together in (0, 1)  # one vote, all images alike
@@ -122,9 +130,9 @@ def test_where_a_batch_shares_its_randomness_each_image_votes_alone() -> None:
 
 
 def test_the_ballot_suits_the_defense() -> None:
-    shared, findings = call_ballot(oracle(Chance(shared=True)), None, IMAGES, pilot=7, margin=0.1)
-    assert (shared, findings) == (Ballot(7, 30 * 0.01**2, one_by_one=True), [])
-    own, _ = call_ballot(oracle(Chance()), None, IMAGES, pilot=7, margin=0.1)
+    shared, findings = plan_sampler(oracle(Chance(shared=True)), None, IMAGES, pilot=7, margin=0.1)
+    assert (shared, findings) == (Sampler(7, 30 * 0.01**2, one_by_one=True), [])
+    own, _ = plan_sampler(oracle(Chance()), None, IMAGES, pilot=7, margin=0.1)
     assert not own.one_by_one
 
 
@@ -136,9 +144,9 @@ def test_known_members_make_the_chance_exact(each_image: bool) -> None:
     weights = (0.5, 0.3, 0.2)
     ensemble = RandomizedEnsemble([RIGHT, WRONG, WRONG], weights, each_image=each_image)
     mixture = known([RIGHT, WRONG, WRONG], weights)
-    votes = Ballot(5, 0.01, members=mixture).count(oracle(ensemble), IMAGES, LABELS)
-    assert {(found.pilot, found.correct, found.number) for found in votes} == {(0.5, 0.5, 0)}
-    assert votes[0].interval(0.99) == (0.5, 0.5)
+    predictions = Sampler(5, 0.01, members=mixture).predict(oracle(ensemble), IMAGES, LABELS)
+    assert {(found.pilot, found.correct, found.number) for found in predictions} == {(0.5, 0.5, 0)}
+    assert predictions[0].interval(0.99) == (0.5, 0.5)
 
 
 def test_exact_chances_are_what_votes_converge_to() -> None:
@@ -146,8 +154,8 @@ def test_exact_chances_are_what_votes_converge_to() -> None:
     images = draw(20, 3, 8, 8)
     labels = members[0](images).argmax(1)
     look = oracle(RandomizedEnsemble(members, (0.6, 0.3, 0.1)))
-    exact = Ballot(5, 0.01, members=known(members, (0.6, 0.3, 0.1))).count(look, images, labels)
-    voted = Ballot(20, 1e-4, one_by_one=True).count(look, images, labels)
+    exact = Sampler(5, 0.01, members=known(members, (0.6, 0.3, 0.1))).predict(look, images, labels)
+    voted = Sampler(20, 1e-4, one_by_one=True).predict(look, images, labels)
     assert [found.correct for found in voted] == pytest.approx([found.correct for found in exact], abs=0.06)
 
 
@@ -169,9 +177,9 @@ def test_members_that_do_not_answer_are_found_out(model: nn.Module) -> None:
     members: list[nn.Module] = [linear(seed=seed) for seed in range(2)]
     image = draw(1, 3, 8, 8)
     assert not members_answer(oracle(model), known(members), image)
-    ballot, findings = call_ballot(oracle(model), known(members), image, pilot=5, margin=0.1)
+    sampler, findings = plan_sampler(oracle(model), known(members), image, pilot=5, margin=0.1)
     assert [finding.id for finding in findings] == ["members-do-not-answer"]
-    assert ballot.members is None
+    assert sampler.members is None
 
 
 @pytest.mark.parametrize("scale", [1e-4, 1.0, 1e4])
@@ -184,7 +192,7 @@ def test_answers_are_compared_relative_to_the_largest_logit(scale: float, off: f
 
 
 def test_what_is_said_where_members_do_not_answer() -> None:
-    _, [finding] = call_ballot(oracle(Constant(1.0, 1.0)), known([RIGHT, WRONG]), IMAGES, pilot=5, margin=0.1)
+    _, [finding] = plan_sampler(oracle(Constant(1.0, 1.0)), known([RIGHT, WRONG]), IMAGES, pilot=5, margin=0.1)
     assert finding.message == (
         "what the defense returns is not what one of the given members returns, each time: chances are estimated from "
         "repeated forwards of the defense itself"
@@ -213,24 +221,24 @@ def test_members_that_agree_cannot_be_counted() -> None:
 
 
 def test_nan_is_no_right_answer() -> None:
-    assert not right(Constant(float("nan"), 0.0), IMAGES, LABELS).any()
-    assert right(RIGHT, IMAGES[:0], LABELS[:0]).tolist() == []
+    assert not is_correct(Constant(float("nan"), 0.0), IMAGES, LABELS).any()
+    assert is_correct(RIGHT, IMAGES[:0], LABELS[:0]).tolist() == []
 
 
 def test_the_interval_of_an_image_is_that_of_its_votes() -> None:
-    low, high = Votes(1.0, 0.75, 40, True).interval(0.99)
+    low, high = Prediction(1.0, 0.75, 40, True).interval(0.99)
     assert 0.5 < low < 0.75 < high < 0.9
 
 
 def test_the_interval_of_an_accuracy_covers_what_a_thousand_votes_say() -> None:
     """Images drawn anew each time, few votes: the bounds hold the mean chance of all images."""
     generator = np.random.default_rng(0)
-    look, ballot = oracle(Chance()), Ballot(pilot=3, variance=0.02)
+    look, sampler = oracle(Chance()), Sampler(pilot=3, variance=0.02)
     covered = 0
     for _ in range(200):
         images = torch.as_tensor(generator.beta(0.5, 0.5, 40), dtype=torch.float32).view(-1, 1, 1, 1)
-        votes = ballot.count(look, images, torch.zeros(40, dtype=torch.int64))
-        low, high = accuracy_bounds([found.correct for found in votes], 0.95)
+        predictions = sampler.predict(look, images, torch.zeros(40, dtype=torch.int64))
+        low, high = accuracy_bounds([found.correct for found in predictions], 0.95)
         covered += low <= 0.5 <= high
     # At 90 %, 200 tries cover fewer than 166 times once in a thousand.
     assert covered >= 166

@@ -44,7 +44,15 @@ def plain_audit(
         "clean_accuracy": share(clean),
         "gradient_attacks": share(robust),
         "all_attacks": share(robust),
-        "gap": {"estimate": 0.0, "low": -0.1, "high": 0.2, "excess": 0, "placebo_only": 0, "p_value": 1.0, "looks": 1},
+        "gap": {
+            "estimate": 0.0,
+            "low": -0.1,
+            "high": 0.2,
+            "excess": 0,
+            "placebo_only": 0,
+            "p_value": 1.0,
+            "analyses": 1,
+        },
         "per_image": {"index": list(range(len(robust))), "clean": list(clean), "robust": list(robust)},
         "provenance": {
             "versions": {"python": "3.11"},

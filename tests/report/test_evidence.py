@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from pytest_gradmask.attacks.losses import margin
+from pytest_gradmask.attacks.losses import logit_margin
 from pytest_gradmask.defense import Defense
 from pytest_gradmask.report.evidence.collection import collect_evidence
 from pytest_gradmask.report.evidence.curves import _EPS
@@ -97,7 +97,7 @@ def test_landscapes_are_margins_inside_the_ball() -> None:
     landscape = case.evidence["landscapes"]["images"][0]
     place = landscape["image"]
     with torch.no_grad():
-        clean = margin(case.defense.model(IMAGES[place : place + 1]), case.labels[place : place + 1]).item()
+        clean = logit_margin(case.defense.model(IMAGES[place : place + 1]), case.labels[place : place + 1]).item()
     own, around, random = landscape["lines"]
     for line in (own, around, random):
         assert line["margins"][len(line["margins"]) // 2] == pytest.approx(clean, abs=1e-3)
@@ -202,6 +202,6 @@ def test_it_works_on_a_randomized_defense_and_in_another_norm() -> None:
     labels = predictions(linear(), IMAGES)
     few = draw(4, 3, 8, 8)
     audit = audited(Defense(model), few, labels=predictions(linear(), few), threat=threat)
-    assert audit.votes
+    assert audit.predictions
     evidence = look(audit, model, labels, threat)
     assert not [name for name in PARTS if "error" in evidence[name]]

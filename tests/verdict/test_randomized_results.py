@@ -10,21 +10,21 @@ import pytest
 
 from pytest_gradmask.report.json import to_json
 from pytest_gradmask.report.text import attack_table
-from pytest_gradmask.verdict.results import AttackResult, Audit, Kind, Verdict, Votes, chances
+from pytest_gradmask.verdict.results import AttackResult, Audit, Kind, Prediction, Verdict, chances
 from pytest_gradmask.verdict.rule import decide, measure_gap
 from pytest_gradmask.verdict.stats import accuracy_bounds, difference_bounds
 
 FOUR = (0, 1, 2, 3)
 
 
-def voted(chance: float, pilot: float | None = None, first: bool = True, number: int = 20) -> Votes:
-    return Votes(chance if pilot is None else pilot, chance, number, first)
+def voted(chance: float, pilot: float | None = None, first: bool = True, number: int = 20) -> Prediction:
+    return Prediction(chance if pilot is None else pilot, chance, number, first)
 
 
-def result(name: str, kind: Kind, found: Sequence[float | Votes], autoattack: bool = False) -> AttackResult:
-    votes = {index: each if isinstance(each, Votes) else voted(each) for index, each in enumerate(found)}
-    broken = tuple(index for index, each in votes.items() if each.correct < 0.5)
-    return AttackResult(name, kind, tuple(votes), broken, votes=votes, autoattack=autoattack)
+def result(name: str, kind: Kind, found: Sequence[float | Prediction], autoattack: bool = False) -> AttackResult:
+    predictions = {index: each if isinstance(each, Prediction) else voted(each) for index, each in enumerate(found)}
+    broken = tuple(index for index, each in predictions.items() if each.correct < 0.5)
+    return AttackResult(name, kind, tuple(predictions), broken, predictions=predictions, autoattack=autoattack)
 
 
 CLEAN = {0: voted(1.0), 1: voted(0.9), 2: voted(0.5, first=False), 3: voted(0.0, first=False)}
@@ -49,7 +49,7 @@ def audit() -> Audit:
         images_needed=None,
         margin=0.25,
         confidence=0.99,
-        votes=CLEAN,
+        predictions=CLEAN,
     )
 
 
@@ -85,26 +85,29 @@ def test_autoattack_rand_by_votes_and_by_its_own_single_forward(audit: Audit) ->
 
 
 def test_a_deterministic_defense_has_no_rand(audit: Audit) -> None:
-    plain = replace(audit, votes={}, attacks=tuple(replace(attack, votes={}) for attack in ATTACKS))
+    plain = replace(audit, predictions={}, attacks=tuple(replace(attack, predictions={}) for attack in ATTACKS))
     assert (plain.rand_accuracy, plain.rand_claim) == (None, None)
     assert plain.clean_accuracy.count == 3
 
 
 def test_an_image_is_settled_once_no_vote_is_right() -> None:
-    assert result("bpda", "adaptive", [0.0, voted(0.2, pilot=0.0), voted(0.0, pilot=0.1)]).settled == {0, 1}
-    assert AttackResult("bpda", "adaptive", FOUR, (2,)).settled == {2}
+    assert result("bpda", "adaptive", [0.0, voted(0.2, pilot=0.0), voted(0.0, pilot=0.1)]).decided == {0, 1}
+    assert AttackResult("bpda", "adaptive", FOUR, (2,)).decided == {2}
 
 
 def test_reports_tell_how_it_was_judged(audit: Audit) -> None:
     lines = attack_table(audit)
     assert sum(line.startswith("AutoAttack rand, by ") for line in lines) == 2
     assert "from 20 to 20 forwards" in lines[-1]
-    exact = {index: replace(votes, number=0) for index, votes in CLEAN.items()}
+    exact = {index: replace(predictions, number=0) for index, predictions in CLEAN.items()}
     attacks = tuple(
-        replace(attack, votes={index: replace(votes, number=0) for index, votes in attack.votes.items()})
+        replace(
+            attack,
+            predictions={index: replace(predictions, number=0) for index, predictions in attack.predictions.items()},
+        )
         for attack in ATTACKS
     )
-    assert "exact" in attack_table(replace(audit, votes=exact, attacks=attacks))[-1]
+    assert "exact" in attack_table(replace(audit, predictions=exact, attacks=attacks))[-1]
     content = to_json(audit)
     assert content["autoattack_rand"]["value"] == pytest.approx(1.7 / 4)
     assert content["autoattack_rand_one_forward"]["value"] == 0.25
@@ -133,9 +136,9 @@ def evidence(adaptive: Sequence[float], placebo: Sequence[float]) -> list[Attack
 
 
 def verdict(attacks: Sequence[AttackResult], margin: float) -> Verdict:
-    count = len(attacks[0].votes)
-    votes = {index: voted(1.0) for index in range(count)}
-    return decide([True] * count, attacks, [], margin=margin, confidence=0.99, votes=votes).verdict
+    count = len(attacks[0].predictions)
+    predictions = {index: voted(1.0) for index in range(count)}
+    return decide([True] * count, attacks, [], margin=margin, confidence=0.99, predictions=predictions).verdict
 
 
 def test_verdicts() -> None:
@@ -152,19 +155,19 @@ def drawn(generator: np.random.Generator, count: int, gap: float) -> Verdict:
     before = generator.beta(2, 1, count)
     after = np.where(generator.random(count) < gap, 0.0, before)
 
-    def votes(chance: np.ndarray) -> list[Votes]:
+    def predictions(chance: np.ndarray) -> list[Prediction]:
         pilots, others = generator.binomial(20, chance) / 20, generator.binomial(30, chance) / 30
-        return [Votes(*each, 30, True) for each in zip(pilots.tolist(), others.tolist(), strict=True)]
+        return [Prediction(*each, 30, True) for each in zip(pilots.tolist(), others.tolist(), strict=True)]
 
-    clean = dict(enumerate(votes(before)))
+    clean = dict(enumerate(predictions(before)))
     attacks = [
-        result("apgd-ce", "gradient", votes(before)),
-        result("bpda", "adaptive", votes(after)),
-        result("square", "adaptive", votes(before)),
-        result("zero-order", "adaptive", votes(before)),
-        result("placebo", "placebo", votes(before)),
+        result("apgd-ce", "gradient", predictions(before)),
+        result("bpda", "adaptive", predictions(after)),
+        result("square", "adaptive", predictions(before)),
+        result("zero-order", "adaptive", predictions(before)),
+        result("placebo", "placebo", predictions(before)),
     ]
-    return decide([True] * count, attacks, [], margin=0.05, confidence=0.99, votes=clean).verdict
+    return decide([True] * count, attacks, [], margin=0.05, confidence=0.99, predictions=clean).verdict
 
 
 def test_verdicts_on_noise_alone_and_on_a_gap() -> None:

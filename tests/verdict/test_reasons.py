@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from pytest_gradmask.verdict.interim import Look
-from pytest_gradmask.verdict.results import AttackResult, Gap, Verdict, Votes
+from pytest_gradmask.verdict.interim import InterimAnalysis
+from pytest_gradmask.verdict.results import AttackResult, Gap, Prediction, Verdict
 from pytest_gradmask.verdict.rule import decide, measure_gap
 from pytest_gradmask.verdict.stats import (
     difference_bounds,
@@ -34,13 +34,13 @@ def test_the_reasons_of_masked_word_by_word() -> None:
 
 
 def test_a_randomized_defense_is_told_of_on_average() -> None:
-    sure, lost = Votes(1.0, 1.0, 10, True), Votes(0.0, 0.0, 10, False)
+    sure, lost = Prediction(1.0, 1.0, 10, True), Prediction(0.0, 0.0, 10, False)
     attacks = [
-        replace(each, votes={index: lost if each.name == "bpda" and index else sure for index in range(20)})
+        replace(each, predictions={index: lost if each.name == "bpda" and index else sure for index in range(20)})
         for each in evidence(adaptive=range(1, 20))
     ]
-    votes = dict.fromkeys(range(20), sure)
-    decision = decide([True] * 20, attacks, [], margin=0.25, confidence=0.99, votes=votes)
+    predictions = dict.fromkeys(range(20), sure)
+    decision = decide([True] * 20, attacks, [], margin=0.25, confidence=0.99, predictions=predictions)
     assert decision.verdict is Verdict.MASKED
     assert decision.gap is not None
     assert decision.reasons[0] == MASKED_REASONS[0].format(excess=19, average=" on average", gap=decision.gap)
@@ -48,10 +48,10 @@ def test_a_randomized_defense_is_told_of_on_average() -> None:
 
 def test_votes_tell_whether_gradient_attacks_leave_hardly_anything() -> None:
     # By single answers every image is broken; by votes each is right in every third forward.
-    third = Votes(1 / 3, 1 / 3, 300, False)
-    votes = dict.fromkeys(range(200), Votes(1.0, 1.0, 10, True))
-    attacks = [replace(each, votes=dict.fromkeys(range(200), third)) for each in evidence(gradient=range(200))]
-    decision = decide([True] * 200, attacks, [UNDERMINED], margin=0.25, confidence=0.99, votes=votes)
+    third = Prediction(1 / 3, 1 / 3, 300, False)
+    predictions = dict.fromkeys(range(200), Prediction(1.0, 1.0, 10, True))
+    attacks = [replace(each, predictions=dict.fromkeys(range(200), third)) for each in evidence(gradient=range(200))]
+    decision = decide([True] * 200, attacks, [UNDERMINED], margin=0.25, confidence=0.99, predictions=predictions)
     assert decision.verdict is Verdict.INCONCLUSIVE
     assert decision.reasons[0] == "zero-gradient: the gradient is exactly zero"
 
@@ -67,11 +67,11 @@ def test_a_gap_of_exactly_the_margin_is_not_above_it() -> None:
 def test_by_default_there_is_one_look_at_all_images() -> None:
     attacks = evidence(gradient=[0], adaptive=range(1, 20))
     settings: dict[str, Any] = {"margin": 0.25, "confidence": 0.99}
-    assert judge(20, attacks) == decide([True] * 20, attacks, [], look=Look(20), **settings)
-    early = decide([True] * 20, attacks, [], look=Look(200, number=2), **settings)
+    assert judge(20, attacks) == decide([True] * 20, attacks, [], analysis=InterimAnalysis(20), **settings)
+    early = decide([True] * 20, attacks, [], analysis=InterimAnalysis(200, number=2), **settings)
     assert early.gap is not None
-    assert early.gap == measure_gap([True] * 20, {}, attacks, 0.99, Look(200, number=2))
-    assert early.gap.looks == 4  # of two attacks each
+    assert early.gap == measure_gap([True] * 20, {}, attacks, 0.99, InterimAnalysis(200, number=2))
+    assert early.gap.analyses == 4  # of two attacks each
 
 
 def test_why_nothing_could_be_compared_word_by_word() -> None:
@@ -138,8 +138,8 @@ def test_where_more_images_will_hardly_help_word_by_word() -> None:
 
 def test_more_images_are_always_more_than_there_are() -> None:
     # One look at all of them would exclude a gap; this one has a hundredth of the error.
-    look = Look(60, exclusion=0.01)
-    decision = decide([True] * 60, evidence(), [], margin=0.1, confidence=0.95, look=look)
+    analysis = InterimAnalysis(60, upper_share=0.01)
+    decision = decide([True] * 60, evidence(), [], margin=0.1, confidence=0.95, analysis=analysis)
     assert decision.verdict is Verdict.INCONCLUSIVE
     assert decision.images_needed == 61
 
@@ -156,9 +156,9 @@ def test_a_gap_figure_by_figure() -> None:
 
 
 def test_a_randomized_gap_figure_by_figure() -> None:
-    sure, half = Votes(1.0, 1.0, 10, True), Votes(0.5, 0.5, 10, True)
+    sure, half = Prediction(1.0, 1.0, 10, True), Prediction(0.5, 0.5, 10, True)
     attacks = [
-        replace(each, votes={index: half if each.name == "bpda" and index < 12 else sure for index in range(20)})
+        replace(each, predictions={index: half if each.name == "bpda" and index < 12 else sure for index in range(20)})
         for each in evidence()
     ]
     gap = measure_gap([True] * 20, dict.fromkeys(range(20), sure), attacks, 0.99)

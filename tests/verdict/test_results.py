@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from pytest_gradmask.verdict.results import AttackResult, Audit, Proportion, Status, Verdict, Votes, in_order
+from pytest_gradmask.verdict.results import AttackResult, Audit, Prediction, Proportion, Status, Verdict, in_order
 from pytest_gradmask.verdict.stats import clopper_pearson
 
 CLEAN = (True,) * 9 + (False,)
@@ -76,7 +76,7 @@ def test_without_its_attacks_there_is_no_autoattack_accuracy(audit: Audit) -> No
     assert replace(audit, attacks=(audit.attack("bpda"),)).autoattack_accuracy is None
 
 
-@pytest.mark.parametrize("status", ["failed", "skipped", "spared"])
+@pytest.mark.parametrize("status", ["failed", "skipped", "skipped-early"])
 def test_unless_each_of_its_attacks_ran_there_is_no_autoattack_accuracy(audit: Audit, status: Status) -> None:
     attacks = [replace(result, status=status) if result.name == "square" else result for result in audit.attacks]
     assert replace(audit, attacks=tuple(attacks)).autoattack_accuracy is None
@@ -94,8 +94,8 @@ def test_autoattacks_own_figure_needs_an_exhaustive_audit(audit: Audit) -> None:
 
 
 def test_images_in_another_order_are_put_back(audit: Audit) -> None:
-    votes = {index: Votes(index / 10, index / 10, 10, True) for index in range(10)}
-    seen = replace(audit, votes=votes)
+    predictions = {index: Prediction(index / 10, index / 10, 10, True) for index in range(10)}
+    seen = replace(audit, predictions=predictions)
     # The first image looked at was number 17 of those given.
     images = [17, 3, 40, 2, 8, 9, 11, 12, 13, 1]
     found = in_order(seen, images)
@@ -103,8 +103,8 @@ def test_images_in_another_order_are_put_back(audit: Audit) -> None:
     assert [found.images[index] for index in found.attack("fab-t").broken] == [3, 40]
     assert {found.images[index] for index in found.attack("apgd-ce").attacked} == set(images[:9])
     assert dict(zip(found.images, found.clean, strict=True)) == dict(zip(images, audit.clean, strict=True))
-    assert {found.images[index]: vote for index, vote in found.votes.items()} == {
-        image: votes[index] for index, image in enumerate(images)
+    assert {found.images[index]: vote for index, vote in found.predictions.items()} == {
+        image: predictions[index] for index, image in enumerate(images)
     }
     assert (found.clean_accuracy, found.gap) == (seen.clean_accuracy, seen.gap)
 

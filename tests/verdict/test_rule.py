@@ -188,11 +188,11 @@ def test_neither_a_failed_adaptive_attack_nor_a_finding_stops_masked(findings: l
 
 
 def test_spared_attacks_do_not_stop_masked_but_count_as_comparisons() -> None:
-    spared = [AttackResult(f"spared-{number}", "adaptive", status="spared") for number in range(10)]
+    skipped_early = [AttackResult(f"early-{number}", "adaptive", status="skipped-early") for number in range(10)]
     enough, few = evidence(adaptive=range(20)), evidence(adaptive=range(8))
-    assert judge(20, [*enough, *spared]).verdict is Verdict.MASKED
+    assert judge(20, [*enough, *skipped_early]).verdict is Verdict.MASKED
     assert judge(20, few, margin=0.1).verdict is Verdict.MASKED
-    assert judge(20, [*few, *spared], margin=0.1).verdict is Verdict.INCONCLUSIVE
+    assert judge(20, [*few, *skipped_early], margin=0.1).verdict is Verdict.INCONCLUSIVE
 
 
 def test_a_failed_gradient_attack_stops_masked() -> None:
@@ -207,7 +207,7 @@ def test_a_significant_gap_below_the_margin_is_not_masked_but_not_settled_either
     assert decision.verdict is Verdict.INCONCLUSIVE
 
 
-STATUSES: list[Status] = [*["done"] * 8, "failed", "skipped", "spared"]  # type: ignore[list-item]
+STATUSES: list[Status] = [*["done"] * 8, "failed", "skipped", "skipped-early"]  # type: ignore[list-item]
 
 
 @st.composite
@@ -277,9 +277,9 @@ def test_a_stronger_adaptive_attack_never_speaks_against_masking(
 ) -> None:
     clean, attacks, findings = audit
     which = data.draw(st.sampled_from([i for i, attack in enumerate(attacks) if attack.kind == "adaptive"]))
-    spared = sorted(set(attacks[which].attacked) - set(attacks[which].broken))
-    assume(spared and attacks[which].status == "done")
-    more = data.draw(st.sets(st.sampled_from(spared), min_size=1))
+    skipped_early = sorted(set(attacks[which].attacked) - set(attacks[which].broken))
+    assume(skipped_early and attacks[which].status == "done")
+    more = data.draw(st.sets(st.sampled_from(skipped_early), min_size=1))
     stronger = [*attacks]
     stronger[which] = replace(attacks[which], broken=(*attacks[which].broken, *more))
     before = decide(clean, attacks, findings, margin=margin, confidence=0.95).verdict

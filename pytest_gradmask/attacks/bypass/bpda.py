@@ -83,12 +83,12 @@ def _forwards_replaced(makers: Mapping[nn.Module, Rewire], images: torch.Tensor)
                 module.__dict__["forward"] = forward
 
 
-def bypassed(model: nn.Module, substitutes: Mapping[str, Any]) -> Rewired:
+def bypassed(model: nn.Module, approximations: Mapping[str, Any]) -> Rewired:
     """The model with the same outputs, whose gradient skips the named submodules.
 
     Args:
         model: the defense.
-        substitutes: dotted name of each submodule to bypass, with a differentiable function from its input to
+        approximations: dotted name of each submodule to bypass, with a differentiable function from its input to
             something shaped like its output, None for the identity, or `FromImages` to bypass what comes before it.
     """
 
@@ -102,12 +102,12 @@ def bypassed(model: nn.Module, substitutes: Mapping[str, Any]) -> Rewired:
 
         return make
 
-    def instead(substitute: Callable[[torch.Tensor], torch.Tensor] | None) -> Rewire:
+    def instead(approximation: Callable[[torch.Tensor], torch.Tensor] | None) -> Rewire:
         def make(original: Forward, _: torch.Tensor) -> Forward:
             def forward(images: torch.Tensor) -> torch.Tensor:
                 with torch.no_grad():  # no graph through the submodule: BPDA is cheaper than the true gradient
                     value = original(images.clone())  # a front end may write into its input
-                surrogate = images if substitute is None else substitute(images)
+                surrogate = images if approximation is None else approximation(images)
                 return _StraightThrough.apply(surrogate, value)  # type: ignore[no-any-return]
 
             return forward
@@ -117,28 +117,29 @@ def bypassed(model: nn.Module, substitutes: Mapping[str, Any]) -> Rewired:
     return Rewired(
         model,
         {
-            name: before(substitute.function) if isinstance(substitute, FromImages) else instead(substitute)
-            for name, substitute in substitutes.items()
+            name: before(approximation.function) if isinstance(approximation, FromImages) else instead(approximation)
+            for name, approximation in approximations.items()
         },
     )
 
 
-def removed(model: nn.Module, substitutes: Mapping[str, Any]) -> Rewired:
+def removed(model: nn.Module, approximations: Mapping[str, Any]) -> Rewired:
     """The model without what `bypassed` bypasses: substitutes run forward, too. What remains is the backbone."""
 
-    def make_for(substitute: Any) -> Rewire:
+    def make_for(approximation: Any) -> Rewire:
         def make(original: Forward, images: torch.Tensor) -> Forward:
-            if isinstance(substitute, FromImages):
-                return lambda _: original(images if substitute.function is None else substitute.function(images))
-            return substitute or (lambda given: given)
+            if isinstance(approximation, FromImages):
+                return lambda _: original(images if approximation.function is None else approximation.function(images))
+            return approximation or (lambda given: given)
 
         return make
 
-    return Rewired(model, {name: make_for(substitute) for name, substitute in substitutes.items()})
+    return Rewired(model, {name: make_for(approximation) for name, approximation in approximations.items()})
 
 
-def described(substitutes: Mapping[str, Any]) -> tuple[str, ...]:
+def described(approximations: Mapping[str, Any]) -> tuple[str, ...]:
     """What is bypassed, in words for a report."""
     return tuple(
-        f"all before {name}" if isinstance(substitute, FromImages) else name for name, substitute in substitutes.items()
+        f"all before {name}" if isinstance(approximation, FromImages) else name
+        for name, approximation in approximations.items()
     )

@@ -24,7 +24,7 @@ CLOSENESS = 0.3
 #: Least cosine between the true backward pass and that of the map which the forward pass nearly is.
 _ALIGNED = 0.9
 
-Substitutes = dict[str, Any]
+Approximations = dict[str, Any]
 
 
 @dataclass(slots=True)
@@ -41,7 +41,7 @@ def _nothing() -> _Seen:
     return _Seen(near=False, blocks=False, picks=False, same_shape=False)
 
 
-def find_bypass(model: nn.Module, images: torch.Tensor, *, forwards: int = 1, seed: int = 0) -> Substitutes:
+def find_bypass(model: nn.Module, images: torch.Tensor, *, forwards: int = 1, seed: int = 0) -> Approximations:
     """Find what to bypass, and with what.
 
     - A submodule that looks like a **front end**: image in, nearly the same image out, within `CLOSENESS` of the
@@ -72,14 +72,14 @@ def find_bypass(model: nn.Module, images: torch.Tensor, *, forwards: int = 1, se
         seen = _observe(model, images, forwards, differentiate=False)
     near = [name for name, each in seen.items() if each.near]
     blocking = [name for name, each in seen.items() if each.blocks]
-    found: Substitutes = {name: None for name in near if not _inside(name, near)}
+    found: Approximations = {name: None for name in near if not _inside(name, near)}
     for name, each in seen.items():
         if _covered(name, found):
             continue
         if each.blocks and not any(_inside(other, [name]) for other in blocking):
-            substitute = fit_convolution(*_pairs(model, name, images, forwards), seed)
-            if substitute is not None or each.same_shape:
-                found[name] = substitute
+            approximation = fit_convolution(*_pairs(model, name, images, forwards), seed)
+            if approximation is not None or each.same_shape:
+                found[name] = approximation
         elif each.picks:
             found[name] = torch.relu
     found |= _before(model, images, forwards, found, seed)
@@ -90,7 +90,7 @@ def _inside(name: str, others: Iterable[str]) -> bool:
     return any(name.startswith(other + ".") for other in others)
 
 
-def _covered(name: str, found: Substitutes) -> bool:
+def _covered(name: str, found: Approximations) -> bool:
     return name in found or _inside(name, found)
 
 
@@ -133,9 +133,9 @@ def _observe(model: nn.Module, images: torch.Tensor, forwards: int, *, different
     return {name: seen[name] for name, _ in model.named_modules() if name in seen}
 
 
-def _before(model: nn.Module, images: torch.Tensor, forwards: int, found: Substitutes, seed: int) -> Substitutes:
+def _before(model: nn.Module, images: torch.Tensor, forwards: int, found: Approximations, seed: int) -> Approximations:
     """Code between the images and the first submodule that is not bypassed, or the first in that one, and so on."""
-    more: Substitutes = {}
+    more: Approximations = {}
     entered: dict[str, torch.Tensor] = {}
     left: list[str] = []
 
@@ -161,9 +161,9 @@ def _before(model: nn.Module, images: torch.Tensor, forwards: int, found: Substi
             for name, given in entered.items():
                 if name in more:
                     break
-                substitute = _instead(given, point, seed)
-                if substitute is not None:
-                    more[name] = FromImages(substitute)
+                approximation = _instead(given, point, seed)
+                if approximation is not None:
+                    more[name] = FromImages(approximation)
                     break
     return more
 

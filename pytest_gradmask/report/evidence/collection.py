@@ -167,9 +167,11 @@ def _sample(total: int, seed: int) -> list[int]:
 def _telling(audit: Audit) -> list[int]:
     """Images that are classified correctly, the most telling first: broken, and by adaptive attacks only."""
     adaptive = {index for result in audit.of_kind("adaptive") for index in result.broken}
-    spared = audit.survivors(audit.of_kind("gradient", "placebo"))
+    skipped_early = audit.survivors(audit.of_kind("gradient", "placebo"))
     right = [index for index, kept in enumerate(audit.clean) if kept]
-    return sorted(right, key=lambda index: (index not in adaptive & spared, index in audit.survivors(audit.attacks)))
+    return sorted(
+        right, key=lambda index: (index not in adaptive & skipped_early, index in audit.survivors(audit.attacks))
+    )
 
 
 def _breaks_most(results: Sequence[AttackResult]) -> str:

@@ -42,11 +42,11 @@ class Rerun:
 
 
 def run_again(
-    bench: Bench, name: str, given: Sequence[int], *, eps: float = 1.0, budget: float = 1.0, salt: str = ""
+    bench: Bench, name: str, given: Sequence[int], *, eps: float = 1.0, budget: float = 1.0, stream_name: str = ""
 ) -> Rerun:
     """Run an attack of the plan, with this share of the threat model's eps and of the budget's iterations."""
     planned = next(
-        each for each in plan_attacks(bench.target, _scaled(bench.budget, budget), True) if each.name == name
+        each for each in plan_attacks(bench.surface, _scaled(bench.budget, budget), True) if each.name == name
     )
     returned: list[torch.Tensor] = []
 
@@ -54,9 +54,9 @@ def run_again(
         returned.append(planned.run(*arguments, **keywords))
         return returned[-1]
 
-    threat = bench.evaluation.threat
-    evaluation = replace(bench.evaluation, threat=replace(threat, eps=eps * threat.eps))
-    result = evaluation.run(replace(planned, run=kept), given, salt)
+    threat = bench.scorer.threat
+    scorer = replace(bench.scorer, threat=replace(threat, eps=eps * threat.eps))
+    result = scorer.run(replace(planned, run=kept), given, stream_name)
     whole = torch.cat(returned).detach() if returned and result.status == "done" else torch.empty(0)
     return Rerun(name, result, tuple(sorted(given)), whole)
 
@@ -73,10 +73,10 @@ def curves(bench: Bench, reruns: Sequence[Rerun], sample: int) -> dict[str, Any]
         sample: the first so many images are a fair sample, of which at most all are taken.
     """
     each = sum(_passes(rerun.result) for rerun in reruns)
-    place = bench.evaluation.images.device.type
+    place = bench.scorer.images.device.type
     points = len(_EPS) - 1 + sum(_BUDGETS) - 1
     count = min(sample, max(_FEWEST, int(_PASSES.get(place, 2500) / max(points * each, 1))))
-    threat = bench.evaluation.threat
+    threat = bench.scorer.threat
     wide = threat.bounds[1] - threat.bounds[0] if threat.norm == "Linf" else float("inf")
     shares = [share for share in _EPS if share * threat.eps <= wide]
     return {
@@ -105,8 +105,10 @@ def _points(bench: Bench, rerun: Rerun, shares: Sequence[float], count: int, thr
         if share == 1:
             so_far.append(own)
         else:
-            standing = given.difference(*(result.settled for result in so_far))
-            so_far.append(done(run_again(bench, rerun.name, sorted(standing), eps=share, salt=f" at {share} eps")))
+            standing = given.difference(*(result.decided for result in so_far))
+            so_far.append(
+                done(run_again(bench, rerun.name, sorted(standing), eps=share, stream_name=f" at {share} eps"))
+            )
         by_eps.append({"eps": share * threat.eps, **_share(bench, so_far, count)})
     for share in _BUDGETS:
         result = own if share == 1 else done(run_again(bench, rerun.name, sorted(given), budget=share))
@@ -130,13 +132,13 @@ def _only(result: AttackResult, indices: set[int]) -> AttackResult:
     return replace(
         result,
         broken=tuple(index for index in result.broken if index in indices),
-        votes={index: found for index, found in result.votes.items() if index in indices},
+        predictions={index: found for index, found in result.predictions.items() if index in indices},
     )
 
 
 def _share(bench: Bench, results: Sequence[AttackResult], count: int) -> dict[str, float]:
-    votes = {index: found for index, found in bench.votes.items() if index < count}
-    share = accuracy(bench.clean[:count], votes, results, _CONFIDENCE)
+    predictions = {index: found for index, found in bench.predictions.items() if index < count}
+    share = accuracy(bench.clean[:count], predictions, results, _CONFIDENCE)
     return {"value": share.value, "low": share.low, "high": share.high}
 
 

@@ -11,14 +11,14 @@ import torch
 
 from pytest_gradmask.attacks.bypass.bpda import bypassed, described
 from pytest_gradmask.attacks.bypass.inner_logits import InnerLogits
-from pytest_gradmask.attacks.evaluate import look_at, mean_margins
-from pytest_gradmask.attacks.losses import margin
+from pytest_gradmask.attacks.evaluate import mean_logit_margins, value_and_grad
+from pytest_gradmask.attacks.losses import logit_margin
 from pytest_gradmask.attacks.oracle import Oracle
 from pytest_gradmask.auditing.bench import Bench
 from pytest_gradmask.auditing.scoring import subseed
 from pytest_gradmask.execution.batching import in_batches
 from pytest_gradmask.probes.noise import smoothed_cosines
-from pytest_gradmask.probes.path import dual_norm
+from pytest_gradmask.probes.trace import dual_norm
 from pytest_gradmask.threat import ThreatModel
 
 #: Distances at which gradients are compared with the loss, as shares of eps.
@@ -48,38 +48,40 @@ class Views:
     @classmethod
     def of(cls, bench: Bench) -> Views:
         """Of a defense on the bench."""
-        target = bench.target
-        own = target.oracle(target.attacked)
+        surface = bench.surface
+        own = surface.oracle(surface.attacked)
         ways = {OWN: own}
-        names = [*described(target.substitutes), *([f"all after {target.inner}"] if target.inner else [])]
+        names = [*described(surface.approximations), *([f"all after {surface.inner}"] if surface.inner else [])]
         if names:
-            around = target.rewired(bypassed)
-            model = InnerLogits(around, f"model.{target.inner}") if target.inner else around
+            around = surface.rewired(bypassed)
+            model = InnerLogits(around, f"model.{surface.inner}") if surface.inner else around
             ways[f"the gradient around what BPDA bypasses ({', '.join(names)})"] = (
-                Oracle(model, target.stream) if target.inner else target.oracle(model)
+                Oracle(model, surface.stream) if surface.inner else surface.oracle(model)
             )
         return cls(bench, own, ways)
 
     @property
     def threat(self) -> ThreatModel:
         """Of the audit."""
-        return self.bench.evaluation.threat
+        return self.bench.scorer.threat
 
     def batch(self, indices: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
         """The images at these indices, and their labels."""
         chosen = list(indices)
-        return self.bench.evaluation.images[chosen], self.bench.evaluation.labels[chosen]
+        return self.bench.scorer.images[chosen], self.bench.scorer.labels[chosen]
 
     def generator(self, name: str) -> torch.Generator:
         """Random numbers for one purpose; those of the defense begin anew with them."""
-        seed = self.bench.evaluation.seed
+        seed = self.bench.scorer.seed
         self.oracle.reseed(subseed(seed, f"defense under {name}"))
         return torch.Generator().manual_seed(subseed(seed, name))
 
     def gradients(self, images: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
         """Of the margin at the images, by each way; N x C x H x W."""
-        eot = self.bench.target.eot
-        return {name: look_at(way, images, labels, margin, eot).gradient for name, way in self.ways.items()}
+        eot = self.bench.surface.eot
+        return {
+            name: value_and_grad(way, images, labels, logit_margin, eot).gradient for name, way in self.ways.items()
+        }
 
 
 def noise(views: Views, indices: Sequence[int]) -> dict[str, Any]:
@@ -98,10 +100,19 @@ def noise(views: Views, indices: Sequence[int]) -> dict[str, Any]:
             largest = views.oracle(images).abs().amax(1)
         ways = []
         for name, gradient in views.gradients(images, labels).items():
-            slopes = dual_norm(gradient, views.threat)
+            gradient_norms = dual_norm(gradient, views.threat)
             cosines = [
                 smoothed_cosines(
-                    views.oracle, images, labels, gradient, slopes, largest, radius, views.threat, generator, _PAIRS
+                    views.oracle,
+                    images,
+                    labels,
+                    gradient,
+                    gradient_norms,
+                    largest,
+                    radius,
+                    views.threat,
+                    generator,
+                    _PAIRS,
                 ).tolist()
                 for radius in _RADII
             ]
@@ -109,8 +120,8 @@ def noise(views: Views, indices: Sequence[int]) -> dict[str, Any]:
                 {
                     "name": name,
                     "cosines": [[_plain(value) for value in values] for values in cosines],
-                    "zero": int((slopes == 0).sum()),
-                    "not_finite": int((~slopes.isfinite()).sum()),
+                    "zero": int((gradient_norms == 0).sum()),
+                    "not_finite": int((~gradient_norms.isfinite()).sum()),
                 }
             )
     return {"images": len(images), "radii": list(_RADII), "eps": views.threat.eps, "ways": ways}
@@ -180,7 +191,7 @@ def _margins(views: Views, image: torch.Tensor, label: torch.Tensor, offsets: to
 
     def part(start: int, end: int) -> torch.Tensor:
         some = points[start:end]
-        return mean_margins(views.oracle, some, label.expand(len(some)), views.bench.target.eot)
+        return mean_logit_margins(views.oracle, some, label.expand(len(some)), views.bench.surface.eot)
 
     return [_plain(value) for value in torch.cat(in_batches(part, len(points), _CHUNK)).tolist()]
 

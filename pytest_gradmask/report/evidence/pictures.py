@@ -31,16 +31,16 @@ def pictures(bench: Bench, rerun: Rerun, order: Sequence[int], given: Sequence[i
     """
     broken = set(done(rerun).broken)
     shown = sorted(dict.fromkeys(order), key=lambda index: index not in broken)[:count]
-    evaluation = bench.evaluation
-    low, high = evaluation.threat.bounds
-    clean = evaluation.images[shown]
+    scorer = bench.scorer
+    low, high = scorer.threat.bounds
+    clean = scorer.images[shown]
     adversarial = rerun.returned[[rerun.given.index(index) for index in shown]]
-    evaluation.look.reseed(subseed(evaluation.seed, "defense under pictures of evidence"))
+    scorer.look.reseed(subseed(scorer.seed, "defense under pictures of evidence"))
     before, after = _answers(bench, clean), _answers(bench, adversarial)
     difference = (adversarial - clean).nan_to_num(0, 0, 0)
     largest = difference.abs().max().item() / (high - low)
     magnification = max(1, math.floor(0.5 / largest)) if largest > 0 else 1
-    distances = evaluation.threat.distance(adversarial, clean).tolist()
+    distances = scorer.threat.distance(adversarial, clean).tolist()
     return {
         "attack": rerun.name,
         "broken": len(broken),
@@ -51,7 +51,7 @@ def pictures(bench: Bench, rerun: Rerun, order: Sequence[int], given: Sequence[i
         "images": [
             {
                 "image": given[index],
-                "label": int(evaluation.labels[index]),
+                "label": int(scorer.labels[index]),
                 "clean": before[place],
                 "adversarial": after[place],
                 "broken": index in broken,
@@ -68,7 +68,7 @@ def pictures(bench: Bench, rerun: Rerun, order: Sequence[int], given: Sequence[i
 def _answers(bench: Bench, images: torch.Tensor) -> list[dict[str, Any]]:
     """One forward: the class, and its probability by a softmax of the logits."""
     with torch.no_grad():
-        shares = bench.evaluation.look(images).softmax(1)
+        shares = bench.scorer.look(images).softmax(1)
     found, classes = shares.max(1)
     return [
         {"class": answer, "probability": round(share, 4) if math.isfinite(share) else None}

@@ -174,11 +174,11 @@ def test_code_before_a_submodule_is_found_if_its_gradient_misleads(
     found = find_bypass(model, images)
     assert list(found) == ["net"]
     assert isinstance(found["net"], FromImages)
-    substitute = found["net"].function
-    assert substitute is not None
+    approximation = found["net"].function
+    assert approximation is not None
     point = images.clone().requires_grad_(True)
-    (slopes,) = torch.autograd.grad(substitute(point).sum(), point)
-    torch.testing.assert_close(slopes, torch.full_like(images, slope), rtol=0.05, atol=0)
+    (gradient_norms,) = torch.autograd.grad(approximation(point).sum(), point)
+    torch.testing.assert_close(gradient_norms, torch.full_like(images, slope), rtol=0.05, atol=0)
     assert torch.equal(bypassed(model, found)(images), model(images))
 
 
@@ -309,9 +309,9 @@ def test_the_global_random_state_is_left_alone() -> None:
 def test_an_affine_map_is_found_exactly() -> None:
     images = draw(4, 3, 8, 8)
     slope, offset = torch.tensor([2.0, -1.0, 0.5]).view(1, 3, 1, 1), torch.tensor([0.1, 1.0, 0.0]).view(1, 3, 1, 1)
-    substitute, error = fit_affine(images, images * slope + offset)
+    approximation, error = fit_affine(images, images * slope + offset)
     assert error < 1e-5
-    torch.testing.assert_close(substitute(images), images * slope + offset)
+    torch.testing.assert_close(approximation(images), images * slope + offset)
     assert fit_affine(images, draw(4, 3, 8, 8, seed=1))[1] > 0.9
 
 

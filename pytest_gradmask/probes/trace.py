@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from pytest_gradmask.attacks.evaluate import look_at, mean_margins
-from pytest_gradmask.attacks.losses import cross_entropy, margin
+from pytest_gradmask.attacks.evaluate import mean_logit_margins, value_and_grad
+from pytest_gradmask.attacks.losses import cross_entropy, logit_margin
 from pytest_gradmask.attacks.oracle import Oracle
 from pytest_gradmask.threat import ThreatModel
 
@@ -24,17 +24,17 @@ _STAGES = ((0.5, 4), (1.0, 6), (2.0, 4))
 
 
 @dataclass(frozen=True, slots=True)
-class Path:
+class PGDTrace:
     """What was seen on the way; T looks at each of N images.
 
     Attributes:
         images, labels: N x C x H x W and N: where it starts. All are classified correctly there.
         threat: its ball of radius eps is the second of three.
         radii: for each look, the radius of the ball it lies in, as a share of eps: 0.5, 1 or 2.
-        margins: T x N, float32: largest other logit minus the label's. NaN where an image was no longer followed.
-        slopes: T x N, float32: dual norm of the gradient, which is how fast the loss rises, to first order, for a
-            step of the threat model's norm. NaN where no gradient was taken; infinite where it is not finite.
-        by_margin: for each look, whether the gradient is that of the margin; otherwise of the cross-entropy.
+        logit_margins: T x N, float32: largest other logit minus the label's. NaN where an image was no longer followed.
+        gradient_norms: T x N, float32: dual norm of the gradient, which is how fast the loss rises, to first order, for
+            a step of the threat model's norm. NaN where no gradient was taken; infinite where it is not finite.
+        by_logit_margin: for each look, whether the gradient is that of the margin; otherwise of the cross-entropy.
         saturated: T x N, bool: the softmax of the logits is the one-hot label to the last bit of a float32.
         spreads, largest: N, float32: largest minus smallest, and largest absolute, logit of the clean image.
         gradient: N x C x H x W: the margin's at the clean images.
@@ -45,9 +45,9 @@ class Path:
     labels: torch.Tensor
     threat: ThreatModel
     radii: tuple[float, ...]
-    margins: torch.Tensor
-    slopes: torch.Tensor
-    by_margin: tuple[bool, ...]
+    logit_margins: torch.Tensor
+    gradient_norms: torch.Tensor
+    by_logit_margin: tuple[bool, ...]
     saturated: torch.Tensor
     spreads: torch.Tensor
     largest: torch.Tensor
@@ -57,7 +57,7 @@ class Path:
     def best(self, radius: float) -> torch.Tensor:
         """For each image, the largest margin seen within ``radius`` times eps; N. NaN logits count as none."""
         within = [number for number, reached in enumerate(self.radii) if reached <= radius]
-        return self.margins[within].nan_to_num(nan=float("-inf")).amax(0)
+        return self.logit_margins[within].nan_to_num(nan=float("-inf")).amax(0)
 
     def standing(self, radius: float) -> torch.Tensor:
         """Whether each image was classified correctly at every look within ``radius`` times eps; bool, N."""
@@ -80,7 +80,7 @@ class Path:
         return change if self.threat.norm == "Linf" else change * self.images[0].numel() ** 0.5
 
 
-def walk(
+def trace_pgd(
     oracle: Oracle,
     images: torch.Tensor,
     labels: torch.Tensor,
@@ -88,7 +88,7 @@ def walk(
     generator: torch.Generator,
     eot: int = 1,
     whole: bool = False,
-) -> Path:
+) -> PGDTrace:
     """Follow the gradient from at most `IMAGES` images: 4 steps within eps / 2, 6 within eps and 4 within 2 eps.
 
     The steps follow the gradients of the margin and of the cross-entropy in turn, so both are seen for the price of
@@ -108,35 +108,48 @@ def walk(
     """
     images, labels = images[:IMAGES], labels[:IMAGES]
     radii = (0.5, *(radius for radius, steps in _STAGES for _ in range(steps)))
-    by_margin = tuple(number % 2 == 0 for number in range(len(radii)))
+    by_logit_margin = tuple(number % 2 == 0 for number in range(len(radii)))
     shape = len(radii), len(images)
-    margins, slopes = (torch.full(shape, float("nan"), device=images.device) for _ in range(2))
+    logit_margins, gradient_norms = (torch.full(shape, float("nan"), device=images.device) for _ in range(2))
     saturated = torch.zeros(shape, dtype=torch.bool, device=images.device)
     spreads = largest = torch.zeros(len(images), device=images.device)
     start = torch.zeros_like(images)
     points = images.clone()
-    followed = torch.arange(len(images), device=images.device)
+    active = torch.arange(len(images), device=images.device)
     for look in range(len(radii) - 1):
-        loss = margin if by_margin[look] else cross_entropy
-        seen = look_at(oracle, points[followed], labels[followed], loss, eot)
-        here, gradient, logits = seen.margins, seen.gradient, seen.logits
-        margins[look, followed], saturated[look, followed] = here, _one_hot(logits, labels[followed])
+        loss = logit_margin if by_logit_margin[look] else cross_entropy
+        seen = value_and_grad(oracle, points[active], labels[active], loss, eot)
+        here, gradient, logits = seen.logit_margins, seen.gradient, seen.logits
+        logit_margins[look, active], saturated[look, active] = here, _one_hot(logits, labels[active])
         if look == 0:
             spreads, largest, start = logits.amax(1) - logits.amin(1), logits.abs().amax(1), gradient
-        slopes[look, followed] = dual_norm(gradient, threat)
+        gradient_norms[look, active] = dual_norm(gradient, threat)
         stage = replace(threat, eps=_eps(threat, radii[look + 1]))
         size = 2.5 * stage.eps / dict(_STAGES)[radii[look + 1]]
-        clean = images[followed]
-        moved = stage.project(points[followed] + size * stage.step(gradient.nan_to_num(0, 0, 0)), clean)
-        stuck = (gradient == 0).flatten(1).all(1) & by_margin[look]
-        points[followed] = torch.where(stuck.view(-1, 1, 1, 1), stage.random_start(clean, generator), moved)
+        clean = images[active]
+        moved = stage.project(points[active] + size * stage.step(gradient.nan_to_num(0, 0, 0)), clean)
+        stuck = (gradient == 0).flatten(1).all(1) & by_logit_margin[look]
+        points[active] = torch.where(stuck.view(-1, 1, 1, 1), stage.random_start(clean, generator), moved)
         if look > 0 and not whole:
-            followed = followed[~((here > 0) & (margins[look - 1, followed] > 0))]
-        if len(followed) == 0:
+            active = active[~((here > 0) & (logit_margins[look - 1, active] > 0))]
+        if len(active) == 0:
             break
     else:
-        margins[-1, followed] = mean_margins(oracle, points[followed], labels[followed], eot)
-    return Path(images, labels, threat, radii, margins, slopes, by_margin, saturated, spreads, largest, start, whole)
+        logit_margins[-1, active] = mean_logit_margins(oracle, points[active], labels[active], eot)
+    return PGDTrace(
+        images,
+        labels,
+        threat,
+        radii,
+        logit_margins,
+        gradient_norms,
+        by_logit_margin,
+        saturated,
+        spreads,
+        largest,
+        start,
+        whole,
+    )
 
 
 def _eps(threat: ThreatModel, radius: float) -> float:
