@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pytest_gradmask.execution.files import replaced
-from pytest_gradmask.execution.versions import versions
+from pytest_gradmask.auditing.research import replaced, versions
 
 RESULTS = Path(__file__).parent / "results"
 

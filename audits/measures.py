@@ -9,12 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from pytest_gradmask import Audit, ThreatModel
-from pytest_gradmask.attacks.bypass.bpda import bypassed
-from pytest_gradmask.attacks.pgd import pgd
+from pytest_gradmask import Audit, Proportion, ThreatModel, bypassed, pgd
+from pytest_gradmask.auditing.research import mcnemar_p
 from pytest_gradmask.plugin.fixtures import EvalBatch
-from pytest_gradmask.verdict.results import Proportion
-from pytest_gradmask.verdict.stats import mcnemar_p
 
 CONFIDENCE = 0.99
 PGD_STEPS = 20

@@ -11,10 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from pytest_gradmask.attacks import autoattack
-from pytest_gradmask.attacks.pgd import apgd, pgd
-from pytest_gradmask.execution.generators import random_state_kept, seeded_by
-from pytest_gradmask.threat import ThreatModel
+from pytest_gradmask import ThreatModel, apgd, pgd
+from pytest_gradmask.auditing.research import autoattack, random_state_kept, seeded_by
 
 Attack = Callable[..., torch.Tensor]
 

@@ -11,10 +11,8 @@ from functools import partial
 import pytest
 
 from audits.peers import PEERS, installed
-from pytest_gradmask import Defense, load_model
-from pytest_gradmask.errors import InputError
+from pytest_gradmask import AttackResult, Defense, InputError, load_model
 from pytest_gradmask.plugin.fixtures import EvalBatch
-from pytest_gradmask.verdict.results import AttackResult
 
 pytestmark = [pytest.mark.gradmask, pytest.mark.benchmark]  # deselected in conftest.py unless asked for
 

@@ -6,11 +6,8 @@ import pytest
 
 from audits.conftest import Reproduction, images_for
 from audits.measures import figures, listed, plain, shares, standing, told
-from pytest_gradmask import Defense, Verdict
-from pytest_gradmask.attacks.bypass.bpda import bypassed
-from pytest_gradmask.loading.models.composites import Mixture, RandomizedEnsemble
+from pytest_gradmask import Defense, Mixture, Proportion, RandomizedEnsemble, Verdict, bypassed
 from pytest_gradmask.plugin.fixtures import EvalBatch, Gradmask
-from pytest_gradmask.verdict.results import Proportion
 
 pytestmark = pytest.mark.gradmask
 

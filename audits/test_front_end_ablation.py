@@ -9,9 +9,8 @@ from torch import nn
 
 from audits.conftest import Reproduction
 from audits.measures import Comparison
-from pytest_gradmask import load_model
-from pytest_gradmask.loading.models.composites import Composite
-from pytest_gradmask.loading.models.front_ends import DnCNN, calibrated_front_end
+from pytest_gradmask import Composite, load_model
+from pytest_gradmask.auditing.research import DnCNN, calibrated_front_end
 from pytest_gradmask.plugin.fixtures import EvalBatch
 
 pytestmark = [pytest.mark.gradmask, pytest.mark.slow]

@@ -8,7 +8,7 @@ import pytest
 
 from audits.conftest import Reproduction
 from audits.measures import Comparison, share
-from pytest_gradmask.loading.checkpoints import available, load_checkpoint
+from pytest_gradmask.auditing.research import available, load_checkpoint
 from pytest_gradmask.plugin.fixtures import EvalBatch
 
 pytestmark = [pytest.mark.gradmask, pytest.mark.slow]

@@ -11,11 +11,8 @@ import pytest
 
 from audits.conftest import Reproduction
 from audits.measures import figures, is_correct, listed, plain, share, shares, standing, told
-from pytest_gradmask import Defense, ThreatModel, Verdict, load_model
-from pytest_gradmask.attacks.bypass.bpda import bypassed
-from pytest_gradmask.loading.checkpoints import available
-from pytest_gradmask.loading.models.composites import Composite
-from pytest_gradmask.loading.models.front_ends import calibrated_front_end
+from pytest_gradmask import Composite, Defense, ThreatModel, Verdict, bypassed, load_model
+from pytest_gradmask.auditing.research import available, calibrated_front_end
 from pytest_gradmask.plugin.fixtures import EvalBatch, Gradmask
 
 pytestmark = [pytest.mark.gradmask, pytest.mark.slow]

@@ -8,12 +8,9 @@ from torch import nn
 
 from audits.conftest import Reproduction, images_for
 from audits.measures import figures, is_correct, listed, plain, share, shares, standing, told
-from pytest_gradmask import Verdict, assert_near_identity
-from pytest_gradmask.attacks.bypass.bpda import bypassed
-from pytest_gradmask.defense import Defense
-from pytest_gradmask.loading.models.composites import Composite
+from pytest_gradmask import Composite, Defense, Verdict, assert_near_identity, bypassed
+from pytest_gradmask.auditing.research import measure_gap
 from pytest_gradmask.plugin.fixtures import EvalBatch, Gradmask
-from pytest_gradmask.verdict.rule import measure_gap
 
 pytestmark = pytest.mark.gradmask
 

@@ -11,8 +11,7 @@ from torch import nn
 
 from audits.conftest import Reproduction
 from audits.measures import PGD_STEPS, is_correct, plain
-from pytest_gradmask import TransferMatrix, load_model, transfer_matrix
-from pytest_gradmask.attacks.pgd import pgd
+from pytest_gradmask import TransferMatrix, load_model, pgd, transfer_matrix
 from pytest_gradmask.plugin.fixtures import EvalBatch
 
 pytestmark = pytest.mark.gradmask

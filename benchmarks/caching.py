@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.records import clock
-from pytest_gradmask import Defense, audit
-from pytest_gradmask.loading.datasets import Dataset
+from pytest_gradmask import Dataset, Defense, audit
 
 
 def cache_gain(

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from audits.zoo import ZOO
 from pytest_gradmask import Defense, load_model
-from pytest_gradmask.defense import as_defense
+from pytest_gradmask.auditing.research import as_defense
 
 
 def find(name: str) -> Defense:

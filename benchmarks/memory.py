@@ -12,7 +12,7 @@ import torch
 
 from benchmarks.defenses import find
 from pytest_gradmask import ThreatModel, audit, load_dataset
-from pytest_gradmask.attacks import autoattack
+from pytest_gradmask.auditing.research import autoattack
 
 #: What AutoAttack is given of its own attacks: each of them once, briefly. More steps hold no more at once.
 _STEPS, _QUERIES = 5, 100

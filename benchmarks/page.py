@@ -8,7 +8,7 @@ from typing import Any
 
 from audits.markdown import table
 from benchmarks.records import RESULTS, stored
-from pytest_gradmask.execution.files import replaced
+from pytest_gradmask.auditing.research import replaced
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "benchmarks.md"

@@ -12,8 +12,7 @@ from typing import Any
 
 import torch
 
-from pytest_gradmask.execution.files import replaced
-from pytest_gradmask.execution.versions import versions
+from pytest_gradmask.auditing.research import replaced, versions
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -11,15 +11,8 @@ import torch
 from torch import nn
 
 from benchmarks.records import clock
-from pytest_gradmask import ThreatModel
-from pytest_gradmask.attacks import autoattack
-from pytest_gradmask.attacks.bypass.bpda import bypassed
-from pytest_gradmask.attacks.oracle import Oracle
-from pytest_gradmask.attacks.pgd import apgd
-from pytest_gradmask.errors import InputError
-from pytest_gradmask.execution.isolation import moved, no_trace
-from pytest_gradmask.loading.datasets import Dataset
-from pytest_gradmask.randomized.streams import RandomStream
+from pytest_gradmask import Dataset, InputError, ThreatModel, apgd, bypassed
+from pytest_gradmask.auditing.research import Oracle, RandomStream, autoattack, moved, no_trace
 
 _PEER = "upstream"
 _STEPS = 20

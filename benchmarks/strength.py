@@ -7,9 +7,8 @@ from functools import partial
 from typing import Any
 
 from audits.peers import PEERS, installed
-from pytest_gradmask import Defense
-from pytest_gradmask.auditing.bench import bench
-from pytest_gradmask.loading.datasets import Dataset
+from pytest_gradmask import Dataset, Defense
+from pytest_gradmask.auditing.research import bench
 
 _OURS = "pytest-gradmask"
 Progress = Callable[[str], None]

@@ -13,13 +13,8 @@ import torch
 from torch import nn
 
 from benchmarks.records import clock
-from pytest_gradmask import Defense, ThreatModel, audit
-from pytest_gradmask.attacks import autoattack
-from pytest_gradmask.attacks.bypass.bpda import bypassed
-from pytest_gradmask.execution.files import replaced
-from pytest_gradmask.execution.generators import random_state_kept
-from pytest_gradmask.execution.isolation import moved, no_trace
-from pytest_gradmask.loading.datasets import Dataset
+from pytest_gradmask import Dataset, Defense, ThreatModel, audit, bypassed
+from pytest_gradmask.auditing.research import autoattack, moved, no_trace, random_state_kept, replaced
 
 _CHUNK = 100  # images at a time, as audits do on a CPU
 _BPDA_STEPS = 50

@@ -15,9 +15,7 @@ from typing import Any
 from audits.calibration.exact import chances, false_alarm_bound
 from audits.calibration.populations import FINDERS, Population, costs, patterns
 from audits.calibration.simulation import disagreements, judge, simulate
-from pytest_gradmask.auditing.budgets import BUDGETS
-from pytest_gradmask.execution.files import replaced
-from pytest_gradmask.execution.versions import versions
+from pytest_gradmask.auditing.research import BUDGETS, replaced, versions
 
 HERE = Path(__file__).parent
 DOCS = HERE.parent.parent / "docs"

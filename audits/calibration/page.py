@@ -16,7 +16,7 @@ from audits.calibration.exact import chances
 from audits.calibration.populations import FINDERS
 from audits.calibration.simulation import CONFIDENCE, MASKED, NOT_MASKED
 from audits.markdown import table
-from pytest_gradmask.verdict.stats import clopper_pearson
+from pytest_gradmask.auditing.research import clopper_pearson
 
 HERE = Path(__file__).parent
 Row = Mapping[str, Any]

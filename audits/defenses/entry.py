@@ -10,8 +10,7 @@ from functools import partial
 import torch
 from torch import nn
 
-from pytest_gradmask import Defense
-from pytest_gradmask.loading.models.composites import Composite
+from pytest_gradmask import Composite, Defense
 
 #: From the name of a fixture to the model, in eval mode.
 Loader = Callable[[str], nn.Module]

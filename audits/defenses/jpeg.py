@@ -14,7 +14,7 @@ from torch import nn
 
 from audits.defenses.entry import Entry, behind, story
 from audits.defenses.references import ITSELF, attack_views, bypass
-from pytest_gradmask.errors import InputError
+from pytest_gradmask import InputError
 
 # Annex K of ITU-T T.81, for quality 50.
 _LUMINANCE = [

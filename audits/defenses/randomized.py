@@ -12,7 +12,7 @@ from audits.defenses.entry import Entry, Loader, behind, story
 from audits.defenses.jpeg import cosine_basis
 from audits.defenses.references import ITSELF, View, attack_views, bypass
 from audits.defenses.rough import Ripple
-from pytest_gradmask.loading.models.composites import Composite, Mixture, RandomizedEnsemble
+from pytest_gradmask import Composite, Mixture, RandomizedEnsemble
 
 
 class ResizeAndPad(nn.Module):

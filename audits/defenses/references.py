@@ -12,13 +12,16 @@ from functools import partial
 import torch
 from torch import nn
 
-from pytest_gradmask import Defense, ThreatModel
-from pytest_gradmask.attacks.bypass.bpda import bypassed
-from pytest_gradmask.attacks.losses import Loss, cross_entropy, logit_margin
-from pytest_gradmask.attacks.oracle import Oracle
-from pytest_gradmask.attacks.pgd import apgd
-from pytest_gradmask.defense import Outputs, as_defense
-from pytest_gradmask.randomized.streams import RandomStream
+from pytest_gradmask import Defense, ThreatModel, apgd, bypassed
+from pytest_gradmask.auditing.research import (
+    Loss,
+    Oracle,
+    Outputs,
+    RandomStream,
+    as_defense,
+    cross_entropy,
+    logit_margin,
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from torch import nn
 from audits.defenses.entry import Entry, behind, story
 from audits.defenses.references import attack_views, bypass
 from pytest_gradmask import load_dataset
-from pytest_gradmask.loading.models.front_ends import DnCNN, calibrated_front_end
+from pytest_gradmask.auditing.research import DnCNN, calibrated_front_end
 
 
 class Ripple(nn.Module):

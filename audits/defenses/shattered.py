@@ -11,7 +11,7 @@ from torch.nn.functional import avg_pool2d, pad
 
 from audits.defenses.entry import Entry, Loader, behind, story
 from audits.defenses.references import attack_views, bypass, multi_targeted
-from pytest_gradmask.loading.models.composites import Composite
+from pytest_gradmask import Composite
 
 
 class _NoGradient(torch.autograd.Function):

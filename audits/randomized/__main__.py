@@ -19,8 +19,7 @@ from audits.randomized.duel import duel
 from audits.randomized.page import write
 from audits.zoo import find
 from pytest_gradmask import load_dataset, load_model
-from pytest_gradmask.execution.files import replaced
-from pytest_gradmask.execution.versions import versions
+from pytest_gradmask.auditing.research import replaced, versions
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pytest_gradmask.randomized.prediction import samples_needed
-from pytest_gradmask.verdict.stats import mean_p
+from pytest_gradmask.auditing.research import mean_p, samples_needed
 
 AUDITS = 10_000
 CONFIDENCE = 0.99

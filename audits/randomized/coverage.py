@@ -8,17 +8,18 @@ from typing import Any
 import torch
 
 from audits.defenses.entry import Entry
-from pytest_gradmask import ThreatModel, load_model
-from pytest_gradmask.attacks.oracle import Oracle
-from pytest_gradmask.attacks.pgd import pgd
-from pytest_gradmask.auditing.plan import known_models
-from pytest_gradmask.auditing.scoring import subseed
-from pytest_gradmask.defense import as_defense
-from pytest_gradmask.execution.isolation import no_trace
-from pytest_gradmask.loading.datasets import Dataset
-from pytest_gradmask.randomized.prediction import Sampler, draws_shared
-from pytest_gradmask.randomized.streams import RandomStream
-from pytest_gradmask.verdict.stats import accuracy_bounds
+from pytest_gradmask import Dataset, ThreatModel, load_model, pgd
+from pytest_gradmask.auditing.research import (
+    Oracle,
+    RandomStream,
+    Sampler,
+    accuracy_bounds,
+    as_defense,
+    draws_shared,
+    known_models,
+    no_trace,
+    subseed,
+)
 
 TRUTH = 1000  # votes that count as the truth about an image
 REPETITIONS = 200

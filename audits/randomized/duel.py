@@ -8,21 +8,22 @@ from typing import Any
 
 from torch import nn
 
-from pytest_gradmask import ThreatModel
-from pytest_gradmask.attacks import autoattack
-from pytest_gradmask.attacks.arc import arc
-from pytest_gradmask.attacks.bypass.bpda import bypassed
-from pytest_gradmask.attacks.ensembles import joint_margins, member_by_member
-from pytest_gradmask.attacks.oracle import Oracle
-from pytest_gradmask.attacks.pgd import apgd
-from pytest_gradmask.auditing.plan import PlannedAttack, Run
-from pytest_gradmask.auditing.scoring import Scorer, subseed
-from pytest_gradmask.execution.isolation import no_trace
-from pytest_gradmask.loading.datasets import Dataset
-from pytest_gradmask.loading.models.composites import Mixture, RandomizedEnsemble
-from pytest_gradmask.randomized.prediction import Sampler
-from pytest_gradmask.randomized.streams import RandomStream
-from pytest_gradmask.verdict.results import AttackResult, accuracy
+from pytest_gradmask import AttackResult, Dataset, Mixture, RandomizedEnsemble, ThreatModel, apgd, bypassed
+from pytest_gradmask.auditing.research import (
+    Oracle,
+    PlannedAttack,
+    RandomStream,
+    Run,
+    Sampler,
+    Scorer,
+    accuracy,
+    arc,
+    autoattack,
+    joint_margins,
+    member_by_member,
+    no_trace,
+    subseed,
+)
 
 STEPS = 50
 CONFIDENCE = 0.99

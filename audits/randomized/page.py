@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from audits.markdown import table
-from pytest_gradmask.execution.files import replaced
-from pytest_gradmask.verdict.stats import clopper_pearson
+from pytest_gradmask.auditing.research import clopper_pearson, replaced
 
 HERE = Path(__file__).parent
 _VERDICTS = ("MASKED", "NOT_MASKED", "INCONCLUSIVE")

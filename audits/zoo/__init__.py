@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from audits.defenses import activations, controls, jpeg, outputs, randomized, rough, shattered, smoothing
 from audits.defenses.entry import Entry
-from pytest_gradmask.errors import InputError
+from pytest_gradmask import InputError
 
 #: By name: first those that are said to mask or look as if they did, then those expected to be honest.
 ZOO: dict[str, Entry] = {

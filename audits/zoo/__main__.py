@@ -10,9 +10,8 @@ from pathlib import Path
 
 from audits.zoo import find
 from audits.zoo.measurement import RESULTS, Record, measure, repeat, store, stored, stored_record
-from pytest_gradmask import load_dataset
-from pytest_gradmask.auditing.budgets import BUDGETS, get_budget
-from pytest_gradmask.errors import InputError
+from pytest_gradmask import InputError, load_dataset
+from pytest_gradmask.auditing.research import BUDGETS, get_budget
 from pytest_gradmask.training.provenance import exit_code
 
 

@@ -6,16 +6,16 @@ from typing import Any
 
 import torch
 
-from pytest_gradmask import Defense
-from pytest_gradmask.attacks.autoattack import square, upstream
-from pytest_gradmask.attacks.losses import logit_margin
-from pytest_gradmask.attacks.oracle import Oracle
-from pytest_gradmask.auditing.plan import known_models
-from pytest_gradmask.auditing.scoring import subseed
-from pytest_gradmask.execution.isolation import no_trace
-from pytest_gradmask.randomized.streams import RandomStream
-from pytest_gradmask.threat import ThreatModel
-from pytest_gradmask.verdict.results import Audit
+from pytest_gradmask import Audit, Defense, ThreatModel
+from pytest_gradmask.auditing.research import (
+    Oracle,
+    RandomStream,
+    autoattack,
+    known_models,
+    logit_margin,
+    no_trace,
+    subseed,
+)
 
 #: Survivors that Square gets where the audit spared it.
 _SQUARE = 40
@@ -55,7 +55,7 @@ def autoattack_flags(
         queries: of Square.
         seed: of all random numbers.
     """
-    checks, apgd = upstream("checks"), upstream("autopgd_base")
+    checks, apgd = autoattack.upstream("checks"), autoattack.upstream("autopgd_base")
     stream = RandomStream(subseed(seed, "flags"), images.device)
     look = Oracle(defense.model, stream)  # upstream knows no defenses that return probabilities
     correct = sorted(audit.survivors([]))
@@ -113,6 +113,6 @@ def _fallen_to_square(
     if not left:
         return 0
     generator = torch.Generator().manual_seed(subseed(seed, "square for flags"))
-    returned = square(look, images[left], labels[left], threat=threat, steps=queries, generator=generator)
+    returned = autoattack.square(look, images[left], labels[left], threat=threat, steps=queries, generator=generator)
     with torch.no_grad():
         return int((logit_margin(look(returned), labels[left]) > 0).sum())

@@ -14,17 +14,19 @@ import torch
 from audits.defenses.entry import Entry
 from audits.zoo.flags import autoattack_flags
 from audits.zoo.truth import Truth, measure_truth
-from pytest_gradmask import ThreatModel, audit, load_model
-from pytest_gradmask.attacks import autoattack
-from pytest_gradmask.auditing.budgets import Budget
-from pytest_gradmask.auditing.scoring import subseed
-from pytest_gradmask.binarization.run import BinarizationTest, binarization_test
-from pytest_gradmask.defense import as_defense
-from pytest_gradmask.errors import DataError
-from pytest_gradmask.execution.files import replaced
-from pytest_gradmask.loading.datasets import Dataset
+from pytest_gradmask import (
+    Audit,
+    BinarizationTest,
+    Budget,
+    DataError,
+    Dataset,
+    ThreatModel,
+    audit,
+    binarization_test,
+    load_model,
+)
+from pytest_gradmask.auditing.research import as_defense, autoattack, replaced, subseed
 from pytest_gradmask.report.json import to_json
-from pytest_gradmask.verdict.results import Audit
 
 #: One file a defense, so that many can be measured at once.
 RESULTS = Path(__file__).parent / "results"

@@ -10,7 +10,7 @@ from audits.markdown import table
 from audits.zoo import ZOO
 from audits.zoo.measurement import Record, stored
 from audits.zoo.truth import Truth
-from pytest_gradmask.binarization.run import BinarizationTest
+from pytest_gradmask import BinarizationTest
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent.parent / "docs" / "known-defenses.md"

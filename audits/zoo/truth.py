@@ -13,17 +13,20 @@ from typing import Any
 import torch
 
 from audits.defenses.entry import Entry
-from pytest_gradmask import Defense, Verdict
-from pytest_gradmask.attacks.oracle import Oracle
-from pytest_gradmask.auditing.plan import PlannedAttack, known_models
-from pytest_gradmask.auditing.scoring import Scorer, subseed
-from pytest_gradmask.errors import DataError
-from pytest_gradmask.execution.isolation import moved, no_trace
-from pytest_gradmask.randomized.prediction import plan_sampler
-from pytest_gradmask.randomized.streams import RandomStream
-from pytest_gradmask.threat import ThreatModel
-from pytest_gradmask.verdict.results import AttackResult, Audit, accuracy
-from pytest_gradmask.verdict.rule import measure_gap
+from pytest_gradmask import AttackResult, Audit, DataError, Defense, ThreatModel, Verdict
+from pytest_gradmask.auditing.research import (
+    Oracle,
+    PlannedAttack,
+    RandomStream,
+    Scorer,
+    accuracy,
+    known_models,
+    measure_gap,
+    moved,
+    no_trace,
+    plan_sampler,
+    subseed,
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from pytest_gradmask.errors import InputError
-from pytest_gradmask.execution.versions import versions
+from pytest_gradmask import InputError
+from pytest_gradmask.auditing.research import versions
 
 ROOT = Path(__file__).parents[2]
 RESULTS = Path(__file__).parent / "results"

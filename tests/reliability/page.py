@@ -7,7 +7,7 @@ from pathlib import Path
 
 from audits.markdown import table
 from benchmarks.records import stored
-from pytest_gradmask.execution.files import replaced
+from pytest_gradmask.auditing.research import replaced
 from tests.reliability.measurement import RESULTS, ROOT, Record
 
 PAGE = ROOT / "docs" / "reliability.md"
