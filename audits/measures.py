@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pytest_gradmask import Audit, Proportion, ThreatModel, bypassed, pgd
 from pytest_gradmask.auditing.research import mcnemar_p
@@ -19,7 +19,7 @@ PGD_STEPS = 20
 _PIXELS_AT_ONCE = 500_000
 
 
-def adversarial(source: nn.Module, batch: EvalBatch, threat: ThreatModel | None = None) -> torch.Tensor:
+def adversarial(source: nn.Module, batch: EvalBatch, threat: ThreatModel | None = None) -> Tensor:
     """What PGD-20 makes of the images with the gradient of ``source``, checked to be inside the ball (8/255)."""
     threat = threat or ThreatModel()
     generator = torch.Generator().manual_seed(0)
@@ -30,7 +30,7 @@ def adversarial(source: nn.Module, batch: EvalBatch, threat: ThreatModel | None 
     return found
 
 
-def is_correct(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def is_correct(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
     """For each image, whether the model classifies it correctly."""
     with torch.no_grad():
         return torch.as_tensor(model(images)).argmax(1) == labels
@@ -38,7 +38,7 @@ def is_correct(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> 
 
 def standing(
     model: nn.Module, sources: Mapping[str, nn.Module], batch: EvalBatch, threat: ThreatModel | None = None
-) -> dict[str, torch.Tensor]:
+) -> dict[str, Tensor]:
     """For each image, whether the model classifies it correctly ("clean"), and whether it still does after an attack.
 
     Args:
@@ -52,12 +52,12 @@ def standing(
     return {"clean": clean} | {name: is_correct(model, found, batch.labels) & clean for name, found in attacked.items()}
 
 
-def shares(outcomes: Mapping[str, torch.Tensor]) -> dict[str, Proportion]:
+def shares(outcomes: Mapping[str, Tensor]) -> dict[str, Proportion]:
     """The `share` of each."""
     return {name: share(each) for name, each in outcomes.items()}
 
 
-def share(outcomes: torch.Tensor) -> Proportion:
+def share(outcomes: Tensor) -> Proportion:
     """The share of images that are true, with exact bounds."""
     return Proportion.of(int(outcomes.sum()), len(outcomes), CONFIDENCE)
 
@@ -72,9 +72,9 @@ class Comparison:
         clean, pgd, bpda: for each image, whether it is classified correctly without an attack and after each of them.
     """
 
-    clean: torch.Tensor
-    pgd: torch.Tensor
-    bpda: torch.Tensor
+    clean: Tensor
+    pgd: Tensor
+    bpda: Tensor
 
     @classmethod
     def of(cls, composite: nn.Module, batch: EvalBatch) -> Comparison:

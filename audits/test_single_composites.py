@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import pytest
-import torch
-from torch import nn
+from torch import Tensor, nn
 
 from audits.conftest import Reproduction, images_for
 from audits.measures import figures, is_correct, listed, plain, share, shares, standing, told
@@ -71,11 +70,11 @@ class _Mirrored(nn.Module):
         super().__init__()
         self.front_end = front_end
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         return _mirror(self.front_end(images))
 
 
-def _mirror(images: torch.Tensor) -> torch.Tensor:
+def _mirror(images: Tensor) -> Tensor:
     return images.flip(-1)
 
 

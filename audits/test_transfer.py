@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import pytest
 import torch
 from scipy.stats import wilcoxon
-from torch import nn
+from torch import Tensor, nn
 
 from audits.conftest import Reproduction
 from audits.measures import PGD_STEPS, is_correct, plain
@@ -32,7 +32,7 @@ def measured(models: Mapping[str, nn.Module], batch: EvalBatch, *, bypass: bool)
     return matrix
 
 
-def between(matrix: TransferMatrix, names: Sequence[str]) -> torch.Tensor:
+def between(matrix: TransferMatrix, names: Sequence[str]) -> Tensor:
     """For each image, the share of ordered pairs of different models in which it carries over."""
     pairs = [matrix.fooled_images(source, target) for source in names for target in names if source != target]
     return torch.tensor([[image in fooled for fooled in pairs] for image in range(matrix.total)]).double().mean(1)

@@ -8,7 +8,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from benchmarks.records import clock
 from pytest_gradmask import Dataset, InputError, ThreatModel, apgd, bypassed
@@ -66,10 +66,10 @@ def step_costs(name: str, model: nn.Module, data: Dataset, *, device: str = "cpu
 
 
 def _run(
-    attack: Callable[..., torch.Tensor],
+    attack: Callable[..., Tensor],
     oracle: Oracle,
-    images: torch.Tensor,
-    labels: torch.Tensor,
+    images: Tensor,
+    labels: Tensor,
     threat: ThreatModel,
 ) -> object:
     return attack(oracle, images, labels, threat=threat, steps=_STEPS, generator=torch.Generator().manual_seed(0))

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from benchmarks.records import clock
 from pytest_gradmask import Dataset, Defense, ThreatModel, audit, bypassed
@@ -133,9 +133,7 @@ class _Stages:
         return result
 
 
-def _attacked(
-    attack: Any, model: nn.Module, attacked: torch.Tensor, images: torch.Tensor, labels: torch.Tensor
-) -> dict[str, Any]:
+def _attacked(attack: Any, model: nn.Module, attacked: Tensor, images: Tensor, labels: Tensor) -> dict[str, Any]:
     """The images after this attack, too; which of them stand is kept with them, as a randomized model forgets it."""
     attacked, standing = attacked.clone(), _right(model, attacked, labels)
     if standing.any():
@@ -144,19 +142,17 @@ def _attacked(
     return {"images": attacked}
 
 
-def _bpda(
-    model: nn.Module, images: torch.Tensor, labels: torch.Tensor, threat: ThreatModel, seed: int
-) -> dict[str, Any]:
+def _bpda(model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel, seed: int) -> dict[str, Any]:
     chunks = zip(images.split(_CHUNK), labels.split(_CHUNK), strict=True)
     return {"kept": torch.cat([_pgd(model, some, own, threat, seed) for some, own in chunks])}
 
 
-def _right(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def _right(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
     with torch.no_grad():
         return torch.cat([model(some).argmax(1) for some in images.split(_CHUNK)]) == labels
 
 
-def _pgd(model: nn.Module, images: torch.Tensor, labels: torch.Tensor, threat: ThreatModel, seed: int) -> torch.Tensor:
+def _pgd(model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel, seed: int) -> Tensor:
     """Whether each image survives the PGD that one writes in ten lines."""
     generator = torch.Generator().manual_seed(seed)
     current = threat.random_start(images, generator)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.functional import relu
 
 from audits.defenses.entry import Entry, around, story
@@ -43,12 +43,12 @@ class KWinnersTakeAll(nn.Module):
         super().__init__()
         self.share = share
 
-    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+    def forward(self, hidden: Tensor) -> Tensor:
         flat = hidden.flatten(1)
         least = flat.topk(max(1, round(self.share * flat.shape[1])), dim=1).values[:, -1:]
         return torch.where(flat >= least, flat, 0).view_as(hidden)
 
-    def as_relu(self, hidden: torch.Tensor) -> torch.Tensor:
+    def as_relu(self, hidden: Tensor) -> Tensor:
         """The activation it replaced."""
         return relu(hidden)
 
@@ -66,7 +66,7 @@ class ActivationPruning(nn.Module):
         super().__init__()
         self.share = share
 
-    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+    def forward(self, hidden: Tensor) -> Tensor:
         flat = relu(hidden).flatten(1)
         with torch.no_grad():
             chances = flat / flat.sum(1, keepdim=True).clamp_min(1e-12)

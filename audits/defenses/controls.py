@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from audits.defenses.entry import Entry, Loader, story
 from audits.defenses.references import attack_views, multi_targeted
@@ -34,7 +34,7 @@ class Average(nn.Module):
         self.members = nn.ModuleList(members)
         self.eval()
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         return torch.stack([member(images) for member in self.members]).mean(0)
 
 

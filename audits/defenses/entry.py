@@ -7,8 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pytest_gradmask import Composite, Defense
 
@@ -16,10 +15,10 @@ from pytest_gradmask import Composite, Defense
 Loader = Callable[[str], nn.Module]
 Build = Callable[[Loader], Defense | nn.Module]
 #: ``reference(defense, images, labels, *, threat, generator)`` returns images; see `references.attack_views`.
-Reference = Callable[..., torch.Tensor]
+Reference = Callable[..., Tensor]
 
 
-def unchanged(labels: torch.Tensor) -> torch.Tensor:
+def unchanged(labels: Tensor) -> Tensor:
     """The labels of the data are those of the defense."""
     return labels
 
@@ -49,7 +48,7 @@ class Entry:
     suspicious: bool
     randomized: bool = False
     slow: bool = False
-    labels: Callable[[torch.Tensor], torch.Tensor] = unchanged
+    labels: Callable[[Tensor], Tensor] = unchanged
 
 
 def story(told: object) -> str:

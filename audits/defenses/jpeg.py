@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 from scipy.fft import dct
-from torch import nn
+from torch import Tensor, nn
 
 from audits.defenses.entry import Entry, behind, story
 from audits.defenses.references import ITSELF, attack_views, bypass
@@ -30,12 +30,12 @@ _CHROMINANCE = [
 _TO_YCC = [[0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312]]
 
 
-def cosine_basis(size: int) -> torch.Tensor:
+def cosine_basis(size: int) -> Tensor:
     """The orthonormal DCT-II as a matrix, size x size: rows are frequencies."""
     return torch.from_numpy(dct(np.eye(size), axis=0, norm="ortho")).float()
 
 
-def quantization_tables(quality: int) -> torch.Tensor:
+def quantization_tables(quality: int) -> Tensor:
     """Steps of each coefficient for luminance and both chrominances, 3 x 8 x 8, in 255ths; as libjpeg scales them.
 
     Args:
@@ -62,7 +62,7 @@ class Jpeg(nn.Module):
         super().__init__()
         self.quality = quality
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         pixels = (images.detach() * 255).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
         decoded = torch.from_numpy(np.stack([self._recoded(image) for image in pixels])).permute(0, 3, 1, 2)
         return decoded.to(images) / 255
@@ -85,11 +85,11 @@ class SmoothJpeg(nn.Module):
         quality: 1 to 100. Height and width of the images must be multiples of 8.
     """
 
-    steps: torch.Tensor
-    basis: torch.Tensor
-    colours: torch.Tensor
-    back: torch.Tensor
-    grey: torch.Tensor
+    steps: Tensor
+    basis: Tensor
+    colours: Tensor
+    back: Tensor
+    grey: Tensor
 
     def __init__(self, quality: int = 75) -> None:
         super().__init__()
@@ -101,7 +101,7 @@ class SmoothJpeg(nn.Module):
         # Luminance is coded around the middle of its range, as the chrominances are by nature.
         self.register_buffer("grey", torch.tensor([128 / 255, 0, 0]).view(1, 3, 1, 1), persistent=False)
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         count, channels, height, width = images.shape
         if height % 8 or width % 8 or channels != 3:
             raise InputError(f"images: shape is {tuple(images.shape)}; JPEG needs 3 channels and multiples of 8 pixels")
@@ -115,7 +115,7 @@ class SmoothJpeg(nn.Module):
         return torch.einsum("ij,njhw->nihw", self.back, shifted).clamp(0, 1)
 
 
-def _differentiable(module: Jpeg, images: torch.Tensor) -> torch.Tensor:
+def _differentiable(module: Jpeg, images: Tensor) -> Tensor:
     return SmoothJpeg(module.quality).to(images.device)(images)  # type: ignore[no-any-return]
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from audits.defenses.entry import Entry, around, story
 from audits.defenses.references import attack_views, inside, multi_targeted
@@ -30,7 +30,7 @@ class Scaled(nn.Module):
         self.model, self.factor = model, factor
         self.eval()
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         return self.factor * self.model(images)  # type: ignore[no-any-return]
 
 
@@ -48,7 +48,7 @@ class Softmax(nn.Module):
         self.model, self.temperature = model, temperature
         self.eval()
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         return (self.model(images) / self.temperature).softmax(1)  # type: ignore[no-any-return]
 
 
@@ -72,7 +72,7 @@ class ReverseSigmoid(nn.Module):
         self.model, self.strength, self.slope = model, strength, slope
         self.eval()
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         honest = self.model(images).softmax(1).clamp(1e-6, 1 - 1e-6)
         disturbed = honest - self.strength * (torch.sigmoid(self.slope * honest.logit()) - 0.5)
         return disturbed / disturbed.sum(1, keepdim=True)  # type: ignore[no-any-return]
@@ -93,7 +93,7 @@ class SmoothedOutputs(nn.Module):
         self.model, self.share = model, share
         self.eval()
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         probabilities = self.model(images).softmax(1)
         return ((1 - self.share) * probabilities + self.share / probabilities.shape[1]).log()  # type: ignore[no-any-return]
 
@@ -112,7 +112,7 @@ class SoftSaturation(nn.Module):
         self.model, self.bound = model, bound
         self.eval()
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         return self.bound * torch.tanh(self.model(images) / self.bound)
 
 
@@ -126,7 +126,7 @@ class Grouped(nn.Module):
         groups: for each of the K classes its group, 0 to G - 1.
     """
 
-    outside: torch.Tensor
+    outside: Tensor
 
     def __init__(self, model: nn.Module, groups: Sequence[int]) -> None:
         super().__init__()
@@ -135,11 +135,11 @@ class Grouped(nn.Module):
         self.register_buffer("outside", torch.where(members, 0.0, -torch.inf), persistent=False)
         self.eval()
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         return (self.model(images)[:, None] + self.outside).logsumexp(2)  # type: ignore[no-any-return]
 
 
-def regroup(labels: torch.Tensor, *, groups: Sequence[int]) -> torch.Tensor:
+def regroup(labels: Tensor, *, groups: Sequence[int]) -> Tensor:
     """From classes to groups, int64, N."""
     return torch.tensor(groups, device=labels.device)[labels]
 

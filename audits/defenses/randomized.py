@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.functional import conv2d, conv_transpose2d, interpolate, pad
 
 from audits.defenses.entry import Entry, Loader, behind, story
@@ -27,7 +27,7 @@ class ResizeAndPad(nn.Module):
         super().__init__()
         self.growth = growth
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         largest = round(self.growth * images.shape[2])
         size = int(torch.randint(images.shape[2], largest + 1, ()))
         top, left = (int(torch.randint(largest - size + 1, ())) for _ in range(2))
@@ -47,7 +47,7 @@ class Noise(nn.Module):
         super().__init__()
         self.std = std
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         return images + self.std * torch.randn_like(images)
 
 
@@ -70,7 +70,7 @@ class Purification(nn.Module):
         threshold: below how many standard deviations of the noise a coefficient is dropped.
     """
 
-    filters: torch.Tensor
+    filters: Tensor
 
     def __init__(self, std: float = 0.03, passes: int = 3, size: int = 4, threshold: float = 2.0) -> None:
         super().__init__()
@@ -80,12 +80,12 @@ class Purification(nn.Module):
         self.register_buffer("filters", filters, persistent=False)
 
     @torch.no_grad()
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         for _ in range(self.passes):
             images = self.denoised(images + self.std * torch.randn_like(images))
         return images
 
-    def denoised(self, images: torch.Tensor) -> torch.Tensor:
+    def denoised(self, images: Tensor) -> Tensor:
         """One pass of the denoiser: the mean over all windows that hold a pixel."""
         size = self.filters.shape[-1]
         padded = pad(images, [size - 1] * 4, mode="reflect").flatten(0, 1)[:, None]

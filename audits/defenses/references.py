@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pytest_gradmask import Defense, ThreatModel, apgd, bypassed
 from pytest_gradmask.auditing.research import (
@@ -43,7 +43,7 @@ class View:
 ITSELF = View(lambda model: model)
 
 
-def bypass(kind: type[nn.Module], approximation: Callable[..., torch.Tensor] | None = None) -> View:
+def bypass(kind: type[nn.Module], approximation: Callable[..., Tensor] | None = None) -> View:
     """BPDA (Athalye, Carlini and Wagner 2018): every module of a kind has another backward pass.
 
     Args:
@@ -80,7 +80,7 @@ class _Smoothed(nn.Module):
         super().__init__()
         self.model, self.std = model, std
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         return self.model(images + self.std * torch.randn_like(images))  # type: ignore[no-any-return]
 
 
@@ -92,7 +92,7 @@ def through(first: View, second: View) -> View:
 def toward(target: int) -> Loss:
     """How far the logit of one class is ahead of the label's; flat for images of that class."""
 
-    def loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def loss(logits: Tensor, labels: Tensor) -> Tensor:
         logits = logits.float()
         return logits[:, target] - logits.gather(1, labels[:, None]).squeeze(1)
 
@@ -110,8 +110,8 @@ def multi_targeted(classes: int) -> list[Loss]:
 
 def attack_views(
     defense: Defense | nn.Module,
-    images: torch.Tensor,
-    labels: torch.Tensor,
+    images: Tensor,
+    labels: Tensor,
     *,
     threat: ThreatModel,
     generator: torch.Generator,
@@ -121,7 +121,7 @@ def attack_views(
     restarts: int = 1,
     eot: int = 1,
     samples: int = 1,
-) -> torch.Tensor:
+) -> Tensor:
     """Attack a defense through each view with each loss, and keep for each image what the defense gets most wrong.
 
     The defense's random numbers come from a stream of its own, seeded from ``generator``: the same generator gives the
@@ -170,9 +170,7 @@ def attack_views(
     return best
 
 
-def _judged(
-    judge: nn.Module, images: torch.Tensor, labels: torch.Tensor, samples: int
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _judged(judge: nn.Module, images: Tensor, labels: Tensor, samples: int) -> tuple[Tensor, Tensor]:
     """For each image, the share of forwards that misclassify it and the mean margin."""
     with torch.no_grad():
         logit_margins = torch.stack([logit_margin(judge(images), labels) for _ in range(samples)])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from audits.defenses.entry import Entry, behind, story
 from audits.defenses.references import attack_views, bypass
@@ -30,7 +30,7 @@ class Ripple(nn.Module):
         super().__init__()
         self.amplitude, self.frequency = amplitude, frequency
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         return images + self.amplitude * torch.sin(self.frequency * images)
 
 
@@ -58,10 +58,10 @@ class Mirrored(nn.Module):
         super().__init__()
         self.ripple = Ripple()
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         return self.ripple(images).flip(-1)  # type: ignore[no-any-return]
 
-    def mirror(self, images: torch.Tensor) -> torch.Tensor:
+    def mirror(self, images: Tensor) -> Tensor:
         """What is left without the front end."""
         return images.flip(-1)
 

@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, pad
 
 from audits.defenses.entry import Entry, Loader, behind, story
@@ -16,11 +16,11 @@ from pytest_gradmask import Composite
 
 class _NoGradient(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, images: torch.Tensor) -> torch.Tensor:
+    def forward(ctx: Any, images: Tensor) -> Tensor:
         return images.clone()
 
     @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         return torch.zeros_like(gradients[0])
 
 
@@ -32,7 +32,7 @@ class GradientKiller(nn.Module):
     identity on the backward pass (Athalye, Carlini and Wagner 2018) undoes it.
     """
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         return _NoGradient.apply(images)  # type: ignore[no-any-return]
 
 
@@ -44,11 +44,11 @@ class Detached(nn.Module):
     whole pipeline: the same smoothing with a graph does it.
     """
 
-    def smooth(self, images: torch.Tensor) -> torch.Tensor:
+    def smooth(self, images: Tensor) -> Tensor:
         """A tenth of the way to the mean over 3 x 3 pixels."""
         return torch.lerp(images, avg_pool2d(pad(images, [1] * 4, mode="replicate"), 3, 1), 0.1)
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         with torch.no_grad():
             return self.smooth(images)
 
@@ -65,7 +65,7 @@ class Quantization(nn.Module):
         super().__init__()
         self.levels: int = 2**bits - 1
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         return (images * self.levels).round() / self.levels
 
 
@@ -84,17 +84,17 @@ class Thermometer(nn.Module):
     Maps N x C x H x W to N x (C * levels) x H x W.
     """
 
-    thresholds: torch.Tensor
+    thresholds: Tensor
 
     def __init__(self, levels: int = 16) -> None:
         super().__init__()
         self.register_buffer("thresholds", torch.arange(levels).view(1, 1, -1, 1, 1) / levels, persistent=False)
         self.levels = levels
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         return (images[:, :, None] > self.thresholds).to(images.dtype).flatten(1, 2)
 
-    def soft(self, images: torch.Tensor) -> torch.Tensor:
+    def soft(self, images: Tensor) -> Tensor:
         """The differentiable code of Athalye et al., which decodes to the image itself, but for a constant."""
         return (self.levels * (images[:, :, None] - self.thresholds)).clamp(0, 1).flatten(1, 2)
 
@@ -121,7 +121,7 @@ class DeadZone(nn.Module):
         self.contrast = contrast
         self.round = Quantization(bits)
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         low = images.mean(1).flatten(1).std(1) < self.contrast
         return torch.where(low.view(-1, 1, 1, 1), self.round(images), images)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.functional import pad
 from torchvision.transforms.functional import gaussian_blur
 
@@ -30,7 +30,7 @@ class TotalVariation(nn.Module):
         self.weight, self.steps = weight, steps
 
     @torch.no_grad()
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         down, across = torch.zeros_like(images), torch.zeros_like(images)
         result = images
         for _ in range(self.steps):
@@ -52,7 +52,7 @@ class Median(nn.Module):
     window: sparse, but right.
     """
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         windows = pad(images, [0, 1, 0, 1], mode="replicate").unfold(2, 2, 1).unfold(3, 2, 1).flatten(4)
         # The mean of the middle two, as Xu et al.'s image library has it: torch.median is the smaller one.
         return windows.sort(dim=4).values[..., 1:3].mean(4)
@@ -64,7 +64,7 @@ class Blur(nn.Module):
     Blurring is as old as defenses are, and loses nothing but a little accuracy: its gradient is exact. A control.
     """
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         return gaussian_blur(images, [3, 3], [0.5, 0.5])  # type: ignore[no-any-return]
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from audits.defenses.entry import Entry
 from pytest_gradmask import Dataset, ThreatModel, load_model, pgd
@@ -93,7 +94,7 @@ def coverage(
     }
 
 
-def _pool(look: Oracle, images: torch.Tensor, labels: torch.Tensor, seed: int) -> torch.Tensor:
+def _pool(look: Oracle, images: Tensor, labels: Tensor, seed: int) -> Tensor:
     pool = images.clone()
     generator = torch.Generator().manual_seed(subseed(seed, "pool"))
     for number, radius in enumerate(_RADII):

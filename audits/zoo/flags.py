@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from pytest_gradmask import Audit, Defense, ThreatModel
 from pytest_gradmask.auditing.research import (
@@ -34,8 +35,8 @@ class _Log:
 
 def autoattack_flags(
     defense: Defense,
-    images: torch.Tensor,
-    labels: torch.Tensor,
+    images: Tensor,
+    labels: Tensor,
     audit: Audit,
     *,
     threat: ThreatModel,
@@ -99,8 +100,8 @@ def autoattack_flags(
 
 def _fallen_to_square(
     look: Oracle,
-    images: torch.Tensor,
-    labels: torch.Tensor,
+    images: Tensor,
+    labels: Tensor,
     audit: Audit,
     threat: ThreatModel,
     queries: int,

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from audits.defenses.entry import Entry
 from pytest_gradmask import AttackResult, Audit, DataError, Defense, ThreatModel, Verdict
@@ -59,8 +60,8 @@ class Truth:
 def measure_truth(
     entry: Entry,
     defense: Defense,
-    images: torch.Tensor,
-    labels: torch.Tensor,
+    images: Tensor,
+    labels: Tensor,
     audit: Audit,
     *,
     threat: ThreatModel,
@@ -100,8 +101,8 @@ def measure_truth(
 def _reference(
     entry: Entry,
     defense: Defense,
-    images: torch.Tensor,
-    labels: torch.Tensor,
+    images: Tensor,
+    labels: Tensor,
     audit: Audit,
     threat: ThreatModel,
     pilot_samples: int,
@@ -113,7 +114,7 @@ def _reference(
     models = known_models(defense)
     images, labels = images.to(place), labels.to(place)
 
-    def run(_: Oracle, images: torch.Tensor, labels: torch.Tensor, **arguments: Any) -> torch.Tensor:
+    def run(_: Oracle, images: Tensor, labels: Tensor, **arguments: Any) -> Tensor:
         return entry.reference(defense, images, labels, **arguments)
 
     with moved(models, place), no_trace(models, place):

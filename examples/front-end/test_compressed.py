@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from compressed import EPS, Compressed, LowPass, classifier, digits, trained
-from torch import nn
+from torch import Tensor, nn
 
 from pytest_gradmask import (
     Defense,
@@ -28,7 +28,7 @@ def plain() -> nn.Sequential:
 
 
 @pytest.fixture(scope="module")
-def images() -> tuple[torch.Tensor, torch.Tensor]:
+def images() -> tuple[Tensor, Tensor]:
     """Test images with their labels."""
     pictures, labels = digits("test")
     return pictures[:100], labels[:100]

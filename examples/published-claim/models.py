@@ -10,13 +10,13 @@ import functools
 import timm
 import torch
 from sklearn.datasets import load_digits
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 EPS = 0.1
 
 
-def digits(split: str) -> tuple[torch.Tensor, torch.Tensor]:
+def digits(split: str) -> tuple[Tensor, Tensor]:
     """Handwritten digits of scikit-learn: float32 in [0, 1], N x 1 x 8 x 8, and int64 labels; ``train`` or ``test``."""
     data = load_digits()
     images = torch.from_numpy(data.images / 16).float()[:, None]
@@ -47,7 +47,7 @@ def adversarial() -> nn.Module:
 
 
 class _Rounded(nn.Module):
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         return (images * 8).round() / 8
 
 
@@ -63,8 +63,8 @@ class _Normalized(nn.Module):
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = self.model((images - self.mean) / self.std)
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.model((images - self.mean) / self.std)
         return logits
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from randomized import EPS, Noise, RandomizedEnsemble, Rounded, classifier, digits, trained
-from torch import nn
+from torch import Tensor, nn
 
 from pytest_gradmask import Defense, assert_gradient_masking, assert_no_gradient_masking
 
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.gradmask(eps=EPS, margin=0.25)
 
 
 @pytest.fixture(scope="module")
-def images() -> tuple[torch.Tensor, torch.Tensor]:
+def images() -> tuple[Tensor, Tensor]:
     """Test images with their labels."""
     pictures, labels = digits("test")
     return pictures[:60], labels[:60]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
+from torch import Tensor
 
 from audits import real_data
 from pytest_gradmask import load_dataset, load_model
@@ -14,7 +14,7 @@ from tests.toys import predictions
 IMAGES = 30
 
 
-def accuracy(found: torch.Tensor, labels: torch.Tensor) -> float:
+def accuracy(found: Tensor, labels: Tensor) -> float:
     return (found == labels).float().mean().item()
 
 

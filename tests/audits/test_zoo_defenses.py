@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from audits.defenses.activations import ActivationPruning, KWinnersTakeAll, replace_relus
 from audits.defenses.jpeg import Jpeg, SmoothJpeg, quantization_tables
@@ -31,7 +31,7 @@ DATA = load_dataset("embedded")
 # what each defense does to the gradient
 
 
-def gradient_through(front_end: nn.Module, images: torch.Tensor) -> torch.Tensor:
+def gradient_through(front_end: nn.Module, images: Tensor) -> Tensor:
     """Gradient of a random linear function of the output, at the images; zero where no graph leads to them."""
     point = images.clone().requires_grad_(True)
     weights = torch.randn(front_end(images).shape, generator=seeded())
@@ -74,7 +74,7 @@ def test_detached_has_a_twin_with_a_graph() -> None:
     assert gradient_through_function(front_end.smooth, images).any()
 
 
-def gradient_through_function(function: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor) -> torch.Tensor:
+def gradient_through_function(function: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
     point = images.clone().requires_grad_(True)
     (gradient,) = torch.autograd.grad(function(point).sum(), point)
     return gradient
@@ -135,7 +135,7 @@ def test_smooth_jpeg_refuses_what_has_no_whole_blocks() -> None:
         SmoothJpeg()(draw(1, 3, 12, 8))
 
 
-def variation(images: torch.Tensor) -> torch.Tensor:
+def variation(images: Tensor) -> Tensor:
     return images.diff(dim=2).abs().mean((1, 2, 3)) + images.diff(dim=3).abs().mean((1, 2, 3))
 
 
@@ -248,7 +248,7 @@ def test_the_order_of_the_largest_stays(wrapper: Callable[[nn.Module], nn.Module
 
 def test_reverse_sigmoid_falls_where_it_should_rise_and_only_there() -> None:
     class Given(nn.Module):
-        def forward(self, logits: torch.Tensor) -> torch.Tensor:
+        def forward(self, logits: Tensor) -> Tensor:
             return logits
 
     rising = {}

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from audits.defenses import references
 from audits.defenses.entry import Entry
@@ -56,11 +56,11 @@ def test_truth_tells_masked_from_weak(front_end: nn.Module | None, is_masked: bo
     assert json.loads(json.dumps(record)) == record
 
 
-def far(_: object, images: torch.Tensor, __: torch.Tensor, **_settings: object) -> torch.Tensor:
+def far(_: object, images: Tensor, __: Tensor, **_settings: object) -> Tensor:
     return 1 - images
 
 
-def broken(*_: object, **_settings: object) -> torch.Tensor:
+def broken(*_: object, **_settings: object) -> Tensor:
     raise RuntimeError("no such thing")
 
 
@@ -73,7 +73,7 @@ def test_a_reference_that_raises_or_cheats_gives_no_truth(reference: Any, why: s
 
 def test_a_gradient_attack_that_fails_gives_no_truth() -> None:
     class Breaks(nn.Module):
-        def forward(self, images: torch.Tensor) -> torch.Tensor:
+        def forward(self, images: Tensor) -> Tensor:
             if images.requires_grad:
                 raise RuntimeError("no gradients, please")
             return images
@@ -101,7 +101,7 @@ def flags(defense: Defense | nn.Module) -> list[str]:
 class Optimizes(nn.Module):
     """Takes a gradient in its forward pass."""
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         with torch.enable_grad():
             point = images.detach().requires_grad_(True)
             (gradient,) = torch.autograd.grad((point**2).sum(), point)
