@@ -26,7 +26,7 @@ _LUMINANCE = [
 _CHROMINANCE = [
     [17, 18, 24, 47], [18, 21, 26, 66], [24, 26, 56, 99], [47, 66, 99, 99],
 ]  # fmt: skip
-# JFIF: from RGB to luminance and two chrominances around nought.
+# JFIF: from RGB to luminance and two chrominances around zero.
 _TO_YCC = [[0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312]]
 
 
@@ -51,11 +51,12 @@ def quantization_tables(quality: int) -> Tensor:
 
 
 class Jpeg(nn.Module):
-    """JPEG compression by libjpeg: whole numbers out of the graph.
+    """JPEG compression by libjpeg, on integers outside of the autograd graph.
 
-    Proposed by Dziugaite, Ghahramani and Roy (2016) and Das et al. (2017), and as one of several input transformations
-    by Guo et al. (ICLR 2018). Broken by Shin and Song (2017) with a differentiable JPEG and by Athalye, Carlini and
-    Wagner (ICML 2018) with BPDA, the identity in its place.
+    Proposed by Dziugaite, Ghahramani and Roy (2016, arXiv:1608.00853) and Das et al. (2017, arXiv:1705.02900), and as
+    one of several input transformations by Guo et al. (ICLR 2018, arXiv:1711.00117). Broken by Shin and Song (2017)
+    with a differentiable JPEG, and by Athalye, Carlini and Wagner (ICML 2018, arXiv:1802.00420) by BPDA with the
+    identity.
     """
 
     def __init__(self, quality: int = 75) -> None:
@@ -74,12 +75,12 @@ class Jpeg(nn.Module):
 
 
 class SmoothJpeg(nn.Module):
-    """JPEG with a cubic in place of the derivative of rounding, and without subsampling of colours.
+    """JPEG with a cubic function instead of rounding, and without subsampling of colours.
 
-    Shin and Song ("JPEG-resistant adversarial images", 2017) wrote it to attack JPEG: rounding becomes
-    ``round(x) + (x - round(x)) ** 3``, which is nearly as flat near whole numbers as it is steep between them. Handed
-    over as a defense, it has a gradient everywhere, and the question is what that is worth. BPDA takes the identity
-    for the whole of it.
+    Shin and Song ("JPEG-resistant adversarial images", 2017) wrote it to attack JPEG. Rounding becomes
+    ``round(x) + (x - round(x)) ** 3``, which is flat near whole numbers and steep between them. Used as a defense, it
+    has a gradient everywhere, and the question is whether this gradient is useful. The BPDA approximation is the
+    identity for the whole front end.
 
     Args:
         quality: 1 to 100. Height and width of the images must be multiples of 8.
@@ -98,7 +99,7 @@ class SmoothJpeg(nn.Module):
         self.register_buffer("basis", cosine_basis(8), persistent=False)
         self.register_buffer("colours", colours, persistent=False)
         self.register_buffer("back", torch.linalg.inv(colours), persistent=False)
-        # Luminance is coded around the middle of its range, as the chrominances are by nature.
+        # Luminance is shifted to be centred at zero, as the chrominances already are.
         self.register_buffer("grey", torch.tensor([128 / 255, 0, 0]).view(1, 3, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -121,11 +122,19 @@ def _differentiable(module: Jpeg, images: Tensor) -> Tensor:
 
 ENTRIES = (
     Entry(
-        "jpeg", "vgg-standard", behind(Jpeg, "vgg-standard"),
-        partial(attack_views, views=[bypass(Jpeg), bypass(Jpeg, _differentiable)]), story(Jpeg), suspicious=True,
+        name="jpeg",
+        backbone="vgg-standard",
+        build=behind(Jpeg, "vgg-standard"),
+        reference=partial(attack_views, views=[bypass(Jpeg), bypass(Jpeg, _differentiable)]),
+        story=story(Jpeg),
+        suspicious=True,
     ),
     Entry(
-        "jpeg-differentiable", "resnet-standard", behind(SmoothJpeg, "resnet-standard"),
-        partial(attack_views, views=[bypass(SmoothJpeg), ITSELF]), story(SmoothJpeg), suspicious=True,
+        name="jpeg-differentiable",
+        backbone="resnet-standard",
+        build=behind(SmoothJpeg, "resnet-standard"),
+        reference=partial(attack_views, views=[bypass(SmoothJpeg), ITSELF]),
+        story=story(SmoothJpeg),
+        suspicious=True,
     ),
-)  # fmt: skip
+)
