@@ -1,8 +1,9 @@
 """A defense with a front end: lossy compression before a classifier of handwritten digits.
 
-Compression throws away what the eye does not see, so it should throw away adversarial noise, too. `Compressed` is that
-idea as it is often published: rounding has no gradient, and gradient attacks fail. `LowPass` is the idea made honest:
-it drops fine detail and rounds nothing, so that attacks, and adversarial training, see what they do.
+Compression removes details that the eye does not see, so it should remove adversarial noise, too. `Compressed` is this
+idea in its usual published form: rounding has no gradient, and gradient attacks fail. `LowPass` is the same idea
+without
+masking: it drops fine detail and does not round, so that attacks and adversarial training get a correct gradient.
 """
 
 from __future__ import annotations
@@ -39,12 +40,12 @@ class Compressed(nn.Module):
         return self.basis.T @ self.lossy(self.basis @ images @ self.basis.T) @ self.basis
 
     def lossy(self, coefficients: Tensor) -> Tensor:
-        """Whole steps of a quarter. The derivative is zero nearly everywhere: no gradient gets through."""
+        """Rounds to multiples of a quarter. The derivative is zero almost everywhere, so that the gradient is lost."""
         return (coefficients * 4).round() / 4
 
 
 class LowPass(Compressed):
-    """Drops the finest frequencies and keeps the others as they are: a linear map, with its true gradient."""
+    """Drops the finest frequencies and keeps the others: a linear map with a correct gradient."""
 
     def lossy(self, coefficients: Tensor) -> Tensor:
         """Zero where the frequencies along both axes sum to more than 8 (of 14)."""
@@ -62,7 +63,7 @@ def classifier() -> nn.Sequential:
 
 
 def trained(model: nn.Sequential, *, adversarially: bool = False, epochs: int = 15) -> nn.Sequential:
-    """Train a model in place, in seconds, on clean images or on what two steps of PGD make of them; in eval mode."""
+    """Train a model in place, in seconds, on clean images or after two steps of PGD. Returns it in eval mode."""
     images, labels = digits("train")
     optimizer = torch.optim.Adam(model.parameters(), 3e-3)
     model.train()

@@ -1,6 +1,6 @@
 """The models about which something was published: tiny ones of timm, trained on handwritten digits in seconds.
 
-Real weights take their place with ``pytest --gradmask --model=NAME --claim=SHARE``: see `published`.
+Use real weights instead with ``pytest --gradmask --model=NAME --claim=SHARE``: see `published`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def digits(split: str) -> tuple[Tensor, Tensor]:
 
 @functools.cache
 def adversarial() -> nn.Module:
-    """A small ResNet, trained on what one randomly started gradient step makes of the digits."""
+    """A small ResNet, trained on the digits after one gradient step from a random start."""
     torch.manual_seed(0)
     model = timm.create_model("test_resnet", in_chans=1, num_classes=10, channels=(16, 24, 32, 48), stem_width=8)
     images, labels = digits("train")
@@ -52,7 +52,7 @@ class _Rounded(nn.Module):
 
 
 def rounded() -> nn.Module:
-    """The same behind a front end that rounds, which makes it look far better under gradient attacks."""
+    """The same model behind a front end that rounds. Gradient attacks then report a far higher accuracy."""
     return nn.Sequential(_Rounded(), adversarial()).eval()
 
 

@@ -22,7 +22,7 @@ def digits(split: str) -> tuple[Tensor, Tensor]:
 
 
 class Noise(nn.Module):
-    """Adds normal noise to every pixel, anew at each forward pass."""
+    """Adds new normal noise to every pixel at each forward pass."""
 
     def __init__(self, deviation: float = 0.05) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class Noise(nn.Module):
 
 
 class Rounded(nn.Module):
-    """Rounds pixels to a few levels. No gradient gets through."""
+    """Rounds pixels to a few levels, so that the gradient is lost."""
 
     def __init__(self, levels: int) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class Rounded(nn.Module):
 
 
 class RandomizedEnsemble(nn.Module):
-    """Lets one of its members answer, chosen at random for each batch."""
+    """Uses one of its members, chosen at random for each batch."""
 
     def __init__(self, members: Sequence[nn.Module]) -> None:
         super().__init__()
