@@ -85,7 +85,7 @@ def test_quantization_has_as_many_levels_as_it_says() -> None:
     torch.testing.assert_close(values, torch.arange(8) / 7)
 
 
-def test_thermometer_codes_are_bits_that_decode_to_the_image_up_to_their_resolution() -> None:
+def test_thermometer_codes_decode_up_to_resolution() -> None:
     encoder, images = Thermometer(16), draw(2, 3, 5, 5)
     codes = encoder(images)
     assert codes.shape == (2, 48, 5, 5)
@@ -96,7 +96,7 @@ def test_thermometer_codes_are_bits_that_decode_to_the_image_up_to_their_resolut
         torch.testing.assert_close(decoder(16)(encoder.soft(images)), images - 0.5 / 16)
 
 
-def test_for_thermometer_codes_a_substitute_is_fitted_and_for_quantization_the_identity_will_do() -> None:
+def test_bypass_of_thermometer_is_fitted_and_of_quantization_identity() -> None:
     codes = nn.Sequential(Thermometer(), decoder(), linear(shape=(3, 8, 8))).eval()
     found = find_bypass(codes, draw(4, 3, 8, 8))
     assert list(found) == ["0"]
@@ -162,7 +162,7 @@ def test_ripple_has_a_large_gradient_of_either_sign() -> None:
 
 
 @pytest.mark.parametrize("name", ["random-front-end", "mirrored"])
-def test_the_gradient_of_a_deep_front_end_points_elsewhere_after_a_tiny_step(name: str) -> None:
+def test_deep_front_end_gradient_changes_after_a_tiny_step(name: str) -> None:
     # The control is the backbone alone.
     images, labels = DATA.images[:6], DATA.labels[:6]
 
@@ -186,8 +186,8 @@ def test_mirrored_is_far_from_the_identity_and_near_the_mirror() -> None:
 
 def test_k_winners_take_all_keeps_the_largest() -> None:
     hidden = torch.tensor([[3.0, -1, 2, 5, -4], [1, 2, 3, 4, 5]]).view(2, 5, 1, 1)
-    kept = KWinnersTakeAll(0.4)(hidden).flatten(1)
-    assert kept.tolist() == [[3, 0, 0, 5, 0], [0, 0, 0, 4, 5]]
+    winners = KWinnersTakeAll(0.4)(hidden).flatten(1)
+    assert winners.tolist() == [[3, 0, 0, 5, 0], [0, 0, 0, 4, 5]]
 
 
 def test_every_relu_is_replaced() -> None:
@@ -195,15 +195,15 @@ def test_every_relu_is_replaced() -> None:
     assert [type(module) for module in model.modules() if not list(module.children())] == [nn.Tanh, nn.Conv2d, nn.Tanh]
 
 
-def test_activation_pruning_keeps_the_mean_and_drops_the_small_ones_more_often() -> None:
+def test_activation_pruning_keeps_the_mean_and_large_activations() -> None:
     hidden = torch.tensor([-1.0, 0.1, 1, 4]).view(1, 4, 1, 1)
     prune = ActivationPruning(0.5)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         draws = torch.cat([prune(hidden).flatten(1) for _ in range(4000)])
     torch.testing.assert_close(draws.mean(0), torch.tensor([0.0, 0.1, 1, 4]), atol=0.06, rtol=0.05)
-    kept = (draws > 0).float().mean(0)
-    assert kept[0] == 0 < kept[1] < kept[2] < kept[3]
+    rates = (draws > 0).float().mean(0)
+    assert rates[0] == 0 < rates[1] < rates[2] < rates[3]
 
 
 def test_resizing_keeps_the_size_and_pads_with_zeros() -> None:
@@ -247,13 +247,13 @@ def test_the_order_of_the_largest_stays(wrapper: Callable[[nn.Module], nn.Module
 
 
 def test_reverse_sigmoid_falls_where_it_should_rise_and_only_there() -> None:
-    class Given(nn.Module):
+    class FixedLogits(nn.Module):
         def forward(self, logits: Tensor) -> Tensor:
             return logits
 
     rising = {}
     for name, low, high in (("sure", 5.0, 6.0), ("unsure", 0.0, 0.5)):
-        outputs = ReverseSigmoid(Given())(torch.tensor([[low, 0.0], [high, 0.0]]))
+        outputs = ReverseSigmoid(FixedLogits())(torch.tensor([[low, 0.0], [high, 0.0]]))
         torch.testing.assert_close(outputs.sum(1), torch.ones(2))
         rising[name] = bool(outputs[1, 0] > outputs[0, 0])
     assert rising == {"sure": False, "unsure": True}
@@ -266,6 +266,6 @@ def test_groups_have_the_probability_of_their_classes(groups: tuple[int, ...]) -
         classes = backbone(DATA.images).softmax(1)
         found = Grouped(backbone, groups)(DATA.images).softmax(1)
     for group in range(max(groups) + 1):
-        members = [number for number, own in enumerate(groups) if own == group]
+        members = [number for number, each in enumerate(groups) if each == group]
         torch.testing.assert_close(found[:, group], classes[:, members].sum(1))
         assert (regroup(torch.tensor(members), groups=groups) == group).all()

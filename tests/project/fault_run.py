@@ -1,4 +1,4 @@
-"""An audit in a process of its own: ``python -m tests.project.fault_run CACHE DELAY [FAULT NUMBER]``.
+"""An audit in a new process: ``python -m tests.project.fault_run CACHE DELAY [FAULT NUMBER]``.
 
 Says when it begins, and prints its result and warnings as JSON.
 """
