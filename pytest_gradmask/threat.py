@@ -13,6 +13,9 @@ if TYPE_CHECKING:  # the plugin builds threat models before any audit needs torc
     import torch
 
 Norm = Literal["Linf", "L2"]
+#: What an attack sees of the defense: its gradient; the gradient of another model (surrogate); its gradient with some
+#: operations bypassed (BPDA); its outputs alone (scores); or its decisions alone (labels).
+Access = Literal["gradient", "surrogate", "bypass", "scores", "labels"]
 
 #: Slack for rounding when a returned image is checked against the ball and the bounds, relative to their size.
 _TOLERANCE = 1e-5

@@ -17,7 +17,7 @@ from pytest_gradmask.auditing.run import audit
 from pytest_gradmask.defense import Defense
 from pytest_gradmask.randomized.streams import RandomStream
 from pytest_gradmask.threat import ThreatModel
-from pytest_gradmask.verdict.results import Audit
+from pytest_gradmask.verdict.audit import Audit
 
 Shape = tuple[int, int, int]
 

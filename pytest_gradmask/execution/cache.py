@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from pytest_gradmask.execution.files import replaced
-from pytest_gradmask.verdict.results import AttackResult, Audit, Finding, Gap, Prediction, Verdict
+from pytest_gradmask.verdict.audit import Audit
+from pytest_gradmask.verdict.results import AttackResult, Finding, Gap, Prediction, Verdict
 
 
 class Cache:
@@ -111,6 +112,7 @@ def _attack(content: Mapping[str, Any]) -> AttackResult:
             **content,
             "attacked": tuple(content["attacked"]),
             "broken": tuple(content["broken"]),
+            "autoattack": tuple(content["autoattack"]),
             "predictions": _predictions(content["predictions"]),
         }
     )

@@ -19,7 +19,8 @@ from torch import nn
 from pytest_gradmask import Defense, ThreatModel, Verdict
 from pytest_gradmask.auditing.scoring import AttackJob
 from pytest_gradmask.execution.cache import Cache
-from pytest_gradmask.verdict.results import AttackResult, Audit
+from pytest_gradmask.verdict.audit import Audit
+from pytest_gradmask.verdict.results import AttackResult
 from tests.toys import IMAGES, TINY, KillGradient, Noisy, Quantize, audited, linear, masked, predictions, timeless
 
 DEFENSES: dict[str, Callable[[], nn.Module | Defense]] = {
@@ -85,8 +86,8 @@ def test_what_only_a_verdict_depends_on_costs_no_attack(tmp_path: Path) -> None:
 def test_an_interrupted_audit_goes_on_after_its_last_attack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     undisturbed = audited(masked(Quantize), exhaustive=True)
 
-    def interrupt(line: str) -> None:
-        if line.startswith("square"):
+    def interrupt(event: object) -> None:
+        if str(event).startswith("square"):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -132,7 +133,7 @@ def test_a_defense_that_cannot_be_told_is_audited_anew(tmp_path: Path) -> None:
     for _ in range(2):
         assert not audited(model, cache=tmp_path, progress=lines.append).cached
     assert not entries(tmp_path)
-    assert "no use of the cache, as Sequential contains builtins.list_iterator" in lines
+    assert "no use of the cache, as Sequential contains builtins.list_iterator" in [str(event) for event in lines]
 
 
 def test_without_a_folder_nothing_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,7 +145,9 @@ def test_without_a_folder_nothing_is_kept(tmp_path: Path, monkeypatch: pytest.Mo
 # damage
 
 KEY = "ab" * 32
-RESULT = AttackResult("bpda", "adaptive", (0, 1), (1,), forwards=3)
+RESULT = AttackResult(
+    "bpda", "adaptive", access="bypass", attacked=(0, 1), broken=(1,), forwards=3, autoattack=("standard",)
+)
 
 
 def damaged(folder: Path, change: Callable[[bytes], bytes]) -> AttackResult | None:
@@ -216,7 +219,7 @@ while not (folder / "go").exists():
     assert time.monotonic() < started + 60
 for turn in range(100):
     key, long = "ab" * 31 + f"{turn % 3:02}", tuple(range(2000))
-    result = AttackResult("bpda", "adaptive", long, long)
+    result = AttackResult("bpda", "adaptive", attacked=long, broken=long)
     cache.store_attack(key, result)
     assert cache.attack(key) == result
 """
