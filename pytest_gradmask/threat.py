@@ -11,6 +11,7 @@ from pytest_gradmask.errors import InputError
 
 if TYPE_CHECKING:  # the plugin builds threat models before any audit needs torch
     import torch
+    from torch import Tensor
 
 Norm = Literal["Linf", "L2"]
 
@@ -61,7 +62,7 @@ class ThreatModel:
         """Slack for rounding, in input units: 1e-5 for images in [0, 1]."""
         return _TOLERANCE * max(abs(self.bounds[0]), abs(self.bounds[1]), self.eps)
 
-    def project(self, perturbed: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+    def project(self, perturbed: Tensor, images: Tensor) -> Tensor:
         """The point of the ball around ``images`` nearest to ``perturbed``, then clipped to the bounds."""
         delta = perturbed - images
         if self.norm == "Linf":
@@ -70,7 +71,7 @@ class ThreatModel:
             delta = delta * (self.eps / _norm2(delta).clamp_min(1e-12)).clamp_max(1.0)
         return (images + delta).clamp(*self.bounds)
 
-    def step(self, gradient: torch.Tensor) -> torch.Tensor:
+    def step(self, gradient: Tensor) -> Tensor:
         """The steepest ascent direction of unit norm; all zero where the gradient is."""
         if self.norm == "Linf":
             return gradient.sign()
@@ -78,7 +79,7 @@ class ThreatModel:
         scaled = gradient / _largest(gradient).clamp_min(1e-38)
         return scaled / _norm2(scaled).clamp_min(1e-38)
 
-    def random_start(self, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    def random_start(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """A random point of the ball: uniform for Linf; uniform direction and radius for L2."""
         if self.norm == "Linf":
             noise = _rand(images, generator) * (2 * self.eps) - self.eps
@@ -88,12 +89,12 @@ class ThreatModel:
             noise = direction / _norm2(direction).clamp_min(1e-12) * radius
         return self.project(images + noise, images)
 
-    def distance(self, perturbed: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+    def distance(self, perturbed: Tensor, images: Tensor) -> Tensor:
         """Size of each image's perturbation in ``norm``, shape N."""
         delta = (perturbed - images).flatten(1)
         return delta.abs().amax(1) if self.norm == "Linf" else delta.norm(dim=1)
 
-    def contains(self, perturbed: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+    def contains(self, perturbed: Tensor, images: Tensor) -> Tensor:
         """Whether each image is finite, in the ball and in the bounds, up to `tolerance`; bool, shape N."""
         low, high = self.bounds
         flat = perturbed.flatten(1)
@@ -102,23 +103,23 @@ class ThreatModel:
         return finite & bounded & (self.distance(perturbed, images) <= self.eps + self.tolerance)
 
 
-def _norm2(delta: torch.Tensor) -> torch.Tensor:
-    norms: torch.Tensor = delta.flatten(1).norm(dim=1)
+def _norm2(delta: Tensor) -> Tensor:
+    norms: Tensor = delta.flatten(1).norm(dim=1)
     return norms.view(-1, *[1] * (delta.ndim - 1))
 
 
-def _largest(delta: torch.Tensor) -> torch.Tensor:
+def _largest(delta: Tensor) -> Tensor:
     return delta.flatten(1).abs().amax(1).view(-1, *[1] * (delta.ndim - 1))
 
 
 # Random numbers are drawn on the generator's device (the CPU) and moved, so that a seed means the same on every device.
-def _rand(like: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+def _rand(like: Tensor, generator: torch.Generator) -> Tensor:
     import torch
 
     return torch.rand(like.shape, generator=generator, dtype=like.dtype).to(like.device)
 
 
-def _randn(like: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+def _randn(like: Tensor, generator: torch.Generator) -> Tensor:
     import torch
 
     return torch.randn(like.shape, generator=generator, dtype=like.dtype).to(like.device)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pytest_gradmask.attacks.oracle import Oracle, parameter_dtype
 from pytest_gradmask.auditing.budgets import Budget
@@ -45,7 +45,7 @@ def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def draw(*shape: int, seed: int = 0) -> torch.Tensor:
+def draw(*shape: int, seed: int = 0) -> Tensor:
     """Images, uniform in [0, 1]."""
     return torch.rand(shape, generator=seeded(seed))
 
@@ -86,9 +86,9 @@ def convolutional(classes: int = 4, seed: int = 0) -> nn.Sequential:
 
 
 @torch.no_grad()
-def predictions(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
+def predictions(model: nn.Module, images: Tensor) -> Tensor:
     """What the model calls these images."""
-    labels: torch.Tensor = model(images.to(parameter_dtype(model), copy=True)).argmax(1)
+    labels: Tensor = model(images.to(parameter_dtype(model), copy=True)).argmax(1)
     return labels
 
 
@@ -103,9 +103,9 @@ class Recorder(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
-        self.asked: list[torch.Tensor] = []
+        self.asked: list[Tensor] = []
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         self.asked.append(images.detach().clone())
         return self.model(images)  # type: ignore[no-any-return]
 
@@ -122,23 +122,21 @@ class Boom:
 class Half(nn.Module):
     """A binary linear classifier: class 1 where ``w.x + b`` is above 0. Its minimal perturbations are known."""
 
-    def __init__(self, weight: torch.Tensor, bias: float = 0.0) -> None:
+    def __init__(self, weight: Tensor, bias: float = 0.0) -> None:
         super().__init__()
         self.weight = nn.Parameter(weight)
         self.bias = bias
 
-    def score(self, images: torch.Tensor) -> torch.Tensor:
+    def score(self, images: Tensor) -> Tensor:
         """``w.x + b``, N."""
         return (images * self.weight).flatten(1).sum(1) + self.bias
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         score = self.score(images)
         return torch.stack([-score / 2, score / 2], 1)
 
 
-def half_problem(
-    count: int, shape: Shape, norm: str, distance: float, seed: int = 0
-) -> tuple[Half, torch.Tensor, torch.Tensor]:
+def half_problem(count: int, shape: Shape, norm: str, distance: float, seed: int = 0) -> tuple[Half, Tensor, Tensor]:
     """A binary linear classifier with images and labels, each exactly ``distance`` from the decision boundary."""
     generator = seeded(seed)
     weight = torch.randn(shape, generator=generator)
@@ -156,31 +154,31 @@ def half_problem(
 class Quantize(nn.Module):
     """A front end that rounds pixels: almost the identity, with a gradient of zero."""
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         return torch.round(images * 16) / 16
 
 
 class Detach(nn.Module):
     """A front end that is the identity, cut out of the graph."""
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         return images.detach()
 
 
 class _NoGradient(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, images: torch.Tensor) -> torch.Tensor:
+    def forward(ctx: Any, images: Tensor) -> Tensor:
         return images * 0.99
 
     @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         return torch.zeros_like(gradients[0])
 
 
 class KillGradient(nn.Module):
     """A front end that is nearly the identity and whose backward pass returns zeros."""
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         return _NoGradient.apply(images)  # type: ignore[no-any-return]
 
 
@@ -188,18 +186,18 @@ class RaisingBackward(torch.autograd.Function):
     """The identity, which cannot be differentiated."""
 
     @staticmethod
-    def forward(ctx: Any, images: torch.Tensor) -> torch.Tensor:
+    def forward(ctx: Any, images: Tensor) -> Tensor:
         return images.clone()
 
     @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         raise RuntimeError("no way back")
 
 
 class QuantizeInPlace(nn.Module):
     """As `Quantize`, written into the input."""
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         return images.mul_(16).round_().div_(16)
 
 
@@ -213,7 +211,7 @@ class NearIdentityConv(nn.Module):
             for parameter in self.parameters():
                 parameter.normal_(0, scale, generator=seeded())
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         return images + self.residual(images)  # type: ignore[no-any-return]
 
 
@@ -224,7 +222,7 @@ class Softmax(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         return self.model(images).softmax(1)  # type: ignore[no-any-return]
 
 
@@ -235,7 +233,7 @@ class Noisy(nn.Module):
         super().__init__()
         self.model, self.scale = model, scale
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         logits = self.model(images)
         return logits + self.scale * torch.randn_like(logits)  # type: ignore[no-any-return]
 
@@ -250,7 +248,7 @@ class Spy(nn.Module):
         self.counts: list[int] = []
         self.gradients: list[bool] = []
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         self.dtypes.append(images.dtype)
         self.counts.append(len(images))
         self.gradients.append(images.requires_grad and torch.is_grad_enabled())
@@ -262,7 +260,7 @@ IMAGES = draw(24, 3, 8, 8)
 THREAT = ThreatModel(0.1)
 
 
-def audited(defense: Defense | nn.Module, images: torch.Tensor = IMAGES, **arguments: Any) -> Audit:
+def audited(defense: Defense | nn.Module, images: Tensor = IMAGES, **arguments: Any) -> Audit:
     """An audit with the defense's own clean predictions as labels."""
     model = defense.model if isinstance(defense, Defense) else defense
     with torch.random.fork_rng():

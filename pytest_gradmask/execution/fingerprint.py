@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from pytest_gradmask.errors import GradmaskError
 
@@ -82,7 +83,7 @@ class _Walk:
             return _hash(type(value).__name__, repr(value))
         if isinstance(value, (enum.Enum, PurePath, torch.dtype, torch.device, torch.Size, np.generic, np.dtype, range)):
             return _hash(type(value).__name__, repr(value))
-        if isinstance(value, torch.Tensor):
+        if isinstance(value, Tensor):
             return _tensor(value)
         if isinstance(value, np.ndarray):
             if value.dtype.hasobject:
@@ -149,7 +150,7 @@ def _hash(*parts: str | bytes) -> bytes:
     return total.digest()
 
 
-def _tensor(tensor: torch.Tensor) -> bytes:
+def _tensor(tensor: Tensor) -> bytes:
     if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_meta:
         raise FingerprintError(f"a tensor of layout {tensor.layout}")
     values = tensor.detach().cpu().contiguous()

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, pad
 
 from pytest_gradmask.errors import CheckpointError, InputError
@@ -36,7 +36,7 @@ _STATE_KEYS = frozenset({"model", "optimizer", "scheduler", "step", "seconds", "
 _CALIBRATION_IMAGES = 512
 
 
-def augment(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+def augment(images: Tensor, generator: torch.Generator) -> Tensor:
     """Shift each image by up to 4 pixels (reflected borders) and mirror half of them.
 
     The standard CIFAR augmentation, drawn image by image but applied to the whole batch at once.
@@ -54,9 +54,7 @@ def augment(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     return padded[index[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
-def perturb(
-    model: nn.Module, images: torch.Tensor, labels: torch.Tensor, recipe: Recipe, generator: torch.Generator
-) -> torch.Tensor:
+def perturb(model: nn.Module, images: Tensor, labels: Tensor, recipe: Recipe, generator: torch.Generator) -> Tensor:
     """The inner attack of adversarial training: Linf steps of the sign of the gradient from a random start."""
     noise = torch.empty(images.shape).uniform_(-recipe.eps, recipe.eps, generator=generator).to(images.device)
     adversarial = (images + noise).clamp(0, 1)
@@ -207,7 +205,7 @@ class _Run:
         with replaced(file) as part:
             torch.save(state, part)
 
-    def batch(self, data: Dataset) -> tuple[torch.Tensor, torch.Tensor, torch.Generator]:
+    def batch(self, data: Dataset) -> tuple[Tensor, Tensor, torch.Generator]:
         """The images and labels of this step, and a generator for what else it draws.
 
         Order and noise depend on the seed and the step alone, so a resumed run draws what it would have drawn.

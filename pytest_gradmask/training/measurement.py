@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pytest_gradmask.attacks.bypass.bpda import bypassed
 from pytest_gradmask.attacks.pgd import pgd
@@ -77,6 +77,6 @@ def correct_under_pgd(
     return survivors
 
 
-def _correct(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def _correct(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
     with torch.no_grad():
         return torch.as_tensor(model(images)).argmax(1) == labels

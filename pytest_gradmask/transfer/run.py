@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pytest_gradmask.attacks.bypass.bpda import bypassed, described
 from pytest_gradmask.attacks.bypass.search import SEARCH_FORWARDS, SEARCH_IMAGES, Approximations, find_bypass
@@ -28,7 +28,7 @@ from pytest_gradmask.randomized.streams import RandomStream
 from pytest_gradmask.threat import ThreatModel
 from pytest_gradmask.transfer.matrix import TransferMatrix
 
-Attack = Callable[..., torch.Tensor]
+Attack = Callable[..., Tensor]
 Bypass = Sequence[str] | Mapping[str, Any]
 
 _NAMED = ("gradient", "bpda")
@@ -40,8 +40,8 @@ _VOTES = 20  # forwards by which a randomized model is judged
 
 def transfer_matrix(
     models: Mapping[str, nn.Module] | Iterable[nn.Module],
-    images: torch.Tensor,
-    labels: torch.Tensor,
+    images: Tensor,
+    labels: Tensor,
     *,
     attack: str | Attack = "gradient",
     threat: ThreatModel | None = None,
@@ -136,8 +136,8 @@ class _Bench:
     """What stays the same for all cells. ``randomized``: names of the models that are."""
 
     models: Mapping[str, nn.Module]
-    images: torch.Tensor
-    labels: torch.Tensor
+    images: Tensor
+    labels: Tensor
     threat: ThreatModel
     seed: int
     randomized: frozenset[str]
@@ -146,7 +146,7 @@ class _Bench:
         """Random numbers of a model; one purpose each, so that no cell depends on the order of the models."""
         return RandomStream(subseed(self.seed, f"{name}, {purpose}"), self.images.device)
 
-    def correct(self, name: str, images: torch.Tensor, purpose: str) -> torch.Tensor:
+    def correct(self, name: str, images: Tensor, purpose: str) -> Tensor:
         """Whether a model classifies each image correctly, a randomized one in half of its votes; bool, N."""
         look = Oracle(self.models[name], self.stream(name, purpose))
         predictions = _VOTES if name in self.randomized else 1
@@ -165,7 +165,7 @@ class _Bench:
             )
         return found
 
-    def craft(self, name: str, attack: str | Attack, approximations: Approximations, steps: int) -> torch.Tensor:
+    def craft(self, name: str, attack: str | Attack, approximations: Approximations, steps: int) -> Tensor:
         """What the attack on a model returns; N x C x H x W."""
         model = self.models[name]
         source = Oracle(bypassed(model, approximations) if approximations else model, self.stream(name, "attack"))
@@ -176,8 +176,8 @@ class _Bench:
         parts = []
         for images, labels in zip(self.images.split(size), self.labels.split(size), strict=True):
             returned = run(source, images, labels, threat=self.threat, steps=steps, generator=generator)
-            if not isinstance(returned, torch.Tensor) or returned.shape != images.shape:
-                got = tuple(returned.shape) if isinstance(returned, torch.Tensor) else type(returned).__name__
+            if not isinstance(returned, Tensor) or returned.shape != images.shape:
+                got = tuple(returned.shape) if isinstance(returned, Tensor) else type(returned).__name__
                 raise InputError(f"attack: returned {got} on {name}; must be images of shape {tuple(images.shape)}")
             parts.append(returned.detach())
         return torch.cat(parts)
@@ -217,9 +217,7 @@ def _told(
     return told if attack == "bpda" else {name: approximations or {} for name, approximations in told.items()}
 
 
-def _check_models(
-    models: Mapping[str, nn.Module], images: torch.Tensor, labels: torch.Tensor, seed: int
-) -> frozenset[str]:
+def _check_models(models: Mapping[str, nn.Module], images: Tensor, labels: Tensor, seed: int) -> frozenset[str]:
     """Raise unless attacks on these models mean something; names of the randomized ones."""
     classes, randomized = {}, set()
     for name, model in models.items():
@@ -237,5 +235,5 @@ def _check_models(
     return frozenset(randomized)
 
 
-def _plain(outcomes: torch.Tensor) -> tuple[bool, ...]:
+def _plain(outcomes: Tensor) -> tuple[bool, ...]:
     return tuple(bool(each) for each in outcomes.tolist())

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from hypothesis import strategies as st
-from torch import nn
+from torch import Tensor, nn
 
 from pytest_gradmask import Defense, ThreatModel
 from pytest_gradmask.auditing.budgets import Budget
@@ -37,14 +37,14 @@ class Through(nn.Module):
     def __init__(
         self,
         model: nn.Module,
-        before: Callable[[torch.Tensor, int], Any] = lambda images, _: images,
-        after: Callable[[torch.Tensor, int], Any] = lambda logits, _: logits,
+        before: Callable[[Tensor, int], Any] = lambda images, _: images,
+        after: Callable[[Tensor, int], Any] = lambda logits, _: logits,
     ) -> None:
         super().__init__()
         self.model, self.before, self.after = model, before, after
         self.calls = 0
 
-    def forward(self, images: torch.Tensor) -> Any:
+    def forward(self, images: Tensor) -> Any:
         self.calls += 1
         return self.after(self.model(self.before(images, self.calls)), self.calls)
 
@@ -52,14 +52,14 @@ class Through(nn.Module):
 class Counting(nn.Module):
     """Its logits grow with each call, and so does a buffer."""
 
-    calls: torch.Tensor
+    calls: Tensor
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
         self.register_buffer("calls", torch.zeros(()))
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         self.calls = self.calls + 1
         return self.model(images) * (1 + 0.01 * self.calls)  # type: ignore[no-any-return]
 
@@ -71,18 +71,18 @@ class NoParameters(nn.Module):
         super().__init__()
         self.classes = classes
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         bins = torch.linspace(0, 1, self.classes, device=images.device)
         return -10 * (images.flatten(1).mean(1, keepdim=True) - bins).square()
 
 
 class _NanBackward(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, images: torch.Tensor) -> torch.Tensor:
+    def forward(ctx: Any, images: Tensor) -> Tensor:
         return images.clone()
 
     @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         return gradients[0] * torch.nan
 
 
@@ -90,10 +90,10 @@ def _raised(error: BaseException) -> Any:
     raise error
 
 
-def _sometimes(value: float, every: int) -> Callable[[torch.Tensor, int], Any]:
+def _sometimes(value: float, every: int) -> Callable[[Tensor, int], Any]:
     """One logit of every second batch or so becomes this value."""
 
-    def change(logits: torch.Tensor, call: int) -> torch.Tensor:
+    def change(logits: Tensor, call: int) -> Tensor:
         if call % every:
             return logits
         logits = logits.clone()
@@ -103,8 +103,8 @@ def _sometimes(value: float, every: int) -> Callable[[torch.Tensor, int], Any]:
     return change
 
 
-def _without_gradients(model: nn.Module, guard: Any) -> Callable[[torch.Tensor, int], Any]:
-    def run(images: torch.Tensor, _: int) -> torch.Tensor:
+def _without_gradients(model: nn.Module, guard: Any) -> Callable[[Tensor, int], Any]:
+    def run(images: Tensor, _: int) -> Tensor:
         with guard():
             return model(images)  # type: ignore[no-any-return]
 
@@ -112,7 +112,7 @@ def _without_gradients(model: nn.Module, guard: Any) -> Callable[[torch.Tensor, 
 
 
 #: What a model's output may be turned into.
-OUTPUTS: dict[str, Callable[[torch.Tensor, int], Any]] = {
+OUTPUTS: dict[str, Callable[[Tensor, int], Any]] = {
     "tuple": lambda logits, _: (logits,),
     "list": lambda logits, _: [logits],
     "dict": lambda logits, _: {"logits": logits},
@@ -162,34 +162,34 @@ OUTPUTS: dict[str, Callable[[torch.Tensor, int], Any]] = {
 }
 
 
-def _in_place(images: torch.Tensor, _: int) -> torch.Tensor:
+def _in_place(images: Tensor, _: int) -> Tensor:
     return images.mul_(0.5).add_(0.1)
 
 
-def _switch_gradients_off(images: torch.Tensor, _: int) -> torch.Tensor:
+def _switch_gradients_off(images: Tensor, _: int) -> Tensor:
     torch.set_grad_enabled(False)
     return images
 
 
-def _reseed(images: torch.Tensor, _: int) -> torch.Tensor:
+def _reseed(images: Tensor, _: int) -> Tensor:
     torch.manual_seed(0)
     np.random.seed(0)
     return images + 0.01 * torch.randn_like(images)
 
 
-def _double_by_default(images: torch.Tensor, _: int) -> torch.Tensor:
+def _double_by_default(images: Tensor, _: int) -> Tensor:
     torch.set_default_dtype(torch.float64)
     return images
 
 
-def _differentiate(images: torch.Tensor, _: int) -> torch.Tensor:
+def _differentiate(images: Tensor, _: int) -> Tensor:
     with torch.enable_grad():
         point = images.detach().requires_grad_()
         return images + 0.01 * torch.autograd.grad(point.square().sum(), point)[0]
 
 
 #: What may be done to images before a model.
-INPUTS: dict[str, Callable[[torch.Tensor, int], Any]] = {
+INPUTS: dict[str, Callable[[Tensor, int], Any]] = {
     "in place": _in_place,
     "detach": lambda images, _: images.detach(),
     "round": lambda images, _: images.round(),

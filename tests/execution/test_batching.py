@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pytest_gradmask import Verdict
 from pytest_gradmask.execution.batching import in_batches
@@ -67,7 +67,7 @@ class Cramped(nn.Module):
         super().__init__()
         self.model, self.room = linear(), room
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         if len(images) > (self.room if images.requires_grad else 4 * self.room):
             raise torch.OutOfMemoryError("CUDA out of memory")
         return self.model(images)  # type: ignore[no-any-return]

@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from torch import nn
+from torch import Tensor, nn
 
 from pytest_gradmask import Defense, ThreatModel, Verdict
 from pytest_gradmask.auditing.scoring import AttackJob
@@ -114,7 +113,7 @@ def test_a_failed_attack_is_tried_again(tmp_path: Path) -> None:
             super().__init__()
             self.model = linear()
 
-        def forward(self, images: torch.Tensor) -> torch.Tensor:
+        def forward(self, images: Tensor) -> Tensor:
             if images.requires_grad and not Moody.good:
                 raise RuntimeError("not now")
             return self.model(images)  # type: ignore[no-any-return]

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pytest_gradmask import Attack, Defense, ThreatModel, Verdict
 from pytest_gradmask.errors import DependencyError, EngineError, InputError, LostWorkerError
@@ -57,7 +57,7 @@ def ensemble() -> Defense:
     return Defense(RandomizedEnsemble(members).eval(), members=members)
 
 
-def sloppy(model: nn.Module, images: torch.Tensor, *_: Any, threat: ThreatModel, **__: Any) -> torch.Tensor:
+def sloppy(model: nn.Module, images: Tensor, *_: Any, threat: ThreatModel, **__: Any) -> Tensor:
     """An attack that draws from the global generator, which it should not."""
     points = threat.project(images + threat.eps * (2 * torch.rand_like(images) - 1), images)
     model(points)
@@ -114,7 +114,7 @@ def test_here_no_attack_runs_before_its_result_is_asked_for() -> None:
 
 @pytest.mark.usefixtures("small_chunks")
 def test_an_attack_that_raises_on_one_chunk_has_failed() -> None:
-    def picky(model: nn.Module, images: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+    def picky(model: nn.Module, images: Tensor, *_: Any, **__: Any) -> Tensor:
         model(images)
         if len(images) < 10:
             raise RuntimeError("too few")
@@ -148,14 +148,14 @@ def test_an_attack_whose_worker_dies_for_good_has_failed() -> None:
 class Counting(nn.Module):
     """Remembers how often it was asked."""
 
-    calls: torch.Tensor
+    calls: Tensor
 
     def __init__(self) -> None:
         super().__init__()
         self.model = linear()
         self.register_buffer("calls", torch.zeros(()))
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         self.calls += 1
         return self.model(images)  # type: ignore[no-any-return]
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pytest_gradmask.execution.isolation import moved, no_trace
 from tests.toys import CPU, KillGradient, audited, global_state, masked, seed_all
@@ -45,8 +45,8 @@ def inside(request: pytest.FixtureRequest) -> Inside:
 class Stateful(nn.Module):
     """Has a frozen parameter, another with a gradient, buffers, and a submodule in train mode."""
 
-    mean: torch.Tensor
-    calls: torch.Tensor
+    mean: Tensor
+    calls: Tensor
 
     def __init__(self) -> None:
         super().__init__()

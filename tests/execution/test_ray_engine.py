@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pytest_gradmask import Attack, Defense, ThreatModel, Verdict
 from pytest_gradmask.errors import EngineError, InputError
@@ -75,7 +75,7 @@ class Fatal:
     def __init__(self, file: Path, always: bool = False) -> None:
         self.file, self.always = file, always
 
-    def __call__(self, model: nn.Module, images: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+    def __call__(self, model: nn.Module, images: Tensor, *_: Any, **__: Any) -> Tensor:
         with self.file.open("a") as file:
             file.write(f"{os.getpid()}\n")
         if self.always or len(self.file.read_text().splitlines()) == 1:
@@ -122,7 +122,7 @@ def test_one_that_dies_again_and_again_is_a_failed_attack(tmp_path: Path, monkey
 
 @pytest.mark.usefixtures("cluster")
 def test_what_an_attack_raises_is_not_tried_again(tmp_path: Path) -> None:
-    def raises(*_: Any, **__: Any) -> torch.Tensor:
+    def raises(*_: Any, **__: Any) -> Tensor:
         with (tmp_path / "calls").open("a") as file:
             file.write("called\n")
         raise ValueError("no such luck")
@@ -181,7 +181,7 @@ class Unsendable(nn.Module):
     def __reduce__(self) -> Any:
         raise TypeError("cannot pickle it")
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         return self.model(images)  # type: ignore[no-any-return]
 
 
@@ -209,7 +209,7 @@ class Homeless(nn.Module):
         super().__init__()
         self.model, self.part = linear(), Absent()
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         return self.model(images)  # type: ignore[no-any-return]
 
 
@@ -251,7 +251,7 @@ def test_arithmetic_travels() -> None:
 def test_tensors_that_share_memory_share_it_there() -> None:
     storage = torch.zeros(4)
 
-    def shared(first: torch.Tensor, second: torch.Tensor) -> bool:
+    def shared(first: Tensor, second: Tensor) -> bool:
         first += 1  # nor is it read-only
         return bool((second == 1).all())
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pytest_gradmask.errors import InputError
 from pytest_gradmask.loading.models import build_model
@@ -68,7 +68,7 @@ def test_dncnn_that_starts_at_zero_is_the_identity_and_can_learn(options: dict[s
     assert torch.equal(output, images)
     (output * images).sum().backward()
     last = front_end.residual[-1].weight
-    assert isinstance(last.grad, torch.Tensor)
+    assert isinstance(last.grad, Tensor)
     assert last.grad.abs().sum() > 0
 
 
@@ -190,7 +190,7 @@ def test_calibrating_twice_changes_nothing() -> None:
 
 
 def test_calibrated_front_end_is_decided_by_its_seed_alone() -> None:
-    def weights(seed: int) -> torch.Tensor:
+    def weights(seed: int) -> Tensor:
         return next(
             calibrated_front_end(draw(4, 3, 8, 8), residual_std=0.02, seed=seed, depth=4, width=4).parameters()
         ).detach()

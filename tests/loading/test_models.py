@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pytest_gradmask.errors import InputError
 from pytest_gradmask.loading.models import ARCHITECTURES, build_model
@@ -19,8 +19,8 @@ class Constant(nn.Module):
         super().__init__()
         self.register_buffer("logits", torch.tensor(logits))
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        assert isinstance(self.logits, torch.Tensor)
+    def forward(self, images: Tensor) -> Tensor:
+        assert isinstance(self.logits, Tensor)
         return self.logits.expand(len(images), -1)
 
 

@@ -10,7 +10,7 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from pytest_gradmask import load_model
 from pytest_gradmask.errors import CheckpointError, InputError
@@ -31,7 +31,7 @@ def drawn(seed: int = 0) -> nn.Module:
         return model.eval()
 
 
-def state(seed: int = 0) -> dict[str, torch.Tensor]:
+def state(seed: int = 0) -> dict[str, Tensor]:
     """Weights with other batch norm statistics than a fresh model has."""
     found = drawn(seed).state_dict()
     with torch.random.fork_rng():
@@ -42,7 +42,7 @@ def state(seed: int = 0) -> dict[str, torch.Tensor]:
         }
 
 
-def expected(weights: dict[str, torch.Tensor], images: torch.Tensor) -> torch.Tensor:
+def expected(weights: dict[str, Tensor], images: Tensor) -> Tensor:
     """Logits of timm's model on images that are normalised by hand."""
     model = drawn()
     model.load_state_dict(weights)
@@ -50,7 +50,7 @@ def expected(weights: dict[str, torch.Tensor], images: torch.Tensor) -> torch.Te
     mean, std = (torch.tensor(config[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
     assert mean.any()
     with torch.no_grad():
-        logits: torch.Tensor = model((images - mean) / std)
+        logits: Tensor = model((images - mean) / std)
     return logits
 
 

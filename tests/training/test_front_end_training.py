@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pytest_gradmask.errors import InputError
 from pytest_gradmask.loading.datasets import Dataset
@@ -99,7 +99,7 @@ def test_attack_follows_the_gradient_through_front_end_and_backbone(monkeypatch:
     original, given = loop.perturb, backbone().eval()
     attacked: list[nn.Module] = []
 
-    def spy(model: nn.Module, images: torch.Tensor, *rest: Any) -> torch.Tensor:
+    def spy(model: nn.Module, images: Tensor, *rest: Any) -> Tensor:
         assert isinstance(model, Composite)
         assert model.front_end.training
         attacked.append(model)
@@ -132,12 +132,12 @@ def test_backbone_must_be_what_the_recipe_asks_for(recipe: Recipe, given: nn.Mod
 # where it starts
 
 
-def calibrated_on(images: torch.Tensor) -> dict[str, torch.Tensor]:
+def calibrated_on(images: Tensor) -> dict[str, Tensor]:
     front_end = calibrated_front_end(images, residual_std=0.02, seed=STILL.seed, **STILL.arguments)
     return weights(front_end)
 
 
-def close(front_end: nn.Module, expected: dict[str, torch.Tensor]) -> bool:
+def close(front_end: nn.Module, expected: dict[str, Tensor]) -> bool:
     found = weights(front_end)
     return all(torch.allclose(found[key], expected[key], rtol=1e-5, atol=1e-7) for key in expected)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pytest_gradmask.attacks.bypass.bpda import bypassed
 from pytest_gradmask.loading.datasets import Dataset
@@ -14,7 +14,7 @@ from pytest_gradmask.training import measurement
 from tests.toys import KillGradient, Spy, draw, linear
 
 
-def linearly_robust(model: nn.Sequential, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def linearly_robust(model: nn.Sequential, images: Tensor, labels: Tensor) -> Tensor:
     """Which images of a linear classifier have no adversarial example in the ball, exactly."""
     up, down = (1 - images).clamp(max=8 / 255).flatten(1), images.clamp(max=8 / 255).flatten(1)
     with torch.no_grad():
@@ -22,7 +22,7 @@ def linearly_robust(model: nn.Sequential, images: torch.Tensor, labels: torch.Te
         difference = weight[None] - weight[labels][:, None]  # N x K x D
         reach = (difference.clamp(min=0) * up[:, None] - difference.clamp(max=0) * down[:, None]).sum(2)
         margins = logits - logits.gather(1, labels[:, None]) + reach
-    strongest: torch.Tensor = margins.scatter(1, labels[:, None], -1.0).amax(1)
+    strongest: Tensor = margins.scatter(1, labels[:, None], -1.0).amax(1)
     return strongest < 0
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pytest_gradmask.errors import InputError
 from pytest_gradmask.loading.datasets import Dataset
@@ -96,9 +96,9 @@ def test_training_is_decided_by_recipe_and_seed() -> None:
 
 
 def test_every_step_draws_other_images_and_noise(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[tuple[int, torch.Tensor]] = []
+    seen: list[tuple[int, Tensor]] = []
 
-    def spy(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    def spy(images: Tensor, generator: torch.Generator) -> Tensor:
         seen.append((generator.initial_seed(), images))
         return images
 
@@ -171,7 +171,7 @@ def test_recalibration_sets_batch_norm_to_the_calibration_images_and_leaves_weig
     )
     assert identical(dict(plain.named_parameters()), dict(moved.named_parameters()))
     norm = next(module for module in moved.modules() if isinstance(module, nn.BatchNorm2d))
-    seen: list[torch.Tensor] = []
+    seen: list[Tensor] = []
     norm.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach()))
     with torch.no_grad():
         moved(shifted.images)

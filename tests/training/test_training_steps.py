@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from pytest_gradmask.training import loop
@@ -49,14 +49,14 @@ def test_recipe_chooses_the_optimizer(name: str, kind: type[torch.optim.Optimize
     assert {id(parameter) for parameter in group["params"]} == {id(parameter) for parameter in model.parameters()}
 
 
-def after_one_step(recipe: Recipe, file: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, torch.Tensor]:
+def after_one_step(recipe: Recipe, file: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Tensor]:
     with monkeypatch.context() as patch:
         kill_after(1, patch)
         with pytest.raises(KilledError):
             train(recipe, DATA, state_file=file)
     state = load_state(file, recipe, len(DATA))
     assert state is not None
-    model: dict[str, torch.Tensor] = state["model"]
+    model: dict[str, Tensor] = state["model"]
     return model
 
 
@@ -132,7 +132,7 @@ def test_reported_loss_and_accuracy_are_those_of_the_step(eps: float, monkeypatc
     losses: list[tuple[float, float]] = []
     seen: list[tuple[float, float]] = []
 
-    def spy(logits: torch.Tensor, labels: torch.Tensor, **rest: Any) -> torch.Tensor:
+    def spy(logits: Tensor, labels: Tensor, **rest: Any) -> Tensor:
         loss = original(logits, labels, **rest)
         if rest:  # the loss that is learned from; that of the inner attack has no label smoothing
             losses.append((loss.item(), (logits.argmax(1) == labels).float().mean().item()))

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pytest_gradmask.loading.datasets import Dataset
 from pytest_gradmask.training import __main__ as command
@@ -72,11 +72,11 @@ def separable(count: int, seed: int = 0) -> Dataset:
 DATA = separable(48)
 
 
-def weights(model: nn.Module) -> dict[str, torch.Tensor]:
+def weights(model: nn.Module) -> dict[str, Tensor]:
     return {key: value.clone() for key, value in model.state_dict().items()}
 
 
-def identical(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> bool:
+def identical(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> bool:
     return ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
 
 
@@ -88,7 +88,7 @@ def kill_after(calls: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the loop die in the step after so many, with a state saved after every step before."""
     original, count = loop.augment, iter(range(calls))
 
-    def dying(*args: Any) -> torch.Tensor:
+    def dying(*args: Any) -> Tensor:
         if next(count, None) is None:
             raise KilledError
         return original(*args)

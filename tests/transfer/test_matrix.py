@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pytest_gradmask import (
     ThreatModel,
@@ -98,7 +98,7 @@ def test_bpda_of_a_model_with_nothing_to_bypass() -> None:
 
 @pytest.mark.parametrize("value", [5.0, float("nan"), 0.7])
 def test_images_outside_fool_nobody(value: float) -> None:
-    def cheat(_: nn.Module, images: torch.Tensor, *__: Any, **___: Any) -> torch.Tensor:
+    def cheat(_: nn.Module, images: Tensor, *__: Any, **___: Any) -> Tensor:
         returned = images.clone()
         returned[:6] = torch.where(LABELS[:6].view(-1, 1, 1, 1) == 1, 1 - value, value)
         return returned
@@ -118,7 +118,7 @@ def test_randomized_models_are_judged_by_votes() -> None:
     assert rate.count == rate.total >= 20
 
 
-def trained() -> tuple[dict[str, nn.Module], torch.Tensor, torch.Tensor]:
+def trained() -> tuple[dict[str, nn.Module], Tensor, Tensor]:
     """Three models whose matrix is no round figure, one of them random."""
     models: dict[str, nn.Module] = {
         "front": nn.Sequential(NearIdentityConv(0.1), linear()).eval(),
@@ -205,7 +205,7 @@ def test_bad_input_is_refused(arguments: dict[str, Any], message: str) -> None:
 class AcrossImages(nn.Module):
     """Subtracts the mean of the batch."""
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         return left()(images - images.mean(0) + 0.5)  # type: ignore[no-any-return]
 
 

@@ -10,6 +10,7 @@ from typing import BinaryIO
 import numpy as np
 import torch
 from numpy.lib.npyio import NpzFile
+from torch import Tensor
 
 from pytest_gradmask.errors import DataError
 from pytest_gradmask.execution.files import cache_directory
@@ -57,7 +58,7 @@ def _checked(images: Array, labels: Array, where: str, source: str, classes: int
     if len(images) == 0:
         raise DataError(f"{where}: holds no images")
 
-    def read(some: Array) -> tuple[torch.Tensor, torch.Tensor]:
+    def read(some: Array) -> tuple[Tensor, Tensor]:
         return as_tensor(images[some]), torch.from_numpy(labels[some].astype(np.int64))
 
     return Unread(labels.tolist(), read, source, classes)

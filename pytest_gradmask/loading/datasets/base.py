@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from pytest_gradmask.errors import InputError
 
@@ -27,8 +28,8 @@ class Dataset:
         classes: how many there are, whether or not an image shows each; None if the source does not tell.
     """
 
-    images: torch.Tensor
-    labels: torch.Tensor
+    images: Tensor
+    labels: Tensor
     source: str
     classes: int | None = None
 
@@ -57,7 +58,7 @@ class Unread:
     """
 
     strata: Sequence[int]
-    read: Callable[[Array], tuple[torch.Tensor, torch.Tensor]]
+    read: Callable[[Array], tuple[Tensor, Tensor]]
     source: str
     classes: int | None
 
@@ -98,6 +99,6 @@ def chosen(strata: Sequence[int], samples: int, seed: int, source: str) -> Array
     return np.sort(sorted(shuffled, key=turns.__getitem__)[:samples])
 
 
-def as_tensor(images: Array) -> torch.Tensor:
+def as_tensor(images: Array) -> Tensor:
     """Bytes N x H x W x C as float32 N x C x H x W in [0, 1]."""
     return torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))).float() / 255

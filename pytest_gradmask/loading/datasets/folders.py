@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from pytest_gradmask.errors import DataError
 from pytest_gradmask.loading.datasets.base import Array, Unread, as_tensor
@@ -77,7 +78,7 @@ def _listed(listing: Path, folder: Path, number: dict[str, int]) -> list[tuple[s
 def _unread(samples: Sequence[tuple[str, int]], spec: DataSpec, classes: int) -> Unread:
     labels = [label for _, label in samples]
 
-    def read(some: Array) -> tuple[torch.Tensor, torch.Tensor]:
+    def read(some: Array) -> tuple[Tensor, Tensor]:
         files = [samples[index][0] for index in some]
         images = [_decoded(file, spec.crop) for file in files]
         for file, image in zip(files, images, strict=True):

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 _CHUNK = 512
 
 
-def estimate_batch_norm(model: nn.Module, images: torch.Tensor) -> None:
+def estimate_batch_norm(model: nn.Module, images: Tensor) -> None:
     """Set every batch norm's running statistics to those of ``images``, in place; weights stay as they are.
 
     For a model that meets images of another kind than it was trained on (Li et al. 2016, "AdaBN").

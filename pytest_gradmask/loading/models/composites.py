@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pytest_gradmask.defense import member_weights
 from pytest_gradmask.errors import InputError
@@ -19,7 +19,7 @@ class Composite(nn.Module):
         self.front_end = front_end
         self.backbone = backbone
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         return self.backbone(self.front_end(images))  # type: ignore[no-any-return]
 
 
@@ -42,7 +42,7 @@ class RandomizedEnsemble(nn.Module):
         self.weights = member_weights(weights, len(members))
         self.each_image = each_image
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         count = len(images) if self.each_image else 1
         chosen = torch.multinomial(torch.tensor(self.weights), count, replacement=True)
         if not self.each_image:
@@ -73,7 +73,7 @@ class Mixture(nn.Module):
         self.weights = member_weights(weights, len(members))
         self.probabilities = probabilities
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         outputs = torch.stack([member(images).float() for member in self.members])
         weights = outputs.new_tensor(self.weights).view(-1, 1, 1)
         if self.probabilities:

@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.functional import conv2d, relu_
 
 from pytest_gradmask.errors import InputError
@@ -61,13 +61,13 @@ class DnCNN(nn.Module):
         if zero_init:
             nn.init.zeros_(layers[-1].weight)  # type: ignore[arg-type]
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         residual = self.residual(images) if self.training else self._folded(images)
         if self.bound:
             residual = self.bound * torch.tanh(residual / self.bound)
         return images + residual if self.skip else residual
 
-    def _folded(self, images: torch.Tensor) -> torch.Tensor:
+    def _folded(self, images: Tensor) -> Tensor:
         """The residual in eval mode, where a batch norm is part of the convolution before it: half the time on a CPU.
 
         Up to rounding, ``self.residual(images)``.
@@ -88,7 +88,7 @@ class DnCNN(nn.Module):
         return hidden
 
 
-def calibrate(front_end: DnCNN, images: torch.Tensor, residual_std: float) -> DnCNN:
+def calibrate(front_end: DnCNN, images: Tensor, residual_std: float) -> DnCNN:
     """Make an untrained front end nearly the identity, in place.
 
     Sets the batch norm statistics to those of ``images``, then scales the last convolution so that the residual
@@ -118,7 +118,7 @@ def calibrate(front_end: DnCNN, images: torch.Tensor, residual_std: float) -> Dn
     return front_end
 
 
-def calibrated_front_end(images: torch.Tensor, *, residual_std: float, seed: int, **arguments: Any) -> DnCNN:
+def calibrated_front_end(images: Tensor, *, residual_std: float, seed: int, **arguments: Any) -> DnCNN:
     """A `DnCNN` with random weights that hardly changes images like these, however deep it is.
 
     Args:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pytest_gradmask.errors import InputError
 from pytest_gradmask.execution.isolation import no_trace
@@ -45,7 +45,7 @@ def load_model(spec: str, *, download: bool = False) -> nn.Module:
     return load(found, download)
 
 
-def check_classes(what: str, model: nn.Module, images: torch.Tensor, classes: int | None, data: str) -> None:
+def check_classes(what: str, model: nn.Module, images: Tensor, classes: int | None, data: str) -> None:
     """Raise unless a model classifies images of this size into as many classes as the data have.
 
     Args:
@@ -66,7 +66,7 @@ def check_classes(what: str, model: nn.Module, images: torch.Tensor, classes: in
             f"model {what!r}: raised {type(error).__name__} on an image of data {data!r}, of shape "
             f"{tuple(images.shape[1:])}: {error}"
         ) from error
-    count = outputs.shape[-1] if isinstance(outputs, torch.Tensor) and outputs.ndim == 2 else classes
+    count = outputs.shape[-1] if isinstance(outputs, Tensor) and outputs.ndim == 2 else classes
     if classes is not None and count != classes:
         raise InputError(
             f"model {what!r}: has {count} classes, but data {data!r} have {classes}; bring images of the classes that "

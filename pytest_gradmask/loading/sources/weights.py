@@ -6,12 +6,11 @@ from collections.abc import Callable
 from itertools import zip_longest
 from pathlib import Path
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pytest_gradmask.errors import CheckpointError
 
-State = dict[str, torch.Tensor]
+State = dict[str, Tensor]
 
 
 def with_weights(build: Callable[..., nn.Module], file: Path, name: str) -> nn.Module:
@@ -55,7 +54,7 @@ def _read_state(file: Path) -> State:
             f"weights {file}: cannot be read as a state dict ({reason}); no code of a file is run: save "
             "model.state_dict() alone, best as safetensors"
         ) from error
-    if not all(isinstance(value, torch.Tensor) for value in state.values()):
+    if not all(isinstance(value, Tensor) for value in state.values()):
         raise CheckpointError(f"weights {file}: hold no state dict, which maps names to tensors")
     return dict(state)
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
 from pytest_gradmask.errors import InputError
 from pytest_gradmask.threat import Norm, ThreatModel
@@ -52,7 +53,7 @@ def test_an_l2_ball_may_be_wider_than_the_bounds() -> None:
 
 
 @st.composite
-def problems(draw: st.DrawFn, norm: Norm) -> tuple[ThreatModel, torch.Tensor, torch.Tensor]:
+def problems(draw: st.DrawFn, norm: Norm) -> tuple[ThreatModel, Tensor, Tensor]:
     """A threat model, images in its bounds, and any points in space."""
     low = draw(st.sampled_from([0.0, -1.0, -2.1, 0.0, 100.0]))
     width = draw(st.sampled_from([1.0, 2.0, 255.0, 65535.0, 0.01]))
