@@ -1,4 +1,4 @@
-"""Tiny models whose behaviour is known, and batches for them."""
+"""Tiny models with known behaviour, and images for them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Shape = tuple[int, int, int]
 
 CPU = torch.device("cpu")
 
-#: A budget for toys: 24 images can settle a margin of 25 points.
+#: A budget for toys: 24 images suffice for a verdict with a margin of 25 percentage points.
 TINY = Budget(
     name="tiny",
     samples=24,
@@ -41,7 +41,7 @@ TINY = Budget(
 
 
 def seeded(seed: int = 0) -> torch.Generator:
-    """A generator."""
+    """A torch generator on the CPU with this seed."""
     return torch.Generator().manual_seed(seed)
 
 
@@ -98,7 +98,7 @@ def oracle(model: nn.Module, **arguments: Any) -> Oracle:
 
 
 class Recorder(nn.Module):
-    """Remembers what it was asked."""
+    """Records its inputs in ``asked``."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -111,7 +111,7 @@ class Recorder(nn.Module):
 
 
 class Boom:
-    """Tells on whoever unpickles it."""
+    """Sets ``opened`` when it is unpickled."""
 
     opened = False
 
@@ -120,7 +120,7 @@ class Boom:
 
 
 class Half(nn.Module):
-    """A binary linear classifier: class 1 where ``w.x + b`` is above 0. Its minimal perturbations are known."""
+    """A binary linear classifier: class 1 if ``w.x + b`` is above 0. Its minimal perturbations are known exactly."""
 
     def __init__(self, weight: Tensor, bias: float = 0.0) -> None:
         super().__init__()
@@ -145,9 +145,9 @@ def half_problem(count: int, shape: Shape, norm: str, distance: float, seed: int
     model = Half(weight, bias=0.3)
     images = torch.randn(count, *shape, generator=generator)
     labels = torch.arange(count) % 2
-    wanted = (2 * labels - 1) * distance * 10
+    scores = (2 * labels - 1) * distance * 10
     with torch.no_grad():
-        images = images + ((wanted - model.score(images)) / weight.norm() ** 2).view(-1, 1, 1, 1) * weight
+        images = images + ((scores - model.score(images)) / weight.norm() ** 2).view(-1, 1, 1, 1) * weight
     return model, images, labels
 
 
@@ -159,7 +159,7 @@ class Quantize(nn.Module):
 
 
 class Detach(nn.Module):
-    """A front end that is the identity, cut out of the graph."""
+    """A front end that is the identity, detached from the graph."""
 
     def forward(self, images: Tensor) -> Tensor:
         return images.detach()
@@ -183,7 +183,7 @@ class KillGradient(nn.Module):
 
 
 class RaisingBackward(torch.autograd.Function):
-    """The identity, which cannot be differentiated."""
+    """The identity, with a backward pass that raises."""
 
     @staticmethod
     def forward(ctx: Any, images: Tensor) -> Tensor:
@@ -195,14 +195,14 @@ class RaisingBackward(torch.autograd.Function):
 
 
 class QuantizeInPlace(nn.Module):
-    """As `Quantize`, written into the input."""
+    """As `Quantize`, but it overwrites its input."""
 
     def forward(self, images: Tensor) -> Tensor:
         return images.mul_(16).round_().div_(16)
 
 
 class NearIdentityConv(nn.Module):
-    """``x`` plus a small convolution of it, as the front ends of the paper."""
+    """``x`` plus a small convolution of it, as the front ends of arXiv:2402.17018."""
 
     def __init__(self, scale: float = 0.02) -> None:
         super().__init__()
@@ -213,6 +213,34 @@ class NearIdentityConv(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return images + self.residual(images)  # type: ignore[no-any-return]
+
+
+class Constant(nn.Module):
+    """The same logits for every image."""
+
+    logits: Tensor
+
+    def __init__(self, *logits: float) -> None:
+        super().__init__()
+        self.register_buffer("logits", torch.tensor(logits))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.logits.repeat(len(images), 1)
+
+
+class Counting(nn.Module):
+    """Counts its calls in a buffer. Each call adds ``growth`` to the factor of its logits, which is 1 at first."""
+
+    calls: Tensor
+
+    def __init__(self, model: nn.Module, growth: float = 0.0) -> None:
+        super().__init__()
+        self.model, self.growth = model, growth
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.calls = self.calls + 1
+        return self.model(images) * (1 + self.growth * self.calls)  # type: ignore[no-any-return]
 
 
 class Softmax(nn.Module):
@@ -239,7 +267,7 @@ class Noisy(nn.Module):
 
 
 class Spy(nn.Module):
-    """Passes images on and remembers the dtype of each batch, how many images it held, and whether gradients ran."""
+    """Records the dtype and size of each batch, and whether its gradient is tracked."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -261,7 +289,7 @@ THREAT = ThreatModel(0.1)
 
 
 def audited(defense: Defense | nn.Module, images: Tensor = IMAGES, **arguments: Any) -> Audit:
-    """An audit with the defense's own clean predictions as labels."""
+    """An audit whose labels are the defense's clean predictions, unless ``labels`` is passed."""
     model = defense.model if isinstance(defense, Defense) else defense
     with torch.random.fork_rng():
         arguments.setdefault("labels", predictions(model, images))
@@ -269,7 +297,7 @@ def audited(defense: Defense | nn.Module, images: Tensor = IMAGES, **arguments: 
 
 
 def timeless(audit: Audit) -> Audit:
-    """Without what only says how long it took."""
+    """The audit without its times."""
     return replace(audit, seconds=0.0, attacks=tuple(replace(attack, seconds=0.0) for attack in audit.attacks))
 
 

@@ -18,7 +18,7 @@ from pytest_gradmask.errors import DependencyError, EngineError, InputError, Los
 from pytest_gradmask.execution.engine import LOCAL, check_engine, opened, ray_address
 from pytest_gradmask.loading.models.composites import RandomizedEnsemble
 from tests.plugin.test_options import AUDIT_TEST
-from tests.toys import IMAGES, KillGradient, Noisy, audited, linear, masked, predictions, timeless
+from tests.toys import IMAGES, Counting, KillGradient, Noisy, audited, linear, masked, predictions, timeless
 
 LABELS = predictions(linear(), IMAGES)
 
@@ -145,27 +145,12 @@ def test_lost_worker_fails_the_attack() -> None:
     assert audit.attack("square").status == "done"
 
 
-class Counting(nn.Module):
-    """Counts its calls in a buffer."""
-
-    calls: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.model = linear()
-        self.register_buffer("calls", torch.zeros(()))
-
-    def forward(self, images: Tensor) -> Tensor:
-        self.calls += 1
-        return self.model(images)  # type: ignore[no-any-return]
-
-
 def test_stateful_defense_is_warned_of_where_copied() -> None:
     with pytest.warns(UserWarning, match="Counting changes as it runs"):
-        audited(Counting().eval(), engine=Elsewhere())
+        audited(Counting(linear()).eval(), engine=Elsewhere())
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        audited(Counting().eval())
+        audited(Counting(linear()).eval())
         audited(Noisy(linear(), 0.05).eval(), labels=LABELS, engine=Elsewhere())
 
 

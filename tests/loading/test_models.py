@@ -2,27 +2,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from pytest_gradmask.errors import InputError
 from pytest_gradmask.loading.models import ARCHITECTURES, build_model
 from pytest_gradmask.loading.models.backbones import CIFAR10_MEAN, CIFAR10_STD, Normalize, resnet, vgg
 from pytest_gradmask.loading.models.composites import Composite, Mixture, RandomizedEnsemble
 from pytest_gradmask.loading.models.front_ends import DnCNN
-from tests.toys import draw, linear
-
-
-class Constant(nn.Module):
-    """The same logits for every image."""
-
-    def __init__(self, *logits: float) -> None:
-        super().__init__()
-        self.register_buffer("logits", torch.tensor(logits))
-
-    def forward(self, images: Tensor) -> Tensor:
-        assert isinstance(self.logits, Tensor)
-        return self.logits.expand(len(images), -1)
-
+from tests.toys import Constant, draw, linear
 
 # backbones
 

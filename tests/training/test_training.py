@@ -16,7 +16,8 @@ from pytest_gradmask.errors import InputError
 from pytest_gradmask.loading.datasets import Dataset
 from pytest_gradmask.training import __main__ as command
 from pytest_gradmask.training import loop
-from pytest_gradmask.training.loop import augment, initialised, load_state, perturb, total_steps, train
+from pytest_gradmask.training.loop import augment, initialised, perturb, total_steps, train
+from pytest_gradmask.training.state import load_state
 from tests.toys import draw, linear, seeded
 from tests.training.training_toys import DATA, TINY, TOML, identical, separable, weights
 

@@ -10,8 +10,10 @@ import pytest
 import torch
 
 from pytest_gradmask.errors import CheckpointError
-from pytest_gradmask.training.loop import initialised, load_state, train
+from pytest_gradmask.training.loop import initialised, train
 from pytest_gradmask.training.recipes import Recipe
+from pytest_gradmask.training.state import load_state
+from tests.toys import Boom
 from tests.training.training_toys import (
     DATA,
     GUARDED,
@@ -136,15 +138,6 @@ def test_damaged_state_is_refused(tmp_path: Path, damage: str) -> None:
         file.write_bytes(content)
     with pytest.raises(CheckpointError, match=r"tiny\.state: (cannot be read|is not the state of a training run)"):
         train(TINY, DATA, state_file=file)
-
-
-class Boom:
-    """Tells on whoever unpickles it."""
-
-    opened = False
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return setattr, (Boom, "opened", True)
 
 
 def test_pickle_in_a_state_is_not_executed(tmp_path: Path) -> None:

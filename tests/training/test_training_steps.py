@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from pytest_gradmask.training import loop
-from pytest_gradmask.training.loop import Progress, initialised, load_state, train
+from pytest_gradmask.training.loop import Progress, initialised, train
 from pytest_gradmask.training.recipes import Recipe
+from pytest_gradmask.training.state import load_state
 from tests.training.training_toys import DATA, TINY, KilledError, kill_after
 
 # optimizers and schedules
