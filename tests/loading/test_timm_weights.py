@@ -16,7 +16,7 @@ from pytest_gradmask import load_model
 from pytest_gradmask.errors import CheckpointError, InputError
 from tests.toys import Boom, draw
 
-#: The smallest there is, made for tests of timm itself.
+#: The smallest model of timm, made for its own tests.
 NAME = "test_efficientnet.r160_in1k"
 
 
@@ -57,11 +57,11 @@ def expected(weights: dict[str, Tensor], images: Tensor) -> Tensor:
 @pytest.mark.parametrize(("suffix", "names"), [("pth", "timm's"), ("pth", "others"), ("safetensors", "timm's")])
 def test_weights_are_loaded_and_images_normalised(suffix: str, names: str, tmp_path: Path) -> None:
     weights, images, file = state(), draw(2, 3, 64, 64), tmp_path / f"weights.{suffix}"
-    given = {f"their {key}": value for key, value in weights.items()} if names == "others" else weights
+    stored = {f"their {key}": value for key, value in weights.items()} if names == "others" else weights
     if suffix == "pth":
-        torch.save(given, file)
+        torch.save(stored, file)
     else:
-        save_file(given, file)
+        save_file(stored, file)
     model = loaded(file)
     assert not model.training
     with torch.no_grad():
@@ -71,7 +71,7 @@ def test_weights_are_loaded_and_images_normalised(suffix: str, names: str, tmp_p
 
 
 def test_safetensors_with_other_names_are_refused(tmp_path: Path) -> None:
-    """The format sorts its tensors, so their order says nothing."""
+    """The format sorts its tensors, so they cannot be matched by order."""
     save_file({f"their {key}": value for key, value in state().items()}, tmp_path / "weights.safetensors")
     with pytest.raises(CheckpointError, match=f"do not fit {NAME}"):
         loaded(tmp_path / "weights.safetensors")

@@ -1,4 +1,4 @@
-"""A torch data set of a user's own."""
+"""A torch data set of the user."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from pytest_gradmask.loading.specs import DataSpec
 def from_items(spec: DataSpec) -> Unread:
     """The items (image, label) of a map-style data set.
 
-    Labels are known beforehand if it has them as ``targets``, as those of torchvision do; the number of classes is that
-    of its ``classes``.
+    If the data set has ``targets``, as those of torchvision have, its labels are known before the images are read. The
+    number of classes is the length of its ``classes``.
     """
     found: Any = called(f"data {spec.text!r}", spec.path, torch.utils.data.Dataset)
     try:
@@ -55,7 +55,7 @@ def _item(found: Any, index: int, source: str) -> tuple[Tensor, int]:
     where = f"data {source!r}: item {index}"
     try:
         image, label = found[index]
-    except Exception as error:  # it is the user's code that runs
+    except Exception as error:  # the user's code may raise anything
         raise DataError(f"{where} cannot be read as (image, label): {type(error).__name__}: {error}") from error
     if isinstance(image, Image.Image):
         image = to_tensor(image if image.mode == "L" else image.convert("RGB"))
