@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 from pytest_gradmask.errors import InputError
 
-if TYPE_CHECKING:  # the plugin builds threat models before any audit needs torch
+if TYPE_CHECKING:  # the plugin builds threat models before torch is needed
     import torch
     from torch import Tensor
 
 Norm = Literal["Linf", "L2"]
 
-#: Slack for rounding when a returned image is checked against the ball and the bounds, relative to their size.
+#: Tolerance for rounding when a returned image is checked against the ball and the bounds, relative to their size.
 _TOLERANCE = 1e-5
 
 
@@ -29,7 +29,7 @@ class ThreatModel:
         bounds: smallest and largest value of a pixel.
 
     Raises:
-        InputError: on values outside these ranges.
+        InputError: a value is outside of these ranges.
     """
 
     eps: float = 8 / 255
@@ -44,7 +44,7 @@ class ThreatModel:
         if not isinstance(self.norm, str) or self.norm not in get_args(Norm):
             raise InputError(f"norm={self.norm!r}: must be one of {', '.join(get_args(Norm))}")
         try:
-            low, high = (float(1.0 * bound) for bound in self.bounds)  # a string of digits is no number
+            low, high = (float(1.0 * bound) for bound in self.bounds)  # the multiplication refuses a string of digits
         except (TypeError, ValueError, OverflowError) as error:
             raise InputError(f"bounds={self.bounds!r}: must be two numbers, such as (0, 1)") from error
         if not (math.isfinite(low) and math.isfinite(high) and low < high):
@@ -59,11 +59,11 @@ class ThreatModel:
 
     @property
     def tolerance(self) -> float:
-        """Slack for rounding, in input units: 1e-5 for images in [0, 1]."""
+        """Tolerance for rounding, in input units: 1e-5 for images in [0, 1]."""
         return _TOLERANCE * max(abs(self.bounds[0]), abs(self.bounds[1]), self.eps)
 
     def project(self, perturbed: Tensor, images: Tensor) -> Tensor:
-        """The point of the ball around ``images`` nearest to ``perturbed``, then clipped to the bounds."""
+        """Project ``perturbed`` onto the ball around ``images``, then clip to the bounds."""
         delta = perturbed - images
         if self.norm == "Linf":
             delta = delta.clamp(-self.eps, self.eps)
@@ -72,15 +72,15 @@ class ThreatModel:
         return (images + delta).clamp(*self.bounds)
 
     def step(self, gradient: Tensor) -> Tensor:
-        """The steepest ascent direction of unit norm; all zero where the gradient is."""
+        """The steepest ascent direction of unit norm; zero if the gradient is zero."""
         if self.norm == "Linf":
             return gradient.sign()
-        # Largest entry first: the squares of very small or large gradients leave the range of a float.
+        # Divide by the largest entry first: the squares of very small or large gradients leave the range of a float.
         scaled = gradient / _largest(gradient).clamp_min(1e-38)
         return scaled / _norm2(scaled).clamp_min(1e-38)
 
     def random_start(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """A random point of the ball: uniform for Linf; uniform direction and radius for L2."""
+        """A random image in the ball: uniform for Linf; uniform direction and radius for L2."""
         if self.norm == "Linf":
             noise = _rand(images, generator) * (2 * self.eps) - self.eps
         else:

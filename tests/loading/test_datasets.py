@@ -96,9 +96,6 @@ def test_malformed_npz_is_refused(tmp_path: Path, arrays: dict[str, Array], mess
     assert str(file) in str(caught.value)
 
 
-#: Remove with the fix of `_from_npz`; each of these then passes.
-# numpy leaves the file open where an archive turns out to be none
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.99])
 def test_truncated_npz_is_refused(npz: Path, share: float) -> None:
     content = npz.read_bytes()

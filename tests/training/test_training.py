@@ -164,7 +164,7 @@ def test_initial_weights_of_another_shape_are_refused() -> None:
         train(dataclasses.replace(TINY, initial="tiny"), DATA, initial=other)
 
 
-def test_recalibration_sets_batch_norm_to_the_calibration_images_and_leaves_weights() -> None:
+def test_recalibration_changes_batch_norm_statistics_only() -> None:
     shifted = Dataset(DATA.images * 0.5, DATA.labels, "darker")
     plain, moved = (
         train(dataclasses.replace(TINY, recalibrate=recalibrate), DATA, calibration=shifted)
@@ -181,9 +181,7 @@ def test_recalibration_sets_batch_norm_to_the_calibration_images_and_leaves_weig
     assert not moved.training
 
 
-def test_the_command_refuses_an_initial_checkpoint_that_is_not_there(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_command_refuses_a_missing_initial_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "tiny.toml").write_text(TOML + 'initial = "nowhere"\n')
     images = (DATA.images.permute(0, 2, 3, 1) * 255).byte().numpy()
     np.savez(tmp_path / "data.npz", images=images, labels=DATA.labels.numpy())

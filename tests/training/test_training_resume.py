@@ -54,7 +54,7 @@ def test_killed_run_ends_as_if_undisturbed(
     assert [file.name for file in tmp_path.iterdir()] == ["tiny.state"]
 
 
-def test_state_holds_the_front_end_and_not_its_backbone(tmp_path: Path) -> None:
+def test_state_has_the_front_end_without_backbone(tmp_path: Path) -> None:
     front_end = train(GUARDED, DATA, backbone=initialised(TINY), state_file=tmp_path / "guarded.state")
     state = load_state(tmp_path / "guarded.state", GUARDED, len(DATA))
     assert state is not None
@@ -90,7 +90,7 @@ def test_seconds_add_up_over_interruptions(tmp_path: Path, monkeypatch: pytest.M
     assert second["seconds"] > first["seconds"] > 0
 
 
-def test_state_that_does_not_fit_its_own_recipe_is_refused(tmp_path: Path) -> None:
+def test_state_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "tiny.state"
     train(TINY, DATA, state_file=file)
     state = torch.load(file, weights_only=True)

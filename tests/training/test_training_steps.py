@@ -1,4 +1,4 @@
-"""What every step of a training does: optimizer and learning rate, and what it reports."""
+"""The steps of a training: optimizer, learning rate and reports."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def after_one_step(recipe: Recipe, file: Path, monkeypatch: pytest.MonkeyPatch) 
     return model
 
 
-def test_first_step_of_adamw_is_as_long_as_the_learning_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_first_adamw_step_has_the_learning_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = dataclasses.replace(TINY, optimizer="adamw", schedule="constant", learning_rate=0.01, weight_decay=0)
     found, start = after_one_step(recipe, tmp_path / "tiny.state", monkeypatch), initialised(recipe)
     for key, before in start.named_parameters():
@@ -108,7 +108,7 @@ def test_one_cycle_rises_for_a_quarter_and_falls(optimizer: str) -> None:
     assert rates[-1] < 1e-6
 
 
-def test_resumed_run_goes_on_with_the_learning_rate_it_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resumed_run_continues_the_learning_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = dataclasses.replace(TINY, optimizer="adamw", learning_rate=0.01)
     with watched() as undisturbed:
         train(recipe, DATA)
@@ -128,7 +128,7 @@ def test_every_step_is_reported() -> None:
 
 
 @pytest.mark.parametrize("eps", [0.0, 0.1])
-def test_reported_loss_and_accuracy_are_those_of_the_step(eps: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reports_have_loss_and_accuracy_of_the_step(eps: float, monkeypatch: pytest.MonkeyPatch) -> None:
     original = nn.functional.cross_entropy
     losses: list[tuple[float, float]] = []
     seen: list[tuple[float, float]] = []
@@ -179,9 +179,7 @@ def test_history_is_in_the_state(every: int, steps: list[int], tmp_path: Path, m
 
 
 @pytest.mark.parametrize("calls", [4, 5, 6])
-def test_history_of_a_resumed_run_has_no_gap_and_no_double(
-    calls: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_history_of_a_resumed_run_is_complete(calls: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop, "_LOG_EVERY_STEPS", 5)
     train(TINY, DATA, state_file=tmp_path / "undisturbed.state")
     with monkeypatch.context() as patch:
