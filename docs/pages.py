@@ -26,6 +26,8 @@ ROOT = Path(__file__).parent.parent
 OUTSIDE = {
     "ARCHITECTURE.md": "architecture.md",
     "CHANGELOG.md": "changelog.md",
+    "CONTRIBUTING.md": "contributing.md",
+    "SECURITY.md": "security.md",
     "examples/README.md": "examples.md",
     "fixtures/README.md": "fixtures.md",
 }
