@@ -11,7 +11,7 @@ from pytest_gradmask import Dataset, Defense
 from pytest_gradmask.auditing.research import bench
 
 _OURS = "pytest-gradmask"
-Progress = Callable[[str], None]
+Progress = Callable[[object], None]
 
 
 def strengths(

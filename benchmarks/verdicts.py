@@ -19,7 +19,7 @@ from pytest_gradmask.auditing.research import autoattack, moved, no_trace, rando
 _CHUNK = 100  # images at a time, as audits do on a CPU
 _BPDA_STEPS = 50
 
-Progress = Callable[[str], None]
+Progress = Callable[[object], None]
 
 
 def time_to_verdict(

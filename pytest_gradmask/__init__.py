@@ -56,12 +56,13 @@ if TYPE_CHECKING:
     from pytest_gradmask.threat import ThreatModel
     from pytest_gradmask.transfer.matrix import TransferMatrix
     from pytest_gradmask.transfer.run import transfer_matrix
-    from pytest_gradmask.verdict.results import AttackResult, Audit, Finding, Gap, Prediction, Proportion, Verdict
+    from pytest_gradmask.verdict.audit import Audit
+    from pytest_gradmask.verdict.results import AttackResult, Finding, Gap, Prediction, Proportion, Verdict
 
 _HOMES = {
     "Attack": "defense",
     "AttackResult": "verdict.results",
-    "Audit": "verdict.results",
+    "Audit": "verdict.audit",
     "AuditTimeoutError": "errors",
     "BinarizationTest": "binarization.run",
     "Budget": "auditing.budgets",

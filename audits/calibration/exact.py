@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from scipy.stats import binom
 
 from audits.calibration.simulation import ADAPTIVE, CONFIDENCE
-from pytest_gradmask.verdict.results import AttackResult, Verdict
-from pytest_gradmask.verdict.rule import decide
+from pytest_gradmask import AttackResult, Verdict
+from pytest_gradmask.auditing.research import decide
 
 
 def false_alarm_bound(images: int, discordant: Sequence[float]) -> float:

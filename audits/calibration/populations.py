@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from pytest_gradmask.auditing.budgets import Budget
+from pytest_gradmask import Budget
 
 _WRONG = 0.05  # share of images that are misclassified without an attack
 

@@ -78,8 +78,8 @@ def duel(
             )
 
         scorer = Scorer(
-            Oracle(ensemble, stream), data.images, data.labels, threat, seed,
-            Sampler(1, 1.0, members=Oracle.of_mixture(Mixture(members), stream)),
+            oracle=Oracle(ensemble, stream), images=data.images, labels=data.labels, threat=threat, seed=seed,
+            sampler=Sampler(1, 1.0, members=Oracle.of_mixture(Mixture(members), stream)),
         )  # fmt: skip
         clean, predictions = scorer.clean()
         targets = [index for index, found in predictions.items() if found.pilot > 0]
@@ -87,7 +87,10 @@ def duel(
         for attack, (run, members_known) in attacks.items():
             progress(f"{name}: {attack}")
             results[attack] = scorer.run(
-                PlannedAttack(attack, "adaptive", run, oracle(members_known=members_known)), targets
+                PlannedAttack(
+                    name=attack, kind="adaptive", access="gradient", run=run, model=oracle(members_known=members_known)
+                ),
+                targets,
             )
 
     def row(*run: AttackResult) -> dict[str, Any]:

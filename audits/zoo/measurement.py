@@ -33,8 +33,8 @@ RESULTS = Path(__file__).parent / "results"
 _TESTED = 8  # images of the binarization test
 
 Record = Mapping[str, Any]
-#: Called with a line of text before each step of `measure`.
-Progress = Callable[[str], None]
+#: Called with a line of text or an event before each step of `measure`.
+Progress = Callable[[object], None]
 
 
 def measure(

@@ -22,10 +22,9 @@ from pytest_gradmask.auditing.research import (
     RandomStream,
     Scorer,
     accuracy,
+    isolated,
     known_models,
     measure_gap,
-    moved,
-    no_trace,
     plan_sampler,
     subseed,
 )
@@ -114,23 +113,25 @@ def measure_truth(case: AuditedDefense) -> Truth:
 
 def _reference(case: AuditedDefense) -> AttackResult:
     """Run the reference and score it as an audit does."""
-    entry, defense, audit, threat, seed = case.entry, case.defense, case.audit, case.threat, case.seed
-    pilot_samples = case.pilot_samples
-    place = torch.device(case.device)
-    models = known_models(defense)
-    images, labels = case.images.to(place), case.labels.to(place)
+    defense, audit, device = case.defense, case.audit, torch.device(case.device)
+    images, labels = case.images.to(device), case.labels.to(device)
 
     def run(_: Oracle, images: Tensor, labels: Tensor, **arguments: Any) -> Tensor:
-        return entry.reference(defense, images, labels, **arguments)
+        return case.entry.reference(defense, images, labels, **arguments)
 
-    with moved(models, place), no_trace(models, place):
-        look = Oracle(defense.model, RandomStream(subseed(seed, "truth"), place), defense.outputs)
-        sampler = (
-            plan_sampler(look, None, images, pilot=pilot_samples, margin=audit.margin)[0] if audit.predictions else None
+    with isolated(known_models(defense), device):
+        oracle = Oracle(defense.model, RandomStream(subseed(case.seed, "truth"), device), defense.outputs)
+        sampler = None
+        if audit.predictions:
+            sampler, _ = plan_sampler(oracle, None, images, pilot=case.pilot_samples, margin=audit.margin)
+        scorer = Scorer(
+            oracle=oracle, images=images, labels=labels, threat=case.threat, seed=case.seed, sampler=sampler
         )
-        scorer = Scorer(look, images, labels, threat, seed, sampler)
-        result = scorer.run(PlannedAttack("reference", "adaptive", run, look), audit.survivors([]))
+        reference = PlannedAttack(name="reference", kind="adaptive", access="gradient", run=run, model=oracle)
+        result = scorer.run(reference, audit.survivors([]))
     if result.status != "done" or result.invalid:
         why = result.note or f"{result.invalid} images outside the ball or the bounds"
-        raise DataError(f"{entry.name}: its reference attack cannot be trusted ({why}); correct it, then measure again")
+        raise DataError(
+            f"{case.entry.name}: its reference attack cannot be trusted ({why}); correct it first"
+        )
     return result

@@ -24,9 +24,12 @@ Randomized defenses:
       random numbers.
 
 Rule and statistics:
-    - `decide` is the decision rule. `InterimAnalysis` and `plan_analyses` say when an audit analyses its results.
+    - `decide` is the decision rule for one audit, and `judge` the same rule for the counts of many audits at once.
+      `adjusted_p` corrects a p value for several analyses. `InterimAnalysis` and `plan_analyses` say when an audit
+      analyses its results.
     - `measure_gap` measures the masking gap of given attacks. `accuracy` is the robust accuracy under given attacks.
-    - `accuracy_bounds`, `clopper_pearson`, `mcnemar_p` and `mean_p` are the bounds and tests that verdicts rest on.
+    - `accuracy_bounds`, `clopper_pearson`, `paired_interval`, `mcnemar_p` and `mean_p` are the bounds and tests that
+      verdicts rest on.
 
 Models and data:
     - `as_defense` makes a `Defense` of a bare module. `Outputs` says whether a module returns logits or probabilities.
@@ -35,6 +38,7 @@ Models and data:
 
 Isolation and files:
     - `moved` moves models to a device for a while. `no_trace` restores all global state and the models afterwards.
+      `isolated` does both.
     - `random_state_kept` restores the global random generators, and `seeded_by` seeds them from a generator.
     - `replaced` writes a file in one atomic step. `versions` are the versions of installed packages, for records.
 """
@@ -48,8 +52,10 @@ from pytest_gradmask.attacks.losses import Loss, cross_entropy, logit_margin
 from pytest_gradmask.attacks.oracle import Oracle
 from pytest_gradmask.auditing.bench import bench
 from pytest_gradmask.auditing.budgets import BUDGETS, get_budget
-from pytest_gradmask.auditing.plan import PlannedAttack, Run, known_models
+from pytest_gradmask.auditing.plan import PlannedAttack, Run
+from pytest_gradmask.auditing.prepare import isolated
 from pytest_gradmask.auditing.scoring import Scorer, subseed
+from pytest_gradmask.auditing.surface import known_models
 from pytest_gradmask.defense import Outputs, as_defense
 from pytest_gradmask.execution.files import replaced
 from pytest_gradmask.execution.generators import random_state_kept, seeded_by
@@ -61,8 +67,8 @@ from pytest_gradmask.randomized.prediction import Sampler, draws_shared, plan_sa
 from pytest_gradmask.randomized.streams import RandomStream
 from pytest_gradmask.verdict.interim import InterimAnalysis, plan_analyses
 from pytest_gradmask.verdict.results import accuracy
-from pytest_gradmask.verdict.rule import decide, measure_gap
-from pytest_gradmask.verdict.stats import accuracy_bounds, clopper_pearson, mcnemar_p, mean_p
+from pytest_gradmask.verdict.rule import adjusted_p, decide, judge, measure_gap
+from pytest_gradmask.verdict.stats import accuracy_bounds, clopper_pearson, mcnemar_p, mean_p, paired_interval
 
 __all__ = [
     "BUDGETS",
@@ -78,6 +84,7 @@ __all__ = [
     "Scorer",
     "accuracy",
     "accuracy_bounds",
+    "adjusted_p",
     "arc",
     "as_defense",
     "autoattack",
@@ -89,7 +96,9 @@ __all__ = [
     "decide",
     "draws_shared",
     "get_budget",
+    "isolated",
     "joint_margins",
+    "judge",
     "known_models",
     "load_checkpoint",
     "logit_margin",
@@ -99,6 +108,7 @@ __all__ = [
     "member_by_member",
     "moved",
     "no_trace",
+    "paired_interval",
     "plan_analyses",
     "plan_sampler",
     "random_state_kept",

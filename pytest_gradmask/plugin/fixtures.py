@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from pytest_gradmask.loading.datasets import Dataset, Unread
     from pytest_gradmask.threat import ThreatModel
     from pytest_gradmask.transfer.matrix import TransferMatrix
-    from pytest_gradmask.verdict.results import AttackResult, Audit
+    from pytest_gradmask.verdict.audit import Audit
+    from pytest_gradmask.verdict.results import AttackResult
 
 
 class EvalBatch(NamedTuple):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from pytest_gradmask.auditing.events import Step
+    from pytest_gradmask.auditing.events import AttackStarted
 
 #: On the config: what attacks took in earlier audits of the run, in seconds an image.
 _RATES = pytest.StashKey[dict[str, float]]()
@@ -30,9 +30,9 @@ class Clock:
 
     earlier: dict[str, float]
     own: dict[str, float] = field(default_factory=dict)
-    _running: tuple[Step, float] | None = None
+    _running: tuple[AttackStarted, float] | None = None
 
-    def begin(self, step: Step, now: float) -> float | None:
+    def begin(self, step: AttackStarted, now: float) -> float | None:
         """Seconds until all attacks on these images have run, if each gets as many; None if that cannot be told."""
         self.end(now)
         self._running = step, now
@@ -52,7 +52,7 @@ class Clock:
             self._running = None
 
 
-def describe(step: Step, seconds: float | None, total: int) -> str:
+def describe(step: AttackStarted, seconds: float | None, total: int) -> str:
     """A step in words, with what is left after it: ``bpda on 14 of 40 images, then 3 more, about 2 min left``.
 
     Args:
@@ -78,7 +78,7 @@ def in_words(seconds: float) -> str:
 
 
 @contextmanager
-def progress_line(config: pytest.Config, title: str, images: Sized) -> Iterator[Callable[[str], None]]:
+def progress_line(config: pytest.Config, title: str, images: Sized) -> Iterator[Callable[[object], None]]:
     """Yield a function that shows its argument after ``title``, in place.
 
     Silent in logs (no terminal, or ``CI`` set), under xdist and with ``-q``.
@@ -92,7 +92,7 @@ def progress_line(config: pytest.Config, title: str, images: Sized) -> Iterator[
     if capture is None:
         yield lambda message: None
         return
-    from pytest_gradmask.auditing.events import Step
+    from pytest_gradmask.auditing.events import AttackStarted
 
     writer = config.get_terminal_writer()
     rates = config.stash.setdefault(_RATES, {})
@@ -103,13 +103,13 @@ def progress_line(config: pytest.Config, title: str, images: Sized) -> Iterator[
             writer.write("\r" + text[-(writer.fullwidth - 1) :].ljust(writer.fullwidth - 1))
             writer.flush()
 
-    def show(message: str) -> None:
+    def show(event: object) -> None:
         now = time.monotonic()
-        if isinstance(message, Step):
-            message = describe(message, clock.begin(message, now), len(images))
+        if isinstance(event, AttackStarted):
+            write(f"{title}: {describe(event, clock.begin(event, now), len(images))}")
         else:
             clock.end(now)
-        write(f"{title}: {message}")
+            write(f"{title}: {event}")
 
     try:
         yield show

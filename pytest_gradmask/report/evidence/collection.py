@@ -17,7 +17,8 @@ from pytest_gradmask.report.evidence.curves import Rerun, curves, run_again
 from pytest_gradmask.report.evidence.gradients import Views, landscapes, noise
 from pytest_gradmask.report.evidence.pictures import pictures
 from pytest_gradmask.threat import ThreatModel
-from pytest_gradmask.verdict.results import AttackResult, Audit, Verdict
+from pytest_gradmask.verdict.audit import Audit
+from pytest_gradmask.verdict.results import AttackResult, Verdict
 
 #: Images that curves and gradients are measured on, at most; drawn at random from those of the audit.
 SAMPLE = 16
@@ -36,7 +37,7 @@ def collect_evidence(
     threat: ThreatModel,
     device: str = "cpu",
     seed: int = 0,
-    progress: Callable[[str], None] = lambda message: None,
+    progress: Callable[[object], None] = lambda message: None,
 ) -> dict[str, Any]:
     """Attack and look at some images again, with the budget ``smoke``, so that a report can show what an audit tells.
 
@@ -70,7 +71,7 @@ def _from_the_defense(
     threat: ThreatModel,
     device: str,
     seed: int,
-    progress: Callable[[str], None],
+    progress: Callable[[object], None],
 ) -> dict[str, Part]:
     names = ("curves", "noise", "landscapes", "pictures")
     if not any(audit.clean):
@@ -95,7 +96,7 @@ def _look(
     given: Sequence[int],
     sample: int,
     shown: Sequence[int],
-    progress: Callable[[str], None],
+    progress: Callable[[object], None],
 ) -> dict[str, Part]:
     """All that asks the defense.
 
@@ -110,8 +111,8 @@ def _look(
     right = [index for index, kept in enumerate(prepared.clean) if kept]
     if not right:
         raise RuntimeError("none of the images looked at again is classified correctly without an attack")
-    strongest = _strongest(audit, prepared.names)
-    attacks = _compared(audit, prepared.names)
+    strongest = _strongest(audit, list(prepared.attacks))
+    attacks = _compared(audit, list(prepared.attacks))
     reruns: dict[str, Rerun] = {}
     for name in dict.fromkeys([*attacks, *([strongest] if strongest else [])]):
         progress(f"evidence: {name}")

@@ -46,7 +46,7 @@ def run_again(
 ) -> Rerun:
     """Run an attack of the plan, with this share of the threat model's eps and of the budget's iterations."""
     planned = next(
-        each for each in plan_attacks(bench.surface, _scaled(bench.budget, budget), True) if each.name == name
+        each for each in plan_attacks(bench.surface, _scaled(bench.budget, budget), quick=True) if each.name == name
     )
     returned: list[torch.Tensor] = []
 

@@ -35,7 +35,7 @@ def pictures(bench: Bench, rerun: Rerun, order: Sequence[int], given: Sequence[i
     low, high = scorer.threat.bounds
     clean = scorer.images[shown]
     adversarial = rerun.returned[[rerun.given.index(index) for index in shown]]
-    scorer.look.reseed(subseed(scorer.seed, "defense under pictures of evidence"))
+    scorer.oracle.reseed(subseed(scorer.seed, "defense under pictures of evidence"))
     before, after = _answers(bench, clean), _answers(bench, adversarial)
     difference = (adversarial - clean).nan_to_num(0, 0, 0)
     largest = difference.abs().max().item() / (high - low)
@@ -68,7 +68,7 @@ def pictures(bench: Bench, rerun: Rerun, order: Sequence[int], given: Sequence[i
 def _answers(bench: Bench, images: torch.Tensor) -> list[dict[str, Any]]:
     """One forward: the class, and its probability by a softmax of the logits."""
     with torch.no_grad():
-        shares = bench.scorer.look(images).softmax(1)
+        shares = bench.scorer.oracle(images).softmax(1)
     found, classes = shares.max(1)
     return [
         {"class": answer, "probability": round(share, 4) if math.isfinite(share) else None}
