@@ -131,7 +131,5 @@ def _reference(case: AuditedDefense) -> AttackResult:
         result = scorer.run(reference, audit.survivors([]))
     if result.status != "done" or result.invalid:
         why = result.note or f"{result.invalid} images outside the ball or the bounds"
-        raise DataError(
-            f"{case.entry.name}: its reference attack cannot be trusted ({why}); correct it first"
-        )
+        raise DataError(f"{case.entry.name}: its reference attack cannot be trusted ({why}); correct it first")
     return result
