@@ -123,7 +123,7 @@ def progress_line(config: pytest.Config, title: str, images: Sized) -> Iterator[
 
 
 @contextmanager
-def uncaptured(config: pytest.Config, wanted: bool) -> Iterator[None]:
+def uncaptured(config: pytest.Config, *, wanted: bool) -> Iterator[None]:
     """Where wanted, and somebody watches, let what libraries print through: how far a download is."""
     capture = _watched_capture(config) if wanted else None
     with nullcontext() if capture is None else capture.global_and_fixture_disabled():

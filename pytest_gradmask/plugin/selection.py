@@ -17,11 +17,11 @@ class Selection:
         audits: node ids of the tests that are to audit, in order.
     """
 
-    def __init__(self, worker: bool) -> None:
+    def __init__(self, *, is_worker: bool) -> None:
         self.audits: list[str] = []
         self._deselected: set[str] = set()
         self._files: set[str] = set()
-        self._untold = worker
+        self._unsent = is_worker
 
     def pytest_deselected(self, items: Sequence[pytest.Item]) -> None:
         """Remember what ``-k``, ``-m``, ``--deselect`` and other plugins leave out."""
@@ -39,8 +39,8 @@ class Selection:
     def pytest_runtest_makereport(self) -> Generator[None, Any, Any]:
         """Tell it on the first report, that of a setup: a worker that crashes later tells nothing more."""
         report = yield
-        if self._untold:
-            self._untold = False
+        if self._unsent:
+            self._unsent = False
             report.gradmask_selection = (self.audits, sorted(self._deselected), sorted(self._files))
         return report
 

@@ -16,6 +16,7 @@ from markupsafe import Markup
 from pytest_gradmask.execution.files import replaced
 from pytest_gradmask.report import charts, gradient_charts, wording
 from pytest_gradmask.report.explanations import explanations
+from pytest_gradmask.report.records import AuditRecord
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _MEANINGS = {
@@ -29,42 +30,42 @@ _MEANINGS = {
 
 def write_html(
     file: Path,
-    audits: Sequence[Mapping[str, Any]],
-    evidence: Sequence[Mapping[str, Any]],
+    records: Sequence[AuditRecord],
     transfers: Sequence[Mapping[str, Any]],
     provenance: Mapping[str, Any],
     *,
-    whole: bool = True,
+    complete: bool = True,
 ) -> None:
     """Write a run's report in one atomic step.
 
     Args:
         file: to write.
-        audits: in their JSON form.
-        evidence: for each of them, what `collect_evidence` returned, or nothing.
-        transfers: matrices in their JSON form.
+        records: the audits of the run, each with its evidence.
+        transfers: transfer matrices in their JSON form.
         provenance: of the run.
-        whole: whether the run came to its end.
+        complete: whether pytest reached its end, and every selected audit ran.
     """
-    page = render(audits, evidence, transfers, provenance, whole=whole)
+    page = render(records, transfers, provenance, complete=complete)
     with replaced(file) as part:
         part.write_text(page, encoding="utf-8")
 
 
 def render(
-    audits: Sequence[Mapping[str, Any]],
-    evidence: Sequence[Mapping[str, Any]],
+    records: Sequence[AuditRecord],
     transfers: Sequence[Mapping[str, Any]],
     provenance: Mapping[str, Any],
     *,
-    whole: bool = True,
+    complete: bool = True,
 ) -> str:
-    """The page; the arguments are those of `write_html`. Audits are sorted by test, so that workers leave no mark."""
-    pairs = sorted(zip(audits, evidence, strict=True), key=lambda pair: str(pair[0]["test"]))
+    """The page, as text. The arguments are those of `write_html`.
+
+    Audits are sorted by test, so that the page is the same however workers shared the tests.
+    """
     matrices = [_transfer(each) for each in sorted(transfers, key=lambda each: str(each["test"]))]
-    tested = {audit["test"] for audit in audits}
-    shown = [_audit(*pair, [each for each in matrices if each["test"] == pair[0]["test"]]) for pair in pairs]
-    told = explanations(finding["id"] for audit in audits for finding in audit["findings"])
+    ordered = sorted(records, key=lambda record: str(record["audit"]["test"]))
+    audits = [_audit(record, matrices) for record in ordered]
+    tests = {audit["test"] for audit in audits}
+    texts = explanations(finding["id"] for audit in audits for finding in audit["findings"])
     environment = Environment(
         loader=FileSystemLoader(_TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
@@ -76,33 +77,32 @@ def render(
         "eps": wording.eps_text,
     }
     return environment.get_template("report.html.jinja").render(
-        audits=shown,
+        audits=audits,
         counts={name: sum(audit["verdict"] == name for audit in audits) for name in _MEANINGS},
         meanings=_MEANINGS,
-        # Our own page, of which any HTML was escaped.
-        explained={name: Markup(text) for name, text in told.items()},  # nosec B704
-        lone_transfers=[each for each in matrices if each["test"] not in tested],
+        # The text is from our own documentation, and any HTML in it was escaped.
+        explained={name: Markup(text) for name, text in texts.items()},  # nosec B704
+        lone_transfers=[each for each in matrices if each["test"] not in tests],
         started=provenance["started"],
         run=_run(provenance),
-        whole=whole,
+        complete=complete,
     )
 
 
-def _audit(
-    audit: Mapping[str, Any], evidence: Mapping[str, Any], transfers: Sequence[Mapping[str, Any]]
-) -> dict[str, Any]:
-    """All that the template shows of one audit."""
-    judged = audit["clean_accuracy"] is not None
+def _audit(record: AuditRecord, matrices: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Everything that the template shows of one audit."""
+    audit, evidence = record["audit"], record["evidence"]
+    raised = audit["clean_accuracy"] is None
     return {
         **audit,
         "sentence": wording.verdict_sentence(audit),
-        "accuracy": _picture(charts.accuracy_chart, audit) if judged else None,
+        "accuracy": None if raised else _picture(charts.accuracy_chart, audit),
         "survival": _survival(evidence.get("outcomes")),
         "curves": _curves(evidence.get("curves")),
         "noise": _noise(evidence.get("noise")),
         "landscapes": _landscapes(evidence.get("landscapes")),
         "pictures": evidence.get("pictures"),
-        "transfers": transfers,
+        "transfers": [each for each in matrices if each["test"] == audit["test"]],
         "settings": _settings(audit, evidence),
     }
 

@@ -158,7 +158,7 @@ def test_a_directory_that_cannot_be_written_to_is_a_usage_error(
     def refused(dir: Path) -> None:  # noqa: A002
         raise PermissionError(13, "Permission denied", str(dir))
 
-    monkeypatch.setattr("pytest_gradmask.plugin.settings.tempfile.TemporaryFile", refused)
+    monkeypatch.setattr("pytest_gradmask.plugin.options.tempfile.TemporaryFile", refused)
     pytester.makepyfile(test_it=ONE)
     result = pytester.runpytest(f"--gradmask-{option}=out")
     assert result.ret == pytest.ExitCode.USAGE_ERROR

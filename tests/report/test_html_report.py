@@ -22,6 +22,7 @@ from pytest_gradmask.report import charts
 from pytest_gradmask.report.explanations import explanations
 from pytest_gradmask.report.html import render, write_html
 from pytest_gradmask.report.json import crash_to_json, to_json, transfer_to_json
+from pytest_gradmask.report.records import AuditRecord
 from tests.report.evidence_toys import honest_case, masked_case
 from tests.transfer.transfer_toys import pairwise
 
@@ -67,15 +68,21 @@ class Page(HTMLParser):
         return re.sub(r"\s+", " ", "".join(data for tag, data in self.texts if tag != "style"))
 
 
+def records(
+    audits: Sequence[Mapping[str, Any]], evidence: Sequence[Mapping[str, Any]] | None = None
+) -> list[AuditRecord]:
+    """Each audit with its evidence, by default none."""
+    evidence = [{} for _ in audits] if evidence is None else evidence
+    return [AuditRecord(audit=dict(audit), evidence=dict(each)) for audit, each in zip(audits, evidence, strict=True)]
+
+
 def page(
     audits: Sequence[Mapping[str, Any]] = (),
     evidence: Sequence[Mapping[str, Any]] | None = None,
     transfers: Sequence[Mapping[str, Any]] = (),
     **arguments: Any,
 ) -> Page:
-    found = Page(
-        render(audits, [{} for _ in audits] if evidence is None else evidence, transfers, PROVENANCE, **arguments)
-    )
+    found = Page(render(records(audits, evidence), transfers, PROVENANCE, **arguments))
     assert found.open == []
     return found
 
@@ -214,7 +221,7 @@ def test_a_chart_that_cannot_be_drawn_leaves_the_page_whole(monkeypatch: pytest.
 
 
 def test_without_an_audit_and_after_an_interruption_there_is_a_page() -> None:
-    found = page(whole=False)
+    found = page(complete=False)
     assert "No audit ran to its end" in found.text()
     assert "The run is not complete" in found.text()
     assert "interrupted" not in page([to_json(masked_case().audit)]).text()
@@ -224,7 +231,7 @@ def test_the_order_of_audits_leaves_no_mark() -> None:
     audits = [crash_to_json(test, "net", ValueError(test)) for test in ("b", "a")]
     evidence = [{"pictures": masked_case().evidence["pictures"]}, {}]
     there, back = (
-        render(list(some), list(shown), [], PROVENANCE)
+        render(records(some, shown), [], PROVENANCE)
         for some, shown in ((audits, evidence), (audits[::-1], evidence[::-1]))
     )
     assert there == back
@@ -250,8 +257,8 @@ def test_a_page_replaces_the_old_one_only_when_it_is_whole(tmp_path: Path, monke
     with monkeypatch.context() as patch:
         patch.setattr(Path, "write_text", cut_off)
         with pytest.raises(OSError, match="disk full"):
-            write_html(file, [], [], [], PROVENANCE)
+            write_html(file, [], [], PROVENANCE)
     assert file.read_text() == "old"
     assert list(tmp_path.iterdir()) == [file]
-    write_html(file, [], [], [], PROVENANCE)
+    write_html(file, [], [], PROVENANCE)
     assert file.read_text().startswith("<!doctype html>")
