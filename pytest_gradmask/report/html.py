@@ -1,4 +1,4 @@
-"""Audits as one HTML file that needs nothing else: no network, no script, no other file.
+"""Audits as one HTML file that needs no network, no script and no other file.
 
 ``pip install pytest-gradmask[report]``.
 """
@@ -20,11 +20,11 @@ from pytest_gradmask.report.records import AuditRecord
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _MEANINGS = {
-    "MASKED": "adaptive attacks break images that gradient attacks, given the same budget again, do not. The robust "
-    "accuracy under gradient attacks is an artefact.",
-    "NOT_MASKED": "a gap above the margin is excluded, and the attacks work on this defense. That alone does not make "
-    "it robust.",
-    "INCONCLUSIVE": "neither is shown. It is no pass.",
+    "MASKED": "adaptive attacks break images that gradient attacks do not break, even if these get the same budget "
+    "again. The robust accuracy under gradient attacks is an artefact.",
+    "NOT_MASKED": "a masking gap above the margin is excluded, and the attacks work on this defense. That alone does "
+    "not make it robust.",
+    "INCONCLUSIVE": "neither is shown. Such an audit does not pass.",
 }
 
 
@@ -73,7 +73,7 @@ def render(
     environment.filters |= {
         "percent": wording.percent,
         "share": wording.share_text,
-        "gap": wording.gap_text,
+        "gap": wording.gap_figures,
         "eps": wording.eps_text,
     }
     return environment.get_template("report.html.jinja").render(
@@ -108,7 +108,7 @@ def _audit(record: AuditRecord, matrices: Sequence[Mapping[str, Any]]) -> dict[s
 
 
 def _picture(make: Callable[..., charts.Picture], *data: Any) -> dict[str, str]:
-    """A chart, or why there is none: a page without one of its charts is better than no page."""
+    """A chart, or the error that prevents it: a page without one of its charts is better than no page."""
     try:
         return make(*data)._asdict()
     except Exception as error:
@@ -121,9 +121,9 @@ def _survival(outcomes: Mapping[str, Any] | None) -> dict[str, Any] | None:
     images = outcomes["images"]
     return {
         "picture": _picture(charts.survival_chart, outcomes),
-        "wrong": [image for image, right in zip(images, outcomes["clean"], strict=True) if not right],
+        "misclassified": [image for image, correct in zip(images, outcomes["clean"], strict=True) if not correct],
         "broken": [
-            {"name": attack["name"], "images": [images[place] for place in attack["broken"]]}
+            {"name": attack["name"], "images": [images[index] for index in attack["broken"]]}
             for attack in outcomes["attacks"]
         ],
     }
@@ -176,7 +176,7 @@ def _transfer(transfer: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _settings(audit: Mapping[str, Any], evidence: Mapping[str, Any]) -> dict[str, str]:
-    """Whatever decides the figures, in words."""
+    """Everything that the figures depend on, in words."""
     provenance = audit["provenance"]
     if not provenance:
         return {}
@@ -184,17 +184,19 @@ def _settings(audit: Mapping[str, Any], evidence: Mapping[str, Any]) -> dict[str
     return {
         "threat model": f"{wording.threat_text(provenance['threat'])}, images in {provenance['threat']['bounds']}",
         "budget": f"{provenance['budget']}; {provenance['autoattack']}",
-        "margin": f"{100 * audit['margin']:.4g} points",
+        "margin": f"{100 * audit['margin']:.4g} percentage points",
         "confidence": f"{wording.percent(audit['confidence'])} of every bound and test",
-        "images": f"{audit['images']} looked at, of {audit['images_given']} given",
-        "every attack on every image": "yes" if audit["exhaustive"] else "no, the audit ended once it was certain",
+        "images": f"{audit['images']} used, of {audit['images_given']} given",
+        "every attack on every image": "yes"
+        if audit["exhaustive"]
+        else "no, the audit ended once its verdict was certain",
         "bypassed by BPDA": ", ".join(audit["bypassed"]) or "nothing",
         "seed": str(provenance["seed"]),
         "device": str(provenance["device"]),
         "versions": ", ".join(f"{name} {version}" for name, version in provenance["versions"].items()),
-        "SHA-256 of the defense": hashes.get("defense", f"none: {hashes.get('error', 'not taken')}"),
-        "SHA-256 of images and labels": hashes.get("images and labels", f"none: {hashes.get('error', 'not taken')}"),
-        "from the cache": "yes, of an earlier run" if audit["cached"] else "no",
+        "SHA-256 of the defense": hashes.get("defense", f"none: {hashes.get('error', 'not computed')}"),
+        "SHA-256 of images and labels": hashes.get("images and labels", f"none: {hashes.get('error', 'not computed')}"),
+        "from the cache": "yes, from an earlier run" if audit["cached"] else "no",
         "seconds of the audit": f"{audit['seconds']:.1f}",
         "seconds for this report": f"{evidence.get('seconds', 0):.1f}",
     }

@@ -119,7 +119,9 @@ def test_no_audit():
         assert result.ret == 1
         found = read(pytester.path / "o.json")
         assert (found["complete"], found["not_run"], len(found["audits"])) == (False, ["test_broken.py"], 2)
-        result.stdout.fnmatch_lines(["The run is not complete: *1 of what was to audit did not run (test_broken.py)."])
+        result.stdout.fnmatch_lines(
+            ["The run is not complete: *1 of the selected tests or files did not run (test_broken.py)."]
+        )
 
     def test_a_worker_that_crashes_leaves_its_test_not_run(self, pytester: pytest.Pytester) -> None:
         code = self.ORDER.replace("{stop}", "import os; os._exit(1)")

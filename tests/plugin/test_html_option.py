@@ -80,7 +80,7 @@ def test_two_runs_give_the_same_page_whatever_the_workers(pytester: pytest.Pytes
     plain, spread = ((pytester.path / f"{name}.html").read_text() for name in ("plain", "spread"))
     for told in (
         "Sequential: ",
-        "MASKED (gap of",
+        "MASKED (masking gap of",
         "train mode",
         "Transfer matrices of other tests",
         "Robust accuracy against eps. apgd-ce",
@@ -120,7 +120,7 @@ def test_what_goes_wrong_while_collecting_fails_no_test(
     pytester.makepyfile(test_it=ONE)
     pytester.runpytest(*RUN, "--gradmask-html=out.html").assert_outcomes(passed=1)
     page = (pytester.path / "out.html").read_text()
-    assert "MASKED (gap of" in page
+    assert "MASKED (masking gap of" in page
     assert page.count("could not be made: MemoryError: no room") == 4
 
 

@@ -139,7 +139,7 @@ def test_an_inconclusive_audit_fails_both_assertions(pytester: pytest.Pytester) 
     )
     result = pytester.runpytest(*RUN, "--gradmask-json=out.json")
     result.assert_outcomes(failed=2)
-    result.stdout.fnmatch_lines(["*about * images settle it*", "*This is no pass*"])
+    result.stdout.fnmatch_lines(["*about * images settle it*", "*This does not pass*"])
     assert {audit["verdict"] for audit in read(pytester.path / "out.json")} == {"INCONCLUSIVE"}
 
 

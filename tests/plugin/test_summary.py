@@ -43,7 +43,7 @@ def test_a_run_that_is_not_complete_says_why() -> None:
     lines = summary(plain_run(plain_audit(), complete=False, exit_status=2, not_run=missing), every=False)
     assert lines[-2:] == [
         "1 audit: 1 NOT_MASKED",
-        "The run is not complete: pytest ended with exit status 2, 4 of what was to audit did not run "
+        "The run is not complete: pytest ended with exit status 2, 4 of the selected tests or files did not run "
         "(t.py::test_a, t.py::test_b, t.py::test_c, ...).",
     ]
     assert summary(plain_run(complete=False, exit_status=2), every=False)[0] == "0 audits: none ran"

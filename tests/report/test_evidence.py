@@ -16,7 +16,7 @@ from pytest_gradmask.attacks.losses import logit_margin
 from pytest_gradmask.defense import Defense
 from pytest_gradmask.report.evidence.collection import collect_evidence
 from pytest_gradmask.report.evidence.curves import _EPS
-from pytest_gradmask.report.evidence.gradients import OWN
+from pytest_gradmask.report.evidence.gradients import DEFENSE_GRADIENT
 from pytest_gradmask.report.evidence.pictures import _png
 from pytest_gradmask.report.gradient_charts import mean_cosines
 from pytest_gradmask.threat import ThreatModel
@@ -86,7 +86,7 @@ def test_a_larger_budget_costs_more_passes() -> None:
 def test_noise_tells_a_zero_gradient_and_a_good_one() -> None:
     own, around = masked_case().evidence["noise"]["ways"]
     images = masked_case().evidence["noise"]["images"]
-    assert (own["name"], own["zero"], around["zero"]) == (OWN, images, 0)
+    assert (own["name"], own["zero"], around["zero"]) == (DEFENSE_GRADIENT, images, 0)
     assert all(value is None for values in own["cosines"] for value in values)
     for way in (around, honest_case().evidence["noise"]["ways"][0]):
         assert min(mean or 0.0 for mean in mean_cosines(way)) > 0.9

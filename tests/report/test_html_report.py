@@ -156,8 +156,8 @@ def test_a_page_says_what_was_found() -> None:
     text = with_everything().text()
     audit = masked_case().audit
     for told in (
-        "once adaptive attacks join them: MASKED (gap of",
-        "once adaptive attacks join them: NOT_MASKED (gap of",
+        "once adaptive attacks join them: MASKED (masking gap of",
+        "once adaptive attacks join them: NOT_MASKED (masking gap of",
         audit.reasons[0],
         next(finding.message for finding in audit.findings if finding.id == "zero-gradient"),
         "it is exactly zero at",
@@ -205,7 +205,7 @@ def test_an_audit_that_crashed_and_one_without_evidence_have_their_place() -> No
 def test_a_part_that_could_not_be_made_says_why() -> None:
     evidence = {"curves": {"error": "OSError: gone"}, "pictures": {"error": "OSError: lost"}}
     text = page([to_json(masked_case().audit)], [evidence]).text()
-    assert "could not be made: OSError: gone. The verdict does not rest on it." in text
+    assert "could not be made: OSError: gone. The verdict does not depend on it." in text
     assert "could not be made: OSError: lost." in text
 
 

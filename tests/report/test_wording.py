@@ -32,11 +32,11 @@ def judged(verdict: str, **more: Any) -> dict[str, Any]:
 
 SENTENCES = {
     "MASKED": "At eps 8/255 (Linf) on 200 images, resnet's robust accuracy is 95 % [90.1, 98] under gradient attacks, "
-    "but 5 % [2.1, 10] once adaptive attacks join them: MASKED (gap of 90 points [83, 95.1] beyond a placebo of the "
-    "same budget, confidence 99 %).",
+    "but 5 % [2.1, 10] once adaptive attacks join them: MASKED (masking gap of 90 percentage points [83, 95.1] beyond "
+    "a placebo of the same budget, confidence 99 %).",
     "NOT_MASKED": "At eps 8/255 (Linf) on 200 images, resnet's robust accuracy is 95 % [90.1, 98] under gradient "
-    "attacks and 5 % [2.1, 10] once adaptive attacks join them: NOT_MASKED (gap of 90 points [83, 95.1], so none above "
-    "the margin of 5 points, confidence 99 %).",
+    "attacks and 5 % [2.1, 10] once adaptive attacks join them: NOT_MASKED (masking gap of 90 percentage points "
+    "[83, 95.1], so it is not above the margin of 5 percentage points, confidence 99 %).",
     "INCONCLUSIVE": "At eps 8/255 (Linf) on 200 images, resnet's robust accuracy is 95 % [90.1, 98] under gradient "
     "attacks and 5 % [2.1, 10] once adaptive attacks join them, which is INCONCLUSIVE: a first reason; a second one.",
 }
