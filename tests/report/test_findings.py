@@ -38,18 +38,18 @@ def sections() -> dict[str, str]:
     return dict(zip(titled[::2], titled[1::2], strict=True))
 
 
-def test_every_id_has_a_section_and_every_section_an_id() -> None:
+def test_ids_and_sections_match() -> None:
     assert len(emitted()) > 20
     assert set(sections()) - {COVERS} == emitted()
 
 
-def test_sections_are_in_the_order_of_the_alphabet() -> None:
+def test_sections_are_in_alphabetical_order() -> None:
     titles = [title for title in sections() if title != COVERS]
     assert titles == sorted(titles)
 
 
 @pytest.mark.parametrize("name", sorted(emitted()))
-def test_a_section_says_when_why_and_what_to_do(name: str) -> None:
+def test_a_section_has_its_three_parts(name: str) -> None:
     labels = re.findall(r"^\*(.+?):\*", sections()[name], flags=re.MULTILINE)
     assert labels == ["Raised if", "Explanation", "Remedy"]
 

@@ -1,4 +1,4 @@
-"""A look at the report in a browser: every section of it is there, and something is drawn in each."""
+"""The report in a browser: every section is there, and something is drawn in each."""
 
 from __future__ import annotations
 

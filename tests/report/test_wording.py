@@ -1,4 +1,4 @@
-"""Sentences that can be quoted."""
+"""Sentences and figures of an audit that can be quoted."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_each_verdict_has_a_sentence(verdict: str, sentence: str) -> None:
     assert verdict_sentence(judged(verdict)).replace("\N{NO-BREAK SPACE}", " ") == sentence
 
 
-def test_without_figures_it_says_why() -> None:
+def test_without_figures_there_are_reasons() -> None:
     assert (
         verdict_sentence(judged("INCONCLUSIVE", gap=None)) == "resnet: INCONCLUSIVE, as a first reason; a second one."
     )
@@ -67,7 +67,7 @@ def test_without_figures_it_says_why() -> None:
         (0.031372551, "8/255"),
     ],
 )
-def test_a_radius_is_given_as_papers_do(eps: float, text: str) -> None:
+def test_a_radius_is_written_as_in_papers(eps: float, text: str) -> None:
     assert eps_text(eps) == text
 
 
@@ -75,7 +75,7 @@ def test_in_other_bounds_a_radius_is_a_number() -> None:
     assert threat_text({"norm": "L2", "eps": 1.0, "bounds": [-1, 1]}) == "eps 1 (L2)"
 
 
-def test_percentages_have_one_decimal_where_they_need_it() -> None:
+def test_percentages_have_at_most_one_decimal() -> None:
     assert [percent(value).replace("\N{NO-BREAK SPACE}", " ") for value in (0.05, 0.0549, 1)] == [
         "5 %",
         "5.5 %",
