@@ -36,7 +36,7 @@ def collect_evidence(
     threat: ThreatModel,
     device: str = "cpu",
     seed: int = 0,
-    progress: Callable[[str], None] = lambda message: None,
+    progress: Callable[[object], None] = lambda message: None,
 ) -> dict[str, Any]:
     """Attack some images again with the budget ``smoke``, so that a report can illustrate an audit.
 
@@ -46,7 +46,7 @@ def collect_evidence(
     Args:
         audit: of this defense.
         defense, images, labels, threat, device, seed: the arguments of the audit.
-        progress: called with a line of text before each step.
+        progress: called with a text before each step.
 
     Returns:
         Plain data, ready for JSON: ``outcomes`` (which attack broke which image), ``curves`` (accuracy against eps and
@@ -70,7 +70,7 @@ def _measured(
     threat: ThreatModel,
     device: str,
     seed: int,
-    progress: Callable[[str], None],
+    progress: Callable[[object], None],
 ) -> dict[str, Part]:
     names = ("curves", "noise", "landscapes", "pictures")
     if not any(audit.clean):
@@ -95,7 +95,7 @@ def _parts(
     numbers: Sequence[int],
     sample: int,
     shown: Sequence[int],
-    progress: Callable[[str], None],
+    progress: Callable[[object], None],
 ) -> dict[str, Part]:
     """The parts that need forwards of the defense.
 
@@ -105,7 +105,7 @@ def _parts(
         numbers: for each of these images, its number in the report.
         sample: so many of these images, from the first on, are a random sample of the audit's images.
         shown: indices of the images to show one by one, the most informative first.
-        progress: called with a line of text before each step.
+        progress: called with a text before each step.
     """
     correct = [index for index, is_correct in enumerate(prepared.clean) if is_correct]
     if not correct:
