@@ -12,7 +12,7 @@ from pytest_gradmask.auditing.bench import bench
 from pytest_gradmask.loading.datasets import Dataset
 
 _OURS = "pytest-gradmask"
-Progress = Callable[[str], None]
+Progress = Callable[[object], None]
 
 
 def strengths(

@@ -24,7 +24,7 @@ from pytest_gradmask.loading.datasets import Dataset
 _CHUNK = 100  # images at a time, as audits do on a CPU
 _BPDA_STEPS = 50
 
-Progress = Callable[[str], None]
+Progress = Callable[[object], None]
 
 
 def time_to_verdict(

@@ -28,11 +28,12 @@ if TYPE_CHECKING:
     from pytest_gradmask.threat import ThreatModel
     from pytest_gradmask.transfer.matrix import TransferMatrix
     from pytest_gradmask.transfer.run import transfer_matrix
-    from pytest_gradmask.verdict.results import Audit, Finding, Verdict
+    from pytest_gradmask.verdict.audit import Audit
+    from pytest_gradmask.verdict.results import Finding, Verdict
 
 _HOMES = {
     "Attack": "defense",
-    "Audit": "verdict.results",
+    "Audit": "verdict.audit",
     "Defense": "defense",
     "Finding": "verdict.results",
     "GradmaskError": "errors",

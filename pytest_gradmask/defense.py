@@ -9,30 +9,37 @@ from typing import Any, Literal, get_args
 from torch import nn
 
 from pytest_gradmask.errors import InputError
+from pytest_gradmask.threat import Access
 
 Outputs = Literal["logits", "probabilities"]
 
 
 @dataclass(frozen=True, slots=True)
 class Attack:
-    """An attack of your own: whoever adapts to a defense writes one.
+    """An attack of your own, written for this defense.
 
     Attributes:
         run: ``run(model, images, labels, *, threat, generator)`` returns images of the same shape, dtype and device,
             of which those outside of the ball or the bounds do not count. ``model`` gives logits (float32, N x K) and
-            counts its passes, which the placebo gets, too; random numbers come from ``generator`` (of the CPU).
+            counts its passes, which the placebo gets, too. Random numbers come from ``generator`` (of the CPU).
         name: for reports; by default the function's.
-        kind: ``"adaptive"``, or ``"gradient"`` for one that follows the defense's own gradients, knowing nothing of it.
-        through: the module that ``model`` asks instead of the defense: a differentiable version of it, or another.
+        kind: ``"adaptive"``, or ``"gradient"`` for one that follows the defense's own gradient and knows nothing else.
+        through: the module that ``model`` runs instead of the defense: a differentiable version of it, or another.
+        access: what the attack sees of the defense: ``"gradient"``, ``"surrogate"`` (the gradient of another model),
+            ``"bypass"`` (a gradient that skips operations, as in BPDA), ``"scores"`` (outputs alone) or ``"labels"``
+            (decisions alone). Findings compare attacks by it. By default ``"surrogate"`` where ``through`` is given,
+            otherwise ``"gradient"``.
 
     Raises:
-        InputError: ``run`` cannot be called, ``through`` is not a module, ``kind`` is unknown, or there is no name.
+        InputError: ``run`` cannot be called, ``through`` is not a module, ``kind`` or ``access`` is unknown, or there
+            is no name.
     """
 
     run: Callable[..., Any]
     name: str = ""
     kind: Literal["adaptive", "gradient"] = "adaptive"
     through: nn.Module | None = None
+    access: Access | None = None
 
     def __post_init__(self) -> None:
         if not callable(self.run):
@@ -41,6 +48,10 @@ class Attack:
             raise InputError(f"kind={self.kind!r}: must be adaptive or gradient")
         if not (self.through is None or isinstance(self.through, nn.Module)):
             raise InputError(f"through={self.through!r}: must be a torch.nn.Module, or None for the defense itself")
+        if self.access is None:
+            object.__setattr__(self, "access", "gradient" if self.through is None else "surrogate")
+        elif self.access not in get_args(Access):
+            raise InputError(f"access={self.access!r}: must be one of {', '.join(get_args(Access))}")
         name = self.name or getattr(self.run, "__name__", "")
         if not name:
             raise InputError(f"name: {self.run!r} has none of its own; give it one")
@@ -54,7 +65,7 @@ class Defense:
     Attributes:
         model: the module to audit, in eval mode.
         bypass: submodules that BPDA treats as the identity on the backward pass, as modules or by dotted name;
-            a mapping gives each a differentiable substitute instead (a callable from its input to its output).
+            a mapping gives each a differentiable approximation instead (a callable from its input to its output).
             ``None`` lets the audit look for candidates; ``()`` means that there are none.
         members: the members of a randomized ensemble, each a classifier.
         weights: with what chance each member answers; by default all with the same. Given with ``members`` only.
@@ -107,7 +118,7 @@ class Defense:
         return [attack if isinstance(attack, Attack) else Attack(attack) for attack in self.attacks]
 
     def bypassed_modules(self) -> dict[str, Any] | None:
-        """Dotted name of each submodule to bypass, with its substitute (None: the identity); None if not told."""
+        """Dotted name of each submodule to bypass, with its approximation (None: the identity); None if not given."""
         if self.bypass is None:
             return None
         names = {module: name for name, module in self.model.named_modules(remove_duplicate=True)}
@@ -124,7 +135,7 @@ class Defense:
 
 
 def as_defense(defense: Defense | nn.Module) -> Defense:
-    """A bare module is a defense of which nothing is known."""
+    """A defense; a bare module becomes one about which the attacker knows nothing more."""
     return defense if isinstance(defense, Defense) else Defense(defense)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from audits.calibration.exact import chances, false_alarm_bound
 from audits.calibration.populations import FINDERS, Population, costs, patterns
-from audits.calibration.simulation import disagreements, judge, simulate
+from audits.calibration.simulation import audit_rule, disagreements, simulate
 from pytest_gradmask.auditing.budgets import BUDGETS
 from pytest_gradmask.execution.files import replaced
 from pytest_gradmask.execution.versions import versions
@@ -79,7 +79,7 @@ def _row(population: Population, images: int, audits: int, margin: float, seed: 
     wrong = disagreements(population, images, margin, min(audits, 1000), seed)
     if wrong:
         raise RuntimeError(f"the simulation no longer has the rules of verdict.decide: {'; '.join(wrong)}")
-    tally = simulate(population, images, audits, judge(margin), seed, margin)
+    tally = simulate(population, images, audits, audit_rule(margin), seed, margin)
     return {
         "images": images,
         "margin": margin,

@@ -1,8 +1,8 @@
 """Simulated audits: what attacks break is drawn from a known population, and the audit's rules judge it.
 
-No model and no attack runs. A population says with what chance an image falls to which attacks, so the truth is
-known. `judge` has the rules of `verdict.rule.decide` for thousands of audits at once, which is what makes millions of
-audits feasible; `disagreements` asks `decide` itself.
+No model and no attack runs. A population says with what chance each attack breaks an image, so the truth is known. The
+audit's own rule, `verdict.rule.judge`, decides thousands of audits at once, which makes millions of audits feasible.
+`disagreements` compares that with `verdict.rule.decide`, which audits call.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import beta, binom
 
 from audits.calibration.populations import Counts, Patterns, Population, draw, patterns
 from pytest_gradmask.verdict.interim import InterimAnalysis, plan_analyses
 from pytest_gradmask.verdict.results import AttackResult, Verdict
-from pytest_gradmask.verdict.rule import decide
+from pytest_gradmask.verdict.rule import adjusted_p, decide, judge
+from pytest_gradmask.verdict.stats import mcnemar_p, paired_interval
 
 #: In the order in which `plan.plan_attacks` runs them.
 ADAPTIVE = ("bpda", "transfer-backbone", "square", "zero-order")
@@ -31,11 +31,11 @@ class Evidence:
     """What adaptive attacks and the placebo broke in many audits, in images.
 
     Attributes:
-        analysis: at which it is seen.
+        analysis: the interim analysis that it belongs to.
         planned: adaptive attacks that were to run.
-        excess: images that fall to an adaptive attack and not to the placebo; one number an audit.
+        excess: images that an adaptive attack breaks and the placebo does not; one number for each audit.
         placebo_only: the other way round.
-        placebo: images that fall to the placebo.
+        placebo: images that the placebo breaks.
     """
 
     analysis: InterimAnalysis
@@ -46,47 +46,44 @@ class Evidence:
 
     @property
     def images(self) -> int:
-        """Seen by then."""
+        """Attacked by then."""
         return self.analysis.images
 
-    def only(self, which: NDArray[np.bool_]) -> Evidence:
-        """Some of the audits."""
-        chosen = (counts[which] for counts in (self.excess, self.placebo_only, self.placebo))
-        return Evidence(self.analysis, self.planned, *chosen)
-
     def bounds(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """`stats.paired_interval` of each audit's gap, at the confidences of the look."""
+        """Bounds of each audit's gap, at the levels of the analysis."""
         (excess, placebo_only), which = _once(self.excess, self.placebo_only)
-        discordant, half = excess + placebo_only, 1 - (1 - self.analysis.lower_level(CONFIDENCE)) / 2
-        sign = 2 * _clopper_pearson(excess, discordant, half)[0] - 1
-        rate_low, rate_high = _clopper_pearson(discordant, self.images, half)
-        low = sign * np.where(sign > 0, rate_low, rate_high)
-        high = _clopper_pearson(excess, self.images, self.analysis.upper_level(CONFIDENCE))[1]
+        low = paired_interval(excess, placebo_only, self.images, self.analysis.lower_level(CONFIDENCE))[0]
+        high = paired_interval(excess, placebo_only, self.images, self.analysis.upper_level(CONFIDENCE))[1]
         return low[which], high[which]
 
     def p_values(self) -> NDArray[np.float64]:
-        """`stats.mcnemar_p` of each audit, without correction."""
-        (ours, theirs), which = _once(self.excess, self.placebo_only)
-        p: NDArray[np.float64] = binom.sf(ours - 1, ours + theirs, 0.5)[which]
+        """Of each audit's paired test, for all analyses together."""
+        pairs, which = _once(self.excess, self.placebo_only)
+        p: NDArray[np.float64] = adjusted_p(mcnemar_p(*pairs), self.planned * self.analysis.number)[which]
         return p
 
 
-#: From evidence to the numbers of verdicts in `Verdict`, one an audit.
+#: From evidence to numbers of verdicts in `VERDICTS`, one for each audit.
 Rule = Callable[[Evidence], Counts]
 MASKED, NOT_MASKED, INCONCLUSIVE = range(3)
 VERDICTS = (Verdict.MASKED, Verdict.NOT_MASKED, Verdict.INCONCLUSIVE)
 
 
-def judge(margin: float) -> Rule:
-    """The audit's own rule, `decide`, where no attack failed and no finding undermines the attacks."""
+def audit_rule(margin: float) -> Rule:
+    """The audit's own rule, where no attack failed and no finding undermines the attacks."""
 
     def rule(evidence: Evidence) -> Counts:
-        significant = evidence.p_values() * evidence.planned * evidence.analysis.number < 1 - CONFIDENCE
         low, high = evidence.bounds()
-        estimate = (evidence.excess - evidence.placebo_only) / evidence.images
-        masked = (low > 0) & significant & (estimate > margin)
-        excluded = (high < margin) & (evidence.placebo / evidence.images <= margin)
-        return np.where(masked, MASKED, np.where(excluded, NOT_MASKED, INCONCLUSIVE))
+        verdicts = judge(
+            low=low,
+            high=high,
+            estimate=(evidence.excess - evidence.placebo_only) / evidence.images,
+            p_value=evidence.p_values(),
+            unconverged=evidence.placebo / evidence.images,
+            margin=margin,
+            confidence=CONFIDENCE,
+        )
+        return np.select([verdicts == verdict for verdict in VERDICTS], [MASKED, NOT_MASKED, INCONCLUSIVE])
 
     return rule
 
@@ -98,17 +95,6 @@ def _once(first: Counts, second: Counts) -> tuple[tuple[Counts, Counts], Counts]
     return (pairs // base, pairs % base), which.reshape(first.shape)
 
 
-def _clopper_pearson(
-    successes: Counts, trials: Counts | int, confidence: float
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """`stats.clopper_pearson` of arrays; no trials have the bounds 0 and 1."""
-    failures = trials - successes
-    # Impossible parameters give NaN, which the clauses for nought replace.
-    low = np.where(successes == 0, 0.0, beta.ppf(1 - confidence, successes, failures + 1))
-    high = np.where(failures == 0, 1.0, beta.ppf(confidence, successes + 1, failures))
-    return low, high
-
-
 @dataclass(frozen=True, slots=True)
 class Tally:
     """What became of many simulated audits.
@@ -116,7 +102,7 @@ class Tally:
     Attributes:
         audits: how many.
         exhaustive: number of each verdict, in the order of `VERDICTS`, when every attack runs on every image.
-        in_turn: the same when an audit goes in batches and stops as `auditing.audit` does.
+        in_turn: the same when an audit goes in batches and stops as `pytest_gradmask.audit` does.
         analyses: of the latter, how many ended after each adaptive attack.
         sizes: of the latter, how many ended at each number of images.
         misses: of the latter, in how many the gap's lower bound is above the true gap of the attacks that ran, and in
@@ -133,7 +119,7 @@ class Tally:
 
 @dataclass(frozen=True, slots=True)
 class _Ended:
-    """For each audit its verdict, the last adaptive attack it ran and the images it looked at."""
+    """For each audit its verdict, the last adaptive attack that ran and the number of images attacked."""
 
     verdicts: Counts
     attacks: Counts
@@ -148,13 +134,13 @@ def simulate(
 ) -> Tally:
     """Draw audits and judge them, all attacks at once and in turn.
 
-    In turn means as audits run: in growing batches, and in each after every adaptive attack, if the placebo so far
-    would make the verdict `MASKED`, the placebo gets the budget it is due by then, and if the verdict is then
-    `MASKED`, the audit ends; attacks that have not run count as spared. After a batch the placebo gets one restart, and
-    if the verdict is then `NOT_MASKED`, the audit ends. After the last one it gets the rest.
+    In turn means as audits run, in growing batches. After every adaptive attack, if the placebo so far would make the
+    verdict `MASKED`, the placebo gets the budget that it is due by then. If the verdict is then `MASKED`, the audit
+    ends, and attacks that have not run count as skipped early. After a batch the placebo gets one restart, and if the
+    verdict is then `NOT_MASKED`, the audit ends. After the last batch the placebo gets the rest.
 
     Args:
-        margin: of the rule; it says at how many images audits look.
+        margin: of the rule; it decides at how many images there are analyses.
     """
     seen, generator = patterns(population), np.random.default_rng(seed)
     final = len(population.costs) - 1
@@ -195,7 +181,7 @@ def simulate(
 def evidence(
     seen: Patterns, earlier: Counts, newest: Counts, last: int, stage: int | None, analysis: InterimAnalysis
 ) -> Evidence:
-    """What drawn audits show at a look.
+    """What drawn audits show at an interim analysis.
 
     Args:
         earlier: audits by patterns, of the batches that all attacks have had.
@@ -206,8 +192,8 @@ def evidence(
     final = seen.falls.shape[1] - 1
     counted: list[Counts] = [np.zeros(len(newest), dtype=np.int64)] * 3
     for drawn, reached in ((earlier, final), (newest, last)):
-        fallen, gone = seen.falls[:, : reached + 1].any(1), seen.stage <= (reached if stage is None else stage)
-        for which, what in enumerate((fallen & ~gone, gone & ~fallen, gone)):
+        broken, by_placebo = seen.falls[:, : reached + 1].any(1), seen.stage <= (reached if stage is None else stage)
+        for which, what in enumerate((broken & ~by_placebo, by_placebo & ~broken, by_placebo)):
             counted[which] = counted[which] + drawn @ what.astype(np.int64)
     return Evidence(analysis, final + 1, *counted)
 
@@ -215,32 +201,32 @@ def evidence(
 def results(seen: Patterns, drawn: Counts, last: int, stage: int) -> tuple[list[bool], list[AttackResult]]:
     """One drawn audit as `decide` gets it: clean correctness, and results. Arguments as for `evidence`."""
     image = np.repeat(np.arange(len(drawn)), drawn)
-    everywhere, standing = tuple(range(len(image))), tuple(np.flatnonzero(seen.standing[image]).tolist())
+    everywhere, survivors = tuple(range(len(image))), tuple(np.flatnonzero(seen.standing[image]).tolist())
 
     def indices(chosen: NDArray[np.bool_]) -> tuple[int, ...]:
         return tuple(np.flatnonzero(chosen[image]).tolist())
 
-    found = [AttackResult("apgd-ce", "gradient", everywhere, indices(seen.clean & ~seen.standing))]
+    found = [AttackResult("apgd-ce", "gradient", attacked=everywhere, broken=indices(seen.clean & ~seen.standing))]
     for number, name in enumerate(ADAPTIVE):
         if number <= last:
-            found.append(AttackResult(name, "adaptive", standing, indices(seen.falls[:, number])))
+            found.append(AttackResult(name, "adaptive", attacked=survivors, broken=indices(seen.falls[:, number])))
         else:
             found.append(AttackResult(name, "adaptive", status="skipped-early"))
-    found.append(AttackResult("placebo", "placebo", standing, indices(seen.stage <= stage)))
+    found.append(AttackResult("placebo", "placebo", attacked=survivors, broken=indices(seen.stage <= stage)))
     return seen.clean[image].tolist(), found
 
 
 def disagreements(
     population: Population, images: int, margin: float, audits: int, seed: int, each: int = 1
 ) -> list[str]:
-    """Where `judge` and `decide` part: of each verdict at each look, with and without placebo, ``each`` audits."""
+    """Where `audit_rule` and `decide` differ: ``each`` audits of each verdict, analysis and placebo (with, without)."""
     seen = patterns(population)
     found = []
     for analysis in plan_analyses(images, margin, CONFIDENCE):
         drawn = draw(population, analysis.images, audits, seed)
         for last, placebo in product(range(len(population.costs)), (False, True)):
             stage = last if placebo else -1
-            numbers = judge(margin)(evidence(seen, np.zeros_like(drawn), drawn, last, stage, analysis))
+            numbers = audit_rule(margin)(evidence(seen, np.zeros_like(drawn), drawn, last, stage, analysis))
             for number, verdict in enumerate(VERDICTS):
                 for index in np.flatnonzero(numbers == number)[:each]:
                     clean, attacks = results(seen, drawn[index], last, stage)

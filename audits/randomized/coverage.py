@@ -11,8 +11,8 @@ from audits.defenses.entry import Entry
 from pytest_gradmask import ThreatModel, load_model
 from pytest_gradmask.attacks.oracle import Oracle
 from pytest_gradmask.attacks.pgd import pgd
-from pytest_gradmask.auditing.plan import known_models
 from pytest_gradmask.auditing.scoring import subseed
+from pytest_gradmask.auditing.surface import known_models
 from pytest_gradmask.defense import as_defense
 from pytest_gradmask.execution.isolation import no_trace
 from pytest_gradmask.loading.datasets import Dataset

@@ -72,15 +72,17 @@ def duel(
             return Oracle.of_mixture(mixture, stream) if known else Oracle(RandomizedEnsemble(around), stream)
 
         scorer = Scorer(
-            Oracle(ensemble, stream), data.images, data.labels, threat, seed,
-            Sampler(1, 1.0, members=Oracle.of_mixture(Mixture(members), stream)),
+            oracle=Oracle(ensemble, stream), images=data.images, labels=data.labels, threat=threat, seed=seed,
+            sampler=Sampler(1, 1.0, members=Oracle.of_mixture(Mixture(members), stream)),
         )  # fmt: skip
         clean, predictions = scorer.clean()
         given = [index for index, found in predictions.items() if found.pilot > 0]
         results = {}
         for attack, (run, known) in attacks.items():
             progress(f"{name}: {attack}")
-            results[attack] = scorer.run(PlannedAttack(attack, "adaptive", run, oracle(known)), given)
+            results[attack] = scorer.run(
+                PlannedAttack(name=attack, kind="adaptive", access="gradient", run=run, model=oracle(known)), given
+            )
 
     def row(*run: AttackResult) -> dict[str, Any]:
         share = accuracy(clean, predictions, run, CONFIDENCE)

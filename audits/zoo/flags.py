@@ -10,12 +10,12 @@ from pytest_gradmask import Defense
 from pytest_gradmask.attacks.autoattack import square, upstream
 from pytest_gradmask.attacks.losses import logit_margin
 from pytest_gradmask.attacks.oracle import Oracle
-from pytest_gradmask.auditing.plan import known_models
 from pytest_gradmask.auditing.scoring import subseed
+from pytest_gradmask.auditing.surface import known_models
 from pytest_gradmask.execution.isolation import no_trace
 from pytest_gradmask.randomized.streams import RandomStream
 from pytest_gradmask.threat import ThreatModel
-from pytest_gradmask.verdict.results import Audit
+from pytest_gradmask.verdict.audit import Audit
 
 #: Survivors that Square gets where the audit spared it.
 _SQUARE = 40

@@ -24,7 +24,7 @@ from pytest_gradmask.errors import DataError
 from pytest_gradmask.execution.files import replaced
 from pytest_gradmask.loading.datasets import Dataset
 from pytest_gradmask.report.json import to_json
-from pytest_gradmask.verdict.results import Audit
+from pytest_gradmask.verdict.audit import Audit
 
 #: One file a defense, so that many can be measured at once.
 RESULTS = Path(__file__).parent / "results"
@@ -32,7 +32,7 @@ _TESTED = 8  # images of the unit test
 
 Record = Mapping[str, Any]
 #: What `measure` says while it works.
-Progress = Callable[[str], None]
+Progress = Callable[[object], None]
 
 
 def measure(

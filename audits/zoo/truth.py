@@ -15,14 +15,16 @@ import torch
 from audits.defenses.entry import Entry
 from pytest_gradmask import Defense, Verdict
 from pytest_gradmask.attacks.oracle import Oracle
-from pytest_gradmask.auditing.plan import PlannedAttack, known_models
+from pytest_gradmask.auditing.plan import PlannedAttack
+from pytest_gradmask.auditing.prepare import isolated
 from pytest_gradmask.auditing.scoring import Scorer, subseed
+from pytest_gradmask.auditing.surface import known_models
 from pytest_gradmask.errors import DataError
-from pytest_gradmask.execution.isolation import moved, no_trace
 from pytest_gradmask.randomized.prediction import plan_sampler
 from pytest_gradmask.randomized.streams import RandomStream
 from pytest_gradmask.threat import ThreatModel
-from pytest_gradmask.verdict.results import AttackResult, Audit, accuracy
+from pytest_gradmask.verdict.audit import Audit
+from pytest_gradmask.verdict.results import AttackResult, accuracy
 from pytest_gradmask.verdict.rule import measure_gap
 
 
@@ -113,13 +115,14 @@ def _reference(
     def run(_: Oracle, images: torch.Tensor, labels: torch.Tensor, **arguments: Any) -> torch.Tensor:
         return entry.reference(defense, images, labels, **arguments)
 
-    with moved(models, place), no_trace(models, place):
+    with isolated(models, place):
         look = Oracle(defense.model, RandomStream(subseed(seed, "truth"), place), defense.outputs)
         sampler = (
             plan_sampler(look, None, images, pilot=pilot_samples, margin=audit.margin)[0] if audit.predictions else None
         )
-        scorer = Scorer(look, images, labels, threat, seed, sampler)
-        result = scorer.run(PlannedAttack("reference", "adaptive", run, look), audit.survivors([]))
+        scorer = Scorer(oracle=look, images=images, labels=labels, threat=threat, seed=seed, sampler=sampler)
+        reference = PlannedAttack(name="reference", kind="adaptive", access="gradient", run=run, model=look)
+        result = scorer.run(reference, audit.survivors([]))
     if result.status != "done" or result.invalid:
         why = result.note or f"{result.invalid} images outside the ball or the bounds"
         raise DataError(f"{entry.name}: its reference attack cannot be believed ({why}); mend it, then measure again")

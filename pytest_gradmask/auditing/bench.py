@@ -11,45 +11,36 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from pytest_gradmask.attacks.oracle import Oracle
 from pytest_gradmask.auditing.budgets import Budget, get_budget
-from pytest_gradmask.auditing.plan import (
-    AttackSurface,
-    PlannedAttack,
-    Run,
-    find_attack_surface,
-    known_models,
-    plan_attacks,
-)
-from pytest_gradmask.auditing.scoring import Scorer, subseed
+from pytest_gradmask.auditing.plan import PlannedAttack, Run, plan_attacks
+from pytest_gradmask.auditing.prepare import prepared
+from pytest_gradmask.auditing.scoring import Scorer
+from pytest_gradmask.auditing.surface import AttackSurface
 from pytest_gradmask.defense import Defense, as_defense
 from pytest_gradmask.errors import InputError
-from pytest_gradmask.execution.isolation import moved, no_trace
-from pytest_gradmask.probes.preflight import check_batch, check_defense, check_device
-from pytest_gradmask.randomized.prediction import plan_sampler
-from pytest_gradmask.randomized.streams import RandomStream
+from pytest_gradmask.probes.preflight import check_batch, check_device
 from pytest_gradmask.threat import ThreatModel
 from pytest_gradmask.verdict.results import AttackResult, Prediction, Proportion, accuracy
 
 _CONFIDENCE = 0.99
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Bench:
     """A defense with its attacks, each of which may run many times.
 
     Attributes:
-        names: of the attacks of its plan that can run.
+        attacks: those of its plan that can run, by name.
         clean: for each image, whether it is classified correctly without an attack.
-        predictions: of a randomized defense on each.
+        predictions: of a randomized defense on each image.
         scorer: runs and scores one attack.
         surface: the defense as its attacker sees it.
         budget: how hard its attacks try.
     """
 
-    names: list[str]
+    attacks: dict[str, PlannedAttack]
     clean: list[bool]
     predictions: dict[int, Prediction]
     scorer: Scorer
@@ -57,7 +48,7 @@ class Bench:
     budget: Budget
 
     def runner(self, attack: str | Run) -> Callable[[], AttackResult]:
-        """A function that attacks all images that are classified correctly, and scores them, each time alike.
+        """A function that attacks all images that are classified correctly, and scores them. Every call does the same.
 
         Args:
             attack: a name of the plan's, or ``attack(model, images, labels, *, threat, generator) -> images``.
@@ -65,14 +56,13 @@ class Bench:
         Raises:
             InputError: no such attack, or it cannot run on this defense.
         """
-        if isinstance(attack, str) and attack not in self.names:
-            raise InputError(f"attack={attack!r}: does not run on this defense; use one of {', '.join(self.names)}")
-        given = [index for index, kept in enumerate(self.clean) if kept]
+        if isinstance(attack, str) and attack not in self.attacks:
+            raise InputError(f"attack={attack!r}: does not run on this defense; use one of {', '.join(self.attacks)}")
+        planned = self.attacks[attack] if isinstance(attack, str) else self._user_attack(attack)
+        correct = [index for index, right in enumerate(self.clean) if right]
 
         def run() -> AttackResult:
-            # A fresh plan: each attack counts its own passes.
-            planned = self._planned(attack)
-            result = self.scorer.run(planned, given)
+            result = self.scorer.run(planned, correct)
             if self.scorer.images.is_cuda:
                 torch.cuda.synchronize(self.scorer.images.device)
             if result.status == "failed":
@@ -85,25 +75,23 @@ class Bench:
         """Robust accuracy under one attack alone, bounds valid at 99 %."""
         return accuracy(self.clean, self.predictions, [result], _CONFIDENCE)
 
-    def _planned(self, attack: str | Run) -> PlannedAttack:
-        if isinstance(attack, str):
-            return next(each for each in plan_attacks(self.surface, self.budget, True) if each.name == attack)
+    def _user_attack(self, attack: Run) -> PlannedAttack:
         name = getattr(attack, "__name__", "attack")
-        return PlannedAttack(name, "gradient", attack, self.surface.oracle())
+        return PlannedAttack(name=name, kind="gradient", access="gradient", run=attack, model=self.surface.oracle())
 
 
 @contextmanager
 def bench(
     defense: Defense | nn.Module,
-    images: torch.Tensor,
-    labels: torch.Tensor,
+    images: Tensor,
+    labels: Tensor,
     *,
     threat: ThreatModel | None = None,
     budget: str | Budget = "smoke",
     device: str = "cpu",
     seed: int = 0,
 ) -> Iterator[Bench]:
-    """Put a defense on the bench; the arguments are those of `auditing.audit`. On exit no trace is left.
+    """Put a defense on the bench. The arguments are those of `pytest_gradmask.audit`. On exit no trace is left.
 
     Raises:
         InputError, DefenseError: the input cannot be attacked; the message says what to change.
@@ -112,23 +100,19 @@ def bench(
     threat = threat or ThreatModel()
     budget = get_budget(budget)
     check_batch(images, labels, threat)
-    place = check_device(device)
-    images, labels = images.detach().to(place), labels.detach().long().to(place)
-    models = known_models(defense)
-    with moved(models, place), no_trace(models, place):
-        stream = RandomStream(subseed(seed, "defense"), place)
-        look = Oracle(defense.model, stream, defense.outputs)
-        with stream.active():
-            seen = check_defense(defense, look, images, labels)
-        surface = find_attack_surface(defense, stream, seen.classes, seen.randomized, images, threat, budget.eot)
-        sampler = None
-        if seen.randomized:
-            mixture = surface.oracle(surface.attacked) if defense.members else None
-            sampler, _ = plan_sampler(look, mixture, images, pilot=budget.pilot_samples, margin=budget.margin)
-        scorer = Scorer(look, images, labels, threat, seed, sampler)
-        clean, predictions = scorer.clean()
-        names = [attack.name for attack in plan_attacks(surface, budget, True) if not attack.skip]
-        yield Bench(names, clean, predictions, scorer, surface, budget)
+    where = check_device(device)
+    images, labels = images.detach().to(where), labels.detach().long().to(where)
+    with prepared(defense, images, labels, threat=threat, budget=budget, margin=budget.margin, seed=seed) as ready:
+        clean, predictions = ready.scorer.clean()
+        planned = plan_attacks(ready.surface, budget, quick=True)
+        yield Bench(
+            attacks={attack.name: attack for attack in planned if not attack.skip},
+            clean=clean,
+            predictions=predictions,
+            scorer=ready.scorer,
+            surface=ready.surface,
+            budget=budget,
+        )
 
 
 def forget_peak(device: torch.device) -> None:

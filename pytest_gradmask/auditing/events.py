@@ -1,17 +1,29 @@
-"""What an audit says before each attack: text, with what it takes to tell how long is left. No torch."""
+"""What an audit reports while it runs: events that a progress function gets. No torch."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
 
 
-class Step(str):
-    """A message that an attack is about to run.
+@dataclass(frozen=True, slots=True)
+class Message:
+    """A step that is no attack, in words."""
+
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttackStarted:
+    """An attack is about to run.
 
     Attributes:
         attack: its name.
         images: how many it gets.
-        seen: how many the audit has looked at by then, these included.
+        seen: how many images the audit has admitted by then, these included.
         later: names of the attacks that may follow on these images, in order.
     """
 
@@ -20,8 +32,14 @@ class Step(str):
     seen: int
     later: tuple[str, ...]
 
-    def __new__(cls, attack: str, images: int, seen: int, later: Sequence[str]) -> Step:
-        """Put the numbers into words, and keep them."""
-        step = super().__new__(cls, f"{attack} on {images} of {seen} images")
-        step.attack, step.images, step.seen, step.later = attack, images, seen, tuple(later)
-        return step
+    def __str__(self) -> str:
+        return f"{self.attack} on {self.images} of {self.seen} images"
+
+
+Event = Message | AttackStarted
+#: Is called with each event. `str` puts any of them into words.
+Progress = Callable[[Event], None]
+
+
+def ignore(event: Event) -> None:
+    """A progress function that shows nothing."""

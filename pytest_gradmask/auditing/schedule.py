@@ -1,37 +1,32 @@
-"""In what order attacks run, on which images, what the placebo gets, and when an audit ends."""
+"""The attack schedule: in what order attacks run, on which images, and what budget the placebo gets."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from functools import partial
 
 from pytest_gradmask.auditing.budgets import Budget
-from pytest_gradmask.auditing.events import Step
-from pytest_gradmask.auditing.plan import AttackSurface, PlannedAttack, plan_attacks, plan_placebo
-from pytest_gradmask.auditing.scoring import Scorer
-from pytest_gradmask.verdict.interim import InterimAnalysis
-from pytest_gradmask.verdict.results import AttackResult, Prediction, Verdict
-
-Progress = Callable[[str], None]
-Certain = Callable[[Sequence[AttackResult]], bool]
-Judge = Callable[[InterimAnalysis, Sequence[AttackResult], bool], Verdict]
+from pytest_gradmask.auditing.events import AttackStarted, Progress
+from pytest_gradmask.auditing.plan import PlannedAttack, plan_attacks, plan_placebo
+from pytest_gradmask.auditing.scoring import Scorer, empty_result
+from pytest_gradmask.auditing.surface import AttackSurface
+from pytest_gradmask.verdict.results import AttackResult, Prediction
 
 
 @dataclass(slots=True)
 class _Batch:
-    """Images that are attacked together, by index, and what has become of them.
+    """Images that are attacked together, by index, and the results so far.
 
     Attributes:
-        stream_name: tells its random numbers from those of other batches.
-        standing: what no attack has settled yet, of those that gradient attacks have done with.
+        stream_name: distinguishes its random numbers from those of other batches.
+        survivors: images that no gradient attack has decided.
         runs: of gradient and adaptive attacks.
-        placebos: runs of the placebo, each on what the ones before left standing.
+        placebos: runs of the placebo, each on the survivors of those before.
     """
 
     stream_name: str
-    standing: set[int]
+    survivors: set[int]
     runs: list[AttackResult] = field(default_factory=list)
     placebos: list[AttackResult] = field(default_factory=list)
 
@@ -39,180 +34,139 @@ class _Batch:
 class AttackSchedule:
     """The attacks of one audit, batch by batch.
 
-    In each batch, gradient attacks come first, each on the images that the ones before it left standing. Every adaptive
-    attack and the placebo then get the images that survive all gradient attacks.
+    In each batch, gradient attacks come first, each on the survivors of those before it. Every adaptive attack and the
+    placebo then get the images that survive all gradient attacks.
 
     Args:
         scorer: runs and scores one attack.
         surface: the defense as its attacker sees it.
         budget: how hard to try.
-        quick: whether a short attack comes first, to spare the long ones the images that fall to anything.
-        progress: called with a line of text before each attack, a `Step`.
+        quick: whether a short attack comes first, so that the long ones need not run on images that anything breaks.
+        progress: is called before each attack.
 
     Attributes:
+        planned: gradient and adaptive attacks, in order.
         clean: for each image so far, whether it is classified correctly without an attack.
         predictions: of a randomized defense on each of them.
     """
 
-    def __init__(self, scorer: Scorer, surface: AttackSurface, budget: Budget, quick: bool, progress: Progress) -> None:
+    def __init__(
+        self, scorer: Scorer, surface: AttackSurface, budget: Budget, *, quick: bool, progress: Progress
+    ) -> None:
+        self.planned = plan_attacks(surface, budget, quick=quick)
         self.clean: list[bool] = []
         self.predictions: dict[int, Prediction] = {}
-        self._evaluation, self._target, self._budget = scorer, surface, budget
-        self._quick, self._progress = quick, progress
-        self._planned = plan_attacks(surface, budget, quick)
+        self._scorer, self._surface, self._budget, self._progress = scorer, surface, budget, progress
         self._batches: list[_Batch] = []
 
     def admit(self, images: int) -> None:
-        """Go on to the first so many images: what comes is a batch of its own."""
+        """Go on to the first so many images. Those that are new are a batch of their own."""
         start = len(self.clean)
-        clean, predictions = self._evaluation.clean(range(start, images))
+        clean, predictions = self._scorer.clean(range(start, images))
         self.clean += clean
         self.predictions |= predictions
-        fresh = {start + index for index, kept in enumerate(clean) if kept}
+        survivors = {start + index for index, correct in enumerate(clean) if correct}
         if predictions:  # an image that is mostly misclassified may have some chance left to lose
-            fresh = {index for index, found in predictions.items() if found.pilot > 0}
-        self._batches.append(_Batch(f" from image {start}" if start else "", fresh))
+            survivors = {index for index, prediction in predictions.items() if prediction.pilot > 0}
+        self._batches.append(_Batch(f" from image {start}" if start else "", survivors))
 
-    def attack(self, certain: Certain | None) -> None:
-        """Run all attacks on the newest batch that can still change the verdict.
+    def attack_batch(self) -> Generator[None, None, None]:
+        """Attack the newest batch. Yields after each adaptive attack; closing the generator skips those that are left.
 
-        Args:
-            certain: whether results, the placebo's included, settle that the defense masks; the adaptive attacks left
-                are then spared. ``None`` runs them all.
+        All gradient attacks run before the first of them.
         """
-        # A fresh plan: each attack counts its own passes.
-        planned, batch = plan_attacks(self._target, self._budget, self._quick), self._batches[-1]
-        for attack in planned:
+        batch = self._batches[-1]
+        for attack in self.planned:
             if attack.kind == "gradient":
                 batch.runs.append(self._run(attack, batch))
-                batch.standing -= batch.runs[-1].decided
-        adaptive = [attack for attack in planned if attack.kind == "adaptive"]
-        with closing(self._evaluation.run_each(adaptive, batch.standing, batch.stream_name)) as results:
+                batch.survivors -= batch.runs[-1].decided
+        adaptive = [attack for attack in self.planned if attack.kind == "adaptive"]
+        with closing(self._scorer.run_each(adaptive, batch.survivors, batch.stream_name)) as results:
             for attack in adaptive:
                 self._announce(attack, batch)
                 batch.runs.append(next(results))
-                # Worth the placebo's time only if the placebo so far would settle it.
-                if certain is not None and certain(self.results()):
-                    self.match_placebo()
-                    if certain(self.results()):
-                        return
+                yield
 
     def start_placebo(self) -> None:
-        """Let the placebo show, on every batch, whether gradient attacks have converged: one restart."""
+        """Run one restart of the placebo on every batch: it shows whether gradient attacks have converged."""
         for batch in self._batches:
             if not batch.placebos:
-                self._extend(batch, 0.0)
+                self._extend_placebo(batch, 0.0)
 
     def match_placebo(self) -> None:
-        """Give the placebo, on every batch, what all adaptive attacks have spent there together."""
+        """Give the placebo, on every batch, the passes that all adaptive attacks have spent there together."""
         for batch in self._batches:
             due = sum(_passes(result) for result in batch.runs if result.kind == "adaptive")
             had = sum(_passes(result) for result in batch.placebos)
             if not batch.placebos or (had < due and batch.placebos[-1].status == "done"):
-                self._extend(batch, due - had)
+                self._extend_placebo(batch, due - had)
 
     def results(self) -> list[AttackResult]:
-        """Every planned attack and the placebo, over all batches; attacks that have not run are spared."""
+        """Every planned attack and the placebo, over all batches. Attacks that have not run were skipped early."""
         runs = [result for batch in self._batches for result in batch.runs]
         placebos = [result for batch in self._batches for result in batch.placebos]
         joined = [
-            _joined([run for run in runs if run.name == attack.name], len(self._batches)) or _skipped_early(attack)
-            for attack in self._planned
+            _joined([run for run in runs if run.name == attack.name], len(self._batches)) or _skipped(attack)
+            for attack in self.planned
         ]
         return [*joined, _joined(placebos) or AttackResult("placebo", "placebo")]
 
-    def _extend(self, batch: _Batch, passes: float) -> None:
-        placebo = plan_placebo(self._target, self._budget, passes)
+    def _extend_placebo(self, batch: _Batch, passes: float) -> None:
+        placebo = plan_placebo(self._surface, self._budget, passes)
         had = sum(_passes(result) for result in batch.placebos)
-        standing = batch.standing.difference(*(result.decided for result in batch.placebos))
-        # With the same salt it would repeat the random starts that it has had.
+        survivors = batch.survivors.difference(*(result.decided for result in batch.placebos))
+        # Under the same name it would repeat the random starts of its earlier runs.
         again = f" after {had:.0f} passes" if batch.placebos else ""
-        batch.placebos.append(
-            self._run(placebo, replace(batch, stream_name=batch.stream_name + again, standing=standing))
-        )
+        renamed = replace(batch, stream_name=batch.stream_name + again, survivors=survivors)
+        batch.placebos.append(self._run(placebo, renamed))
 
     def _run(self, attack: PlannedAttack, batch: _Batch) -> AttackResult:
         self._announce(attack, batch)
-        return self._evaluation.run(attack, batch.standing, batch.stream_name)
+        return self._scorer.run(attack, batch.survivors, batch.stream_name)
 
     def _announce(self, attack: PlannedAttack, batch: _Batch) -> None:
-        names = [*(planned.name for planned in self._planned if not planned.skip), "placebo"]
-        later = names[names.index(attack.name) + 1 :] if attack.name in names else []
-        self._progress(Step(attack.name, len(batch.standing), len(self.clean), later))
-
-
-def follow(
-    schedule: AttackSchedule, analyses: Sequence[InterimAnalysis], judge: Judge, exhaustive: bool
-) -> InterimAnalysis:
-    """Attack batch by batch until the verdict is certain, with as much of the placebo as that takes.
-
-    Args:
-        schedule: not begun.
-        analyses: the last at all images.
-        judge: from a look, the results so far and whether the audit may end with them, to a verdict.
-        exhaustive: run every attack, and the whole placebo, whatever the verdict.
-
-    Returns:
-        The look that the audit ended with.
-    """
-    for analysis in analyses:
-        schedule.admit(analysis.images)
-        if any(schedule.clean):
-            schedule.attack(None if exhaustive else partial(_masks, judge, analysis))
-            # What adaptive attacks break counts in full against `NOT_MASKED` where the placebo has had less than they;
-            # so one restart, which shows whether gradient attacks have converged, may be enough for that verdict.
-            if not exhaustive:
-                schedule.start_placebo()
-            verdict = Verdict.INCONCLUSIVE if exhaustive else judge(analysis, schedule.results(), True)
-            if verdict is Verdict.MASKED or (verdict is Verdict.INCONCLUSIVE and analysis is analyses[-1]):
-                schedule.match_placebo()
-                verdict = judge(analysis, schedule.results(), True)
-            if verdict is not Verdict.INCONCLUSIVE:
-                return analysis
-    return analyses[-1]
-
-
-def _masks(judge: Judge, analysis: InterimAnalysis, results: Sequence[AttackResult]) -> bool:
-    return judge(analysis, results, False) is Verdict.MASKED
+        names = [*(planned.name for planned in self.planned if not planned.skip), "placebo"]
+        later = tuple(names[names.index(attack.name) + 1 :]) if attack.name in names else ()
+        self._progress(
+            AttackStarted(attack=attack.name, images=len(batch.survivors), seen=len(self.clean), later=later)
+        )
 
 
 def _passes(result: AttackResult) -> float:
-    """Forward and backward passes an image."""
+    """Forward and backward passes for each image."""
     return (result.forwards + result.backwards) / max(len(result.attacked), 1)
 
 
-def _skipped_early(attack: PlannedAttack) -> AttackResult:
+def _skipped(attack: PlannedAttack) -> AttackResult:
     if attack.skip:
-        return AttackResult(attack.name, attack.kind, status="skipped", note=attack.skip)
-    return AttackResult(
-        attack.name, attack.kind, status="skipped-early", note="the verdict was certain", autoattack=attack.autoattack
-    )
+        return replace(empty_result(attack), status="skipped", note=attack.skip, autoattack=())
+    return replace(empty_result(attack), status="skipped-early", note="the verdict was decided")
 
 
 def _joined(runs: Sequence[AttackResult], batches: int = 0) -> AttackResult | None:
     """Several runs of one attack as one; None if there is none.
 
     Args:
-        runs: of any images; where two have the same, the later one had them again.
-        batches: how many it was to attack; in those that it has no run in, it was spared.
+        runs: of any images. Where two share an image, the later one attacked it again.
+        batches: how many it was to attack. In those without a run it was skipped early.
     """
     if not runs:
         return None
     predictions: dict[int, Prediction] = {}
     for run in runs:
         predictions |= {
-            index: found
-            for index, found in run.predictions.items()
-            if index not in predictions or found.pilot < predictions[index].pilot
+            index: prediction
+            for index, prediction in run.predictions.items()
+            if index not in predictions or prediction.pilot < predictions[index].pilot
         }
-    told = next((run for run in runs if run.status == "failed"), runs[-1])
-    skipped_early = "in the last batch the verdict was certain without it" if len(runs) < batches else ""
+    example = next((run for run in runs if run.status == "failed"), runs[-1])
+    skipped = "in the last batch the verdict was decided without it" if len(runs) < batches else ""
     return replace(
-        told,
+        example,
         attacked=_union(run.attacked for run in runs),
         broken=_union(run.broken for run in runs),
         predictions=predictions,
-        note=told.note or skipped_early,
+        note=example.note or skipped,
         invalid=sum(run.invalid for run in runs),
         forwards=sum(run.forwards for run in runs),
         backwards=sum(run.backwards for run in runs),

@@ -1,4 +1,4 @@
-"""Run an attack and score what it returns ourselves: no attack's own claim is believed."""
+"""Run attacks and score what they return. No attack's own claim of success is used."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
 from pytest_gradmask.attacks.oracle import Oracle
 from pytest_gradmask.auditing.plan import PlannedAttack
@@ -26,25 +27,25 @@ from pytest_gradmask.verdict.results import AttackResult, Prediction
 _CHUNK = {"cpu": 100, "cuda": 1000}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Scorer:
-    """What stays the same for all attacks of an audit.
+    """Runs attacks on the images of one audit and scores what they return.
 
     Attributes:
-        look: the defense as it is used, for scoring; its counters belong to no attack. Each run has random numbers of
-            its own, so that none depends on which ran before; those of the attacks' oracles are the same stream.
+        oracle: the defense as its users call it, for scoring. Its counters belong to no attack. Each run has its own
+            random numbers and so does not depend on what ran before. The oracles of attacks share the same stream.
         images, labels: all images of the audit.
         threat: where a returned image must lie to count.
         seed: of the audit.
         sampler: how a randomized defense is judged; None for a deterministic one.
         cache: where results of attacks are kept; None for nowhere.
-        key: of all that a run depends on besides its attack and images: the fingerprint of the defense and so on.
+        key: fingerprint of everything that a run depends on besides its attack and images.
         engine: where attacks run.
     """
 
-    look: Oracle
-    images: torch.Tensor
-    labels: torch.Tensor
+    oracle: Oracle
+    images: Tensor
+    labels: Tensor
     threat: ThreatModel
     seed: int
     sampler: Sampler | None = None
@@ -53,32 +54,32 @@ class Scorer:
     engine: Engine = LOCAL
 
     def clean(self, indices: Sequence[int] | None = None) -> tuple[list[bool], dict[int, Prediction]]:
-        """Whether each image, or each at these indices, is classified correctly without an attack, and the votes."""
+        """Whether each image, or each at these indices, is classified correctly without an attack; and predictions."""
         indices = range(len(self.images)) if indices is None else indices
         chosen = torch.tensor(indices, dtype=torch.long, device=self.images.device)
-        self.look.reseed(subseed(self.seed, f"clean images from {indices[0]}"))
-        kept, predictions = _score(self.look, self.sampler, self.images[chosen], self.labels[chosen])
-        return kept.tolist(), dict(zip(indices, predictions, strict=False))
+        self.oracle.reseed(subseed(self.seed, f"clean images from {indices[0]}"))
+        correct, predictions = _score(self.oracle, self.sampler, self.images[chosen], self.labels[chosen])
+        return correct.tolist(), dict(zip(indices, predictions, strict=False))
 
-    def run(self, attack: PlannedAttack, given: Collection[int], stream_name: str = "") -> AttackResult:
+    def run(self, attack: PlannedAttack, indices: Collection[int], stream_name: str = "") -> AttackResult:
         """Run one attack on the images at these indices. What it raises becomes a failed result, not a crash.
 
         Args:
             attack: any of the plan's.
-            given: indices of images.
-            stream_name: two runs of one attack draw the same random numbers if and only if they have the same.
+            indices: of the images.
+            stream_name: two runs of one attack draw the same random numbers if and only if they have the same name.
         """
-        [result] = self.run_each([attack], given, stream_name)
+        [result] = self.run_each([attack], indices, stream_name)
         return result
 
     def run_each(
-        self, attacks: Sequence[PlannedAttack], given: Collection[int], stream_name: str = ""
+        self, attacks: Sequence[PlannedAttack], indices: Collection[int], stream_name: str = ""
     ) -> Generator[AttackResult, None, None]:
-        """Run several attacks on the same images; see `run`. None depends on another.
+        """Run several attacks on the same images; see `run`. No attack depends on another.
 
-        Each result is yielded once it is there. Closing what this returns spares the attacks that are left.
+        Each result is yielded as soon as it is there. Closing the generator skips the attacks that are left.
         """
-        attacked = tuple(sorted(given))
+        attacked = tuple(sorted(indices))
         with ExitStack() as running:
             # All are begun before the first is waited for: the engine may run them side by side.
             for finish in [self._begin(attack, attacked, stream_name, running) for attack in attacks]:
@@ -87,11 +88,9 @@ class Scorer:
     def _begin(
         self, attack: PlannedAttack, attacked: tuple[int, ...], stream_name: str, running: ExitStack
     ) -> Callable[[], AttackResult]:
-        """Begin an attack; what this returns waits for its result."""
+        """Begin an attack; the returned function waits for its result."""
         if attack.skip:
-            skipped = AttackResult(
-                attack.name, attack.kind, autoattack=attack.autoattack, status="skipped", note=attack.skip
-            )
+            skipped = replace(empty_result(attack), status="skipped", note=attack.skip)
             return lambda: skipped
         if self.cache is None:
             return self._start(attack, attacked, stream_name, running)
@@ -112,8 +111,11 @@ class Scorer:
     def _start(
         self, attack: PlannedAttack, attacked: tuple[int, ...], stream_name: str, running: ExitStack
     ) -> Callable[[], AttackResult]:
-        result = AttackResult(attack.name, attack.kind, attacked, autoattack=attack.autoattack)
-        job = AttackJob(attack, self.look, self.threat, self.seed, self.sampler, f"{attack.name}{stream_name}")
+        result = replace(empty_result(attack), attacked=attacked)
+        job = AttackJob(
+            attack=attack, oracle=self.oracle, threat=self.threat, seed=self.seed, sampler=self.sampler,
+            stream_name=f"{attack.name}{stream_name}",
+        )  # fmt: skip
         indices = torch.tensor(attacked, dtype=torch.long, device=self.images.device)
         size = _CHUNK.get(indices.device.type, 100)
         chunks = ((start, indices[start : start + size]) for start in range(0, len(indices), size))
@@ -128,30 +130,35 @@ class Scorer:
                     if part.status == "failed":
                         break
             except LostWorkerError as error:
-                parts.append(AttackResult(attack.name, attack.kind, status="failed", note=str(error)))
+                parts.append(replace(empty_result(attack), status="failed", note=str(error)))
             return _in_audit(_joined(result, parts))
 
         return finish
 
 
-@dataclass(frozen=True, slots=True)
+def empty_result(attack: PlannedAttack) -> AttackResult:
+    """The result of an attack before it ran on any image."""
+    return AttackResult(attack.name, attack.kind, access=attack.access, autoattack=attack.autoattack)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AttackJob:
-    """One attack, ready for any chunk of its images, and all that scoring it takes: it may travel elsewhere.
+    """One attack and everything that scoring it takes, ready for any chunk of its images, also in another process.
 
     Attributes:
         attack: to run.
-        look, threat, seed, sampler: those of the `Scorer`.
-        name: of its random numbers.
+        oracle, threat, seed, sampler: those of the `Scorer`.
+        stream_name: names its random numbers.
     """
 
     attack: PlannedAttack
-    look: Oracle
+    oracle: Oracle
     threat: ThreatModel
     seed: int
     sampler: Sampler | None
-    name: str
+    stream_name: str
 
-    def __call__(self, first: int, images: torch.Tensor, labels: torch.Tensor) -> AttackResult:
+    def __call__(self, first: int, images: Tensor, labels: Tensor) -> AttackResult:
         """Attack a chunk. What the attack raises becomes a failed result.
 
         Args:
@@ -163,7 +170,7 @@ class AttackJob:
             A result whose indices count all of the attack's images.
         """
         started = time.monotonic()
-        result = AttackResult(self.attack.name, self.attack.kind)
+        result = empty_result(self.attack)
 
         def part(start: int, end: int) -> AttackResult:
             return self._run(first + start, images[start:end], labels[start:end])
@@ -175,26 +182,25 @@ class AttackJob:
             return replace(result, status="failed", note=note, seconds=time.monotonic() - started)
         return replace(_joined(result, parts), seconds=time.monotonic() - started)
 
-    def _run(self, first: int, images: torch.Tensor, labels: torch.Tensor) -> AttackResult:
-        attack, draws = self.attack, f"{self.name}{f' at {first}' if first else ''}"
-        generator = torch.Generator().manual_seed(subseed(self.seed, draws))
-        self.look.reseed(subseed(self.seed, f"defense under {draws}"))
+    def _run(self, first: int, images: Tensor, labels: Tensor) -> AttackResult:
+        attack, name = self.attack, f"{self.stream_name}{f' at {first}' if first else ''}"
+        generator = torch.Generator().manual_seed(subseed(self.seed, name))
+        self.oracle.reseed(subseed(self.seed, f"defense under {name}"))
         forwards, backwards = attack.model.forwards, attack.model.backwards
         with random_state_kept(images.device):
-            # For attacks that draw from them all the same.
-            seed_everything(subseed(self.seed, f"global generators under {draws}"))
+            # For attacks that draw from the global generators in spite of ``generator``.
+            seed_everything(subseed(self.seed, f"global generators under {name}"))
             returned = attack.run(attack.model, images, labels, threat=self.threat, generator=generator)
         _check_returned(returned, images)
         returned = returned.detach()
         valid = self.threat.contains(returned, images)
-        # An image that the attack has ruined counts as not broken: judge the clean one in its place.
+        # An invalid image counts as not broken: the clean one is scored in its place.
         judged = torch.where(valid.view(-1, 1, 1, 1), returned, images)
-        kept, predictions = _score(self.look, self.sampler, judged, labels)
-        return AttackResult(
-            attack.name,
-            attack.kind,
-            broken=tuple(first + index for index in (valid & ~kept).nonzero()[:, 0].tolist()),
-            predictions={first + index: found for index, found in enumerate(predictions)},
+        correct, predictions = _score(self.oracle, self.sampler, judged, labels)
+        return replace(
+            empty_result(attack),
+            broken=tuple(first + index for index in (valid & ~correct).nonzero()[:, 0].tolist()),
+            predictions={first + index: prediction for index, prediction in enumerate(predictions)},
             invalid=int((~valid).sum()),
             forwards=attack.model.forwards - forwards,
             backwards=attack.model.backwards - backwards,
@@ -202,7 +208,7 @@ class AttackJob:
 
 
 def _joined(result: AttackResult, parts: Sequence[AttackResult]) -> AttackResult:
-    """Results on chunks as one; where the attack failed on one of them, it has failed."""
+    """Results on chunks as one. Where the attack failed on one of them, it failed."""
     seconds = sum(done.seconds for done in parts)
     failed = next((done for done in parts if done.status == "failed"), None)
     if failed is not None:
@@ -219,30 +225,27 @@ def _joined(result: AttackResult, parts: Sequence[AttackResult]) -> AttackResult
 
 
 def _in_audit(result: AttackResult) -> AttackResult:
-    """A result whose indices count the attack's images, as one with those of the audit."""
-    own = result.attacked
-    predictions = {own[index]: found for index, found in result.predictions.items()}
-    return replace(result, broken=tuple(own[index] for index in result.broken), predictions=predictions)
+    """A result whose indices count the attack's images, as one whose indices count those of the audit."""
+    attacked = result.attacked
+    predictions = {attacked[index]: prediction for index, prediction in result.predictions.items()}
+    return replace(result, broken=tuple(attacked[index] for index in result.broken), predictions=predictions)
 
 
-def _score(
-    look: Oracle, sampler: Sampler | None, images: torch.Tensor, labels: torch.Tensor
-) -> tuple[torch.Tensor, list[Prediction]]:
-    """Whether each image is classified correctly: bool, N; and the votes on each, none for a deterministic defense.
+def _score(oracle: Oracle, sampler: Sampler | None, images: Tensor, labels: Tensor) -> tuple[Tensor, list[Prediction]]:
+    """Whether each image is classified correctly: bool, N; and its prediction, none for a deterministic defense.
 
     NaN logits are no classification, so an image that provokes them counts as broken.
     """
     if sampler is None:
-        return is_correct(look, images, labels), []
-    predictions = sampler.predict(look, images, labels)
-    return torch.tensor(
-        [2 * found.correct >= 1 for found in predictions], dtype=torch.bool, device=images.device
-    ), predictions
+        return is_correct(oracle, images, labels), []
+    predictions = sampler.predict(oracle, images, labels)
+    correct = [2 * prediction.correct >= 1 for prediction in predictions]
+    return torch.tensor(correct, dtype=torch.bool, device=images.device), predictions
 
 
-def _check_returned(returned: object, images: torch.Tensor) -> None:
+def _check_returned(returned: object, images: Tensor) -> None:
     wanted = f"images of shape {tuple(images.shape)} and type {images.dtype} on {images.device}"
-    if not isinstance(returned, torch.Tensor):
+    if not isinstance(returned, Tensor):
         raise InputError(f"it returned {type(returned).__name__}, not {wanted}")
     if (returned.shape, returned.dtype, returned.device) != (images.shape, images.dtype, images.device):
         raise InputError(
@@ -251,5 +254,5 @@ def _check_returned(returned: object, images: torch.Tensor) -> None:
 
 
 def subseed(seed: int, name: str) -> int:
-    """Independent seeds by name, so that an attack's result does not depend on which others run."""
+    """Independent seeds by name, so that the result of an attack does not depend on which others run."""
     return (seed * 1_000_003 + zlib.crc32(name.encode())) % 2**63

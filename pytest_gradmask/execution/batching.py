@@ -1,4 +1,4 @@
-"""Batches no larger than memory allows."""
+"""Work in batches that are halved when memory runs out."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ Result = TypeVar("Result")
 
 
 def in_batches(work: Callable[[int, int], Result], count: int, size: int) -> list[Result]:
-    """Work on consecutive batches, halving their size whenever memory does not suffice.
+    """Call ``work`` on consecutive batches. Halve the batch size each time that memory runs out.
 
     Args:
-        work: from the first index of a batch and the one after its last to a result. It may be called again for the
-            first part of a batch for which it has run out of memory.
-        count: how many there are.
-        size: of a batch at first, at least 1.
+        work: takes the first index of a batch and the index after its last; returns a result. If it runs out of memory,
+            it is called again on the first half of the batch.
+        count: total number of items.
+        size: batch size to start with, at least 1.
 
     Returns:
-        One result a batch, in order.
+        One result per batch, in order.
 
     Raises:
-        Exception: what ``work`` raises, running out of memory on a batch of one included.
+        Exception: any error that ``work`` raises, including running out of memory on a batch of one.
     """
     results: list[Result] = []
     start = 0
@@ -38,13 +38,13 @@ def in_batches(work: Callable[[int, int], Result], count: int, size: int) -> lis
         else:
             start = end
             continue
-        # After the handler, whose exception held on to what filled the memory.
+        # Only after the handler: the exception keeps the tensors alive that filled the memory.
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
     return results
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory did not suffice."""
-    # Of the CPU's allocator torch tells by a RuntimeError like any other.
+    """Whether an error means that memory has run out."""
+    # When memory of the CPU runs out, torch raises a plain RuntimeError.
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "allocate memory" in str(error)

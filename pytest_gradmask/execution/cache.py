@@ -1,4 +1,7 @@
-"""Results on disk, under a key that tells everything they depend on: a killed run goes on, an unchanged one is free."""
+"""Results on disk. The key of an entry is a hash of everything that the result depends on.
+
+A killed run continues from its last stored result, and an audit in which nothing has changed costs nothing.
+"""
 
 from __future__ import annotations
 
@@ -11,17 +14,18 @@ from pathlib import Path
 from typing import Any
 
 from pytest_gradmask.execution.files import replaced
-from pytest_gradmask.verdict.results import AttackResult, Audit, Finding, Gap, Prediction, Verdict
+from pytest_gradmask.verdict.audit import Audit
+from pytest_gradmask.verdict.results import AttackResult, Finding, Gap, Prediction, Verdict
 
 
 class Cache:
-    """A folder with one file an entry.
+    """A folder with one file per entry.
 
-    Every file begins with a hash of what follows. One that does not match is computed again, with a warning; so is one
-    that cannot be read. Several processes may use a folder at once.
+    Every file begins with a hash of the rest. If the hash does not match, or if the file cannot be read, the cache
+    warns and the result is computed again. Several processes may use one folder at the same time.
 
     Args:
-        folder: made when the first entry is stored.
+        folder: created when the first entry is stored.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -33,7 +37,7 @@ class Cache:
         return None if found is None else _attack(found)
 
     def store_attack(self, key: str, result: AttackResult) -> None:
-        """Keep a result of one attack."""
+        """Store a result of one attack."""
         self._put(key, _plain(result))
 
     def audit(self, key: str) -> Audit | None:
@@ -58,7 +62,7 @@ class Cache:
         )
 
     def store_audit(self, key: str, audit: Audit) -> None:
-        """Keep an audit."""
+        """Store an audit."""
         attacks = [_plain(result) for result in audit.attacks]
         self._put(
             key,
@@ -82,7 +86,7 @@ class Cache:
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError:
-            pass  # as bad as a hash that does not match
+            pass  # an unreadable file is treated like one whose hash does not match
         warnings.warn(f"gradmask cache: {file} is damaged, so its content is computed again", stacklevel=2)
         return None
 
@@ -93,7 +97,7 @@ class Cache:
             with replaced(file) as part:
                 text = json.dumps(content).encode()
                 part.write_bytes(_hash(text) + b"\n" + text)
-        except OSError as error:  # a full disk must not cost the audit what it has just found
+        except OSError as error:  # the audit must not lose its result because the disk is full
             warnings.warn(f"gradmask cache: cannot store to {self.folder} ({error})", stacklevel=2)
 
 
@@ -111,6 +115,7 @@ def _attack(content: Mapping[str, Any]) -> AttackResult:
             **content,
             "attacked": tuple(content["attacked"]),
             "broken": tuple(content["broken"]),
+            "autoattack": tuple(content["autoattack"]),
             "predictions": _predictions(content["predictions"]),
         }
     )

@@ -1,4 +1,4 @@
-"""Where attacks run: one chunk of images after the other in this process, or many at once on a Ray cluster."""
+"""Engines run attacks: one chunk of images after the other in this process, or many at once on a Ray cluster."""
 
 from __future__ import annotations
 
@@ -12,31 +12,31 @@ from urllib.parse import urlsplit
 from pytest_gradmask.errors import DependencyError, EngineError, InputError
 
 Result = TypeVar("Result")
-Made = TypeVar("Made", covariant=True)
+Result_co = TypeVar("Result_co", covariant=True)
 
-#: How long a cluster may take to answer, in seconds.
-PATIENCE = 5.0
+#: Seconds that a cluster may take to answer.
+ANSWER_TIMEOUT = 5.0
 
 
-class Pending(Protocol[Made]):
-    """Results that are being worked out, in order; closing it ends what is still running."""
+class Pending(Protocol[Result_co]):
+    """Results in order, each computed by the time it is read. ``close`` cancels the chunks that still run."""
 
-    def __iter__(self) -> Iterator[Made]: ...
+    def __iter__(self) -> Iterator[Result_co]: ...
     def close(self) -> None: ...
 
 
 class Engine(Protocol):
-    """Works on chunks, somewhere."""
+    """Runs work on chunks of images."""
 
     def start(self, work: Callable[..., Result], chunks: Iterable[tuple[Any, ...]]) -> Pending[Result]:
-        """Call ``work(*chunk)`` for every chunk, now or when its result is asked for.
+        """Call ``work(*chunk)`` for every chunk, either now or when its result is read.
 
-        Calls may share nothing: of what one changes, another may or may not see anything.
+        Calls must not rely on shared state: a change that one call makes may or may not be visible to another.
         """
 
 
 class Local:
-    """One chunk after the other, each when its result is asked for."""
+    """Runs one chunk after the other in this process, each when its result is read."""
 
     def start(self, work: Callable[..., Result], chunks: Iterable[tuple[Any, ...]]) -> Pending[Result]:
         """See `Engine.start`."""
@@ -52,17 +52,17 @@ LOCAL: Engine = Local()
 
 
 def ray_address(spec: str) -> str | None:
-    """The address of the Ray cluster that an engine's specification names; None if it names this process.
+    """The address of the Ray cluster in an engine's specification, or None if the engine is this process.
 
     Args:
-        spec: ``"local"``, ``"ray"`` (what ``RAY_ADDRESS`` names or, where that is not set, a cluster of this machine
-            alone) or ``"ray:ADDRESS"``, as in ``"ray:10.0.0.1:6379"`` or ``"ray:auto"``.
+        spec: ``"local"``; ``"ray"``, which is the cluster at ``RAY_ADDRESS`` or, if that is not set, a new cluster of
+            this machine alone; or ``"ray:ADDRESS"``, such as ``"ray:10.0.0.1:6379"`` or ``"ray:auto"``.
 
     Returns:
-        ``HOST:PORT``, ``ray://HOST:PORT``, ``"auto"`` (the one that runs on this machine) or ``"local"`` (a new one).
+        ``HOST:PORT``, ``ray://HOST:PORT``, ``"auto"`` (the cluster on this machine) or ``"local"`` (a new one).
 
     Raises:
-        InputError: another specification.
+        InputError: the specification is none of these.
     """
     kind, _, address = spec.partition(":")
     if spec == "local":
@@ -75,30 +75,30 @@ def ray_address(spec: str) -> str | None:
 
 
 def check_engine(spec: str) -> None:
-    """Whether there is such an engine, without importing anything large.
+    """Check that an engine is available, without importing anything large.
 
     Raises:
         InputError: see `ray_address`.
         DependencyError: Ray is not installed.
-        EngineError: nobody answers at its address.
+        EngineError: no cluster answers at its address.
     """
     address = ray_address(spec)
     if address is None:
         return
     if importlib.util.find_spec("ray") is None:
         raise DependencyError(f"engine={spec!r} needs Ray; run: pip install 'pytest-gradmask[ray]'")
-    place = _host_and_port(address)
-    if place is None:
+    endpoint = _host_and_port(address)
+    if endpoint is None:
         return
-    import socket  # here: this module is imported in every run of pytest
+    import socket  # not at the top: every run of pytest imports this module
 
-    # Ray itself waits for minutes, and then ends the process.
+    # Ray itself would wait for minutes and then end the process.
     try:
-        socket.create_connection(place, timeout=PATIENCE).close()
+        socket.create_connection(endpoint, timeout=ANSWER_TIMEOUT).close()
     except OSError as error:
         raise EngineError(
-            f"engine={spec!r}: nobody answers at {address} ({error}); start a cluster there with ray start --head, "
-            "or give engine='ray' for one of this machine alone"
+            f"engine={spec!r}: no cluster answers at {address} ({error}); start one there with ray start --head, "
+            "or give engine='ray' for a cluster of this machine alone"
         ) from error
 
 
@@ -106,16 +106,16 @@ def _host_and_port(address: str) -> tuple[str, int] | None:
     try:
         parts = urlsplit(address if "://" in address else f"//{address}")
         return (parts.hostname, parts.port) if parts.hostname and parts.port else None
-    except ValueError:  # of a port that is no number
+    except ValueError:  # the port is not a number
         return None
 
 
 @contextmanager
 def opened(spec: str, device: str) -> Iterator[Engine]:
-    """An engine, for work on this device; what it takes to have it goes away on exit.
+    """Open an engine for work on a device. On exit, everything that was started for it is shut down.
 
     Raises:
-        InputError, DependencyError, EngineError: see `check_engine`; or the cluster has no such device.
+        InputError, DependencyError, EngineError: see `check_engine`; also if the cluster has no such device.
     """
     address = ray_address(spec)
     if address is None:

@@ -1,4 +1,4 @@
-"""Where files are kept, and writing them in one atomic step: whoever is killed meanwhile leaves the file of before."""
+"""The cache directory, and writing a file in one atomic step: a killed process leaves the old file intact."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pathlib import Path
 
 @contextmanager
 def replaced(file: Path) -> Iterator[Path]:
-    """Write to the path given; on exit that takes the place of ``file``, unless something was raised."""
-    # Others may be writing the same file: other threads, other processes, those of other machines.
+    """Yield a temporary path to write to. On exit it replaces ``file``, unless an exception was raised."""
+    # Other threads, processes or machines may be writing the same file.
     part = file.with_name(f"{file.name}.{os.urandom(8).hex()}.part")
     try:
         yield part
@@ -22,5 +22,5 @@ def replaced(file: Path) -> Iterator[Path]:
 
 
 def cache_directory() -> Path:
-    """Where what is downloaded is kept: ``~/.cache/pytest-gradmask``, or below ``XDG_CACHE_HOME``."""
+    """The directory for downloads: ``~/.cache/pytest-gradmask``, or the same below ``XDG_CACHE_HOME``."""
     return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "pytest-gradmask").expanduser()

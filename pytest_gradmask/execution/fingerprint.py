@@ -1,8 +1,9 @@
-"""Fingerprints: the same for two things if and only if they would compute the same, as far as can be told.
+"""Fingerprints: hashes that agree for two objects if both compute the same, and differ if not, as far as possible.
 
-What a defense computes depends on its weights, its other attributes and its code. Of the code, every file is taken that
-the defense's classes and functions stand in, and those that these import, up to installed packages: there, the version
-has to do. Where something cannot be told (an open file, a class typed at a prompt), there is no fingerprint.
+What a defense computes depends on its weights, its other attributes and its code. The fingerprint of its code covers
+the source files of its classes and functions, and all modules that these import. For installed packages, it takes the
+version instead of the files. Some objects cannot be hashed, such as an open file or a class typed at a prompt: these
+have no fingerprint.
 """
 
 from __future__ import annotations
@@ -23,10 +24,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from pytest_gradmask.errors import GradmaskError
 
-#: Attributes of modules that say nothing about what they compute, or that are looked at elsewhere.
+#: Attributes of modules that do not change what they compute, or that are hashed separately.
 _BOOKKEEPING = {
     "_parameters",
     "_buffers",
@@ -43,25 +45,25 @@ _POINTER = struct.calcsize("P")
 
 
 class FingerprintError(GradmaskError):
-    """Something of which no fingerprint can be taken; the message names it."""
+    """An object cannot be hashed; the message names it."""
 
 
 def fingerprint(*values: object) -> str:
-    """A hash, as 64 hexadecimal digits, of plain data, tensors, modules, functions, classes and objects made of them.
+    """Hash plain data, tensors, modules, functions, classes and objects made of them; 64 hexadecimal digits.
 
     Raises:
-        FingerprintError: something else, or code without a file.
+        FingerprintError: a value is of another kind, or its code has no file.
     """
-    return _Walk().digest(values).hex()
+    return _Traversal().digest(values).hex()
 
 
-class _Walk:
-    """One pass over what is to be hashed. What is met again, or holds itself, is taken by its number."""
+class _Traversal:
+    """One traversal of the values to hash. An object met before, as in a cycle, is hashed by its number."""
 
     def __init__(self) -> None:
-        self._met: dict[int, int] = {}
-        self._kept: list[object] = []  # alive, so that no other object takes over an id
-        # For as long as this pass: files may change between two.
+        self._numbers: dict[int, int] = {}
+        self._alive: list[object] = []  # references, so that no other object takes over an id
+        # Cached for this traversal only: files may change before the next.
         self._source = functools.cache(source_fingerprint)
         self._handlers: dict[type, Callable[[Any], Iterable[object]]] = {
             torch.nn.Module: self._module,
@@ -82,7 +84,7 @@ class _Walk:
             return _hash(type(value).__name__, repr(value))
         if isinstance(value, (enum.Enum, PurePath, torch.dtype, torch.device, torch.Size, np.generic, np.dtype, range)):
             return _hash(type(value).__name__, repr(value))
-        if isinstance(value, torch.Tensor):
+        if isinstance(value, Tensor):
             return _tensor(value)
         if isinstance(value, np.ndarray):
             if value.dtype.hasobject:
@@ -90,15 +92,15 @@ class _Walk:
             return _hash("ndarray", repr((value.dtype, value.shape)), np.ascontiguousarray(value).tobytes())
         if isinstance(value, (types.BuiltinFunctionType, types.BuiltinMethodType)) and not _bound(value):
             return _hash("builtin", repr(value.__module__), value.__qualname__)
-        if id(value) in self._met:
-            return _hash("again", str(self._met[id(value)]))
-        self._met[id(value)] = len(self._met)
-        self._kept.append(value)
+        if id(value) in self._numbers:
+            return _hash("again", str(self._numbers[id(value)]))
+        self._numbers[id(value)] = len(self._numbers)
+        self._alive.append(value)
         if isinstance(value, (list, tuple, deque)):
             return self._hash_all(type(value).__name__, value)
         if isinstance(value, (set, frozenset)):
-            # Each by itself: their order is not that of another run.
-            return _hash(type(value).__name__, *sorted(_Walk().digest(entry) for entry in value))
+            # Each entry by itself and sorted: the order of a set differs between runs.
+            return _hash(type(value).__name__, *sorted(_Traversal().digest(entry) for entry in value))
         if isinstance(value, Mapping):
             return self._hash_all(type(value).__name__, [entry for pair in value.items() for entry in pair])
         for kind, handle in self._handlers.items():
@@ -110,14 +112,14 @@ class _Walk:
         return _hash(name, *(self.digest(value) for value in values))
 
     def _module(self, module: torch.nn.Module) -> Iterable[object]:
-        own = {
+        attributes = {
             name: value
             for name, value in module.__dict__.items()
-            # Hooks are code: none of them says nothing, and any of them counts.
+            # An empty dictionary of hooks changes nothing. A hook is code and is hashed.
             if name not in _BOOKKEEPING and not (name.startswith("_") and isinstance(value, dict) and not value)
         }
         tensors = (*module._parameters.items(), *module._buffers.items())
-        return (type(module), module.training, own, tensors, tuple(module._modules.items()))
+        return (type(module), module.training, attributes, tensors, tuple(module._modules.items()))
 
     def _function(self, function: types.FunctionType) -> Iterable[object]:
         cells = [cell.cell_contents for cell in function.__closure__ or () if _filled(cell)]
@@ -149,7 +151,7 @@ def _hash(*parts: str | bytes) -> bytes:
     return total.digest()
 
 
-def _tensor(tensor: torch.Tensor) -> bytes:
+def _tensor(tensor: Tensor) -> bytes:
     if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_meta:
         raise FingerprintError(f"a tensor of layout {tensor.layout}")
     values = tensor.detach().cpu().contiguous()
@@ -170,7 +172,7 @@ def _filled(cell: types.CellType) -> bool:
 
 
 def _slots(kind: type) -> list[str]:
-    """Names of the attributes that a class itself gives its objects room for, as they are spelled outside of it."""
+    """Names in the ``__slots__`` of this class itself, mangled as code outside of the class spells them."""
     slots = kind.__dict__.get("__slots__", ())
     names = [slots] if isinstance(slots, str) else [name for name in slots if name not in ("__dict__", "__weakref__")]
     private = f"_{kind.__name__.lstrip('_')}"
@@ -178,7 +180,7 @@ def _slots(kind: type) -> list[str]:
 
 
 def _holds_more(kind: type) -> bool:
-    """Whether objects are larger than their attributes need: what is written in C keeps something there."""
+    """Whether objects are larger than their attributes need: types written in C have hidden state there."""
     pointers = sum(len(_slots(base)) for base in kind.__mro__)
     pointers += (kind.__dictoffset__ > 0) + (kind.__weakrefoffset__ > 0)
     return kind.__basicsize__ > object.__basicsize__ + _POINTER * pointers or kind.__itemsize__ > 0
@@ -190,10 +192,10 @@ def _code(code: types.CodeType) -> tuple[object, ...]:
 
 
 def source_fingerprint(module: str) -> str:
-    """The same as long as the code of a module stays as it is, and that of all it imports.
+    """Hash the code of a module and of all modules that it imports.
 
     Raises:
-        FingerprintError: some of it stands in no file.
+        FingerprintError: some of the code has no file.
     """
     pending: list[str] = [module]
     seen: set[str] = set()
@@ -214,20 +216,20 @@ def source_fingerprint(module: str) -> str:
         if file is None or not Path(file).is_file():
             raise FingerprintError(f"code of module {name}, which has no file")
         found.add(f"{name} {hashlib.sha256(Path(file).read_bytes()).hexdigest()}")
-        pending += [home for value in list(vars(imported).values()) if (home := _home(value)) in sys.modules]
+        pending += [origin for value in list(vars(imported).values()) if (origin := _origin(value)) in sys.modules]
     return _hash(*sorted(found)).hex()
 
 
 @functools.cache
 def _installed(package: str) -> bool:
-    """Whether a package came with Python or from an installer, so that its version tells its code."""
+    """Whether a package came with Python or from an installer, so that its version identifies its code."""
     file = getattr(sys.modules.get(package), "__file__", None)
     return package in sys.builtin_module_names or (
         file is not None and str(Path(file).resolve()).startswith(_INSTALLED)
     )
 
 
-def _home(value: object) -> str:
+def _origin(value: object) -> str:
     """The module that a module's attribute comes from."""
     if isinstance(value, types.ModuleType):
         return value.__name__
@@ -240,9 +242,9 @@ def _home(value: object) -> str:
 def _version(package: str) -> str:
     if package in sys.stdlib_module_names:
         return sys.version
-    told = getattr(sys.modules[package], "__version__", None)
-    if isinstance(told, str):
-        return told
+    declared = getattr(sys.modules[package], "__version__", None)
+    if isinstance(declared, str):
+        return declared
     try:
         return ", ".join(f"{name} {version(name)}" for name in sorted(set(packages_distributions().get(package, ()))))
     except PackageNotFoundError:

@@ -1,4 +1,4 @@
-"""The global random generators of Python, NumPy and torch: seeding them, and putting them back."""
+"""The global random generators of Python, NumPy and torch: seed them, and restore their state."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ def random_state(device: torch.device) -> tuple[Any, ...]:
 
 
 def set_random_state(state: tuple[Any, ...], device: torch.device) -> None:
-    """Put the global generators back into a state from `random_state`."""
+    """Restore a state of the global generators that `random_state` returned."""
     numpys, *others = state
     np.random.set_state(numpys)
     set_state_but_numpys(others, device)
 
 
 def state_but_numpys(device: torch.device) -> tuple[Any, ...]:
-    """As `random_state`, of Python and torch alone: NumPy takes more time for it than all others together."""
+    """As `random_state`, but without NumPy, whose state takes longer to read than all the others together."""
     cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
     return random.getstate(), torch.get_rng_state(), cuda
 
 
 def set_state_but_numpys(state: Sequence[Any], device: torch.device) -> None:
-    """Put the global generators but NumPy's back into a state from `state_but_numpys`."""
+    """Restore a state that `state_but_numpys` returned."""
     python, cpu, cuda = state
     random.setstate(python)
     torch.set_rng_state(cpu)
@@ -47,17 +47,17 @@ def seed_everything(seed: int) -> None:
 
 @contextmanager
 def random_state_kept(device: torch.device) -> Iterator[None]:
-    """Put the global generators back on exit."""
-    outside = random_state(device)
+    """Restore the state of the global generators on exit."""
+    before = random_state(device)
     try:
         yield
     finally:
-        set_random_state(outside, device)
+        set_random_state(before, device)
 
 
 @contextmanager
 def seeded_by(generator: torch.Generator, device: torch.device) -> Iterator[None]:
-    """Inside, the global generators depend on the next number of this one, for code that draws from them."""
+    """Inside, the global generators are seeded by the next number of ``generator``; on exit they are restored."""
     with random_state_kept(device):
         seed_everything(int(torch.randint(2**31, (1,), generator=generator)))
         yield
@@ -65,7 +65,7 @@ def seeded_by(generator: torch.Generator, device: torch.device) -> Iterator[None
 
 @contextmanager
 def seeded_weights(seed: int) -> Iterator[None]:
-    """Weights that are drawn inside, on the CPU, depend on the seed alone; the global random state is untouched."""
+    """Inside, weights drawn on the CPU depend on the seed alone. The global random state is restored on exit."""
     with torch.random.fork_rng(devices=[]):
         # Not torch.manual_seed: that would seed the generators of GPUs too, which are not restored here.
         torch.default_generator.manual_seed(seed)

@@ -1,4 +1,4 @@
-"""Versions of what decides the numbers, for everything that is stored."""
+"""Versions of the packages that numerical results depend on, to be stored with the results."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 
 def versions(*distributions: str) -> dict[str, str]:
-    """The version of Python, and of each distribution that is installed."""
+    """The version of Python and of each of these distributions, if it is installed."""
     found = {"python": platform.python_version()}
     for name in distributions:
         with suppress(PackageNotFoundError):

@@ -1,1 +1,1 @@
-"""Models, data sets and checkpoints."""
+"""Load models, data sets and checkpoints."""

@@ -1,8 +1,8 @@
-"""Checkpoints: safetensors files, each with a card that says what it is, how it was made and what it measured.
+"""Checkpoints: safetensors files, each with a card that records what the model is, how it was made and its accuracy.
 
-A card is JSON. It ends with a hash of itself, and its ``sha256`` is checked before a weight is read. A card may also
-describe a model made of others: a composite (``front_end`` and ``backbone``) or a randomized ensemble (``members``), by
-their names.
+A card is a JSON file. It ends with a hash of its other entries. Its ``sha256`` is the hash of the weights, which is
+checked before they are used. A card may also describe a model made of other checkpoints, by their names: a composite
+(``front_end`` and ``backbone``) or a randomized ensemble (``members``).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _SEAL = "card_sha256"
 
 
 def fixtures_directory() -> Path:
-    """Where the trained fixtures are: inside an installed package, or beside it in a checkout."""
+    """The directory of the trained fixtures: inside an installed package, or beside it in a checkout."""
     package = Path(__file__).parents[1]
     for folder in (package / "fixtures", package.parent / "fixtures"):
         if folder.is_dir():
@@ -43,7 +43,7 @@ def load_card(name: str, directory: Path | None = None) -> dict[str, Any]:
     """Read a checkpoint's card.
 
     Raises:
-        CheckpointError: no such card, or it cannot be read, or it is not as `save_model` or `save_card` wrote it.
+        CheckpointError: there is no such card, it cannot be read, or it was changed since it was written.
     """
     folder = directory or fixtures_directory()
     _check_name(name)
@@ -62,13 +62,13 @@ def load_card(name: str, directory: Path | None = None) -> dict[str, Any]:
     if text != _sealed(card):
         raise CheckpointError(
             f"checkpoint {name!r}: card {file} is corrupted or was changed: its {_SEAL} is not the hash of the rest; "
-            "restore the file, or write it anew by save_card"
+            "restore the file, or write it again with save_card"
         )
     return {key: value for key, value in card.items() if key != _SEAL}
 
 
 def _sealed(card: dict[str, Any]) -> str:
-    """The text of a card's file: no byte of it can change unnoticed."""
+    """The text of a card's file, with a hash by which any change of a byte is noticed."""
     content = {key: value for key, value in card.items() if key != _SEAL}
     digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()
     return json.dumps({**content, _SEAL: digest}, indent=2) + "\n"
@@ -83,23 +83,23 @@ def load_checkpoint(name: str, directory: Path | None = None) -> nn.Module:
     """Load a model of the fixtures by name, on the CPU and in eval mode.
 
     Raises:
-        CheckpointError: unknown name, missing or corrupted weights (their hash is not the card's), or weights that do
-            not fit the architecture.
+        CheckpointError: the name is unknown, the weights are missing or corrupted (their hash differs from the card's),
+            or they do not fit the architecture.
     """
     return _load(name, directory or fixtures_directory(), ())
 
 
-def _load(name: str, folder: Path, wholes: tuple[str, ...]) -> nn.Module:
-    if name in wholes:
-        raise CheckpointError(f"checkpoint {wholes[0]!r}: is a part of itself ({' > '.join((*wholes, name))})")
+def _load(name: str, folder: Path, parents: tuple[str, ...]) -> nn.Module:
+    if name in parents:
+        raise CheckpointError(f"checkpoint {parents[0]!r}: is a part of itself ({' > '.join((*parents, name))})")
     card = load_card(name, folder)
     if card["architecture"] not in ("composite", "ensemble"):
         return _load_weights(name, card, folder)
     parts = []
     for part in _parts(name, card):
-        # A part that does not lie beside its whole is one of the package's own.
-        home = folder if part in available(folder) else fixtures_directory()
-        parts.append(_load(part, home, (*wholes, name)))
+        # A part that is not in the same folder is a fixture of the package.
+        part_folder = folder if part in available(folder) else fixtures_directory()
+        parts.append(_load(part, part_folder, (*parents, name)))
     return (Composite(*parts) if card["architecture"] == "composite" else RandomizedEnsemble(parts)).eval()
 
 
@@ -132,12 +132,12 @@ def _load_weights(name: str, card: dict[str, Any], folder: Path) -> nn.Module:
         model.load_state_dict(load(content))
     except (SafetensorError, RuntimeError) as error:
         raise CheckpointError(f"checkpoint {name!r}: {file} does not fit {card['architecture']} ({error})") from error
-    # Channels-last is what both cuDNN and oneDNN run fastest.
+    # Channels-last is the fastest memory format in both cuDNN and oneDNN.
     return model.eval().to(memory_format=torch.channels_last)
 
 
 def save_model(name: str, model: nn.Module, card: dict[str, Any], directory: Path) -> Path:
-    """Write a model's weights and its card, each in one atomic step, weights first.
+    """Write a model's weights and then its card, each in one atomic step.
 
     Args:
         name: lower-case letters, digits and dashes.
@@ -160,12 +160,13 @@ def save_model(name: str, model: nn.Module, card: dict[str, Any], directory: Pat
 
 
 def save_card(name: str, card: dict[str, Any], directory: Path) -> Path:
-    """Write the card of a model made of others, in one atomic step; `save_model` writes all other cards.
+    """Write the card of a composite or an ensemble in one atomic step. `save_model` writes all other cards.
 
     Args:
         name: lower-case letters, digits and dashes.
-        card: ``architecture`` is ``"composite"`` (with ``front_end`` and ``backbone``) or ``"ensemble"`` (``members``).
-        directory: exists.
+        card: its ``architecture`` is ``"composite"`` (with ``front_end`` and ``backbone``) or ``"ensemble"`` (with
+            ``members``).
+        directory: an existing directory.
 
     Returns:
         The path of the card.

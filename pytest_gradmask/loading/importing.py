@@ -1,4 +1,4 @@
-"""Objects of a user's own code by name."""
+"""Import objects of the user's code by name."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from pytest_gradmask.errors import InputError
 
 
 def imported(what: str, target: str) -> Any:
-    """The object that ``MODULE:ATTR`` names; its module is imported.
+    """Import a module and return the attribute that ``MODULE:ATTR`` names.
 
     Args:
-        what: for messages: the argument and its value.
-        target: names with dots, such as ``my_project.models:Zoo.defense``.
+        what: the argument and its value, for messages.
+        target: module and attribute, both may have dots, such as ``my_project.models:Zoo.defense``.
 
     Raises:
-        InputError: there is no such module or attribute, or importing the module raised.
+        InputError: there is no such module or attribute, or importing the module raised an error.
     """
     name, _, path = target.partition(":")
     try:
         found: Any = importlib.import_module(name)
-    except Exception as error:  # it is the user's code that runs
-        # Only where the module itself is missing, not one that it imports.
+    except Exception as error:  # the user's code may raise anything
+        # True only if the module itself is missing, not a module that it imports.
         missing = isinstance(error, ModuleNotFoundError) and f"{name}.".startswith(f"{error.name}.")
         hint = "; put its folder into pytest's ini value pythonpath, or install it" if missing else ""
         raise InputError(f"{what}: importing {name} raised {type(error).__name__}: {error}{hint}") from error
     for attribute in path.split("."):
         if not hasattr(found, attribute):
-            there = [each for each in vars(found) if not each.startswith("_")] if hasattr(found, "__dict__") else []
-            near = difflib.get_close_matches(attribute, there, n=5) or sorted(there)[:10]
+            public = [each for each in vars(found) if not each.startswith("_")] if hasattr(found, "__dict__") else []
+            near = difflib.get_close_matches(attribute, public, n=5) or sorted(public)[:10]
             holder = getattr(found, "__name__", type(found).__name__)
             raise InputError(f"{what}: {holder} has no {attribute!r}; it has {', '.join(near) or 'nothing public'}")
         found = getattr(found, attribute)
@@ -38,10 +38,10 @@ def imported(what: str, target: str) -> Any:
 
 
 def called(what: str, target: str, kind: type) -> Any:
-    """The object that ``MODULE:ATTR`` names if it is of this kind, else what it returns when called.
+    """Import an object by ``MODULE:ATTR``. If it is not of this type, call it and return the result.
 
     Raises:
-        InputError: as `imported`; or the call raised; or what was found is not of this kind.
+        InputError: see `imported`; also if the call raised an error, or if the result is not of this type.
     """
     found = imported(what, target)
     if isinstance(found, kind):

@@ -1,20 +1,20 @@
-"""What users name as a model or as data, in one line, taken apart. No torch: options are read at every pytest start.
+"""Parse the one-line specifications of models and data. Without torch: pytest reads options at every start.
 
-A model is one of these:
+The specification of a model is one of these:
 
 =====================================  ==============================================================
 ``NAME``                               a trained model of the package's fixtures
-``checkpoint:FILE.json``               a card of `checkpoints`, with what it describes beside it
+``checkpoint:FILE.json``               a card of `checkpoints`, with its weights or parts in the same folder
 ``timm:NAME``                          a classifier of timm with its pretrained weights
 ``timm:NAME@FILE``                     the same with weights from a local file
 ``timm:hf-hub:ORG/NAME[@REVISION]``    a classifier of the Hugging Face Hub, by timm
 ``torchvision:NAME[.WEIGHTS][@FILE]``  a classifier of torchvision, with its default weights or others
 ``robustbench:NAME``                   a model of RobustBench for CIFAR-10, Linf
 ``robustbench:DATASET/THREAT/NAME``    any model of RobustBench
-``import:MODULE:ATTR``                 a module of your own, or what returns one when called
+``import:MODULE:ATTR``                 a module of the user, or a function that returns one
 =====================================  ==============================================================
 
-`datasets` has the table of data.
+The table of data sets is in `pytest_gradmask.loading.datasets`.
 """
 
 from __future__ import annotations
@@ -40,19 +40,19 @@ _FOLDERS = ("imagefolder", "imagenet")
 _DATA_KINDS = ("embedded", "cifar10", "cifar100", *_FOLDERS, "npz", "dataset")
 _BENCH_DATA = ("cifar10", "cifar100", "imagenet")
 _BENCH_THREATS = ("Linf", "L2", "corruptions")
-#: The shorter side is resized to the crop divided by this, as ImageNet classifiers are customarily evaluated.
+#: The shorter side is resized to the crop size divided by this number, as is usual for ImageNet classifiers.
 _CROP_SHARE = 0.875
 
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """A model's specification, taken apart.
+    """The parsed specification of a model.
 
     Attributes:
-        text: as it was given.
-        kind: ``"fixture"``, or what stands before the first colon.
-        name: what stands behind it, without the file; of RobustBench always ``DATASET/THREAT/NAME``.
-        file: of weights, or of a card.
+        text: the specification.
+        kind: ``"fixture"``, or the part before the first colon.
+        name: the part after it, without the file. For RobustBench always ``DATASET/THREAT/NAME``.
+        file: file of weights or of a card.
     """
 
     text: str
@@ -61,17 +61,17 @@ class ModelSpec:
     file: Path | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DataSpec:
-    """A data set's specification, taken apart.
+    """The parsed specification of a data set.
 
     Attributes:
-        text: as it was given.
-        kind: what stands before the first colon.
-        path: what stands behind it, without options; may be empty.
-        crop: of folders of images, to how many pixels the shorter side is resized, and how many of the centre are
-            taken; None to take images as they are.
-        labels: file of an ImageNet folder's labels, if it was named.
+        text: the specification.
+        kind: the part before the first colon.
+        path: the part after it, without options; may be empty.
+        crop: for folders of images: the length of the shorter side after resizing, and the size of the centre crop, in
+            pixels. None leaves images as they are.
+        labels: file with the labels of an ImageNet folder, if the specification names one.
     """
 
     text: str
@@ -82,10 +82,10 @@ class DataSpec:
 
 
 def parse_model(text: str) -> ModelSpec:
-    """Take a model's specification apart; nothing is looked up.
+    """Parse the specification of a model, without checking that its files exist.
 
     Raises:
-        InputError: it is none.
+        InputError: it is not a valid specification.
     """
     kind, colon, name = text.partition(":")
     if not colon:
@@ -121,11 +121,11 @@ def _benchmark_name(text: str, name: str) -> str:
     return "/".join(parts)
 
 
-def _path(what: str, given: str) -> Path:
+def _path(what: str, path: str) -> Path:
     try:
-        return Path(given).expanduser()
+        return Path(path).expanduser()
     except RuntimeError as error:
-        raise InputError(f"{what}: {given!r} starts with the home of a user whom nobody knows") from error
+        raise InputError(f"{what}: {path!r} starts with the home of an unknown user") from error
 
 
 def _check_target(what: str, target: str) -> None:
@@ -135,10 +135,10 @@ def _check_target(what: str, target: str) -> None:
 
 
 def parse_data(text: str) -> DataSpec:
-    """Take a data set's specification apart; nothing is looked up.
+    """Parse the specification of a data set, without checking that its files exist.
 
     Raises:
-        InputError: it is none, or it has options that it does not take.
+        InputError: it is not a valid specification, or has options that its kind does not take.
     """
     kind, _, path = text.partition(":")
     if kind not in _DATA_KINDS:
@@ -150,36 +150,36 @@ def parse_data(text: str) -> DataSpec:
     if kind in (*_FOLDERS, "npz") and not path.partition("?")[0]:
         raise InputError(f"data {text!r}: give a path, as in {kind}:PATH")
     if kind not in _FOLDERS:
-        return DataSpec(text, kind, path)
+        return DataSpec(text=text, kind=kind, path=path)
     path, _, query = path.partition("?")
     options = dict(parse_qsl(query, keep_blank_values=True))
     allowed = ("size", "resize", "labels") if kind == "imagenet" else ("size", "resize")
     if set(options) - set(allowed) or bool(query) != bool(options):
         raise InputError(f"data {text!r}: options are {', '.join(allowed)}, as in {kind}:DIR?size=224&resize=256")
     labels = _path(f"data {text!r}", options["labels"]) if options.get("labels") else None
-    return DataSpec(text, kind, path, _crop(text, kind, options), labels)
+    return DataSpec(text=text, kind=kind, path=path, crop=_crop(text, kind, options), labels=labels)
 
 
 def _crop(text: str, kind: str, options: dict[str, str]) -> tuple[int, int] | None:
-    given = {name: options[name] for name in ("size", "resize") if name in options}
-    if kind == "imagefolder" and not given:
+    pixels = {name: options[name] for name in ("size", "resize") if name in options}
+    if kind == "imagefolder" and not pixels:
         return None
-    for name, value in given.items():
+    for name, value in pixels.items():
         if not value.isdecimal() or int(value) < 1:
             raise InputError(f"data {text!r}: {name}={value} is not a whole number of pixels of at least 1")
-    size = int(given.get("size", 224))
-    resize = int(given.get("resize", round(size / _CROP_SHARE)))
+    size = int(pixels.get("size", 224))
+    resize = int(pixels.get("resize", round(size / _CROP_SHARE)))
     if size > resize:
         raise InputError(f"data {text!r}: size={size} is more than resize={resize}, so there is nothing to crop from")
     return resize, size
 
 
 def check_model(text: str) -> ModelSpec:
-    """As `parse_model`; and files that it names must exist, and RobustBench be installed.
+    """Parse the specification of a model and check that its files exist.
 
     Raises:
-        InputError: it is none, or a file is missing.
-        DependencyError: RobustBench is not installed.
+        InputError: it is not a valid specification, or a file is missing.
+        DependencyError: it needs RobustBench, which is not installed.
     """
     spec = parse_model(text)
     if spec.file is not None and not os.path.isfile(spec.file):
@@ -190,18 +190,18 @@ def check_model(text: str) -> ModelSpec:
 
 
 def check_data(text: str) -> DataSpec:
-    """As `parse_data`; and the path that it names, if any, must exist.
+    """Parse the specification of a data set and check that its files exist.
 
     Raises:
-        InputError: it is none, or the path is missing.
+        InputError: it is not a valid specification, or a path is missing.
     """
     spec = parse_data(text)
     if spec.kind in (*_FOLDERS, "npz"):
-        wanted = _path(f"data {text!r}", spec.path)
-        # Not by pathlib's methods, which raise where a name is too long.
-        if not (os.path.isfile(wanted) if spec.kind == "npz" else os.path.isdir(wanted)):
+        path = _path(f"data {text!r}", spec.path)
+        # Not the methods of pathlib, which raise an error if a name is too long.
+        if not (os.path.isfile(path) if spec.kind == "npz" else os.path.isdir(path)):
             what = "file" if spec.kind == "npz" else "directory"
-            raise InputError(f"data {text!r}: no such {what}: {wanted}")
+            raise InputError(f"data {text!r}: no such {what}: {path}")
     if spec.labels is not None and not os.path.isfile(spec.labels):
         raise InputError(f"data {text!r}: no such file: {spec.labels}")
     return spec

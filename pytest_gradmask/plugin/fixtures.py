@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pytest_gradmask.loading.datasets import Dataset, Unread
     from pytest_gradmask.threat import ThreatModel
     from pytest_gradmask.transfer.matrix import TransferMatrix
-    from pytest_gradmask.verdict.results import Audit
+    from pytest_gradmask.verdict.audit import Audit
 
 
 class EvalBatch(NamedTuple):

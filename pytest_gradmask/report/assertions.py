@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 from pytest_gradmask.errors import InputError
 from pytest_gradmask.report.text import explain, explain_binarization_test
 from pytest_gradmask.report.transfer import explain_diversity, explain_transferability
-from pytest_gradmask.verdict.results import Audit, Verdict
+from pytest_gradmask.verdict.audit import Audit
+from pytest_gradmask.verdict.results import Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pytest_gradmask.errors import InputError
-from pytest_gradmask.report.json import VERSION
+from pytest_gradmask.report.json import VERSION, upgraded
 from pytest_gradmask.report.text import aligned
 from pytest_gradmask.verdict.results import Verdict
 from pytest_gradmask.verdict.stats import holm, mcnemar_p, mean_p
@@ -102,9 +102,10 @@ def read_baseline(file: Path) -> list[dict[str, Any]]:
         raise InputError(f"{file} cannot be read ({error}); {again}") from error
     if not isinstance(run, dict) or "version" not in run:
         raise InputError(f"{file} is not a file of --gradmask-json; {again}")
-    if run["version"] != VERSION:
-        raise InputError(f"{file} has version {run['version']!r}, not {VERSION}; {again}")
+    if run["version"] not in (1, VERSION):
+        raise InputError(f"{file} has version {run['version']!r}, not {VERSION} or 1; {again}")
     try:
+        run = upgraded(run)
         audits: list[dict[str, Any]] = run["audits"]
         compare(audits, audits, lambda test: False)  # whatever a comparison needs is there
         complete = run["complete"]
@@ -198,7 +199,7 @@ def _accuracy(name: str, what: str, key: str, before: Mapping[str, Any], now: Ma
 def _p_value(losses: Sequence[float]) -> float:
     """One-sided, of what each image has lost on average."""
     if all(loss in (-1, 0, 1) for loss in losses):
-        return mcnemar_p(losses.count(1), losses.count(-1))
+        return float(mcnemar_p(losses.count(1), losses.count(-1)))
     return mean_p(losses, 0.0, -1.0)
 
 

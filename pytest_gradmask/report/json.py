@@ -10,7 +10,8 @@ from typing import Any
 
 from pytest_gradmask.execution.files import replaced
 from pytest_gradmask.transfer.matrix import TransferMatrix
-from pytest_gradmask.verdict.results import Audit, Proportion, Verdict, chances
+from pytest_gradmask.verdict.audit import Audit
+from pytest_gradmask.verdict.results import Proportion, Verdict, chances
 
 #: The published schema of the file: JSON Schema, draft 2020-12.
 SCHEMA: Mapping[str, Any] = json.loads(Path(__file__).with_name("schema.json").read_text(encoding="utf-8"))
@@ -18,6 +19,9 @@ SCHEMA: Mapping[str, Any] = json.loads(Path(__file__).with_name("schema.json").r
 VERSION: int = SCHEMA["properties"]["version"]["const"]
 
 _SHARE = ("value", "low", "high", "count", "total")
+#: Version 1 had other words for the same things.
+_STATUS_1 = {"spared": "skipped-early"}
+_FINDING_1 = {"attack-fails-unit-test": "attack-fails-binarization-test"}
 #: An array of numbers alone, as `json.dumps` breaks it into lines. No string holds a bare line break.
 _NUMBERS = re.compile(r"\[\n[-+.\deE,\s]+\]")
 
@@ -150,6 +154,30 @@ def document(
     }
 
 
+def upgraded(run: Mapping[str, Any]) -> dict[str, Any]:
+    """A run of an earlier version of the schema, in the words of this one. Fields that it did not have are missing.
+
+    Raises:
+        KeyError, TypeError, AttributeError: it is no run.
+    """
+    if run["version"] != 1:
+        return dict(run)
+    return {**run, "version": VERSION, "audits": [_upgraded(audit) for audit in run["audits"]]}
+
+
+def _upgraded(audit: Mapping[str, Any]) -> dict[str, Any]:
+    gap, attacks = audit["gap"], audit["robust_accuracy"]
+    return {
+        **audit,
+        "gap": gap and {{"looks": "analyses"}.get(key, key): value for key, value in gap.items()},
+        "robust_accuracy": {
+            name: {**attack, "status": _STATUS_1.get(attack["status"], attack["status"])}
+            for name, attack in attacks.items()
+        },
+        "findings": [{**finding, "id": _FINDING_1.get(finding["id"], finding["id"])} for finding in audit["findings"]],
+    }
+
+
 def write_json(file: Path, run: Mapping[str, Any]) -> None:
     """Write a run (`document`) in one atomic step, arrays of numbers on one line each."""
     text = json.dumps(run, indent=2)
@@ -176,6 +204,7 @@ def _attack(audit: Audit, name: str) -> dict[str, Any]:
     return {
         **(_proportion(audit.accuracy_under(name)) if done else dict.fromkeys(_SHARE)),
         "kind": result.kind,
+        "access": result.access,
         "status": result.status,
         "note": result.note,
         "attacked": len(result.attacked),

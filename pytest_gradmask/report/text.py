@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pytest_gradmask.verdict.results import Audit, Verdict
+from pytest_gradmask.verdict.audit import Audit
+from pytest_gradmask.verdict.results import Verdict
 
 if TYPE_CHECKING:  # a summary needs no torch
     from pytest_gradmask.binarization.run import BinarizationTest

@@ -1,1 +1,1 @@
-"""Transfer matrices: an attack crafted on each of some models, tested on all."""
+"""Transfer matrices: an attack is crafted on each of several models and tested on all of them."""

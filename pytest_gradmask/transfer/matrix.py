@@ -1,4 +1,4 @@
-"""What a transfer matrix holds: plain data, no torch."""
+"""The transfer matrix as plain data, without torch."""
 
 from __future__ import annotations
 
@@ -9,23 +9,24 @@ from pytest_gradmask.threat import ThreatModel
 from pytest_gradmask.verdict.results import Proportion
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TransferMatrix:
-    """An attack crafted on each of some models (the rows) and tested on all of them (the columns).
+    """Results of an attack that was crafted on each model (the rows) and tested on all of them (the columns).
 
     Attributes:
-        names: of the models, in the order of rows and columns.
+        names: names of the models, in the order of rows and columns.
         clean: for each model, whether it classifies each image correctly without an attack.
-        correct: ``correct[row][column]``: whether the column's model classifies each image correctly once the attack
-            on the row's model has perturbed it; re-scored by us.
-        attack: its name.
-        threat: where it searched.
-        confidence: of every bound.
+        correct: ``correct[row][column]``: whether the column's model classifies each image correctly after the attack
+            on the row's model has perturbed it. The returned images are scored again, whatever the attack reports.
+        attack: name of the attack.
+        threat: threat model of the attack.
+        confidence: confidence level of every bound.
         bypassed: for each row, what the attack bypassed, in words.
-        invalid: for each row, returned images outside the ball or the bounds, or not finite: they fool no model.
+        invalid: for each row, the number of returned images outside the ball or the bounds, or not finite. They fool no
+            model.
 
     Raises:
-        InputError: fewer than two names, a name that is there twice, or outcomes of another shape.
+        InputError: there are fewer than two names, a name occurs twice, or the results have another shape.
     """
 
     names: tuple[str, ...]
@@ -43,7 +44,7 @@ class TransferMatrix:
             raise InputError(f"names: a transfer matrix needs at least 2 models, got {count}")
         twice = sorted({name for name in self.names if self.names.count(name) > 1})
         if twice:
-            raise InputError(f"names: {', '.join(twice)} is there more than once; give each model a name of its own")
+            raise InputError(f"names: {', '.join(twice)} is there more than once; give each model another name")
         square = len(self.correct) == count and all(len(row) == count for row in self.correct)
         if not square or len({len(cell) for row in (self.clean, *self.correct) for cell in row}) != 1:
             raise InputError(f"correct: must be {count} x {count} outcomes of as many images as clean has")
@@ -64,38 +65,40 @@ class TransferMatrix:
         return [(source, target) for source in self.names for target in self.names if source != target]
 
     def clean_accuracy(self, name: str) -> Proportion:
-        """Accuracy of a model without any attack, of all images."""
+        """Accuracy of a model on all images without an attack."""
         return Proportion.of(sum(self.clean[self._index(name)]), self.total, self.confidence)
 
     def robust_accuracy(self, source: str, target: str) -> Proportion:
-        """Share of all images that ``target`` has right both without an attack and under that on ``source``."""
+        """Share of all images that ``target`` classifies correctly both clean and after the attack on ``source``."""
         clean, correct = self.clean[self._index(target)], self._outcomes(source, target)
         return Proportion.of(sum(map(all, zip(clean, correct, strict=True))), self.total, self.confidence)
 
     def fooled_images(self, source: str, target: str) -> frozenset[int]:
-        """The `common` images that ``target`` gets wrong under the attack on ``source``."""
+        """The `common` images that ``target`` misclassifies after the attack on ``source``."""
         correct = self._outcomes(source, target)
         return frozenset(image for image in self.common if not correct[image])
 
     def fooled(self, source: str, target: str) -> Proportion:
-        """Share of the `common` images that ``target`` gets wrong under the attack on ``source``."""
+        """Share of the `common` images that ``target`` misclassifies after the attack on ``source``."""
         return Proportion.of(len(self.fooled_images(source, target)), len(self.common), self.confidence)
 
     def transfer_rate(self, source: str, target: str) -> Proportion | None:
-        """Of the `common` images that fool the source, the share that fools the target; None if none fools it."""
-        own = self.fooled_images(source, source)
-        return Proportion.of(len(own & self.fooled_images(source, target)), len(own), self.confidence) if own else None
+        """Share of the images that fool the source that also fool the target; None if no image fools the source."""
+        fooling = self.fooled_images(source, source)
+        if not fooling:
+            return None
+        return Proportion.of(len(fooling & self.fooled_images(source, target)), len(fooling), self.confidence)
 
     @property
     def diversity(self) -> Proportion | None:
         """How often models that can all be fooled cannot be fooled together.
 
-        Of the `common` images on which the attack fools every model when crafted on that model, the share for which
-        none of the crafted images fools all models at once. None if there is no such image.
+        It counts the `common` images on which the attack fools every model when it is crafted on that model. It is the
+        share of them for which no crafted image fools all models at once. None if there are no such images.
 
-        A crafted image that fools all lies in what Kariyappa and Qureshi (2019) call the adversarial subspace shared
-        by an ensemble. Images on which the attack fails against one model do not count: that it fools not all is
-        then no merit of their diversity, and where gradients are masked no merit at all.
+        A crafted image that fools all models lies in the shared adversarial subspace of an ensemble (Kariyappa and
+        Qureshi 2019, arXiv:1901.09981). Images on which the attack fails against one model are not counted. There, it
+        cannot fool all models anyway, which may be due to masked gradients instead of diversity.
         """
         breakable = frozenset.intersection(*(self.fooled_images(name, name) for name in self.names))
         shared: set[int] = set()

@@ -1,8 +1,9 @@
-"""When an audit looks at its growing evidence, and which share of the error each look may spend: no torch.
+"""Interim analyses: at how many images an audit judges its evidence, and what share of the error each may spend.
 
-Blatant masking shows in tens of images, and so does the lack of any, so an audit attacks its images in growing batches
-and stops once the verdict is certain. Every look is another chance to be wrong, so the looks share the error between
-them (Bonferroni), that of the gap's lower bound and that of its upper bound each for itself.
+Blatant masking shows in tens of images, and so does its absence. An audit therefore attacks its images in growing
+batches and stops once the verdict is decided. Each analysis is another chance to be wrong, so the analyses share the
+error (alpha spending by Bonferroni's inequality). The errors of the gap's lower and upper bound are shared separately.
+No torch.
 """
 
 from __future__ import annotations
@@ -10,23 +11,24 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-#: Images below which nothing is worth a look of its own.
+#: Fewer images than this get no analysis of their own.
 _FEWEST = 20
-#: A look at more than this share of all images saves too little to be worth its share of the error.
+#: An analysis at more than this share of all images saves too little to be worth its share of the error.
 _LATEST = 0.75
-#: Parts of the error of ``NOT_MASKED``: of the first look that may end an honest defense's audit, of the others, and of
-#: the last, which should exclude hardly less than an only one would (at 99 %, 5 points where 3 of 200 images fell).
+#: Parts of the error of ``NOT_MASKED``: of the first analysis that may end an honest defense's audit, of the others,
+#: and of the last. The last should exclude nearly as much as a single analysis would (at 99 % confidence, a gap of 5
+#: percentage points where 3 of 200 images were broken).
 _FIRST, _OTHERS, _LAST = 0.07, 0.01, 0.92
 
 
 @dataclass(frozen=True, slots=True)
 class InterimAnalysis:
-    """One look at the evidence.
+    """One analysis of the evidence.
 
     Attributes:
-        images: seen by then.
-        number: of looks of the audit; each has the same share of the error of ``MASKED``.
-        upper_share: share of the error of ``NOT_MASKED``.
+        images: attacked by then.
+        number: of all analyses of the audit. Each has the same share of the error of ``MASKED``.
+        upper_share: its share of the error of ``NOT_MASKED``.
     """
 
     images: int
@@ -34,16 +36,16 @@ class InterimAnalysis:
     upper_share: float = 1.0
 
     def lower_level(self, confidence: float) -> float:
-        """Confidence of the gap's lower bound at this look, for one of ``confidence`` at all of them."""
+        """Level of the gap's lower bound at this analysis, so that all of them together have ``confidence``."""
         return 1 - (1 - confidence) / self.number
 
     def upper_level(self, confidence: float) -> float:
-        """Confidence of the gap's upper bound at this look, for one of ``confidence`` at all of them."""
+        """Level of the gap's upper bound at this analysis, so that all of them together have ``confidence``."""
         return 1 - (1 - confidence) * self.upper_share
 
 
 def plan_analyses(images: int, margin: float, confidence: float) -> list[InterimAnalysis]:
-    """The looks of an audit, each at about twice as many images as the one before, the last at all.
+    """The analyses of an audit, each at about twice as many images as the one before, the last at all.
 
     Args:
         images: of the audit.

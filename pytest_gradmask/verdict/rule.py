@@ -1,10 +1,10 @@
-"""From broken images and findings to a verdict: pure functions, no torch.
+"""The decision rule: from what attacks broke to a verdict. Pure functions, no torch.
 
-The masking gap is what adaptive attacks break together, beyond the gradient attacks *and* beyond a placebo: fresh
-gradient attacks with the budget of all adaptive attacks together, so that like is compared with like. Every bound and
-every test holds for samples of any size: exact ones where an image falls or does not, bets on bounded values where a
-randomized defense answers it right with some chance. An audit may look after each adaptive attack of each batch of
-images, so each look gets its share of the error (Bonferroni; `analyses`).
+The masking gap is what adaptive attacks break together beyond the gradient attacks *and* beyond the placebo: fresh
+gradient attacks with the budget of all adaptive attacks together, so that like is compared with like. Bounds and tests
+hold for samples of any size. They are exact where an image is either broken or not, and rest on bets on bounded values
+where a randomized defense answers an image correctly with some chance. An audit may judge its evidence after each
+adaptive attack on each batch of images, so each interim analysis gets its share of the error (Bonferroni; `interim`).
 """
 
 from __future__ import annotations
@@ -12,27 +12,57 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
+
+from pytest_gradmask.verdict import reasons
 from pytest_gradmask.verdict.interim import InterimAnalysis
 from pytest_gradmask.verdict.results import AttackResult, Finding, Gap, Kind, Prediction, Verdict, accuracy, chances
-from pytest_gradmask.verdict.stats import (
-    difference_bounds,
-    images_to_establish,
-    images_to_exclude,
-    mcnemar_p,
-    mean_p,
-    paired_interval,
-)
+from pytest_gradmask.verdict.stats import difference_bounds, mcnemar_p, mean_p, paired_interval
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """A verdict with its reasons, the gap behind it and, if more images would settle it, how many."""
+    """A verdict with its reasons, the gap behind it and, if more images would decide, about how many it takes."""
 
     verdict: Verdict
     reasons: tuple[str, ...]
     gap: Gap | None
     images_needed: int | None = None
+
+
+def judge(
+    *, low: Any, high: Any, estimate: Any, p_value: Any, unconverged: Any, margin: float, confidence: float
+) -> Any:
+    """The verdict on the masking gap of one audit, or of many at once.
+
+    Everything but ``margin`` and ``confidence`` is a number, or an array with one element for each audit.
+
+    Args:
+        low, high: bounds of the gap, as a share of the images.
+        estimate: of the gap.
+        p_value: of the paired test of the adaptive attacks against the placebo, for all analyses together.
+        unconverged: share of the images that the placebo breaks and no gradient attack does.
+        margin: of the verdict.
+        confidence: of bounds and test.
+
+    Returns:
+        A `Verdict`, or an array of them.
+    """
+    masked = (low > 0) & (p_value < 1 - confidence) & (estimate > margin)
+    not_masked = (high < margin) & (unconverged <= margin)
+    verdicts: np.ndarray[Any, Any] = np.select(
+        [masked, not_masked],
+        [np.array(Verdict.MASKED, dtype=object), np.array(Verdict.NOT_MASKED, dtype=object)],
+        np.array(Verdict.INCONCLUSIVE, dtype=object),
+    )
+    return verdicts if verdicts.shape else verdicts.item()
+
+
+def adjusted_p(p_value: Any, analyses: int) -> Any:
+    """A p-value, or an array of them, multiplied by the number of analyses (Bonferroni), and at most 1."""
+    return np.minimum(1.0, analyses * p_value)
 
 
 def measure_gap(
@@ -45,19 +75,19 @@ def measure_gap(
     """The paired gap between adaptive attacks and placebo; None where either did not run.
 
     Args:
-        clean, predictions, attacks, confidence, analysis: as of `decide`.
+        clean, predictions, attacks, confidence, analysis: those of `decide`.
     """
     done = [result for result in attacks if result.kind == "gradient" or result.status == "done"]
     if not {"adaptive", "placebo"} <= {result.kind for result in done}:
         return None
     under = _Under(clean, predictions, done)
-    # What is left of each image beside the placebo, minus what is left of it beside the adaptive attacks.
+    # For each image: its chance of a correct answer under the placebo, minus that under the adaptive attacks.
     pairs = zip(under("gradient", "placebo"), under("gradient", "adaptive"), strict=True)
-    differences = [beside_placebo - beside_adaptive for beside_placebo, beside_adaptive in pairs]
+    differences = [under_placebo - under_adaptive for under_placebo, under_adaptive in pairs]
     excess, placebo_only = (math.fsum(max(sign * each, 0.0) for each in differences) for sign in (1, -1))
     total = len(clean)
     analysis = analysis or InterimAnalysis(total)
-    # After a failed or a spared attack the audit looked, or would have.
+    # An attack that failed or was skipped early counts: the evidence was judged after it, or would have been.
     analyses = analysis.number * sum(result.kind == "adaptive" and result.status != "skipped" for result in attacks)
     below, above = analysis.lower_level(confidence), analysis.upper_level(confidence)
     if predictions:
@@ -69,26 +99,30 @@ def measure_gap(
         high = paired_interval(excess, placebo_only, total, above)[1]
         p_value = mcnemar_p(excess, placebo_only)
     return Gap(
-        excess, placebo_only, total, (excess - placebo_only) / total, low, high, min(1.0, analyses * p_value), analyses
+        excess=excess,
+        placebo_only=placebo_only,
+        total=total,
+        estimate=(excess - placebo_only) / total,
+        low=low,
+        high=high,
+        p_value=float(adjusted_p(p_value, analyses)),
+        analyses=analyses,
     )
 
 
 @dataclass(frozen=True, slots=True)
 class _Under:
-    """Chances of right answers under families of attacks."""
+    """Each image's chance of a correct answer under some kinds of attacks together."""
 
     clean: Sequence[bool]
     predictions: Mapping[int, Prediction]
     attacks: Sequence[AttackResult]
 
     def __call__(self, *kinds: Kind) -> list[float]:
-        return chances(self.clean, self.predictions, [result for result in self.attacks if result.kind in kinds])
+        return chances(self.clean, self.predictions, self.of(*kinds))
 
-
-def _hardly_anything_left(under: _Under, margin: float, confidence: float) -> bool:
-    """Whether gradient attacks leave so little that no attack could open a gap of the margin, whatever probes saw."""
-    attacks = [result for result in under.attacks if result.kind == "gradient"]
-    return accuracy(under.clean, under.predictions, attacks, confidence).high < margin
+    def of(self, *kinds: Kind) -> list[AttackResult]:
+        return [result for result in self.attacks if result.kind in kinds]
 
 
 def decide(
@@ -105,74 +139,42 @@ def decide(
 
     Args:
         clean: for each image, whether it is classified correctly without an attack.
-        attacks: every attack that was to run, the failed and skipped ones included.
-        findings: what the probes saw.
-        margin: a gap above this share of the images is masking; a gap surely below it is none.
+        attacks: every attack that was to run, those that failed or were skipped included.
+        findings: of the probes.
+        margin: the largest gap, as a share of the images, that still counts as no masking.
         confidence: in (0.5, 1), of every bound and test.
-        predictions: of a randomized defense without an attack, for every image; none for a deterministic one.
-        analysis: which of several this is; by default the only one.
+        predictions: of a randomized defense without an attack, for every image; empty for a deterministic defense.
+        analysis: which of several interim analyses this is; by default the only one.
     """
     total, predictions = len(clean), predictions or {}
     analysis = analysis or InterimAnalysis(total)
-    under = _Under(clean, predictions, attacks)
     if not any(clean):
-        return Decision(
-            Verdict.INCONCLUSIVE,
-            (
-                f"no image of {total} is classified correctly without an attack, so there is nothing to break; "
-                "check the labels and the preprocessing",
-            ),
-            None,
-        )
+        return Decision(Verdict.INCONCLUSIVE, (reasons.nothing_correct(total),), None)
     failures = [result for result in attacks if result.status == "failed"]
-    broken_family = [result for result in failures if result.kind != "adaptive"]
     gap = measure_gap(clean, predictions, attacks, confidence, analysis)
-    if broken_family or gap is None:
-        why = [f"{result.name} failed: {result.note}" for result in failures]
-        if gap is None and not broken_family:
-            why.append("no adaptive attack could run, so there is nothing to compare the gradient attacks with")
-        return Decision(Verdict.INCONCLUSIVE, tuple(why), gap)
+    if gap is None or any(result.kind != "adaptive" for result in failures):
+        return Decision(Verdict.INCONCLUSIVE, reasons.no_comparison(failures, gap), gap)
 
-    points = f"{100 * margin:.3g} points"
-    average = " on average" if predictions else ""
-    if gap.low > 0 and gap.p_value < 1 - confidence and gap.estimate > margin:
-        strongest = max((result for result in attacks if result.kind == "adaptive"), key=lambda r: len(r.broken))
-        return Decision(
-            Verdict.MASKED,
-            (
-                f"adaptive attacks break {gap.excess:.4g} of {total} images{average} that neither "
-                f"a gradient attack nor the placebo breaks: a gap of {gap}, above the margin of {points}",
-                f"{strongest.name} alone breaks {len(strongest.broken)}; in a paired test, all adaptive attacks "
-                f"together against the placebo give p = {gap.p_value:.2g}",
-            ),
-            gap,
-        )
-    obstacles = [f"{result.name} failed: {result.note}" for result in failures]
-    if not _hardly_anything_left(under, margin, analysis.upper_level(confidence)):
-        obstacles += [f"{finding.id}: {finding.message}" for finding in findings if finding.undermines_attacks]
-    extra = (math.fsum(under("gradient")) - math.fsum(under("gradient", "placebo"))) / total
-    if extra > margin:
-        obstacles.append(
-            f"the gradient attacks have not converged: the placebo alone breaks another {100 * extra:.1f} points; "
-            "use a larger budget"
-        )
+    under = _Under(clean, predictions, attacks)
+    unconverged = (math.fsum(under("gradient")) - math.fsum(under("gradient", "placebo"))) / total
+    verdict: Verdict = judge(
+        low=gap.low,
+        high=gap.high,
+        estimate=gap.estimate,
+        p_value=gap.p_value,
+        unconverged=unconverged,
+        margin=margin,
+        confidence=confidence,
+    )
+    if verdict is Verdict.MASKED:
+        return Decision(verdict, reasons.masked(gap, attacks, margin, randomized=bool(predictions)), gap)
+    # Where gradient attacks leave less than the margin, no attack could open a gap of it, whatever the probes found.
+    survive = accuracy(clean, predictions, under.of("gradient"), analysis.upper_level(confidence)).high
+    undermining = [finding for finding in findings if finding.undermines_attacks] if survive >= margin else []
+    obstacles = reasons.obstacles(failures, undermining, unconverged, margin)
+    if verdict is Verdict.NOT_MASKED and not obstacles:
+        return Decision(verdict, (reasons.not_masked(gap, margin, confidence),), gap)
     if gap.high < margin:
-        if obstacles:
-            return Decision(Verdict.INCONCLUSIVE, tuple(obstacles), gap)
-        return Decision(
-            Verdict.NOT_MASKED,
-            (f"no gap above {points}: {gap} at {confidence:.0%} confidence on {total} images",),
-            gap,
-        )
-    if gap.estimate > margin:
-        needed = images_to_establish(gap.excess / total, gap.placebo_only / total, confidence, gap.analyses)
-        what = f"the gap of {gap} is above the margin of {points}, but {total} images do not settle it"
-    else:
-        needed = images_to_exclude(margin, gap.excess / total, confidence)
-        what = f"a gap of {gap} leaves open whether it is above the margin of {points}"
-    if needed is None:
-        advice = "more images of this kind will hardly settle it: use a larger budget or another margin"
-    else:
-        needed = max(needed, total + 1)
-        advice = f"if it goes on like this, about {needed} images settle it"
-    return Decision(Verdict.INCONCLUSIVE, (*obstacles, what, advice), gap, needed)
+        return Decision(Verdict.INCONCLUSIVE, obstacles, gap)
+    needed = reasons.images_needed(gap, margin, confidence)
+    return Decision(Verdict.INCONCLUSIVE, (*obstacles, *reasons.undecided(gap, margin, needed)), gap, needed)

@@ -1,9 +1,10 @@
-"""Exact tests and intervals, from scipy's distributions."""
+"""Exact tests and intervals, from scipy's distributions. Those of counts take numbers or arrays of them."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from scipy import optimize, special, stats
@@ -14,29 +15,30 @@ _STAKES = np.append(np.sin(np.pi * (np.arange(64) + 0.5) / 128) ** 2, 1.0)
 _SHARES = np.append(np.full(64, 0.5 / 64), 0.5)
 
 
-def clopper_pearson(successes: int, trials: int, confidence: float) -> tuple[float, float]:
+def clopper_pearson(successes: Any, trials: Any, confidence: float) -> tuple[Any, Any]:
     """One-sided exact bounds of a proportion, each valid at ``confidence``.
 
     Together they are a two-sided interval at ``2 * confidence - 1`` (Clopper and Pearson 1934).
 
     Args:
-        successes: in ``0..trials``.
-        trials: 0 gives (0, 1).
+        successes: in ``0..trials``; a number, or an array of them.
+        trials: 0 gives (0, 1); a number, or an array of them.
         confidence: in (0.5, 1), of each bound.
     """
-    alpha = 1 - confidence
-    low = 0.0 if successes == 0 else float(stats.beta.ppf(alpha, successes, trials - successes + 1))
-    high = 1.0 if successes == trials else float(stats.beta.ppf(1 - alpha, successes + 1, trials - successes))
-    return low, high
+    alpha, failures = 1 - confidence, trials - np.asarray(successes)
+    # Impossible parameters give NaN, which the cases of no success and no failure replace.
+    low = np.where(failures == trials, 0.0, stats.beta.ppf(alpha, successes, failures + 1))
+    high = np.where(failures == 0, 1.0, stats.beta.ppf(1 - alpha, np.asarray(successes) + 1, failures))
+    return _plain(low), _plain(high)
 
 
-def mcnemar_p(ours: int, theirs: int) -> float:
-    """One-sided exact p-value of a paired comparison.
+def mcnemar_p(ours: Any, theirs: Any) -> Any:
+    """One-sided exact p-value of a paired comparison; of two numbers, or of two arrays of them.
 
-    Under the null a discordant image is as likely to fall to one attack as to the other, so of
+    Under the null hypothesis a discordant image is as likely to be broken by one attack as by the other, so of
     ``ours + theirs`` discordant images, ``ours`` is binomial with probability 1/2 (McNemar 1947, exact form).
     """
-    return float(stats.binom.sf(ours - 1, ours + theirs, 0.5)) if ours else 1.0
+    return _plain(np.asarray(stats.binom.sf(np.asarray(ours) - 1, np.asarray(ours) + theirs, 0.5)))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -51,31 +53,29 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def paired_interval(ours: int, theirs: int, trials: int, confidence: float) -> tuple[float, float]:
+def paired_interval(ours: Any, theirs: Any, trials: int, confidence: float) -> tuple[Any, Any]:
     """One-sided exact bounds, each valid at ``confidence``, of the difference of two paired proportions.
 
-    ``ours`` images fell only to our attack and ``theirs`` only to the other, of ``trials``.
+    Only our attack broke ``ours`` images and only the other attack ``theirs``, of ``trials``: numbers, or arrays.
 
-    The upper bound ignores what speaks for the other attack (difference <= our proportion). The lower
-    bound splits the error between the share of discordant images and our share of those (Bonferroni),
-    so where it is above 0 the exact paired test rejects, too.
+    The upper bound ignores what speaks for the other attack (difference <= our proportion). The lower bound splits the
+    error between the share of discordant images and our share of those (Bonferroni), so where it is above 0 the exact
+    paired test rejects, too.
     """
     upper = clopper_pearson(ours, trials, confidence)[1]
-    discordant = ours + theirs
     half = 1 - (1 - confidence) / 2
-    share_low = clopper_pearson(ours, discordant, half)[0] if discordant else 0.0
+    discordant = np.asarray(ours) + theirs
+    sign = 2 * np.asarray(clopper_pearson(ours, discordant, half)[0]) - 1
     rate_low, rate_high = clopper_pearson(discordant, trials, half)
-    sign = 2 * share_low - 1
-    lower = sign * (rate_low if sign > 0 else rate_high)
-    return lower, upper
+    return _plain(sign * np.where(sign > 0, rate_low, rate_high)), upper
 
 
 def mean_p(values: Sequence[float], mean: float, low: float) -> float:
     """p-value of independent values, none below ``low``, whose expectation is ``mean`` or less: by betting.
 
-    Whoever stakes a share of a fortune on each value exceeding ``mean`` gains nothing on average if it does not, so
-    a fortune of 1 grows to w with a chance of at most 1/w (Markov): p = 1/w, for any distribution and any number of
-    values (Waudby-Smith and Ramdas 2024, "Estimating means of bounded random variables by betting").
+    A bet stakes a share of a fortune on each value exceeding ``mean``. If the hypothesis holds, the fortune does not
+    grow on average, so a fortune of 1 grows to w with a chance of at most 1/w (Markov): p = 1/w, for any distribution
+    and any number of values (Waudby-Smith and Ramdas 2024, arXiv:2010.09686).
 
     Args:
         values: at least ``low``.
@@ -113,6 +113,11 @@ def accuracy_bounds(chances: Sequence[float], confidence: float) -> tuple[float,
     return low, clopper_pearson(math.ceil(total), len(chances), strict)[1]
 
 
+def _plain(values: np.ndarray[Any, Any]) -> Any:
+    """A float in place of an array without axes."""
+    return values if values.shape else float(values)
+
+
 def _lower_bound(values: Sequence[float], confidence: float) -> float:
     """Of the expectation of values in -1..1."""
     if max(values, default=-1.0) <= -1:
@@ -127,12 +132,12 @@ def _lower_bound(values: Sequence[float], confidence: float) -> float:
 
 
 def images_to_exclude(margin: float, rate: float, confidence: float) -> int | None:
-    """How many images settle that a proportion is below ``margin`` if it goes on at ``rate``; None if none would."""
+    """How many images show that a proportion is below ``margin`` if it goes on at ``rate``; None if no number would."""
     return _search(lambda n: clopper_pearson(round(rate * n), n, confidence)[1] < margin) if rate < margin else None
 
 
 def images_to_establish(rate: float, other: float, confidence: float, analyses: int) -> int | None:
-    """How many images settle that ``rate`` exceeds ``other`` at one of ``analyses`` looks; None if none would."""
+    """How many images show that ``rate`` exceeds ``other`` at one of ``analyses``; None if no number would."""
     if rate <= other:
         return None
     alpha = (1 - confidence) / max(analyses, 2)

@@ -1,4 +1,4 @@
-"""Hypothesis strategies for what users may hand to an audit: sound, strange and broken."""
+"""Hypothesis strategies for the inputs of an audit: valid, unusual and invalid ones."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import torch
 from hypothesis import strategies as st
-from torch import nn
+from torch import Tensor, nn
 
 from pytest_gradmask import Defense, ThreatModel
 from pytest_gradmask.auditing.budgets import Budget
-from tests.toys import Detach, KillGradient, Quantize, RaisingBackward, Shape, linear, predictions, seeded
+from tests.toys import Counting, Detach, KillGradient, Quantize, RaisingBackward, Shape, linear, predictions, seeded
 
-#: As little of each attack as there can be.
+#: The smallest amount of each attack.
 LEAST = Budget(
     name="least",
     samples=8,
@@ -32,57 +32,42 @@ LEAST = Budget(
 
 
 class Through(nn.Module):
-    """A classifier whose images, logits or both go through a function, which also gets the number of the call."""
+    """A classifier with functions on its images and logits. They also receive the number of the call."""
 
     def __init__(
         self,
         model: nn.Module,
-        before: Callable[[torch.Tensor, int], Any] = lambda images, _: images,
-        after: Callable[[torch.Tensor, int], Any] = lambda logits, _: logits,
+        before: Callable[[Tensor, int], Any] = lambda images, _: images,
+        after: Callable[[Tensor, int], Any] = lambda logits, _: logits,
     ) -> None:
         super().__init__()
         self.model, self.before, self.after = model, before, after
         self.calls = 0
 
-    def forward(self, images: torch.Tensor) -> Any:
+    def forward(self, images: Tensor) -> Any:
         self.calls += 1
         return self.after(self.model(self.before(images, self.calls)), self.calls)
 
 
-class Counting(nn.Module):
-    """Its logits grow with each call, and so does a buffer."""
-
-    calls: torch.Tensor
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-        self.register_buffer("calls", torch.zeros(()))
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        self.calls = self.calls + 1
-        return self.model(images) * (1 + 0.01 * self.calls)  # type: ignore[no-any-return]
-
-
 class NoParameters(nn.Module):
-    """Says how bright an image is."""
+    """Classifies an image by its mean brightness."""
 
     def __init__(self, classes: int) -> None:
         super().__init__()
         self.classes = classes
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         bins = torch.linspace(0, 1, self.classes, device=images.device)
         return -10 * (images.flatten(1).mean(1, keepdim=True) - bins).square()
 
 
 class _NanBackward(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, images: torch.Tensor) -> torch.Tensor:
+    def forward(ctx: Any, images: Tensor) -> Tensor:
         return images.clone()
 
     @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         return gradients[0] * torch.nan
 
 
@@ -90,10 +75,10 @@ def _raised(error: BaseException) -> Any:
     raise error
 
 
-def _sometimes(value: float, every: int) -> Callable[[torch.Tensor, int], Any]:
-    """One logit of every second batch or so becomes this value."""
+def _sometimes(value: float, every: int) -> Callable[[Tensor, int], Any]:
+    """Set one logit to this value in each call whose number is a multiple of ``every``."""
 
-    def change(logits: torch.Tensor, call: int) -> torch.Tensor:
+    def change(logits: Tensor, call: int) -> Tensor:
         if call % every:
             return logits
         logits = logits.clone()
@@ -103,16 +88,16 @@ def _sometimes(value: float, every: int) -> Callable[[torch.Tensor, int], Any]:
     return change
 
 
-def _without_gradients(model: nn.Module, guard: Any) -> Callable[[torch.Tensor, int], Any]:
-    def run(images: torch.Tensor, _: int) -> torch.Tensor:
+def _without_gradients(model: nn.Module, guard: Any) -> Callable[[Tensor, int], Any]:
+    def run(images: Tensor, _: int) -> Tensor:
         with guard():
             return model(images)  # type: ignore[no-any-return]
 
     return run
 
 
-#: What a model's output may be turned into.
-OUTPUTS: dict[str, Callable[[torch.Tensor, int], Any]] = {
+#: Changes of a model's output.
+OUTPUTS: dict[str, Callable[[Tensor, int], Any]] = {
     "tuple": lambda logits, _: (logits,),
     "list": lambda logits, _: [logits],
     "dict": lambda logits, _: {"logits": logits},
@@ -162,34 +147,34 @@ OUTPUTS: dict[str, Callable[[torch.Tensor, int], Any]] = {
 }
 
 
-def _in_place(images: torch.Tensor, _: int) -> torch.Tensor:
+def _in_place(images: Tensor, _: int) -> Tensor:
     return images.mul_(0.5).add_(0.1)
 
 
-def _switch_gradients_off(images: torch.Tensor, _: int) -> torch.Tensor:
+def _switch_gradients_off(images: Tensor, _: int) -> Tensor:
     torch.set_grad_enabled(False)
     return images
 
 
-def _reseed(images: torch.Tensor, _: int) -> torch.Tensor:
+def _reseed(images: Tensor, _: int) -> Tensor:
     torch.manual_seed(0)
     np.random.seed(0)
     return images + 0.01 * torch.randn_like(images)
 
 
-def _double_by_default(images: torch.Tensor, _: int) -> torch.Tensor:
+def _double_by_default(images: Tensor, _: int) -> Tensor:
     torch.set_default_dtype(torch.float64)
     return images
 
 
-def _differentiate(images: torch.Tensor, _: int) -> torch.Tensor:
+def _differentiate(images: Tensor, _: int) -> Tensor:
     with torch.enable_grad():
         point = images.detach().requires_grad_()
         return images + 0.01 * torch.autograd.grad(point.square().sum(), point)[0]
 
 
-#: What may be done to images before a model.
-INPUTS: dict[str, Callable[[torch.Tensor, int], Any]] = {
+#: Changes of a model's input.
+INPUTS: dict[str, Callable[[Tensor, int], Any]] = {
     "in place": _in_place,
     "detach": lambda images, _: images.detach(),
     "round": lambda images, _: images.round(),
@@ -207,7 +192,7 @@ INPUTS: dict[str, Callable[[torch.Tensor, int], Any]] = {
 FRONTS: dict[str, Callable[[], nn.Module]] = {"quantized": Quantize, "detached": Detach, "killed": KillGradient}
 
 
-def _batch_norm(classes: int, shape: Shape, train: bool) -> nn.Module:
+def _batch_norm(classes: int, shape: Shape, *, train: bool) -> nn.Module:
     model = nn.Sequential(nn.BatchNorm2d(shape[0]), linear(classes, 0, shape)).eval()
     model[0].train(train)
     return model
@@ -215,7 +200,7 @@ def _batch_norm(classes: int, shape: Shape, train: bool) -> nn.Module:
 
 @st.composite
 def models(draw: st.DrawFn, classes: int, shape: Shape) -> nn.Module:
-    """A module from images of a shape to anything, around the linear toy."""
+    """A module for images of this shape, made from the linear toy. Its output may be of any kind."""
     model: nn.Module = linear(classes, 0, shape)
     kind = draw(st.sampled_from(["sound", "output", "input", "front", "other"]))
     if kind == "output":
@@ -229,7 +214,7 @@ def models(draw: st.DrawFn, classes: int, shape: Shape) -> nn.Module:
             "half": model.half,
             "double": model.double,
             "bfloat16": model.bfloat16,
-            "stateful": lambda: Counting(model),
+            "stateful": lambda: Counting(model, growth=0.01),
             "no parameters": lambda: NoParameters(classes),
             "batch norm": lambda: _batch_norm(classes, shape, train=False),
             "batch norm in train mode": lambda: _batch_norm(classes, shape, train=True),
@@ -246,7 +231,7 @@ def models(draw: st.DrawFn, classes: int, shape: Shape) -> nn.Module:
 
 @st.composite
 def defenses(draw: st.DrawFn, classes: int, shape: Shape) -> Callable[[], nn.Module | Defense]:
-    """Makes a module, or a `Defense` with hints, which may be wrong."""
+    """A function that makes a module, or a `Defense` with hints. The hints may be wrong."""
     model = draw(models(classes, shape))
     if draw(st.integers(0, 2)):
         return lambda: model
@@ -266,7 +251,7 @@ def defenses(draw: st.DrawFn, classes: int, shape: Shape) -> Callable[[], nn.Mod
 
 @st.composite
 def batches(draw: st.DrawFn, classes: int, shape: Shape) -> tuple[Any, Any]:
-    """Images and labels, mostly sound, and mostly as the linear toy would have them."""
+    """Images and labels. Most are valid, and most labels are the predictions of the linear toy."""
     count = draw(st.integers(1, 30))
     images: Any = torch.rand(count, *shape, generator=seeded(draw(st.integers(0, 3))))
     labels: Any = predictions(linear(classes, 0, shape), images)
@@ -319,7 +304,7 @@ def batches(draw: st.DrawFn, classes: int, shape: Shape) -> tuple[Any, Any]:
     return images, labels
 
 
-#: Arguments of `audit`, right and wrong ones.
+#: Valid and invalid arguments of `audit`.
 ARGUMENTS: dict[str, st.SearchStrategy[Any]] = {
     "margin": st.sampled_from([None, 0.05, 0.3, 0.99, 0, 1, -1, "0.1", float("nan")]),
     "confidence": st.sampled_from([0.99, 0.9, 0.6, 0.5, 1, 2, float("nan"), "high", None]),
@@ -338,7 +323,7 @@ THREATS: dict[str, st.SearchStrategy[Any]] = {
 
 @st.composite
 def audits(draw: st.DrawFn) -> dict[str, Any]:
-    """Everything an audit is given: ``defense`` and ``threat`` as functions that make them."""
+    """All inputs of an audit. ``defense`` and ``threat`` are functions that make them."""
     classes = draw(st.sampled_from([1, 2, 3, 10, 100, 1000]))
     shape = draw(st.tuples(st.integers(1, 4), st.integers(1, 8), st.integers(1, 8)))
     images, labels = draw(batches(classes, shape))
@@ -354,7 +339,7 @@ def audits(draw: st.DrawFn) -> dict[str, Any]:
 
 
 def _few(draw: st.DrawFn, choices: dict[str, st.SearchStrategy[Any]]) -> dict[str, Any]:
-    """At most one argument, most often none: two errors at once hide one another."""
+    """At most one argument, and usually none: one of two errors would hide the other."""
     if draw(st.integers(0, 4)):
         return {}
     name = draw(st.sampled_from(sorted(choices)))

@@ -14,7 +14,8 @@ from torch import nn
 
 from pytest_gradmask import Attack, Defense, Finding, ThreatModel, Verdict
 from pytest_gradmask.errors import InputError
-from pytest_gradmask.verdict.results import AttackResult, Audit
+from pytest_gradmask.verdict.audit import Audit
+from pytest_gradmask.verdict.results import AttackResult
 from tests.toys import IMAGES, TINY, KillGradient, Quantize, audited, linear, masked
 
 

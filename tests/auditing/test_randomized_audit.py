@@ -14,7 +14,8 @@ from pytest_gradmask.defense import Defense
 from pytest_gradmask.errors import DefenseError
 from pytest_gradmask.loading.models.composites import Mixture, RandomizedEnsemble
 from pytest_gradmask.threat import ThreatModel
-from pytest_gradmask.verdict.results import Audit, Verdict
+from pytest_gradmask.verdict.audit import Audit
+from pytest_gradmask.verdict.results import Verdict
 from tests.toys import TINY, KillGradient, draw, linear
 
 IMAGES = draw(24, 3, 8, 8)

@@ -1,19 +1,21 @@
-"""Which attack gets which images, what the placebo gets, and when attacks are spared."""
+"""Which attack gets which images, what the placebo gets, and when attacks are skipped early."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Sequence
+from contextlib import closing
 from dataclasses import replace
 from typing import Any, cast
 
 import pytest
 from torch import nn
 
-from pytest_gradmask.auditing.events import Step
-from pytest_gradmask.auditing.plan import AttackSurface, PlannedAttack
-from pytest_gradmask.auditing.schedule import AttackSchedule, Certain
-from pytest_gradmask.auditing.scoring import Scorer
+from pytest_gradmask.auditing.events import AttackStarted, Event, ignore
+from pytest_gradmask.auditing.plan import PlannedAttack
+from pytest_gradmask.auditing.schedule import AttackSchedule
+from pytest_gradmask.auditing.scoring import Scorer, empty_result
+from pytest_gradmask.auditing.surface import AttackSurface
 from pytest_gradmask.defense import Defense
 from pytest_gradmask.randomized.streams import RandomStream
 from pytest_gradmask.verdict.results import AttackResult, Prediction
@@ -24,13 +26,16 @@ GRADIENT = ["apgd-ce", "apgd-t", "fab-t"]
 ADAPTIVE = ["bpda", "transfer-backbone", "square", "zero-order"]
 
 
+Decided = Callable[[Sequence[AttackResult]], bool]
+
+
 class Script:
-    """Stands in for an evaluation: attacks break what the script says, and cost what it says."""
+    """Stands in for a scorer: attacks break what the script says, and cost what it says."""
 
     def __init__(self, broken: dict[str, set[int]], passes: dict[str, int] | None = None) -> None:
         self.broken, self.passes = broken, passes or {}
         self.given: list[tuple[str, set[int]]] = []
-        self.salts: list[tuple[str, str]] = []
+        self.stream_names: list[tuple[str, str]] = []
         self.restarts: list[int] = []
         self.failing: set[str] = set()
 
@@ -45,41 +50,53 @@ class Script:
 
     def run(self, attack: PlannedAttack, given: Collection[int], stream_name: str) -> AttackResult:
         if attack.skip:
-            return AttackResult(attack.name, attack.kind, status="skipped", note=attack.skip)
+            return replace(empty_result(attack), status="skipped", note=attack.skip)
         self.given.append((attack.name, set(given)))
-        self.salts.append((attack.name, stream_name))
+        self.stream_names.append((attack.name, stream_name))
         if attack.name in self.failing:
-            return AttackResult(attack.name, attack.kind, tuple(given), status="failed", note="no such thing")
+            return replace(empty_result(attack), attacked=tuple(given), status="failed", note="no such thing")
         cost = self.passes.get(attack.name, 10)
         if attack.kind == "placebo":
             restarts = cast(Any, attack.run).keywords["restarts"]
             self.restarts.append(restarts)
             cost = restarts * 2 * (TINY.apgd_steps + 1)
         broken = tuple(sorted(self.broken.get(attack.name, set()) & set(given)))
-        return AttackResult(attack.name, attack.kind, tuple(sorted(given)), broken, forwards=cost * len(given))
+        return replace(empty_result(attack), attacked=tuple(sorted(given)), broken=broken, forwards=cost * len(given))
 
 
 def schedule(
-    script: Script, model: nn.Module | None = None, quick: bool = False, lines: list[str] | None = None
+    script: Script, model: nn.Module | None = None, *, quick: bool = False, events: list[Event] | None = None
 ) -> AttackSchedule:
     model = model or masked(KillGradient)
-    surface = AttackSurface(Defense(model), RandomStream(0, CPU), 4, randomized=False, attacked=model)
+    surface = AttackSurface(
+        defense=Defense(model), stream=RandomStream(0, CPU), classes=4, randomized=False, attacked=model
+    )
     if isinstance(model[0], KillGradient):  # type: ignore[index]
         surface = replace(surface, approximations={"0": None})
-    progress = (lambda line: None) if lines is None else lines.append
-    return AttackSchedule(cast(Scorer, script), surface, TINY, quick, progress)
+    progress = ignore if events is None else events.append
+    return AttackSchedule(cast(Scorer, script), surface, TINY, quick=quick, progress=progress)
+
+
+def attack(schedule: AttackSchedule, decided: Decided | None = None) -> None:
+    """Attack the newest batch; end as audits do, once the results with a matched placebo decide."""
+    with closing(schedule.attack_batch()) as attacks:
+        for _ in attacks:
+            if decided is not None and decided(schedule.results()):
+                schedule.match_placebo()
+                if decided(schedule.results()):
+                    break
 
 
 def turn(
     script: Script,
     model: nn.Module | None = None,
-    certain: Certain | None = None,
-    lines: list[str] | None = None,
+    decided: Decided | None = None,
+    events: list[Event] | None = None,
 ) -> list[AttackResult]:
     """All images in one batch, the placebo with its whole budget."""
-    own = schedule(script, model, lines=lines)
+    own = schedule(script, model, events=events)
     own.admit(len(CLEAN))
-    own.attack(certain)
+    attack(own, decided)
     own.match_placebo()
     return own.results()
 
@@ -88,28 +105,28 @@ def found(results: Sequence[AttackResult], name: str) -> AttackResult:
     return next(result for result in results if result.name == name)
 
 
-def test_gradient_attacks_get_what_the_ones_before_left_and_all_others_what_all_left() -> None:
+def test_attacks_get_the_survivors_of_gradient_attacks() -> None:
     script = Script({"apgd-ce": {0, 1}, "apgd-t": {2}, "bpda": {3, 4}, "square": {3}, "placebo": {5}})
-    lines: list[str] = []
-    results = turn(script, lines=lines)
+    events: list[Event] = []
+    results = turn(script, events=events)
     assert [result.name for result in results] == [*GRADIENT, *ADAPTIVE, "placebo"]
     left = {3, 4, 5, 6, 7, 8}
     expected = [("apgd-ce", set(range(9))), ("apgd-t", set(range(2, 9))), ("fab-t", left)]
     assert script.given == [*expected, *((name, left) for name in [*ADAPTIVE, "placebo"])]
-    assert lines[:2] == ["apgd-ce on 9 of 10 images", "apgd-t on 7 of 10 images"]
+    assert [str(event) for event in events[:2]] == ["apgd-ce on 9 of 10 images", "apgd-t on 7 of 10 images"]
 
 
 def test_a_quick_attack_goes_first_where_it_is_wanted() -> None:
     script = Script({"pgd": {0, 1}})
     own = schedule(script, quick=True)
     own.admit(10)
-    own.attack(None)
+    attack(own)
     assert script.given[:2] == [("pgd", set(range(9))), ("apgd-ce", set(range(2, 9)))]
     assert [result.name for result in own.results()][:2] == ["pgd", "apgd-ce"]
 
 
 @pytest.mark.parametrize("passes", [1, 100, 110, 1000])
-def test_the_placebo_gets_at_least_the_passes_of_all_adaptive_attacks_together(passes: int) -> None:
+def test_the_placebo_gets_all_adaptive_passes(passes: int) -> None:
     script = Script({}, {"square": passes})
     results = turn(script)
     one = 2 * (TINY.apgd_steps + 1)
@@ -119,30 +136,25 @@ def test_the_placebo_gets_at_least_the_passes_of_all_adaptive_attacks_together(p
     assert together <= results[-1].forwards / 9 < together + one
 
 
-def first_placebos_do_not_convince(results: Sequence[AttackResult]) -> bool:
-    """Certain of every placebo that has not run, and of none that has."""
-    return results[-1].forwards == 0
-
-
-def always_hopeful() -> Certain:
-    """Certain of what there is before the placebo goes on, and no longer once it has."""
+def until_the_placebo() -> Decided:
+    """Decided by what there is before the placebo goes on, and no longer once it has."""
     seen: list[int] = []
 
-    def certain(results: Sequence[AttackResult]) -> bool:
-        hopeful = not seen or results[-1].forwards == seen[-1]
+    def decided(results: Sequence[AttackResult]) -> bool:
+        unchanged = not seen or results[-1].forwards == seen[-1]
         seen.append(results[-1].forwards)
-        return hopeful
+        return unchanged
 
-    return certain
+    return decided
 
 
-def test_a_placebo_that_falls_behind_goes_on_with_other_starts() -> None:
+def test_a_placebo_continues_with_other_starts() -> None:
     costs = {"bpda": 100, "transfer-backbone": 200, "square": 300, "zero-order": 400}
     script = Script({"placebo": {1}}, costs)
-    results = turn(script, certain=always_hopeful())
-    salts = [stream_name for name, stream_name in script.salts if name == "placebo"]
-    assert len(salts) == 4
-    assert len(set(salts)) == 4, "with the same salt it repeats the same random starts"
+    results = turn(script, decided=until_the_placebo())
+    stream_names = [stream_name for name, stream_name in script.stream_names if name == "placebo"]
+    assert len(stream_names) == 4
+    assert len(set(stream_names)) == 4, "with the same name it repeats the same random starts"
     assert [given for name, given in script.given if name == "placebo"] == [set(range(9)), *[set(range(9)) - {1}] * 3]
     placebo = results[-1]
     assert (placebo.name, placebo.kind, placebo.broken) == ("placebo", "placebo", (1,))
@@ -150,20 +162,20 @@ def test_a_placebo_that_falls_behind_goes_on_with_other_starts() -> None:
     assert [result.name for result in results] == [*GRADIENT, *ADAPTIVE, "placebo"]
 
 
-def test_a_placebo_that_has_broken_images_counts_what_it_spent_on_the_others() -> None:
+def test_placebo_passes_count_for_survivors() -> None:
     # Two restarts reach the budget of all attacks, so a third would be wasted.
     one = 2 * (TINY.apgd_steps + 1)
     costs = {"bpda": one, "transfer-backbone": one, "square": 0, "zero-order": 0}
     script = Script({"placebo": {0, 1, 2}}, costs)
-    turn(script, certain=always_hopeful())
+    turn(script, decided=until_the_placebo())
     assert script.restarts == [1, 1]
 
 
-def test_a_placebo_starts_with_one_restart_and_goes_on_to_its_whole_budget() -> None:
+def test_a_placebo_starts_with_one_restart() -> None:
     script = Script({}, {"square": 1000})
     own = schedule(script)
     own.admit(10)
-    own.attack(None)
+    attack(own)
     own.start_placebo()
     own.start_placebo()
     assert script.restarts == [1]
@@ -180,9 +192,9 @@ def test_a_failed_placebo_is_not_tried_again() -> None:
     assert [name for name, _ in script.given].count("placebo") == 1
 
 
-def test_once_the_verdict_is_certain_the_rest_is_spared() -> None:
+def test_once_decided_the_rest_is_skipped() -> None:
     script = Script({"bpda": set(range(9))})
-    results = turn(script, certain=lambda results: any(result.broken for result in results))
+    results = turn(script, decided=lambda results: any(result.broken for result in results))
     assert [name for name, _ in script.given] == [*GRADIENT, "bpda", "placebo"]
     assert [result.name for result in results] == [*GRADIENT, *ADAPTIVE, "placebo"]
     assert [found(results, name).status for name in ADAPTIVE] == [
@@ -194,18 +206,18 @@ def test_once_the_verdict_is_certain_the_rest_is_spared() -> None:
     assert found(results, "square").autoattack
 
 
-def test_what_cannot_run_is_skipped_and_not_spared() -> None:
+def test_what_cannot_run_is_not_skipped_early() -> None:
     script = Script({"square": {1}})
-    results = turn(script, linear(), certain=lambda results: any(result.broken for result in results))
+    results = turn(script, linear(), decided=lambda results: any(result.broken for result in results))
     assert [found(results, name).status for name in ADAPTIVE] == ["skipped", "skipped", "done", "skipped-early"]
 
 
-def test_without_a_judge_everything_runs() -> None:
+def test_undecided_everything_runs() -> None:
     results = turn(Script({"bpda": set(range(9))}))
     assert {result.status for result in results} == {"done"}
 
 
-def test_nothing_is_spared_while_the_verdict_is_open() -> None:
+def test_nothing_is_skipped_while_undecided() -> None:
     seen: list[int] = []
 
     def judge(results: Sequence[AttackResult]) -> bool:
@@ -213,19 +225,19 @@ def test_nothing_is_spared_while_the_verdict_is_open() -> None:
         return False
 
     script = Script({})
-    results = turn(script, certain=judge)
+    results = turn(script, decided=judge)
     assert {result.status for result in results} == {"done"}
     assert seen == [8, 8, 8, 8]  # after each adaptive attack, of all planned attacks and the placebo
     assert sum(name == "placebo" for name, _ in script.given) == 1
 
 
-def test_batches_are_attacked_one_after_the_other_and_told_as_one() -> None:
+def test_batches_are_reported_as_one() -> None:
     script = Script({"apgd-ce": {0, 4}, "bpda": {1, 5, 6}, "placebo": {2, 7}})
-    lines: list[str] = []
-    own = schedule(script, lines=lines)
+    events: list[Event] = []
+    own = schedule(script, events=events)
     for images in (4, 10):
         own.admit(images)
-        own.attack(None)
+        attack(own)
         own.match_placebo()
     assert own.clean == CLEAN
     results = own.results()
@@ -234,34 +246,34 @@ def test_batches_are_attacked_one_after_the_other_and_told_as_one() -> None:
     assert [found(results, name).broken for name in ("apgd-ce", "bpda", "placebo")] == [(0, 4), (1, 5, 6), (2, 7)]
     assert found(results, "bpda").forwards == 70
     assert {result.status for result in results} == {"done"}
-    assert lines[0] == "apgd-ce on 4 of 4 images"
-    assert "apgd-ce on 5 of 10 images" in lines
-    salts = [stream_name for name, stream_name in script.salts if name == "bpda"]
-    assert len(set(salts)) == 2, "batches draw other random numbers"
+    assert str(events[0]) == "apgd-ce on 4 of 4 images"
+    assert "apgd-ce on 5 of 10 images" in [str(event) for event in events]
+    stream_names = [stream_name for name, stream_name in script.stream_names if name == "bpda"]
+    assert len(set(stream_names)) == 2, "batches draw other random numbers"
 
 
-def test_an_attack_that_is_spared_in_a_later_batch_says_so_and_counts() -> None:
+def test_an_attack_skipped_in_a_later_batch() -> None:
     script = Script({"square": {0}, "bpda": {5, 6, 7, 8}})
     own = schedule(script)
     own.admit(4)
-    own.attack(lambda results: False)
+    attack(own, lambda results: False)
     own.admit(10)
-    own.attack(lambda results: 5 in found(results, "bpda").broken)
+    attack(own, lambda results: 5 in found(results, "bpda").broken)
     square = found(own.results(), "square")
     assert (square.status, square.broken) == ("done", (0,))
-    assert "certain" in square.note
+    assert "decided" in square.note
 
 
-def test_each_batch_of_the_placebo_has_what_adaptive_attacks_had_there() -> None:
+def test_each_batch_matches_its_placebo() -> None:
     one = 2 * (TINY.apgd_steps + 1)
     script = Script({}, dict.fromkeys(ADAPTIVE, one))
     own = schedule(script)
     own.admit(4)
-    own.attack(None)
+    attack(own)
     own.start_placebo()
     assert script.restarts == [1]
     own.admit(10)
-    own.attack(lambda results: True)  # spared after the first adaptive attack, for which all placebos had to match
+    attack(own, lambda results: True)  # ends after the first adaptive attack, for which all placebos had to match
     assert script.restarts == [1, 3, 1]
 
 
@@ -272,15 +284,15 @@ def test_an_attack_that_failed_once_has_failed(first: bool) -> None:
     for images, failing in ((4, first), (10, not first)):
         script.failing = {"square"} if failing else set()
         own.admit(images)
-        own.attack(None)
+        attack(own)
     square = found(own.results(), "square")
     assert (square.status, square.note) == ("failed", "no such thing")
 
 
 def test_each_step_says_which_attacks_may_follow() -> None:
-    lines: list[str] = []
-    turn(Script({"apgd-ce": {0, 1}}), lines=lines)
-    steps = [line for line in lines if isinstance(line, Step)]
+    events: list[Event] = []
+    turn(Script({"apgd-ce": {0, 1}}), events=events)
+    steps = [event for event in events if isinstance(event, AttackStarted)]
     assert [step.attack for step in steps] == [*GRADIENT, *ADAPTIVE, "placebo"]
     assert [step.later for step in steps] == [
         (*GRADIENT, *ADAPTIVE, "placebo")[number:] for number in range(1, len(steps) + 1)

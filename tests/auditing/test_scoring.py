@@ -17,7 +17,7 @@ from pytest_gradmask.auditing.plan import PlannedAttack
 from pytest_gradmask.auditing.scoring import AttackJob, Scorer, subseed
 from pytest_gradmask.randomized.prediction import Sampler
 from pytest_gradmask.threat import ThreatModel
-from pytest_gradmask.verdict.results import AttackResult
+from pytest_gradmask.verdict.results import AttackResult, AutoAttackVersion
 from tests.toys import draw, oracle
 
 Change = Callable[[torch.Tensor], torch.Tensor]
@@ -43,7 +43,9 @@ def scorer(
     images: torch.Tensor = IMAGES,
     labels: torch.Tensor = LABELS,
 ) -> Scorer:
-    return Scorer(oracle(model or FirstPixel()), images, labels, THREAT, seed=0, sampler=sampler)
+    return Scorer(
+        oracle=oracle(model or FirstPixel()), images=images, labels=labels, threat=THREAT, seed=0, sampler=sampler
+    )
 
 
 def planned(change: Change, **arguments: Any) -> PlannedAttack:
@@ -53,7 +55,13 @@ def planned(change: Change, **arguments: Any) -> PlannedAttack:
         model(images)
         return change(images.clone())
 
-    return PlannedAttack("toy", "adaptive", run, oracle(FirstPixel()), **arguments)
+    return PlannedAttack(
+        name="toy", kind="adaptive", access="gradient", run=run, model=oracle(FirstPixel()), **arguments
+    )
+
+
+def witnessed(attack: Witness) -> PlannedAttack:
+    return PlannedAttack(name="witness", kind="adaptive", access="scores", run=attack, model=oracle(FirstPixel()))
 
 
 def score(change: Change, given: Collection[int] = range(6)) -> AttackResult:
@@ -123,12 +131,12 @@ def test_no_images_are_no_reason_to_run() -> None:
 
 
 def test_a_skip_is_passed_on() -> None:
-    result = scorer().run(planned(brighten(0.15), skip="not today", autoattack=True), range(6))
-    assert result == AttackResult("toy", "adaptive", autoattack=True, status="skipped", note="not today")
+    result = scorer().run(planned(brighten(0.15), skip="not today", autoattack=("standard",)), range(6))
+    assert result == AttackResult("toy", "adaptive", autoattack=("standard",), status="skipped", note="not today")
 
 
-@pytest.mark.parametrize("autoattack", [False, True])
-def test_a_result_tells_its_attack(autoattack: bool) -> None:
+@pytest.mark.parametrize("autoattack", [(), ("standard", "rand")])
+def test_a_result_names_its_attack(autoattack: tuple[AutoAttackVersion, ...]) -> None:
     result = scorer().run(planned(brighten(0.15), autoattack=autoattack), range(6))
     assert (result.name, result.kind, result.autoattack) == ("toy", "adaptive", autoattack)
     nothing = scorer().run(planned(brighten(0.15), autoattack=autoattack), [])
@@ -241,8 +249,8 @@ class Witness:
 def test_an_attack_is_given_labels_threat_and_random_numbers_of_its_own() -> None:
     labels = torch.tensor([0, 1, 0, 0, 1, 0])
     attack = Witness()
-    surface = oracle(FirstPixel())
-    result = scorer(labels=labels).run(PlannedAttack("witness", "adaptive", attack, surface), {1, 2, 3}, " again")
+    result = scorer(labels=labels).run(witnessed(attack), {1, 2, 3}, " again")
+    assert result.access == "scores"
     [(images, own, threat, seed)] = attack.given
     assert torch.equal(images, IMAGES[1:4])
     assert own.tolist() == [1, 0, 0]
@@ -254,7 +262,7 @@ def test_an_attack_is_given_labels_threat_and_random_numbers_of_its_own() -> Non
 
 def test_a_batch_that_is_halved_keeps_its_indices_and_draws_other_numbers() -> None:
     attack = Witness(at_most=2)
-    result = scorer().run(PlannedAttack("witness", "adaptive", attack, oracle(FirstPixel())), range(6))
+    result = scorer().run(witnessed(attack), range(6))
     assert result.broken == (0, 1, 2, 3, 4, 5)
     assert result.seconds >= 0.04
     sizes, seeds = [len(each[0]) for each in attack.given], [each[3] for each in attack.given]
@@ -263,7 +271,10 @@ def test_a_batch_that_is_halved_keeps_its_indices_and_draws_other_numbers() -> N
 
 
 def test_votes_in_a_later_chunk_keep_their_indices() -> None:
-    job = AttackJob(planned(brighten(0.1)), oracle(Alternating([True])), THREAT, 0, Sampler(2, 0.01), "toy")
+    job = AttackJob(
+        attack=planned(brighten(0.1)), oracle=oracle(Alternating([True])), threat=THREAT, seed=0,
+        sampler=Sampler(2, 0.01), stream_name="toy",
+    )  # fmt: skip
     result = job(10, IMAGES[:2], LABELS[:2])
     assert (result.name, result.kind, result.broken, list(result.predictions)) == (
         "toy",
@@ -293,7 +304,7 @@ def test_chunks_are_one_result_and_after_one_that_fails_no_other_runs() -> None:
     images, labels = IMAGES[:1].repeat(250, 1, 1, 1), LABELS[:1].repeat(250)
     attack = Witness()
     bench = scorer(images=images, labels=labels)
-    result = bench.run(PlannedAttack("witness", "adaptive", attack, oracle(FirstPixel())), range(250))
+    result = bench.run(witnessed(attack), range(250))
     assert (result.forwards, result.backwards, result.broken) == (250, 250, tuple(range(250)))
     assert 0.01 * len(attack.given) <= result.seconds < 10
     runs: list[int] = []

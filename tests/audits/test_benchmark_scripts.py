@@ -27,7 +27,7 @@ def test_time_to_verdict_times_both_ways_on_the_same_images() -> None:
     images = 0.5 + 0.01 * (IMAGES - 0.5)  # near the boundary, so that AutoAttack's first attack breaks them all
     data = Dataset(images, predictions(model, images), "toys")
     before = global_state()
-    lines: list[str] = []
+    lines: list[object] = []
     record = time_to_verdict("linear", Defense(model), data, budget="smoke", progress=lines.append)
     assert global_state() == before
     assert all(parameter.requires_grad for parameter in model.parameters())
@@ -43,7 +43,7 @@ def test_a_time_to_verdict_that_was_interrupted_goes_on_after_the_last_attack(tm
     model = nn.Sequential(Quantize(), linear(10)).eval()
     images = 0.5 + 0.01 * (IMAGES - 0.5)
     data = Dataset(images, predictions(model, images), "toys")
-    lines: list[str] = []
+    lines: list[object] = []
     first, second = (
         time_to_verdict("toy", Defense(model), data, budget="smoke", stages=tmp_path, progress=lines.append)
         for _ in range(2)
@@ -60,7 +60,7 @@ def test_which_images_stand_before_an_attack_is_kept_for_a_randomized_model(tmp_
     model = Noisy(linear(10), 0.05).eval()
     images = 0.5 + 0.01 * (IMAGES - 0.5)
     data = Dataset(images, predictions(linear(10), images), "toys")
-    lines: list[str] = []
+    lines: list[object] = []
     for _ in range(2):
         time_to_verdict("toy", Defense(model), data, budget="smoke", stages=tmp_path, progress=lines.append)
         (tmp_path / "square.pt").unlink()

@@ -24,19 +24,22 @@ from audits.calibration.simulation import (
     NOT_MASKED,
     VERDICTS,
     Evidence,
+    audit_rule,
     disagreements,
-    judge,
     results,
     simulate,
 )
 from pytest_gradmask.auditing.budgets import BUDGETS
-from pytest_gradmask.auditing.plan import AttackSurface, PlannedAttack
-from pytest_gradmask.auditing.schedule import AttackSchedule, follow
-from pytest_gradmask.auditing.scoring import Scorer
+from pytest_gradmask.auditing.events import ignore
+from pytest_gradmask.auditing.plan import PlannedAttack
+from pytest_gradmask.auditing.prepare import Prepared
+from pytest_gradmask.auditing.run import AuditRun
+from pytest_gradmask.auditing.scoring import Scorer, empty_result
+from pytest_gradmask.auditing.surface import AttackSurface
 from pytest_gradmask.defense import Defense
 from pytest_gradmask.randomized.streams import RandomStream
 from pytest_gradmask.verdict.interim import InterimAnalysis, plan_analyses
-from pytest_gradmask.verdict.results import AttackResult, Prediction, Verdict
+from pytest_gradmask.verdict.results import AttackResult, Prediction
 from pytest_gradmask.verdict.rule import decide
 from pytest_gradmask.verdict.stats import clopper_pearson, paired_interval
 from tests.toys import CPU, TINY, KillGradient, masked
@@ -49,7 +52,7 @@ SURE = 0.999
 
 def exceeds(events: int, trials: int, rate: float) -> bool:
     """Whether so many events are too many for a true rate of ``rate`` or less."""
-    return clopper_pearson(events, trials, SURE)[0] > rate
+    return bool(clopper_pearson(events, trials, SURE)[0] > rate)
 
 
 def agrees(events: int, trials: int, rate: float) -> bool:
@@ -74,7 +77,7 @@ def by_estimate(evidence: Evidence) -> Counts:
 @pytest.mark.parametrize("spent", [{}, CI], ids=["equal costs", "ci"])
 def test_without_masking_masked_is_rare(correlation: float, spent: dict[str, Any]) -> None:
     # At no margin to speak of, so that the tests alone have to prevent false alarms.
-    tally = simulate(Population(0.9, 0.1, correlation, **spent), 100, 800, judge(0.001), margin=0.001)
+    tally = simulate(Population(0.9, 0.1, correlation, **spent), 100, 800, audit_rule(0.001), margin=0.001)
     assert not exceeds(tally.exhaustive[MASKED], tally.audits, 0.01)
     assert not exceeds(tally.in_turn[MASKED], tally.audits, 0.01)
     assert sum(tally.in_turn) == sum(tally.exhaustive) == sum(tally.analyses) == tally.audits
@@ -88,7 +91,7 @@ def test_tests_without_correction_are_caught() -> None:
 
 @pytest.mark.parametrize(("share", "caught"), [(0.8, True), (1.0, False)])
 def test_a_placebo_with_too_small_a_budget_is_caught(share: float, caught: bool) -> None:
-    tally = simulate(Population(0.9, 0.1, placebo_share=share, **CI), 1000, 300, judge(0.001), margin=0.001)
+    tally = simulate(Population(0.9, 0.1, placebo_share=share, **CI), 1000, 300, audit_rule(0.001), margin=0.001)
     assert exceeds(tally.exhaustive[MASKED], tally.audits, 0.01) is caught
     assert exceeds(tally.in_turn[MASKED], tally.audits, 0.01) is caught
 
@@ -103,7 +106,7 @@ def test_false_alarms_are_bounded_exactly(images: int) -> None:
 
 @pytest.mark.parametrize("finders", FINDERS)
 def test_a_gap_of_20_points_is_found_on_200_images(finders: Any) -> None:
-    tally = simulate(Population(0.6, 0.01, gap=0.2, finders=finders, **CI), 200, 500, judge(0.05))
+    tally = simulate(Population(0.6, 0.01, gap=0.2, finders=finders, **CI), 200, 500, audit_rule(0.05))
     for verdicts in (tally.exhaustive, tally.in_turn):
         assert clopper_pearson(verdicts[MASKED], tally.audits, SURE)[0] > 0.95
 
@@ -111,7 +114,9 @@ def test_a_gap_of_20_points_is_found_on_200_images(finders: Any) -> None:
 @pytest.mark.parametrize("finders", FINDERS)
 @pytest.mark.parametrize(("images", "margin"), [(20, 0.25), (200, 0.05), (1000, 0.02)])
 def test_a_gap_of_the_margin_is_rarely_called_none(images: int, margin: float, finders: Any) -> None:
-    tally = simulate(Population(0.6, 0.0, gap=margin, finders=finders, **CI), images, 500, judge(margin), margin=margin)
+    tally = simulate(
+        Population(0.6, 0.0, gap=margin, finders=finders, **CI), images, 500, audit_rule(margin), margin=margin
+    )
     assert not exceeds(tally.exhaustive[NOT_MASKED], tally.audits, 0.01)
     assert not exceeds(tally.in_turn[NOT_MASKED], tally.audits, 0.01)
     assert chances(images, margin, margin)[1] <= 0.01
@@ -124,7 +129,7 @@ def test_a_rule_that_trusts_the_estimate_is_caught() -> None:
 
 @pytest.mark.parametrize("gap", [0.02, 0.05, 0.08])
 def test_simulation_agrees_with_the_exact_calculation(gap: float) -> None:
-    tally = simulate(Population(0.6, 0.0, gap=gap, finders="last"), 200, 1500, judge(0.05))
+    tally = simulate(Population(0.6, 0.0, gap=gap, finders="last"), 200, 1500, audit_rule(0.05))
     for verdict, chance in zip((MASKED, NOT_MASKED), chances(200, 0.05, gap), strict=True):
         assert agrees(tally.exhaustive[verdict], tally.audits, chance)
     assert not agrees(tally.exhaustive[MASKED], tally.audits, chances(200, 0.05, gap + 0.02)[0])
@@ -202,11 +207,12 @@ class Drawn:
             self.spent[batch] += passes
             reached = sum(due <= self.spent[batch] + 1e-9 for due in self.due)
             broken = {index for index, stage in enumerate(self.stages) if stage < reached}
-        fallen = tuple(sorted(broken & set(given)))
-        return AttackResult(attack.name, attack.kind, tuple(given), fallen, forwards=passes * len(given))
+        found = tuple(sorted(broken & set(given)))
+        return replace(empty_result(attack), attacked=tuple(given), broken=found, forwards=passes * len(given))
 
 
-def test_simulated_audits_end_as_real_ones() -> None:
+def test_simulated_audits_end_as_real_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(AuditRun, "_probe", lambda run: [])
     population = Population(0.6, 0.04, 0.2, gap=0.15, finders="parts", **UNEQUAL)
     images, audits, margin = 100, 150, 0.1
     seen, generator = patterns(population), np.random.default_rng(3)
@@ -214,7 +220,10 @@ def test_simulated_audits_end_as_real_ones() -> None:
     sizes = np.diff([0, *(analysis.images for analysis in plan)])
     batches = [draw(population, int(size), audits, generator) for size in sizes]
     defense = masked(KillGradient)
-    surface = AttackSurface(Defense(defense), RandomStream(0, CPU), 4, False, defense, approximations={"0": None})
+    surface = AttackSurface(
+        defense=Defense(defense), stream=RandomStream(0, CPU), classes=4, randomized=False, attacked=defense,
+        approximations={"0": None},
+    )  # fmt: skip
     verdicts, analyses, ends = (
         [0] * len(VERDICTS),
         [0] * len(ADAPTIVE),
@@ -230,26 +239,20 @@ def test_simulated_audits_end_as_real_ones() -> None:
             clean += right
         whole = [AttackResult(name, "adaptive", broken=tuple(broken)) for name, broken in everything.items()]
         stages = np.concatenate([np.repeat(seen.stage, batch) for batch in drawn]).tolist()
-        schedule = AttackSchedule(
-            cast(Scorer, Drawn(population, clean, whole, stages)), surface, TINY, False, lambda line: None
-        )
-
-        def verdict(
-            analysis: InterimAnalysis, attacks: Sequence[AttackResult], _: bool, schedule: AttackSchedule = schedule
-        ) -> Verdict:
-            return decide(schedule.clean, attacks, (), margin=margin, confidence=CONFIDENCE, analysis=analysis).verdict
-
-        analysis = follow(schedule, plan, verdict, False)
-        ends[analysis.images] += 1
-        verdicts[VERDICTS.index(verdict(analysis, schedule.results(), True))] += 1
-        start = len(schedule.clean) - dict(zip((each.images for each in plan), sizes, strict=True))[analysis.images]
+        scorer = cast(Scorer, Drawn(population, clean, whole, stages))
+        run = AuditRun(
+            ready=Prepared(surface, scorer, ()), budget=TINY, margin=margin, confidence=CONFIDENCE, exhaustive=False,
+            probes=(), progress=ignore, attacks_checked=True,
+        )  # fmt: skip
+        audit = run.until_decided(plan)
+        ends[audit.total] += 1
+        verdicts[VERDICTS.index(audit.verdict)] += 1
+        start = audit.total - dict(zip((each.images for each in plan), sizes, strict=True))[audit.total]
         last = [
-            any(index >= start for index in attack.attacked)
-            for attack in schedule.results()
-            if attack.kind == "adaptive"
+            any(index >= start for index in attack.attacked) for attack in audit.attacks if attack.kind == "adaptive"
         ]
         analyses[sum(last) - 1] += 1
-    tally = simulate(population, images, audits, judge(margin), seed=3, margin=margin)
+    tally = simulate(population, images, audits, audit_rule(margin), seed=3, margin=margin)
     assert (tally.in_turn, tally.analyses, tally.sizes) == (verdicts, analyses, ends)
     assert min(sum(analyses[:3]), analyses[3]) > 20, "some audits have to stop early, and some not"
     assert min(ends.values()) > 0
@@ -279,8 +282,8 @@ def test_bounds_in_bulk_are_those_of_the_package() -> None:
 
 def test_the_same_seed_gives_the_same_audits() -> None:
     population = Population(0.5, 0.1, gap=0.2)
-    assert simulate(population, 50, 200, judge(0.1)) == simulate(population, 50, 200, judge(0.1))
-    assert simulate(population, 50, 200, judge(0.1)) != simulate(population, 50, 200, judge(0.1), seed=1)
+    assert simulate(population, 50, 200, audit_rule(0.1)) == simulate(population, 50, 200, audit_rule(0.1))
+    assert simulate(population, 50, 200, audit_rule(0.1)) != simulate(population, 50, 200, audit_rule(0.1), seed=1)
 
 
 # the page

@@ -1,4 +1,4 @@
-"""Batches shrink until memory suffices."""
+"""Batches are halved until memory suffices."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pytest_gradmask import Verdict
 from pytest_gradmask.execution.batching import in_batches
@@ -20,7 +20,7 @@ ERRORS: dict[str, Callable[[], Exception]] = {
 every_error = pytest.mark.parametrize("error", ERRORS.values(), ids=ERRORS)
 
 
-def test_batches_are_consecutive_and_as_large_as_asked_for() -> None:
+def test_batches_are_consecutive_and_of_the_asked_size() -> None:
     assert in_batches(lambda start, end: (start, end), 10, 4) == [(0, 4), (4, 8), (8, 10)]
     assert in_batches(lambda start, end: (start, end), 0, 4) == []
 
@@ -40,7 +40,7 @@ def test_a_batch_that_does_not_fit_is_halved(error: Callable[[], Exception], roo
 
 
 @every_error
-def test_one_that_does_not_fit_is_an_error(error: Callable[[], Exception]) -> None:
+def test_single_item_that_does_not_fit_is_an_error(error: Callable[[], Exception]) -> None:
     def work(*_: int) -> None:
         raise error()
 
@@ -48,7 +48,7 @@ def test_one_that_does_not_fit_is_an_error(error: Callable[[], Exception]) -> No
         in_batches(work, 3, 2)
 
 
-def test_another_error_is_passed_on_at_once() -> None:
+def test_other_errors_are_raised_at_once() -> None:
     calls: list[int] = []
 
     def work(start: int, end: int) -> None:
@@ -61,13 +61,13 @@ def test_another_error_is_passed_on_at_once() -> None:
 
 
 class Cramped(nn.Module):
-    """Runs out of memory on more images than it has room for: on fewer where a graph is kept."""
+    """Runs out of memory on more images than ``room``, or than 4 times as many without gradients."""
 
     def __init__(self, room: int) -> None:
         super().__init__()
         self.model, self.room = linear(), room
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         if len(images) > (self.room if images.requires_grad else 4 * self.room):
             raise torch.OutOfMemoryError("CUDA out of memory")
         return self.model(images)  # type: ignore[no-any-return]

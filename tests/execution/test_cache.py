@@ -1,4 +1,4 @@
-"""What is kept of audits: found again where nothing has changed, and believed only where it is whole."""
+"""The cache: unchanged audits are found again, and damaged entries are computed again."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from torch import nn
+from torch import Tensor, nn
 
 from pytest_gradmask import Defense, ThreatModel, Verdict
 from pytest_gradmask.auditing.scoring import AttackJob
 from pytest_gradmask.execution.cache import Cache
-from pytest_gradmask.verdict.results import AttackResult, Audit
+from pytest_gradmask.verdict.audit import Audit
+from pytest_gradmask.verdict.results import AttackResult
 from tests.toys import IMAGES, TINY, KillGradient, Noisy, Quantize, audited, linear, masked, predictions, timeless
 
 DEFENSES: dict[str, Callable[[], nn.Module | Defense]] = {
@@ -28,12 +28,12 @@ DEFENSES: dict[str, Callable[[], nn.Module | Defense]] = {
     "randomized": lambda: Noisy(linear(), 0.05).eval(),
 }
 
-#: A randomized defense predicts something else each time.
+#: Fixed labels: a randomized defense predicts something else each time.
 LABELS = predictions(linear(), IMAGES)
 
 
 def plain(audit: Audit) -> Audit:
-    """Without what only says when and whence."""
+    """Without its times and whether it came from the cache."""
     return replace(timeless(audit), cached=False)
 
 
@@ -42,7 +42,7 @@ def entries(folder: Path) -> list[Path]:
 
 
 @pytest.mark.parametrize("make", DEFENSES.values(), ids=DEFENSES)
-def test_an_audit_of_which_nothing_changed_is_found_again(make: Callable[[], nn.Module], tmp_path: Path) -> None:
+def test_unchanged_audit_is_found_again(make: Callable[[], nn.Module], tmp_path: Path) -> None:
     first, second = (audited(make(), labels=LABELS, cache=tmp_path) for _ in range(2))
     assert (first.cached, second.cached) == (False, True)
     assert replace(second, cached=False) == first
@@ -69,24 +69,24 @@ CHANGES: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
-def test_whatever_it_depends_on_is_in_its_key(change: dict[str, Any], tmp_path: Path) -> None:
+def test_key_covers_all_that_results_depend_on(change: dict[str, Any], tmp_path: Path) -> None:
     base: dict[str, Any] = {"defense": masked(KillGradient), "cache": tmp_path}
     audited(**base)
     assert not audited(**{**base, **change}).cached
 
 
-def test_what_only_a_verdict_depends_on_costs_no_attack(tmp_path: Path) -> None:
+def test_new_confidence_runs_no_attack_again(tmp_path: Path) -> None:
     audited(linear(), cache=tmp_path)
     before = len(entries(tmp_path))
     assert not audited(linear(), cache=tmp_path, confidence=0.95).cached
     assert len(entries(tmp_path)) == before + 1
 
 
-def test_an_interrupted_audit_goes_on_after_its_last_attack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted_audit_resumes_after_its_last_attack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     undisturbed = audited(masked(Quantize), exhaustive=True)
 
-    def interrupt(line: str) -> None:
-        if line.startswith("square"):
+    def interrupt(event: object) -> None:
+        if str(event).startswith("square"):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -104,38 +104,38 @@ def test_an_interrupted_audit_goes_on_after_its_last_attack(tmp_path: Path, monk
     assert plain(resumed) == plain(undisturbed)
 
 
-def test_a_failed_attack_is_tried_again(tmp_path: Path) -> None:
-    class Moody(nn.Module):
-        """Raises under gradients unless the mood is good."""
+def test_failed_attack_is_tried_again(tmp_path: Path) -> None:
+    class Flaky(nn.Module):
+        """Raises when gradients are required, until ``works`` is set."""
 
-        good = False
+        works = False
 
         def __init__(self) -> None:
             super().__init__()
             self.model = linear()
 
-        def forward(self, images: torch.Tensor) -> torch.Tensor:
-            if images.requires_grad and not Moody.good:
+        def forward(self, images: Tensor) -> Tensor:
+            if images.requires_grad and not Flaky.works:
                 raise RuntimeError("not now")
             return self.model(images)  # type: ignore[no-any-return]
 
-    assert audited(Moody().eval(), cache=tmp_path).verdict is Verdict.INCONCLUSIVE
-    Moody.good = True
-    again = audited(Moody().eval(), cache=tmp_path)
+    assert audited(Flaky().eval(), cache=tmp_path).verdict is Verdict.INCONCLUSIVE
+    Flaky.works = True
+    again = audited(Flaky().eval(), cache=tmp_path)
     assert (again.verdict, again.cached) == (Verdict.NOT_MASKED, False)
 
 
-def test_a_defense_that_cannot_be_told_is_audited_anew(tmp_path: Path) -> None:
+def test_defense_without_fingerprint_is_not_cached(tmp_path: Path) -> None:
     model = linear()
     model.file = iter([])  # type: ignore[assignment]
     lines: list[str] = []
     for _ in range(2):
         assert not audited(model, cache=tmp_path, progress=lines.append).cached
     assert not entries(tmp_path)
-    assert "no use of the cache, as Sequential contains builtins.list_iterator" in lines
+    assert "no use of the cache, as Sequential contains builtins.list_iterator" in [str(event) for event in lines]
 
 
-def test_without_a_folder_nothing_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_folder_nothing_is_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     audited(linear())
     assert not list(tmp_path.iterdir())
@@ -144,11 +144,13 @@ def test_without_a_folder_nothing_is_kept(tmp_path: Path, monkeypatch: pytest.Mo
 # damage
 
 KEY = "ab" * 32
-RESULT = AttackResult("bpda", "adaptive", (0, 1), (1,), forwards=3)
+RESULT = AttackResult(
+    "bpda", "adaptive", access="bypass", attacked=(0, 1), broken=(1,), forwards=3, autoattack=("standard",)
+)
 
 
 def damaged(folder: Path, change: Callable[[bytes], bytes]) -> AttackResult | None:
-    """What comes of an entry whose file was changed."""
+    """What the cache returns for an entry whose file was changed."""
     cache = Cache(folder)
     cache.store_attack(KEY, RESULT)
     (file,) = entries(folder)
@@ -168,7 +170,7 @@ DAMAGE: dict[str, Callable[[bytes], bytes]] = {
 
 
 @pytest.mark.parametrize("change", DAMAGE.values(), ids=DAMAGE)
-def test_a_damaged_entry_is_computed_again_with_a_warning(change: Callable[[bytes], bytes], tmp_path: Path) -> None:
+def test_damaged_entry_is_ignored_with_a_warning(change: Callable[[bytes], bytes], tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match=r"gradmask cache: .* is damaged"):
         assert damaged(tmp_path, change) is None
     Cache(tmp_path).store_attack(KEY, RESULT)
@@ -177,16 +179,16 @@ def test_a_damaged_entry_is_computed_again_with_a_warning(change: Callable[[byte
 
 @given(st.integers(0), st.integers(0, 7))
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_every_flipped_bit_is_noticed(tmp_path: Path, place: int, bit: int) -> None:
+def test_every_flipped_bit_is_noticed(tmp_path: Path, index: int, bit: int) -> None:
     def flip(data: bytes) -> bytes:
-        place_in = place % len(data)
-        return data[:place_in] + bytes([data[place_in] ^ 1 << bit]) + data[place_in + 1 :]
+        position = index % len(data)
+        return data[:position] + bytes([data[position] ^ 1 << bit]) + data[position + 1 :]
 
     with pytest.warns(UserWarning, match="damaged"):
         assert damaged(tmp_path, flip) is None
 
 
-def test_a_damaged_audit_is_made_again(tmp_path: Path) -> None:
+def test_damaged_audit_is_computed_again(tmp_path: Path) -> None:
     first = audited(linear(), cache=tmp_path)
     for file in entries(tmp_path):
         file.write_text(file.read_text().replace("NOT_MASKED", "MASKED"))
@@ -195,7 +197,7 @@ def test_a_damaged_audit_is_made_again(tmp_path: Path) -> None:
     assert (second.cached, second.verdict) == (False, first.verdict)
 
 
-def test_a_folder_that_cannot_be_written_costs_no_result(tmp_path: Path) -> None:
+def test_unwritable_folder_costs_no_result(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_text("in the way")
     with pytest.warns(UserWarning, match="cannot store"):
@@ -216,13 +218,13 @@ while not (folder / "go").exists():
     assert time.monotonic() < started + 60
 for turn in range(100):
     key, long = "ab" * 31 + f"{turn % 3:02}", tuple(range(2000))
-    result = AttackResult("bpda", "adaptive", long, long)
+    result = AttackResult("bpda", "adaptive", attacked=long, broken=long)
     cache.store_attack(key, result)
     assert cache.attack(key) == result
 """
 
 
-def test_several_processes_may_write_the_same_entries_at_once(tmp_path: Path) -> None:
+def test_several_processes_may_write_at_once(tmp_path: Path) -> None:
     names = ["first", "second", "third"]
     writers = [
         subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path), name], stderr=subprocess.PIPE, text=True)

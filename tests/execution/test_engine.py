@@ -1,4 +1,4 @@
-"""Where attacks run makes no difference: chunks that share nothing, in any order, give the same audit."""
+"""Every engine gives the same audit, even if chunks share no state and run in another order."""
 
 from __future__ import annotations
 
@@ -11,36 +11,36 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pytest_gradmask import Attack, Defense, ThreatModel, Verdict
 from pytest_gradmask.errors import DependencyError, EngineError, InputError, LostWorkerError
 from pytest_gradmask.execution.engine import LOCAL, check_engine, opened, ray_address
 from pytest_gradmask.loading.models.composites import RandomizedEnsemble
 from tests.plugin.test_options import AUDIT_TEST
-from tests.toys import IMAGES, KillGradient, Noisy, audited, linear, masked, predictions, timeless
+from tests.toys import IMAGES, Counting, KillGradient, Noisy, audited, linear, masked, predictions, timeless
 
 LABELS = predictions(linear(), IMAGES)
 
 
 class Elsewhere:
-    """Works on a copy for each chunk, at once and from the last to the first."""
+    """Runs all chunks at once, from the last to the first, each on a copy of the work."""
 
     def __init__(self) -> None:
-        self.begun: list[str] = []
+        self.started: list[str] = []
         self.chunks: list[int] = []
         self.closed = 0
 
-    def start(self, work: Any, chunks: Iterable[tuple[Any, ...]]) -> Made:
-        self.begun.append(work.attack.name)
+    def start(self, work: Any, chunks: Iterable[tuple[Any, ...]]) -> Finished:
+        self.started.append(work.attack.name)
         chunks = list(chunks)
         self.chunks.append(len(chunks))
         results = [copy.deepcopy(work)(*copy.deepcopy(chunk)) for chunk in reversed(chunks)]
-        return Made(self, results[::-1])
+        return Finished(self, results[::-1])
 
 
-class Made:
-    """Results that are there."""
+class Finished:
+    """Results that are already computed."""
 
     def __init__(self, engine: Elsewhere, results: list[Any]) -> None:
         self.engine, self.results = engine, results
@@ -57,18 +57,18 @@ def ensemble() -> Defense:
     return Defense(RandomizedEnsemble(members).eval(), members=members)
 
 
-def sloppy(model: nn.Module, images: torch.Tensor, *_: Any, threat: ThreatModel, **__: Any) -> torch.Tensor:
+def sloppy(model: nn.Module, images: Tensor, *_: Any, threat: ThreatModel, **__: Any) -> Tensor:
     """An attack that draws from the global generator, which it should not."""
-    points = threat.project(images + threat.eps * (2 * torch.rand_like(images) - 1), images)
-    model(points)
-    return points
+    perturbed = threat.project(images + threat.eps * (2 * torch.rand_like(images) - 1), images)
+    model(perturbed)
+    return perturbed
 
 
 DEFENSES: dict[str, Callable[[], nn.Module | Defense]] = {
     "masked": lambda: masked(KillGradient),
     "randomized": lambda: Noisy(linear(), 0.05).eval(),
     "ensemble": ensemble,
-    "with an attack of its own": lambda: Defense(linear(), attacks=[sloppy]),
+    "with a user's attack": lambda: Defense(linear(), attacks=[sloppy]),
 }
 
 
@@ -88,33 +88,33 @@ def test_the_audit_is_the_same_wherever_attacks_run(make: Callable[[], nn.Module
 
 
 @pytest.mark.usefixtures("small_chunks")
-def test_so_is_one_that_runs_every_attack() -> None:
+def test_exhaustive_audit_is_the_same_wherever_attacks_run() -> None:
     here, there = (audited(masked(KillGradient), exhaustive=True, engine=some) for some in (LOCAL, Elsewhere()))
     assert timeless(there) == timeless(here)
 
 
-def test_adaptive_attacks_are_begun_together_and_called_off_once_the_verdict_is_certain() -> None:
+def test_adaptive_attacks_are_cancelled_once_the_verdict_is_certain() -> None:
     engine = Elsewhere()
     audit = audited(masked(KillGradient), engine=engine)
     assert audit.verdict is Verdict.MASKED
     skipped_early = {attack.name for attack in audit.attacks if attack.status == "skipped-early"}
     assert skipped_early >= {"square", "zero-order"}
-    assert set(engine.begun) >= skipped_early
-    assert engine.closed == len(engine.begun)
+    assert set(engine.started) >= skipped_early
+    assert engine.closed == len(engine.started)
 
 
-def test_here_no_attack_runs_before_its_result_is_asked_for() -> None:
-    asked: list[int] = []
-    run = LOCAL.start(asked.append, [(1,), (2,)])
-    assert not asked
+def test_local_engine_runs_chunks_lazily() -> None:
+    ran: list[int] = []
+    run = LOCAL.start(ran.append, [(1,), (2,)])
+    assert not ran
     next(iter(run))
     run.close()
-    assert asked == [1]
+    assert ran == [1]
 
 
 @pytest.mark.usefixtures("small_chunks")
-def test_an_attack_that_raises_on_one_chunk_has_failed() -> None:
-    def picky(model: nn.Module, images: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+def test_error_on_one_chunk_fails_the_attack() -> None:
+    def picky(model: nn.Module, images: Tensor, *_: Any, **__: Any) -> Tensor:
         model(images)
         if len(images) < 10:
             raise RuntimeError("too few")
@@ -127,45 +127,30 @@ def test_an_attack_that_raises_on_one_chunk_has_failed() -> None:
 
 
 class Deadly(Elsewhere):
-    """Loses whatever runs BPDA."""
+    """Loses the workers that run BPDA."""
 
-    def start(self, work: Any, chunks: Iterable[tuple[Any, ...]]) -> Made:
+    def start(self, work: Any, chunks: Iterable[tuple[Any, ...]]) -> Finished:
         return Lost(self, []) if work.attack.name == "bpda" else super().start(work, chunks)
 
 
-class Lost(Made):
+class Lost(Finished):
     def __iter__(self) -> Iterator[Any]:
         raise LostWorkerError("WorkerCrashedError after 3 retries")
 
 
-def test_an_attack_whose_worker_dies_for_good_has_failed() -> None:
+def test_lost_worker_fails_the_attack() -> None:
     audit = audited(masked(KillGradient), engine=Deadly(), exhaustive=True)
     assert audit.attack("bpda").status == "failed"
     assert audit.attack("bpda").note == "WorkerCrashedError after 3 retries"
     assert audit.attack("square").status == "done"
 
 
-class Counting(nn.Module):
-    """Remembers how often it was asked."""
-
-    calls: torch.Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.model = linear()
-        self.register_buffer("calls", torch.zeros(()))
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        self.calls += 1
-        return self.model(images)  # type: ignore[no-any-return]
-
-
-def test_a_defense_that_changes_as_it_runs_is_warned_of_where_it_is_copied() -> None:
+def test_stateful_defense_is_warned_of_where_copied() -> None:
     with pytest.warns(UserWarning, match="Counting changes as it runs"):
-        audited(Counting().eval(), engine=Elsewhere())
+        audited(Counting(linear()).eval(), engine=Elsewhere())
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        audited(Counting().eval())
+        audited(Counting(linear()).eval())
         audited(Noisy(linear(), 0.05).eval(), labels=LABELS, engine=Elsewhere())
 
 
@@ -183,50 +168,48 @@ BAD = ("", "Ray", "ray:", "ray:head", "ray:head:gcs", "dask", "dask:head:1", "lo
 
 
 @pytest.mark.parametrize(("spec", "address"), ADDRESSES.items(), ids=ADDRESSES)
-def test_engines_are_named_by_a_word_and_an_address(
-    spec: str, address: str | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_engine_specification_has_an_address(spec: str, address: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     assert ray_address(spec) == address
 
 
-def test_ray_alone_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ray_address_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     assert ray_address("ray") == "10.0.0.1:6379"
     assert ray_address("local") is None
 
 
 @pytest.mark.parametrize("spec", BAD)
-def test_others_are_refused(spec: str) -> None:
+def test_other_specifications_are_refused(spec: str) -> None:
     with pytest.raises(InputError, match="must be local, ray, ray:HOST:PORT or ray:auto"):
         ray_address(spec)
 
 
-def test_an_audit_refuses_them_too() -> None:
+def test_audit_refuses_other_specifications() -> None:
     with pytest.raises(InputError, match="engine='dask'"):
         audited(linear(), engine="dask")
 
 
-def installed(monkeypatch: pytest.MonkeyPatch, there: bool) -> None:
+def pretend_ray(monkeypatch: pytest.MonkeyPatch, *, installed: bool) -> None:
     """Pretend that Ray is installed, or that it is not."""
     find = importlib.util.find_spec
     monkeypatch.setattr(
         importlib.util,
         "find_spec",
-        lambda name, package=None: (find("pytest") if there else None) if name == "ray" else find(name, package),
+        lambda name, package=None: (find("pytest") if installed else None) if name == "ray" else find(name, package),
     )
 
 
 @pytest.fixture
 def silent() -> Iterator[str]:
-    """An address at which nobody answers."""
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        yield f"127.0.0.1:{one.getsockname()[1]}"
+    """An address at which no program answers."""
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        yield f"127.0.0.1:{unused.getsockname()[1]}"
 
 
-def test_without_ray_the_error_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    installed(monkeypatch, False)
+def test_missing_ray_error_names_the_install_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend_ray(monkeypatch, installed=False)
     with pytest.raises(DependencyError, match=r"pip install 'pytest-gradmask\[ray\]'"):
         check_engine("ray")
     with opened("local", "cpu") as engine:
@@ -234,12 +217,12 @@ def test_without_ray_the_error_says_how_to_get_it(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.enable_socket
-def test_an_address_where_nobody_answers_is_an_error(monkeypatch: pytest.MonkeyPatch, silent: str) -> None:
-    installed(monkeypatch, True)
-    with pytest.raises(EngineError, match=f"nobody answers at {silent}.*ray start --head"):
+def test_silent_address_is_an_error(monkeypatch: pytest.MonkeyPatch, silent: str) -> None:
+    pretend_ray(monkeypatch, installed=True)
+    with pytest.raises(EngineError, match=f"no cluster answers at {silent}.*ray start --head"):
         check_engine(f"ray:{silent}")
     monkeypatch.setenv("RAY_ADDRESS", silent)
-    with pytest.raises(EngineError, match="nobody answers"):
+    with pytest.raises(EngineError, match="no cluster answers"):
         check_engine("ray")
 
 
@@ -248,21 +231,21 @@ def test_an_address_where_nobody_answers_is_an_error(monkeypatch: pytest.MonkeyP
 
 @pytest.mark.enable_socket
 @pytest.mark.parametrize("twin", ["option", "ini"])
-def test_a_cluster_that_does_not_answer_is_a_usage_error(
+def test_silent_cluster_is_a_usage_error(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, silent: str, twin: str
 ) -> None:
-    installed(monkeypatch, True)
+    pretend_ray(monkeypatch, installed=True)
     pytester.makepyfile(AUDIT_TEST)
     if twin == "ini":
         pytester.makeini(f"[pytest]\ngradmask_engine = ray:{silent}")
     options = [f"--gradmask-engine=ray:{silent}"] if twin == "option" else []
     result = pytester.runpytest("--gradmask", "--gradmask-device=cpu", *options)
     assert result.ret == pytest.ExitCode.USAGE_ERROR
-    result.stderr.fnmatch_lines([f"*--gradmask-engine: *nobody answers at {silent}*"])
+    result.stderr.fnmatch_lines([f"*--gradmask-engine: *no cluster answers at {silent}*"])
 
 
-def test_ray_that_is_not_installed_is_a_usage_error(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
-    installed(monkeypatch, False)
+def test_missing_ray_is_a_usage_error(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend_ray(monkeypatch, installed=False)
     pytester.makepyfile(AUDIT_TEST)
     result = pytester.runpytest("--gradmask", "--gradmask-device=cpu", "--gradmask-engine=ray")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
@@ -270,6 +253,6 @@ def test_ray_that_is_not_installed_is_a_usage_error(pytester: pytest.Pytester, m
 
 
 @pytest.mark.enable_socket
-def test_where_no_audit_runs_no_cluster_is_asked(pytester: pytest.Pytester, silent: str) -> None:
+def test_without_audits_no_cluster_is_contacted(pytester: pytest.Pytester, silent: str) -> None:
     pytester.makepyfile(AUDIT_TEST)
     pytester.runpytest(f"--gradmask-engine=ray:{silent}").assert_outcomes(passed=1, skipped=1)

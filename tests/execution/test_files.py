@@ -8,7 +8,7 @@ from pathlib import Path
 from pytest_gradmask.execution.files import replaced
 
 
-def test_the_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
+def test_file_is_replaced_as_a_whole(tmp_path: Path) -> None:
     file = tmp_path / "card.json"
     with replaced(file) as part:
         part.write_text("before")

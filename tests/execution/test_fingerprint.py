@@ -1,4 +1,4 @@
-"""Fingerprints change with whatever changes what a defense computes, and with nothing else."""
+"""Fingerprints change exactly when the computation of a defense changes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tests.toys import KillGradient, Noisy, Quantize, convolutional, linear, mas
 
 
 class Slotted:
-    """An object with room for just these."""
+    """An object with slots only."""
 
     __slots__ = ("__hidden", "__weakref__", "number")
 
@@ -125,7 +125,7 @@ def test_another_thing_has_another_fingerprint(first: object, second: object) ->
 
 CHANGES: dict[str, Callable[[Any], object]] = {
     "buffer": lambda model: model[1].register_buffer("extra", torch.ones(1)),
-    "hook": lambda model: model[1][0].register_forward_hook(lambda module, given, output: output * 2),
+    "hook": lambda model: model[1][0].register_forward_hook(lambda module, inputs, output: output * 2),
     "forward": lambda model: setattr(model[0], "forward", lambda images: images),
     "stride": lambda model: setattr(model[1][0], "stride", (1, 1)),
     "submodule": lambda model: setattr(model[1], "1", nn.Tanh()),
@@ -157,27 +157,27 @@ def test_what_holds_itself_is_no_trap() -> None:
 
 
 class Text(io.StringIO):
-    """Holds what its attributes do not tell."""
+    """Has a state that is not in its attributes."""
 
 
 class WrongError(Exception):
-    """As this does."""
+    """Also has a state that is not in its attributes."""
 
 
-#: The last five keep in C what they hold; of newer Pythons, some of these are made as if by a class statement.
-UNTOLD: tuple[object, ...] = (
+#: The last five have their state in C. Newer Pythons define some of these like ordinary classes.
+UNHASHABLE: tuple[object, ...] = (
     threading.Lock(), re.compile("x"), iter([]), torch.zeros(2).to_sparse(), b"x".decode,
     io.StringIO("x"), Text("x"), WrongError("x"), itertools.count(), decimal.Decimal(1),
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("value", UNTOLD)
-def test_what_cannot_be_told_is_an_error(value: object) -> None:
+@pytest.mark.parametrize("value", UNHASHABLE)
+def test_object_without_fingerprint_is_an_error(value: object) -> None:
     with pytest.raises(FingerprintError):
         fingerprint(Holder(value))
 
 
-def test_classes_typed_at_a_prompt_cannot_be_told() -> None:
+def test_class_typed_at_a_prompt_is_an_error() -> None:
     typed: dict[str, Any] = {"__name__": "typed"}
     sys.modules["typed"] = ModuleType("typed")
     try:
@@ -215,7 +215,7 @@ def front_of(project: Path) -> str:
     return subprocess.run([sys.executable, "-c", ASK], cwd=project, check=True, capture_output=True, text=True).stdout
 
 
-def test_code_counts_with_all_it_imports_and_nothing_else(project: Path) -> None:
+def test_fingerprint_covers_imported_code_only(project: Path) -> None:
     before = front_of(project)
     (project / "other.py").write_text("NUMBER = 2\n")
     assert front_of(project) == before
@@ -226,6 +226,6 @@ def test_code_counts_with_all_it_imports_and_nothing_else(project: Path) -> None
     assert front_of(project) not in (before, helper)
 
 
-def test_our_own_code_counts() -> None:
+def test_fingerprint_covers_this_package() -> None:
     importlib.import_module("pytest_gradmask.auditing.run")
     assert source_fingerprint("pytest_gradmask.auditing.run") != source_fingerprint("pytest_gradmask.verdict.stats")

@@ -1,4 +1,4 @@
-"""An audit leaves no trace."""
+"""An audit restores the process and the models."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pytest_gradmask.execution.isolation import moved, no_trace
 from tests.toys import CPU, KillGradient, audited, global_state, masked, seed_all
@@ -23,14 +23,14 @@ Inside = Callable[[nn.Module], AbstractContextManager[None]]
 
 @contextlib.contextmanager
 def quietly(model: nn.Module) -> Iterator[None]:
-    """Left in peace."""
+    """Leave the context normally."""
     with no_trace([model], CPU):
         yield
 
 
 @contextlib.contextmanager
 def raising(model: nn.Module) -> Iterator[None]:
-    """Left by an exception."""
+    """Leave the context by an exception."""
     with contextlib.suppress(ZeroDivisionError), no_trace([model], CPU):
         yield
         _ = 1 / 0
@@ -38,15 +38,15 @@ def raising(model: nn.Module) -> Iterator[None]:
 
 @pytest.fixture(params=[quietly, raising], ids=["quietly", "raising"])
 def inside(request: pytest.FixtureRequest) -> Inside:
-    """Enters ``no_trace`` around a model, and leaves it in one of the two ways."""
+    """A context manager that enters ``no_trace`` around a model, and leaves it in one of the two ways."""
     return request.param  # type: ignore[no-any-return]
 
 
 class Stateful(nn.Module):
     """Has a frozen parameter, another with a gradient, buffers, and a submodule in train mode."""
 
-    mean: torch.Tensor
-    calls: torch.Tensor
+    mean: Tensor
+    calls: Tensor
 
     def __init__(self) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ class Stateful(nn.Module):
 
 @pytest.fixture
 def model() -> Stateful:
-    """A model with all that an audit might change."""
+    """A model with every kind of state that an audit might change."""
     return Stateful()
 
 
@@ -111,7 +111,7 @@ def test_settings_of_the_process(
     assert read() == before
 
 
-def test_a_default_device_of_the_users_stays(inside: Inside, model: nn.Module) -> None:
+def test_default_device_of_the_user_stays(inside: Inside, model: nn.Module) -> None:
     torch.set_default_device("meta")
     try:
         with inside(model):
@@ -136,7 +136,7 @@ def test_an_audit_leaves_hooks_and_loggers_alone() -> None:
             for module in model.modules()
         ]
 
-    audited(masked(KillGradient), exhaustive=True)  # imports what it needs, which may make loggers of its own
+    audited(masked(KillGradient), exhaustive=True)  # imports libraries that may create loggers
     model = masked(KillGradient)
     model.register_forward_hook(lambda *_: None)
     before = loggers(), hooks(model)
@@ -153,10 +153,10 @@ def test_tracer(inside: Inside, model: nn.Module) -> None:
     try:
         with inside(model):
             sys.settrace(None)
-        kept = sys.gettrace()
+        found = sys.gettrace()
     finally:
         sys.settrace(before)
-    assert kept is trace
+    assert found is trace
 
 
 def test_train_flags(inside: Inside, model: nn.Module) -> None:
@@ -167,7 +167,7 @@ def test_train_flags(inside: Inside, model: nn.Module) -> None:
     assert [module.training for module in model.modules()] == before
 
 
-def test_parameters_need_no_gradient_inside_and_the_same_as_before_outside(inside: Inside, model: Stateful) -> None:
+def test_parameters_require_no_gradient_inside(inside: Inside, model: Stateful) -> None:
     before = [parameter.requires_grad for parameter in model.parameters()]
     assert set(before) == {True, False}
     with inside(model):
@@ -221,14 +221,14 @@ def test_shared_parts(inside: Inside, model: Stateful) -> None:
     assert model.layer.weight.requires_grad
 
 
-def test_the_exception_itself_gets_out(model: Stateful) -> None:
+def test_exception_is_passed_on(model: Stateful) -> None:
     with pytest.raises(KeyboardInterrupt), no_trace([model], CPU):
         raise KeyboardInterrupt
     assert model.layer.weight.requires_grad
 
 
 class Elsewhere(nn.Module):
-    """Keeps a device without a tensor on it, so that no second device is needed; moves what it holds."""
+    """Records its device without a tensor on it, so that no second device is needed. Moves its parts with it."""
 
     def __init__(self, *parts: Elsewhere) -> None:
         super().__init__()
@@ -245,10 +245,10 @@ class Elsewhere(nn.Module):
         yield SimpleNamespace(device=self.device)
 
 
-def test_models_that_hold_one_another_come_back_to_where_they_were() -> None:
+def test_nested_models_are_moved_back() -> None:
     member = Elsewhere()
-    model, place = Elsewhere(member), torch.device("meta")
-    with contextlib.suppress(RuntimeError), moved([model, member], place):
-        assert model.device == member.device == place
+    model, device = Elsewhere(member), torch.device("meta")
+    with contextlib.suppress(RuntimeError), moved([model, member], device):
+        assert model.device == member.device == device
         raise RuntimeError("stop")
     assert model.device == member.device == torch.device("cpu")

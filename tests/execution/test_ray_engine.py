@@ -1,4 +1,4 @@
-"""Attacks on a Ray cluster: the local result, whatever becomes of workers, and nothing left of a cluster of our own."""
+"""Attacks on a Ray cluster give the local result even if workers die, and the cluster is shut down afterwards."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pytest_gradmask import Attack, Defense, ThreatModel, Verdict
 from pytest_gradmask.errors import EngineError, InputError
@@ -42,7 +42,7 @@ def cluster() -> Iterator[str]:
             "local", num_cpus=2, num_gpus=0, include_dashboard=False, object_store_memory=100 * 2**20,
             log_to_driver=False, configure_logging=False,
         )  # fmt: skip
-        # Tests of pytest in pytest have another home.
+        # Tests that run pytest inside pytest have another home directory.
         patch.setenv("RAY_AUTH_TOKEN_PATH", str(Path.home() / ".ray" / "auth_token"))
         yield ray.get_runtime_context().gcs_address
         ray.shutdown()
@@ -70,12 +70,12 @@ def test_the_audit_is_the_local_one(make: Callable[[], nn.Module]) -> None:
 
 
 class Fatal:
-    """An attack that kills its process where its file is not there yet, and leaves the file."""
+    """An attack that kills its process on the first call. Each call adds a line to its file."""
 
-    def __init__(self, file: Path, always: bool = False) -> None:
+    def __init__(self, file: Path, *, always: bool = False) -> None:
         self.file, self.always = file, always
 
-    def __call__(self, model: nn.Module, images: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+    def __call__(self, model: nn.Module, images: Tensor, *_: Any, **__: Any) -> Tensor:
         with self.file.open("a") as file:
             file.write(f"{os.getpid()}\n")
         if self.always or len(self.file.read_text().splitlines()) == 1:
@@ -94,7 +94,7 @@ def survivor(file: Path, **arguments: Any) -> Defense:
 
 
 @pytest.mark.usefixtures("cluster", "small_chunks")
-def test_a_worker_that_dies_half_way_changes_nothing(tmp_path: Path) -> None:
+def test_dead_worker_changes_no_result(tmp_path: Path) -> None:
     local, remote = tmp_path / "local", tmp_path / "remote"
     local.write_text("0\n")  # here, nothing may die
     wide: dict[str, Any] = {"threat": ThreatModel(1.0), "exhaustive": True}
@@ -110,7 +110,7 @@ def test_a_worker_that_dies_half_way_changes_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
-def test_one_that_dies_again_and_again_is_a_failed_attack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_worker_that_always_dies_fails_the_attack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pytest_gradmask.execution.ray_engine.RETRIES", 1)
     audit = audited(survivor(tmp_path / "deaths", always=True), engine="ray")
     failed = audit.attack("fatal")
@@ -121,8 +121,8 @@ def test_one_that_dies_again_and_again_is_a_failed_attack(tmp_path: Path, monkey
 
 
 @pytest.mark.usefixtures("cluster")
-def test_what_an_attack_raises_is_not_tried_again(tmp_path: Path) -> None:
-    def raises(*_: Any, **__: Any) -> torch.Tensor:
+def test_exception_of_an_attack_is_not_retried(tmp_path: Path) -> None:
+    def raises(*_: Any, **__: Any) -> Tensor:
         with (tmp_path / "calls").open("a") as file:
             file.write("called\n")
         raise ValueError("no such luck")
@@ -133,7 +133,7 @@ def test_what_an_attack_raises_is_not_tried_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("cluster")
-def test_a_cluster_without_a_gpu_runs_nothing_that_needs_one() -> None:
+def test_gpu_work_needs_a_gpu_in_the_cluster() -> None:
     with pytest.raises(EngineError, match="has no GPU"), connected("auto", "cuda"):
         raise AssertionError
     with pytest.raises(InputError, match="device='cuda:1'"), connected("auto", "cuda:1"):
@@ -149,7 +149,7 @@ def test_a_process_is_connected_to_one_cluster_only(cluster: str) -> None:
 
 
 @pytest.mark.usefixtures("cluster")
-def test_what_is_called_off_ends(tmp_path: Path) -> None:
+def test_closing_cancels_running_chunks(tmp_path: Path) -> None:
     def slow(name: str) -> None:
         (tmp_path / f"{name} begun").touch()
         for _ in range(30):
@@ -168,7 +168,7 @@ def test_what_is_called_off_ends(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("* done"))
 
 
-# what travels
+# pickling
 
 
 class Unsendable(nn.Module):
@@ -181,12 +181,12 @@ class Unsendable(nn.Module):
     def __reduce__(self) -> Any:
         raise TypeError("cannot pickle it")
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         return self.model(images)  # type: ignore[no-any-return]
 
 
 @pytest.mark.usefixtures("cluster")
-def test_a_defense_that_cannot_be_sent_is_an_error() -> None:
+def test_unpicklable_defense_is_an_error() -> None:
     with pytest.raises(EngineError, match=r"cannot be sent to a Ray cluster .*cannot pickle it.*engine='local'"):
         audited(Unsendable().eval(), engine="ray")
 
@@ -196,25 +196,25 @@ def unloadable() -> None:
 
 
 class Absent:
-    """Pickled where its module is, and loaded where it is not."""
+    """Can be pickled but not loaded, as if its module were missing on the worker."""
 
     def __reduce__(self) -> Any:
         return unloadable, ()
 
 
 class Homeless(nn.Module):
-    """A defense part of which only this process has."""
+    """A defense with a part that only this process can load."""
 
     def __init__(self) -> None:
         super().__init__()
         self.model, self.part = linear(), Absent()
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         return self.model(images)  # type: ignore[no-any-return]
 
 
 @pytest.mark.usefixtures("cluster")
-def test_a_defense_that_a_worker_cannot_load_ends_the_audit() -> None:
+def test_defense_unloadable_on_a_worker_ends_the_audit() -> None:
     with pytest.raises(EngineError, match=r"a Ray worker cannot load the defense .*No module named 'my_project'"):
         audited(Homeless().eval(), engine="ray")
     assert ray.is_initialized()
@@ -224,7 +224,7 @@ def add(first: int, second: int) -> int:
     return first + second
 
 
-def test_a_worker_runs_only_what_it_can_run_as_it_would_have_been_here() -> None:
+def test_worker_refuses_other_versions() -> None:
     chunk, torch_version = _packed((1, 2)), _expected()["torch"]
     assert execute(_expected(), _arithmetic(), _packed(add), chunk) == ("done", 3)
     other = {**_expected(), "torch": "0.1", "autoattack": "0.2"}
@@ -237,7 +237,7 @@ def test_a_worker_runs_only_what_it_can_run_as_it_would_have_been_here() -> None
     assert "No module named 'my_project'" in why
 
 
-def test_arithmetic_travels() -> None:
+def test_arithmetic_settings_are_sent() -> None:
     before = _arithmetic()
     assert execute(_expected(), before, _packed(torch.get_num_threads), _packed(())) == ("done", before[0])
     try:
@@ -248,11 +248,11 @@ def test_arithmetic_travels() -> None:
     assert _arithmetic() == before
 
 
-def test_tensors_that_share_memory_share_it_there() -> None:
+def test_shared_memory_stays_shared() -> None:
     storage = torch.zeros(4)
 
-    def shared(first: torch.Tensor, second: torch.Tensor) -> bool:
-        first += 1  # nor is it read-only
+    def shared(first: Tensor, second: Tensor) -> bool:
+        first += 1  # it is not read-only either
         return bool((second == 1).all())
 
     assert execute(_expected(), _arithmetic(), _packed(shared), _packed((storage, storage[1:]))) == ("done", True)
@@ -262,14 +262,14 @@ def test_tensors_that_share_memory_share_it_there() -> None:
 # connecting
 
 
-def test_what_is_no_cluster_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_program_at_the_address_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
-    monkeypatch.setattr("pytest_gradmask.execution.ray_engine._PATIENCE", 1.0)
+    monkeypatch.setattr("pytest_gradmask.execution.ray_engine._HEALTH_CHECK_TIMEOUT", 1.0)
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
         address = f"127.0.0.1:{other.getsockname()[1]}"
-        with pytest.raises(EngineError, match=f"what answers at {address} is no Ray cluster"):
+        with pytest.raises(EngineError, match=f"what answers at {address} is not a Ray cluster"):
             audited(linear(), engine=f"ray:{address}")
 
 
@@ -294,7 +294,7 @@ print(audit.verdict.name)
 
 
 def children(pid: int) -> list[str]:
-    """Processes whose environment says that this one has started them, or that live in its session."""
+    """Command lines of the processes in the session of this one."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
@@ -306,8 +306,8 @@ def children(pid: int) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
-def test_nothing_stays_of_a_cluster_of_our_own() -> None:
+@pytest.mark.skipif(sys.platform != "linux", reason="reads processes from /proc")
+def test_local_cluster_leaves_nothing_behind() -> None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     done = subprocess.Popen(
         [sys.executable, "-c", ALONE], stdout=subprocess.PIPE, env=environment, text=True, start_new_session=True

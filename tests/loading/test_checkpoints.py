@@ -75,7 +75,7 @@ def test_saving_does_not_change_the_callers_card(tmp_path: Path) -> None:
     assert card == VGG
 
 
-def test_loading_leaves_the_model_of_a_second_load_alone(zoo: Path) -> None:
+def test_loaded_models_are_independent(zoo: Path) -> None:
     first, second = load_checkpoint("backbone", zoo), load_checkpoint("backbone", zoo)
     with torch.no_grad():
         next(first.parameters()).zero_()
@@ -110,14 +110,14 @@ def test_every_flipped_bit_of_a_card_is_noticed(zoo: Path, name: str) -> None:
     save_card("both", {"architecture": "composite", "front_end": "front", "backbone": "backbone"}, zoo)
     file = zoo / f"{name}.json"
     content = file.read_bytes()
-    for place in range(len(content)):
+    for position in range(len(content)):
         for bit in range(8):
-            file.write_bytes(content[:place] + bytes([content[place] ^ 1 << bit]) + content[place + 1 :])
+            file.write_bytes(content[:position] + bytes([content[position] ^ 1 << bit]) + content[position + 1 :])
             with pytest.raises(CheckpointError, match=f"checkpoint '{name}'"):
                 load_card(name, zoo)
 
 
-def test_a_card_written_by_hand_says_how_to_write_one(zoo: Path) -> None:
+def test_handwritten_card_error_names_save_card(zoo: Path) -> None:
     card = {"architecture": "composite", "front_end": "front", "backbone": "backbone"}
     (zoo / "both.json").write_text(json.dumps(card))
     with pytest.raises(CheckpointError, match=r"both\.json is corrupted or was changed.*save_card"):
@@ -150,7 +150,7 @@ def test_pickle_in_disguise_is_not_executed(tmp_path: Path, form: str) -> None:
         file.write_bytes(pickle.dumps(Boom()))
     else:
         torch.save(Boom(), file)
-    # Whoever exchanges the weights can also write the hash: it protects from accidents, the format from malice.
+    # An attacker can also replace the hash. The hash protects against accidents, the file format against attackers.
     save_card("evil", {**VGG, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}, tmp_path)
     with pytest.raises(CheckpointError, match="does not fit vgg"):
         load_checkpoint("evil", tmp_path)
@@ -160,7 +160,7 @@ def test_pickle_in_disguise_is_not_executed(tmp_path: Path, form: str) -> None:
 # cards
 
 
-def test_missing_card_tells_what_there_is(zoo: Path) -> None:
+def test_missing_card_error_lists_the_others(zoo: Path) -> None:
     with pytest.raises(CheckpointError, match=r"'absent': no card .*; there are backbone, front, other$"):
         load_card("absent", zoo)
 
@@ -223,7 +223,7 @@ def test_fixtures_of_the_package_are_the_default() -> None:
     assert str(fixtures_directory()) in str(caught.value)
 
 
-# models of models
+# composites and ensembles
 
 
 def test_composite_card(zoo: Path) -> None:
@@ -245,7 +245,7 @@ def test_saved_card_is_the_model_of_its_parts(zoo: Path) -> None:
 
 @pytest.fixture
 def shop(zoo: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty directory; the package's fixtures are those of the zoo, and a composite of them."""
+    """An empty directory. The fixtures of the package are those of the zoo and a composite of them."""
     monkeypatch.setattr(checkpoints, "fixtures_directory", lambda: zoo)
     save_card("both", {"architecture": "composite", "front_end": "front", "backbone": "backbone"}, zoo)
     folder = zoo / "shop"
@@ -253,7 +253,7 @@ def shop(zoo: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def test_part_that_is_not_beside_its_whole_is_the_packages(shop: Path) -> None:
+def test_part_from_the_fixtures_of_the_package(shop: Path) -> None:
     save_model("mine", built(DNCNN, seed=1), DNCNN, shop)
     save_card("whole", {"architecture": "composite", "front_end": "mine", "backbone": "backbone"}, shop)
     save_card("ensemble", {"architecture": "ensemble", "members": ["whole", "both"]}, shop)
@@ -262,18 +262,18 @@ def test_part_that_is_not_beside_its_whole_is_the_packages(shop: Path) -> None:
     assert same(ensemble, RandomizedEnsemble([whole, load_checkpoint("both")]))
 
 
-def test_part_beside_its_whole_comes_before_the_packages(shop: Path) -> None:
+def test_part_in_the_same_folder_comes_first(shop: Path) -> None:
     save_model("backbone", built(VGG, seed=2), VGG, shop)
     save_card("whole", {"architecture": "composite", "front_end": "front", "backbone": "backbone"}, shop)
     save_card("ensemble", {"architecture": "ensemble", "members": ["whole", "both"]}, shop)
     mine = load_checkpoint("whole", shop)
     assert same(mine, Composite(load_checkpoint("front"), built(VGG, seed=2)))
-    # The package's composites are made of the package's parts, whatever lies beside an ensemble of them.
+    # Composites of the package have parts of the package, even if the folder of an ensemble has parts of that name.
     assert same(load_checkpoint("ensemble", shop), RandomizedEnsemble([mine, load_checkpoint("both")]))
 
 
 @pytest.mark.parametrize("part", ["absent", "a" * 300], ids=["absent", "longer than a file name"])
-def test_part_that_is_nowhere_is_named(shop: Path, part: str) -> None:
+def test_missing_part_is_named(shop: Path, part: str) -> None:
     save_card("whole", {"architecture": "composite", "front_end": part, "backbone": "backbone"}, shop)
     with pytest.raises(CheckpointError, match=f"'{part}'"):
         load_checkpoint("whole", shop)

@@ -64,7 +64,7 @@ def test_npz_without_splits_serves_both(tmp_path: Path, split: str) -> None:
     assert len(load_dataset(f"npz:{tmp_path / 'plain.npz'}", split=split)) == 2
 
 
-def test_npz_with_pickled_objects_is_refused_and_not_executed(tmp_path: Path) -> None:
+def test_pickled_npz_is_refused_and_not_executed(tmp_path: Path) -> None:
     file = tmp_path / "evil.npz"
     np.savez(file, images=np.array([Boom()], dtype=object), labels=np.array([0]))
     with pytest.raises(DataError, match="cannot be read as npz without pickles") as caught:
@@ -96,9 +96,6 @@ def test_malformed_npz_is_refused(tmp_path: Path, arrays: dict[str, Array], mess
     assert str(file) in str(caught.value)
 
 
-#: Remove with the fix of `_from_npz`; each of these then passes.
-# numpy leaves the file open where an archive turns out to be none
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.99])
 def test_truncated_npz_is_refused(npz: Path, share: float) -> None:
     content = npz.read_bytes()
@@ -261,7 +258,7 @@ def test_embedded_images_are_those_of_foolbox() -> None:
         assert ours["labels"].tolist() == [int(file.stem.split("_")[2]) for file in files]
 
 
-def test_embedded_images_are_the_first_of_the_test_set() -> None:
+def test_embedded_images_are_from_the_test_set() -> None:
     file = os.environ.get("GRADMASK_TEST_DATA")
     if not file:
         pytest.skip("GRADMASK_TEST_DATA does not name an npz file of CIFAR-10")

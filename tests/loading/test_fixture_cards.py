@@ -1,4 +1,4 @@
-"""The trained fixtures: complete, loadable, as good as promised, and told as measured."""
+"""The trained fixtures: complete, loadable, accurate, and with the measured numbers in their cards."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ COMPOSITES = [
 ENSEMBLES = ["adversarial-ensemble", "standard-ensemble", "uniform-ensemble"]
 
 
-def test_there_is_nothing_else() -> None:
+def test_there_are_no_other_files() -> None:
     front_ends = [f"{composite}-front-end" for composite in COMPOSITES]
     assert available() == sorted([*BACKBONES, *COMPOSITES, *front_ends, *ENSEMBLES])
-    # The warm-up of a backbone is not kept, its recipe is.
+    # The warm-up of a backbone is not shipped, only its recipe.
     assert sorted(file.stem for file in FIXTURES.glob("*.toml")) == sorted([*BACKBONES, *COMPOSITES, "resnet-warm"])
     assert sorted(file.stem for file in FIXTURES.glob("*.safetensors")) == sorted([*BACKBONES, *front_ends])
 
@@ -44,7 +44,7 @@ def test_weights_are_those_of_the_recipe_beside_them(name: str) -> None:
     recipe = load_recipe(FIXTURES / f"{name}.toml")
     card = load_card(f"{name}-front-end" if recipe.backbone else name)
     assert (card["architecture"], card["arguments"]) == (recipe.architecture, recipe.arguments)
-    # Cards made before a field existed lack it; it then had its default.
+    # Older cards lack newer fields, which then have their defaults.
     for key, value in card["recipe"].items():
         assert value == getattr(recipe, key), key
 
@@ -59,7 +59,7 @@ def measured(name: str) -> str:
 
 
 @pytest.mark.parametrize("name", [*BACKBONES, *COMPOSITES])
-def test_readme_says_what_was_measured(name: str) -> None:
+def test_readme_has_the_measured_numbers(name: str) -> None:
     assert measured(name) in (FIXTURES / "README.md").read_text().splitlines()
 
 
@@ -78,7 +78,7 @@ def test_front_ends_keep_clean_accuracy(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "backbones"), [("adversarial-ensemble", 3), ("standard-ensemble", 3), ("uniform-ensemble", 1)]
 )
-def test_ensembles_have_three_front_ends_and_as_many_backbones_as_they_say(name: str, backbones: int) -> None:
+def test_ensembles_have_their_front_ends_and_backbones(name: str, backbones: int) -> None:
     model = load_model(name)
     assert isinstance(model, RandomizedEnsemble)
     assert all(isinstance(member, Composite) for member in model.members)

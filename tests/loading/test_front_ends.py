@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pytest_gradmask.errors import InputError
 from pytest_gradmask.loading.models import build_model
@@ -21,7 +21,7 @@ def test_dncnn_adds_its_residual() -> None:
 
 
 @pytest.mark.parametrize(("depth", "channels"), [(3, 3), (5, 1)])
-def test_dncnn_has_the_asked_depth_and_keeps_the_shape(depth: int, channels: int) -> None:
+def test_dncnn_has_the_asked_depth(depth: int, channels: int) -> None:
     front_end = DnCNN(depth=depth, width=4, channels=channels)
     assert sum(isinstance(module, nn.Conv2d) for module in front_end.modules()) == depth
     assert sum(isinstance(module, nn.BatchNorm2d) for module in front_end.modules()) == depth - 2
@@ -49,7 +49,7 @@ def test_dncnn_without_norm_has_biases_instead() -> None:
     assert len(inner(plain)) == len(inner(normed)) == 3
 
 
-def test_dncnn_without_norm_judges_images_one_by_one_even_in_training() -> None:
+def test_dncnn_without_norm_has_no_batch_dependence() -> None:
     front_end, images = DnCNN(depth=4, width=4, norm=False).train(), draw(3, 3, 8, 8)
     torch.testing.assert_close(front_end(images[:1]), front_end(images)[:1])
 
@@ -61,14 +61,14 @@ def test_dncnn_without_skip_is_its_residual() -> None:
 
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "training"])
 @pytest.mark.parametrize("options", [{}, {"norm": False}, {"bound": 0.1}], ids=["plain", "no norm", "bound"])
-def test_dncnn_that_starts_at_zero_is_the_identity_and_can_learn(options: dict[str, Any], training: bool) -> None:
+def test_zero_init_is_the_identity_and_can_learn(options: dict[str, Any], training: bool) -> None:
     front_end = DnCNN(depth=4, width=4, zero_init=True, **options).train(training)
     images = draw(2, 3, 8, 8)
     output = front_end(images)
     assert torch.equal(output, images)
     (output * images).sum().backward()
     last = front_end.residual[-1].weight
-    assert isinstance(last.grad, torch.Tensor)
+    assert isinstance(last.grad, Tensor)
     assert last.grad.abs().sum() > 0
 
 
@@ -92,7 +92,7 @@ def test_bound_squashes_the_residual(skip: bool) -> None:
     assert change.abs().max() <= bound
 
 
-def test_small_residual_is_hardly_squashed_and_a_huge_one_not_let_through() -> None:
+def test_bound_limits_only_large_residuals() -> None:
     front_end, images = DnCNN(depth=3, width=4, bound=0.05, skip=False).eval(), draw(4, 3, 8, 8)
     last = front_end.residual[-1].weight
     assert isinstance(last, nn.Parameter)
@@ -145,13 +145,13 @@ def test_calibration_is_of_the_residual_before_its_bound() -> None:
         assert (front_end(images) - images).abs().max() < 0.01 + 1e-6
 
 
-def test_front_end_that_starts_at_zero_cannot_be_calibrated() -> None:
+def test_zero_init_cannot_be_calibrated() -> None:
     with pytest.raises(InputError, match=r"its residual has a standard deviation of 0\.0"):
         calibrated_front_end(draw(4, 3, 8, 8), residual_std=0.02, seed=0, depth=3, width=2, zero_init=True)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_calibrated_front_end_has_the_channels_of_its_images(channels: int) -> None:
+def test_calibrated_front_end_takes_channels_from_images(channels: int) -> None:
     images = draw(4, channels, 8, 8)
     assert calibrated_front_end(images, residual_std=0.02, seed=0, depth=3, width=2)(images).shape == images.shape
 
@@ -167,7 +167,7 @@ def test_calibrated_front_end_is_nearly_the_identity(asked: float) -> None:
     assert other.std().item() == pytest.approx(asked, rel=0.1)  # images it was not calibrated on
 
 
-def test_calibrated_front_end_is_in_eval_mode_with_the_statistics_of_its_images() -> None:
+def test_calibrated_front_end_has_statistics_of_its_images() -> None:
     images = draw(16, 3, 16, 16)
     front_end = calibrated_front_end(images, residual_std=0.02, seed=0, depth=4, width=4)
     assert not any(module.training for module in front_end.modules())
@@ -189,8 +189,8 @@ def test_calibrating_twice_changes_nothing() -> None:
     assert all(torch.allclose(before[key], after[key], rtol=1e-4, atol=1e-7) for key in before)
 
 
-def test_calibrated_front_end_is_decided_by_its_seed_alone() -> None:
-    def weights(seed: int) -> torch.Tensor:
+def test_calibrated_front_end_depends_on_its_seed_alone() -> None:
+    def weights(seed: int) -> Tensor:
         return next(
             calibrated_front_end(draw(4, 3, 8, 8), residual_std=0.02, seed=seed, depth=4, width=4).parameters()
         ).detach()

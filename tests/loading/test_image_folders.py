@@ -1,4 +1,4 @@
-"""Folders of image files: one for each class, ImageNet in its layouts, sizes, and what is decoded when."""
+"""Folders of image files: class folders, the layouts of ImageNet, sizes, and when files are decoded."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def flat(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The names of the files that are decoded, as they are."""
+    """The names of the files, added as they are decoded."""
     from torchvision.datasets import folder
 
     found: list[str] = []
@@ -67,14 +67,14 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return found
 
 
-def test_labels_of_class_folders_are_those_of_imagenet_though_classes_are_missing(classes: Path) -> None:
+def test_labels_are_imagenet_labels_if_classes_are_missing(classes: Path) -> None:
     data = load_dataset(f"imagenet:{classes}?size=8&resize=12")
     assert data.labels.tolist() == [0, 0, 1, 1, 999, 999]
     assert data.classes == 1000
     assert data.labels.dtype == torch.int64
 
 
-def test_labels_of_a_flat_folder_are_those_of_its_list(flat: Path, tmp_path: Path) -> None:
+def test_labels_of_a_flat_folder(flat: Path, tmp_path: Path) -> None:
     data = load_dataset(f"imagenet:{flat}?size=12&resize=12")
     assert data.labels.tolist() == [999, 0, 1]
     centre = torch.from_numpy(drawn(2)[:, 2:14]).permute(2, 0, 1) / 255
@@ -84,7 +84,7 @@ def test_labels_of_a_flat_folder_are_those_of_its_list(flat: Path, tmp_path: Pat
     assert torch.equal(again.images, data.images)
 
 
-def test_by_default_the_middle_of_224_pixels_is_taken_of_256(classes: Path) -> None:
+def test_default_crop_is_224_of_256_pixels(classes: Path) -> None:
     Image.fromarray(drawn(7, 256, 300)).save(classes / TENCH / "0.png")
     data = load_dataset(f"imagenet:{classes}")
     assert data.images.shape == (6, 3, 224, 224)
@@ -153,7 +153,7 @@ def test_a_class_folder_without_images_is_named(classes: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["nothing", "images alone"])
-def test_a_folder_without_classes_is_told_the_layouts(content: str, tmp_path: Path) -> None:
+def test_folder_without_classes_error_names_the_layouts(content: str, tmp_path: Path) -> None:
     if content == "images alone":
         Image.fromarray(drawn(0)).save(tmp_path / "0.png")
     with pytest.raises(DataError, match=r"folder for each class, named by its WordNet id .*labels\.txt"):
@@ -161,7 +161,7 @@ def test_a_folder_without_classes_is_told_the_layouts(content: str, tmp_path: Pa
 
 
 def test_a_folder_of_other_classes_is_refused(classes: Path) -> None:
-    with pytest.raises(DataError, match=r"'val' in .* is no class of ImageNet; an ImageNet folder has"):
+    with pytest.raises(DataError, match=r"'val' in .* is not a class of ImageNet; an ImageNet folder has"):
         load_dataset(f"imagenet:{classes.parent}")
 
 
@@ -185,7 +185,7 @@ def test_a_malformed_list_of_labels_is_refused(lines: str, said: str, flat: Path
     assert str(flat / "labels.txt") in str(caught.value)
 
 
-def test_a_list_of_labels_that_is_no_text_is_refused(flat: Path) -> None:
+def test_binary_list_of_labels_is_refused(flat: Path) -> None:
     (flat / "labels.txt").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(DataError, match=r"labels\.txt: cannot be read"):
         load_dataset(f"imagenet:{flat}")

@@ -9,20 +9,7 @@ from pytest_gradmask.loading.models import ARCHITECTURES, build_model
 from pytest_gradmask.loading.models.backbones import CIFAR10_MEAN, CIFAR10_STD, Normalize, resnet, vgg
 from pytest_gradmask.loading.models.composites import Composite, Mixture, RandomizedEnsemble
 from pytest_gradmask.loading.models.front_ends import DnCNN
-from tests.toys import draw, linear
-
-
-class Constant(nn.Module):
-    """The same logits for every image."""
-
-    def __init__(self, *logits: float) -> None:
-        super().__init__()
-        self.register_buffer("logits", torch.tensor(logits))
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        assert isinstance(self.logits, torch.Tensor)
-        return self.logits.expand(len(images), -1)
-
+from tests.toys import Constant, draw, linear
 
 # backbones
 
@@ -37,14 +24,14 @@ class Constant(nn.Module):
     ],
     ids=["resnet", "resnet with the stem of timm", "resnet of two blocks", "vgg"],
 )
-def test_backbones_return_ten_logits_an_image(architecture: str, arguments: dict[str, object]) -> None:
+def test_backbones_return_ten_logits_per_image(architecture: str, arguments: dict[str, object]) -> None:
     model = build_model(architecture, arguments).eval()
     assert model(draw(2, 3, 32, 32)).shape == (2, 10)
     assert build_model(architecture, {**arguments, "num_classes": 7}).eval()(draw(1, 3, 32, 32)).shape == (1, 7)
 
 
 @pytest.mark.parametrize("build", [lambda: resnet(channels=(4, 4, 4, 4)), lambda: vgg(layout=(4, "M", 4))])
-def test_backbones_are_differentiable_and_judge_images_one_by_one(build: type[nn.Module]) -> None:
+def test_backbones_are_differentiable_without_batch_dependence(build: type[nn.Module]) -> None:
     model, images = build().eval(), draw(3, 3, 32, 32).requires_grad_(True)
     logits = model(images)
     torch.testing.assert_close(model(images[1:2]), logits[1:2], rtol=1e-4, atol=1e-5)
@@ -57,7 +44,7 @@ def test_vgg_has_no_large_hidden_layers() -> None:
     assert sum(parameter.numel() for parameter in vgg().parameters()) < 1_000_000
 
 
-def test_normalize_is_inside_the_model_and_not_in_its_weights() -> None:
+def test_normalize_is_not_in_the_weights() -> None:
     normalize = Normalize(CIFAR10_MEAN, CIFAR10_STD)
     pixels = torch.tensor(CIFAR10_MEAN).view(1, 3, 1, 1) + torch.tensor(CIFAR10_STD).view(1, 3, 1, 1)
     torch.testing.assert_close(normalize(pixels), torch.ones(1, 3, 1, 1))

@@ -1,4 +1,4 @@
-"""What needs an optional package says which one and how to install it."""
+"""Errors that name a missing optional package and how to install it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Torch data sets of a user's own."""
+"""Torch data sets of the user."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Gray(Drawn):
     def image(self, index):
         return Image.fromarray(np.full((4, 4), 51, dtype=np.uint8))
 
-class Untold(Drawn):
+class Unlabelled(Drawn):
     classes = None
 
     def __init__(self):
@@ -110,7 +110,8 @@ class Negative(Drawn):
 @pytest.fixture(autouse=True)
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, "my_data", raising=False)
+    monkeypatch.setitem(sys.modules, "my_data", None)  # so that the end of the test removes it again
+    monkeypatch.delitem(sys.modules, "my_data")
     (tmp_path / "my_data.py").write_text(PROJECT)
 
 
@@ -131,7 +132,7 @@ def test_pictures_become_tensors(kind: str, channels: int) -> None:
     torch.testing.assert_close(images, torch.full((2, channels, 4, 4), 0.2))
 
 
-def test_only_chosen_items_are_read_and_each_class_is_there() -> None:
+def test_only_chosen_items_are_read() -> None:
     found = open_dataset("dataset:my_data:DATA")
     drawn = sys.modules["my_data"].DATA
     assert drawn.read == []
@@ -140,8 +141,8 @@ def test_only_chosen_items_are_read_and_each_class_is_there() -> None:
     assert drawn.read == (100 * data.images[:, 0, 0, 0]).round().int().tolist()
 
 
-def test_labels_that_are_not_told_beforehand_are_read_with_their_images() -> None:
-    data = load_dataset("dataset:my_data:Untold", samples=6)
+def test_unknown_labels_are_read_with_their_images() -> None:
+    data = load_dataset("dataset:my_data:Unlabelled", samples=6)
     assert data.labels.tolist() == [round(100 * value) % 3 for value in data.images[:, 0, 0, 0].tolist()]
     assert data.classes is None
 

@@ -1,4 +1,4 @@
-"""Models that users have: where they come from, and what is said where they do not."""
+"""Models from every source that users can name, and the errors if they cannot be loaded."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from pytest_gradmask.loading.models.backbones import Normalize
 from pytest_gradmask.loading.sources import check_classes
 from tests.toys import Boom, convolutional, draw, global_state
 
-TIMM = "test_efficientnet.r160_in1k"  # the smallest there is, made for tests of timm itself
+TIMM = "test_efficientnet.r160_in1k"  # the smallest model of timm, made for its own tests
 VISION = "squeezenet1_1"  # the smallest of torchvision
 
 
@@ -37,13 +37,13 @@ def same(first: nn.Module, second: nn.Module) -> bool:
 
 
 def refuse(*_: object, **__: object) -> None:
-    """Stands for a server that is not there."""
+    """Stands in for a server that cannot be reached."""
     raise OSError("no route to host")
 
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache of the Hugging Face Hub; whoever asks for its server fails."""
+    """An empty cache of the Hugging Face Hub. Downloads from its server fail."""
 
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr("timm.models._hub.hf_hub_download", refuse)
@@ -62,7 +62,7 @@ def cached(hub: Path, repository: str, network: nn.Module, **config: Any) -> Non
 
 @pytest.fixture
 def vision_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache of torch's own hub; whoever asks for its server fails."""
+    """An empty cache of torch.hub. Downloads from its server fail."""
 
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr("torch.hub.download_url_to_file", refuse)
@@ -70,7 +70,7 @@ def vision_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "hub" / "checkpoints"
 
 
-# the package's own, and cards
+# fixtures and cards
 
 
 def test_a_name_alone_is_a_fixture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,7 +114,7 @@ def test_what_was_downloaded_before_is_found(download: bool, hub: Path) -> None:
 
 
 @pytest.mark.parametrize("revision", ["", "@abc"])
-def test_a_model_of_the_hub_normalises_by_its_own_configuration(revision: str, hub: Path) -> None:
+def test_hub_model_normalises_by_its_configuration(revision: str, hub: Path) -> None:
     network = timm.create_model(TIMM, pretrained=False, num_classes=7)
     mean, std = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
     config = {"mean": mean, "std": std, "num_classes": 7, "input_size": [3, 64, 64], "classifier": "classifier"}
@@ -164,7 +164,7 @@ def test_a_file_decides_how_many_classes_there_are(suffix: str, tmp_path: Path) 
     assert same(model[1], network)
 
 
-def test_names_that_partly_agree_are_not_matched_by_order(tmp_path: Path) -> None:
+def test_partly_matching_names_are_refused(tmp_path: Path) -> None:
     weights = timm.create_model(TIMM).state_dict()
     renamed = {("other" if number == 0 else key): value for number, (key, value) in enumerate(weights.items())}
     torch.save(renamed, tmp_path / "weights.pth")
@@ -172,7 +172,7 @@ def test_names_that_partly_agree_are_not_matched_by_order(tmp_path: Path) -> Non
         load_model(f"timm:{TIMM}@{tmp_path / 'weights.pth'}")
 
 
-def test_the_first_tensor_that_does_not_fit_is_named(tmp_path: Path) -> None:
+def test_first_tensor_that_does_not_fit_is_named(tmp_path: Path) -> None:
     weights = timm.create_model(TIMM).state_dict()
     first = next(iter(weights))
     save_file({**weights, first: torch.ones(5)}, tmp_path / "weights.safetensors")
@@ -222,7 +222,7 @@ def test_weights_of_a_file_for_torchvision(tmp_path: Path) -> None:
     assert same(model[1], network)
 
 
-def test_googlenet_of_a_file_rescales_its_input_as_the_pretrained_one(tmp_path: Path) -> None:
+def test_googlenet_from_a_file_rescales_its_input(tmp_path: Path) -> None:
     arguments = {"init_weights": False, "aux_logits": True}
     save_file(models.googlenet(weights=None, **arguments).state_dict(), tmp_path / "weights.safetensors")
     model: Any = load_model(f"torchvision:googlenet@{tmp_path / 'weights.safetensors'}")
@@ -247,7 +247,7 @@ def test_unknown_names_of_torchvision_are_refused(spec: str, said: str) -> None:
 
 @pytest.fixture
 def bench(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
-    """What stands for RobustBench: its enumerations, its table of models, and a loader that tells how it was called."""
+    """Stands in for RobustBench: its enumerations, its table of models, and a loader that records its arguments."""
 
     class BenchmarkDataset(Enum):
         cifar_10 = "cifar10"
@@ -281,7 +281,7 @@ def bench(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
     return called
 
 
-def test_a_model_of_robustbench_is_kept_in_the_cache(bench: dict[str, Any], tmp_path: Path) -> None:
+def test_robustbench_model_is_stored_in_the_cache(bench: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"not on this machine.* or put its file into .*cifar10/Linf"):
         load_model("robustbench:Standard")
     assert not bench
@@ -315,14 +315,15 @@ def test_robustbench_that_cannot_be_imported(monkeypatch: pytest.MonkeyPatch) ->
         load_model("robustbench:Standard")
 
 
-# your own
+# modules of the user
 
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(tmp_path)
     for name in ("my_project", "my_broken", "my_needy"):
-        monkeypatch.delitem(sys.modules, name, raising=False)
+        monkeypatch.setitem(sys.modules, name, None)  # so that the end of the test removes it again
+        monkeypatch.delitem(sys.modules, name)
     (tmp_path / "my_broken.py").write_text("1 / 0")
     (tmp_path / "my_needy.py").write_text("import no_such_package")
     (tmp_path / "my_project.py").write_text(
@@ -341,7 +342,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("target", ["MODEL", "Net", "load_defense", "Zoo.defense"])
 @pytest.mark.usefixtures("project")
-def test_a_model_of_your_own(target: str) -> None:
+def test_model_of_the_user(target: str) -> None:
     model = load_model(f"import:my_project:{target}")
     assert isinstance(model, nn.Linear)
     assert not model.training
@@ -372,7 +373,7 @@ def test_what_is_no_model_is_refused(target: str, said: str) -> None:
 # classes
 
 
-def test_a_model_has_to_have_the_classes_of_the_data() -> None:
+def test_model_needs_the_classes_of_the_data() -> None:
     model, images = convolutional(classes=4).train(), draw(2, 3, 8, 8)
     before = global_state()
     for classes in (4, None):

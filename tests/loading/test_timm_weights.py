@@ -10,13 +10,13 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from pytest_gradmask import load_model
 from pytest_gradmask.errors import CheckpointError, InputError
 from tests.toys import Boom, draw
 
-#: The smallest there is, made for tests of timm itself.
+#: The smallest model of timm, made for its own tests.
 NAME = "test_efficientnet.r160_in1k"
 
 
@@ -31,7 +31,7 @@ def drawn(seed: int = 0) -> nn.Module:
         return model.eval()
 
 
-def state(seed: int = 0) -> dict[str, torch.Tensor]:
+def state(seed: int = 0) -> dict[str, Tensor]:
     """Weights with other batch norm statistics than a fresh model has."""
     found = drawn(seed).state_dict()
     with torch.random.fork_rng():
@@ -42,7 +42,7 @@ def state(seed: int = 0) -> dict[str, torch.Tensor]:
         }
 
 
-def expected(weights: dict[str, torch.Tensor], images: torch.Tensor) -> torch.Tensor:
+def expected(weights: dict[str, Tensor], images: Tensor) -> Tensor:
     """Logits of timm's model on images that are normalised by hand."""
     model = drawn()
     model.load_state_dict(weights)
@@ -50,18 +50,18 @@ def expected(weights: dict[str, torch.Tensor], images: torch.Tensor) -> torch.Te
     mean, std = (torch.tensor(config[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
     assert mean.any()
     with torch.no_grad():
-        logits: torch.Tensor = model((images - mean) / std)
+        logits: Tensor = model((images - mean) / std)
     return logits
 
 
 @pytest.mark.parametrize(("suffix", "names"), [("pth", "timm's"), ("pth", "others"), ("safetensors", "timm's")])
 def test_weights_are_loaded_and_images_normalised(suffix: str, names: str, tmp_path: Path) -> None:
     weights, images, file = state(), draw(2, 3, 64, 64), tmp_path / f"weights.{suffix}"
-    given = {f"their {key}": value for key, value in weights.items()} if names == "others" else weights
+    stored = {f"their {key}": value for key, value in weights.items()} if names == "others" else weights
     if suffix == "pth":
-        torch.save(given, file)
+        torch.save(stored, file)
     else:
-        save_file(given, file)
+        save_file(stored, file)
     model = loaded(file)
     assert not model.training
     with torch.no_grad():
@@ -71,7 +71,7 @@ def test_weights_are_loaded_and_images_normalised(suffix: str, names: str, tmp_p
 
 
 def test_safetensors_with_other_names_are_refused(tmp_path: Path) -> None:
-    """The format sorts its tensors, so their order says nothing."""
+    """The format sorts its tensors, so they cannot be matched by order."""
     save_file({f"their {key}": value for key, value in state().items()}, tmp_path / "weights.safetensors")
     with pytest.raises(CheckpointError, match=f"do not fit {NAME}"):
         loaded(tmp_path / "weights.safetensors")

@@ -38,16 +38,16 @@ def small(**more: Any) -> nn.Sequential:
 
 
 @pytest.mark.parametrize("classes", [10, 7])
-def test_vit_returns_one_logit_a_class(classes: int) -> None:
+def test_vit_returns_one_logit_per_class(classes: int) -> None:
     assert small(num_classes=classes)(draw(2, 3, 16, 16)).shape == (2, classes)
 
 
-def test_vit_makes_ten_logits_of_a_cifar_image_by_default() -> None:
+def test_vit_returns_ten_logits_by_default() -> None:
     assert vit().eval()(draw(1, 3, 32, 32)).shape == (1, 10)
 
 
 @pytest.mark.parametrize(("size", "tokens"), [(16, 16), (24, 36)])
-def test_convolutional_stem_makes_a_token_of_every_four_by_four_pixels(size: int, tokens: int) -> None:
+def test_stem_makes_one_token_per_4x4_pixels(size: int, tokens: int) -> None:
     model = small(image_size=size, embed_dim=12)
     seen: list[torch.Size] = []
     blocks = model.get_submodule("1.blocks")
@@ -78,7 +78,7 @@ def test_vit_normalises_inside() -> None:
     assert not torch.allclose(small()(images), plain(images))
 
 
-def test_gradient_of_vit_reaches_every_part_of_an_image_and_of_no_other() -> None:
+def test_vit_gradient_reaches_its_whole_image_only() -> None:
     images = draw(3, 3, 16, 16).requires_grad_(True)
     model = small()
     logits = model(images)

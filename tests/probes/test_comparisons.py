@@ -7,16 +7,25 @@ from collections.abc import Collection, Sequence
 import pytest
 
 from pytest_gradmask.probes.comparisons import compare_attacks
+from pytest_gradmask.threat import Access
 from pytest_gradmask.verdict.results import AttackResult, Kind
+
+ACCESS: dict[str, Access] = {
+    "bpda": "bypass",
+    "transfer-backbone": "surrogate",
+    "square": "scores",
+    "zero-order": "scores",
+    "hop-skip-jump": "labels",
+}
 
 
 def result(name: str, kind: Kind, broken: Collection[int] = ()) -> AttackResult:
-    return AttackResult(name, kind, attacked=tuple(range(100)), broken=tuple(broken))
+    access = ACCESS.get(name, "gradient")
+    return AttackResult(name, kind, access=access, attacked=tuple(range(100)), broken=tuple(broken))
 
 
 def audit(placebo: Collection[int] = (), **adaptive: Collection[int]) -> list[AttackResult]:
-    names = ("bpda", "transfer_backbone", "square", "zero_order")
-    attacks = [result(name.replace("_", "-"), "adaptive", adaptive.get(name, ())) for name in names]
+    attacks = [result(name, "adaptive", adaptive.get(name.replace("-", "_"), ())) for name in ACCESS]
     return [result("apgd-ce", "gradient", range(90, 100)), *attacks, result("placebo", "placebo", placebo)]
 
 
@@ -40,6 +49,7 @@ def test_a_small_difference_is_no_finding() -> None:
     [
         pytest.param("square", ["black-box-beats-white-box", "transfer-failure"], id="square"),
         pytest.param("zero_order", ["black-box-beats-white-box", "transfer-failure"], id="zero-order"),
+        pytest.param("hop_skip_jump", ["black-box-beats-white-box", "transfer-failure"], id="hop-skip-jump"),
         pytest.param("transfer_backbone", ["transfer-beats-white-box"], id="transfer"),
         pytest.param("bpda", ["bypass-beats-white-box"], id="bpda"),
     ],
@@ -72,5 +82,23 @@ def test_a_budget_that_breaks_more_has_not_converged(total: int, broken: int, fo
 
 
 def test_an_attack_that_did_not_finish_says_nothing() -> None:
-    failed = AttackResult("square", "adaptive", tuple(range(90)), tuple(range(20)), status="failed", note="no time")
+    failed = AttackResult(
+        "square", "adaptive", access="scores", attacked=tuple(range(90)), broken=tuple(range(20)), status="failed"
+    )
     assert ids([*audit(), failed]) == []
+
+
+@pytest.mark.parametrize(
+    ("access", "wanted"),
+    [
+        ("gradient", []),
+        ("surrogate", ["transfer-beats-white-box"]),
+        ("bypass", ["bypass-beats-white-box"]),
+        ("scores", ["black-box-beats-white-box", "transfer-failure"]),
+        ("labels", ["black-box-beats-white-box", "transfer-failure"]),
+    ],
+)
+@pytest.mark.parametrize("name", ["square-root-of-bpda", "bpda-mine", "transfer", "mine"])
+def test_the_name_of_an_attack_says_nothing(name: str, access: Access, wanted: list[str]) -> None:
+    mine = AttackResult(name, "adaptive", access=access, attacked=tuple(range(90)), broken=tuple(range(10)))
+    assert ids([*audit(), mine]) == wanted

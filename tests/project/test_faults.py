@@ -23,7 +23,7 @@ import torch
 from pytest_gradmask.errors import CheckpointError
 from pytest_gradmask.loading.checkpoints import load_checkpoint, save_card, save_model
 from pytest_gradmask.loading.models import build_model
-from pytest_gradmask.verdict.results import Audit
+from pytest_gradmask.verdict.audit import Audit
 from tests.toys import audited, timeless
 
 tries = pytest.mark.parametrize("tries", [1, pytest.param(50, marks=pytest.mark.nightly)])

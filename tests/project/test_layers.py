@@ -103,7 +103,12 @@ def test_only_the_plugin_imports_pytest(name: str) -> None:
 
 def test_the_scan_sees_imports() -> None:
     # So that the tests above cannot pass on a scan that finds nothing.
-    assert own_imports(PACKAGE / "verdict" / "rule.py") == {"verdict.interim", "verdict.results", "verdict.stats"}
+    assert own_imports(PACKAGE / "verdict" / "rule.py") == {
+        "verdict.interim",
+        "verdict.reasons",
+        "verdict.results",
+        "verdict.stats",
+    }
     assert "attacks.evaluate" in own_imports(PACKAGE / "probes" / "trace.py")
     assert "torch" in imports(PACKAGE / "auditing" / "run.py")
 

@@ -9,7 +9,7 @@ import torch
 
 from pytest_gradmask.defense import Defense
 from pytest_gradmask.report.evidence.collection import collect_evidence
-from pytest_gradmask.verdict.results import Audit
+from pytest_gradmask.verdict.audit import Audit
 from tests.toys import IMAGES, THREAT, KillGradient, audited, linear, masked, predictions
 
 

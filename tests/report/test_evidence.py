@@ -20,7 +20,8 @@ from pytest_gradmask.report.evidence.gradients import DEFENSE_GRADIENT
 from pytest_gradmask.report.evidence.pictures import _png
 from pytest_gradmask.report.gradient_charts import mean_cosines
 from pytest_gradmask.threat import ThreatModel
-from pytest_gradmask.verdict.results import Audit, Verdict
+from pytest_gradmask.verdict.audit import Audit
+from pytest_gradmask.verdict.results import Verdict
 from tests.report.evidence_toys import Case, collect, honest_case, masked_case
 from tests.toys import (
     IMAGES,

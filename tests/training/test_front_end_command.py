@@ -40,7 +40,7 @@ def names(folder: Path) -> list[str]:
 
 
 def rounded(data: Dataset) -> Dataset:
-    """As the command reads them from 8-bit files."""
+    """The images as the command reads them from 8-bit files."""
     return Dataset((data.images * 255).round() / 255, data.labels, "rounded")
 
 
@@ -62,7 +62,7 @@ def package(workshop: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 # what is saved
 
 
-def test_backbone_and_front_end_are_trained_in_one_command(workshop: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_command_trains_backbone_and_front_end(workshop: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command.main(arguments(workshop, *BOTH)) == 0
     assert capsys.readouterr().err == ""
     assert names(workshop / "out") == [*MADE, "tiny.json", "tiny.safetensors"]
@@ -76,7 +76,7 @@ def test_backbone_and_front_end_are_trained_in_one_command(workshop: Path, capsy
     assert identical(weights(composite), weights(Composite(front_end, backbone)))
 
 
-def test_card_of_a_composite_names_its_parts_and_what_was_measured(workshop: Path) -> None:
+def test_composite_card_has_parts_and_measurements(workshop: Path) -> None:
     assert command.main(arguments(workshop, *BOTH)) == 0
     card = load_card("guarded", workshop / "out")
     measured = card.pop("measured")
@@ -85,13 +85,13 @@ def test_card_of_a_composite_names_its_parts_and_what_was_measured(workshop: Pat
     assert measured["data"] == {"kind": "npz", "name": "data.npz", "images": 24}
     test = rounded(separable(24, seed=1))
     with torch.no_grad():
-        right = load_checkpoint("guarded", workshop / "out")(test.images).argmax(1) == test.labels
-    assert measured["clean_accuracy"] == pytest.approx(right.float().mean().item())
+        correct = load_checkpoint("guarded", workshop / "out")(test.images).argmax(1) == test.labels
+    assert measured["clean_accuracy"] == pytest.approx(correct.float().mean().item())
     assert 0 <= measured["bpda20_accuracy"] <= measured["clean_accuracy"]
     assert 0 <= measured["pgd20_accuracy"] <= measured["clean_accuracy"]
 
 
-def test_card_of_a_front_end_tells_how_it_was_made(workshop: Path) -> None:
+def test_front_end_card_has_its_training(workshop: Path) -> None:
     assert command.main(arguments(workshop, *BOTH)) == 0
     assert str(workshop) not in (workshop / "out" / "guarded-front-end.json").read_text()
     card = load_card("guarded-front-end", workshop / "out")
@@ -113,9 +113,9 @@ def test_cards_have_the_history_of_the_training(workshop: Path, monkeypatch: pyt
         assert all(entry["loss"] > 0 and 0 <= entry["accuracy"] <= 1 for entry in history)
 
 
-def test_measurement_attacks_so_many_images_as_asked(workshop: Path) -> None:
-    given = arguments(workshop, *BOTH, **{"pgd-images": "7"})
-    assert command.main(given) == 0
+def test_measurement_attacks_the_asked_number_of_images(workshop: Path) -> None:
+    command_line = arguments(workshop, *BOTH, **{"pgd-images": "7"})
+    assert command.main(command_line) == 0
     for name in ("tiny", "guarded"):
         assert load_card(name, workshop / "out")["measured"]["pgd_images"] == 7
 
@@ -129,10 +129,10 @@ def test_impossible_number_of_images_is_refused(count: str, workshop: Path, caps
     assert not (workshop / "out").exists()
 
 
-# where the backbone comes from
+# the source of the backbone
 
 
-def test_backbone_of_an_earlier_command_is_used_and_left_alone(workshop: Path) -> None:
+def test_backbone_of_an_earlier_command_is_used(workshop: Path) -> None:
     assert command.main(arguments(workshop, "tiny.toml")) == 0
     before = {name: (workshop / "out" / name).read_bytes() for name in names(workshop / "out")}
     assert command.main(arguments(workshop, "guarded.toml")) == 0
@@ -143,7 +143,7 @@ def test_backbone_of_an_earlier_command_is_used_and_left_alone(workshop: Path) -
     assert identical(weights(first), weights(second))
 
 
-def test_backbone_that_is_not_in_the_output_is_the_packages(workshop: Path, package: Path) -> None:
+def test_backbone_from_the_fixtures_of_the_package(workshop: Path, package: Path) -> None:
     assert command.main(arguments(workshop, "guarded.toml")) == 0
     assert names(workshop / "out") == MADE
     assert names(package) == ["tiny.json", "tiny.safetensors"]
@@ -153,7 +153,7 @@ def test_backbone_that_is_not_in_the_output_is_the_packages(workshop: Path, pack
     assert identical(weights(composite), weights(Composite(front_end, backbone)))
 
 
-def test_backbone_in_the_output_comes_before_the_packages(workshop: Path, package: Path) -> None:
+def test_backbone_in_the_output_comes_first(workshop: Path, package: Path) -> None:
     mine = dataclasses.replace(TINY, seed=9)
     save(mine, workshop / "out")
     assert command.main(arguments(workshop, "guarded.toml")) == 0
@@ -169,7 +169,7 @@ def test_absent_backbone_is_refused(workshop: Path, capsys: pytest.CaptureFixtur
     assert "checkpoint 'tiny': no card" in refused(arguments(workshop, "guarded.toml"), workshop, capsys)
 
 
-def test_backbone_is_trained_first_wherever_its_recipe_stands(workshop: Path) -> None:
+def test_backbone_is_trained_first_in_any_order(workshop: Path) -> None:
     for folder, recipes in (("out", BOTH), ("out2", BOTH[::-1])):
         assert command.main(arguments(workshop, *recipes, output=str(workshop / folder))) == 0
     first, second = (load_checkpoint("guarded", workshop / folder) for folder in ("out", "out2"))
@@ -191,7 +191,7 @@ def test_killed_front_end_is_continued(workshop: Path, monkeypatch: pytest.Monke
 
 
 @pytest.mark.usefixtures("package")
-def test_front_end_continues_an_initial_one_of_the_same_command(workshop: Path) -> None:
+def test_front_end_starts_from_one_of_the_command(workshop: Path) -> None:
     again = GUARDED_TOML.replace('"guarded"', '"again"').replace("0.01", "1e-12")
     (workshop / "again.toml").write_text(again + 'initial = "guarded-front-end"\n')
     assert command.main(arguments(workshop, "again.toml", "guarded.toml")) == 0
@@ -212,9 +212,7 @@ def test_recipes_that_need_each_other_are_refused(workshop: Path, capsys: pytest
     assert "one of them must start anew" in error
 
 
-def test_recipe_named_as_the_front_end_of_another_is_refused(
-    workshop: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_recipe_with_the_name_of_a_front_end(workshop: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (workshop / "more.toml").write_text(TOML.replace('"tiny"', '"guarded-front-end"'))
     error = refused(arguments(workshop, *BOTH, "more.toml"), workshop, capsys)
     assert "more than one is named guarded-front-end" in error

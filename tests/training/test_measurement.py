@@ -1,10 +1,10 @@
-"""What is measured of a trained model."""
+"""The measurement of a trained model."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pytest_gradmask.attacks.bypass.bpda import bypassed
 from pytest_gradmask.loading.datasets import Dataset
@@ -14,7 +14,7 @@ from pytest_gradmask.training import measurement
 from tests.toys import KillGradient, Spy, draw, linear
 
 
-def linearly_robust(model: nn.Sequential, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def linearly_robust(model: nn.Sequential, images: Tensor, labels: Tensor) -> Tensor:
     """Which images of a linear classifier have no adversarial example in the ball, exactly."""
     up, down = (1 - images).clamp(max=8 / 255).flatten(1), images.clamp(max=8 / 255).flatten(1)
     with torch.no_grad():
@@ -22,7 +22,7 @@ def linearly_robust(model: nn.Sequential, images: torch.Tensor, labels: torch.Te
         difference = weight[None] - weight[labels][:, None]  # N x K x D
         reach = (difference.clamp(min=0) * up[:, None] - difference.clamp(max=0) * down[:, None]).sum(2)
         margins = logits - logits.gather(1, labels[:, None]) + reach
-    strongest: torch.Tensor = margins.scatter(1, labels[:, None], -1.0).amax(1)
+    strongest: Tensor = margins.scatter(1, labels[:, None], -1.0).amax(1)
     return strongest < 0
 
 
@@ -55,7 +55,7 @@ def test_measurement_does_not_count_images_outside_the_ball(monkeypatch: pytest.
     images, model = draw(20, 3, 8, 8), linear()
     with torch.no_grad():
         labels = model(images).argmax(1)
-    labels[:5] = (labels[:5] + 1) % 4  # wrong to begin with: no survivors, whatever the attack returns
+    labels[:5] = (labels[:5] + 1) % 4  # misclassified clean images are no survivors, whatever the attack returns
     assert measurement.measure(model, Dataset(images, labels, "embedded"), "cpu")["pgd20_accuracy"] == 0.75
 
 
@@ -71,7 +71,7 @@ def test_no_more_images_are_attacked_than_there_are() -> None:
 
 
 def masked() -> tuple[Composite, Dataset, int]:
-    """A front end without a gradient before a linear classifier, images, and how many of them no attack can break."""
+    """A front end without a gradient, a linear classifier, images, and the number of them that no attack can break."""
     backbone, images = linear(), draw(40, 3, 8, 8)
     composite = Composite(KillGradient(), backbone)  # whose output is 0.99 of the input
     shrunk = linear()
@@ -91,22 +91,22 @@ def test_bypass_adds_an_attack_through_the_backbone_alone() -> None:
     assert found == measurement.measure(composite, data, "cpu")
 
 
-def test_measured_composite_is_in_eval_mode_and_rewired_no_more() -> None:
+def test_measured_composite_is_restored_in_eval_mode() -> None:
     composite, data, _ = masked()
     measurement.measure(composite.train(), data, "cpu", bypass=("front_end",))
     assert not any(module.training for module in composite.modules())
     assert not any("forward" in vars(module) for module in composite.modules())
 
 
-def test_source_gives_the_gradient_and_the_model_the_verdict() -> None:
+def test_source_gives_the_gradient_only() -> None:
     composite, data, survivors = masked()
-    judge, guide = Spy(composite), Spy(bypassed(composite, {"front_end": None}))
-    assert measurement.correct_under_pgd(judge, data, ThreatModel(), "cpu", guide) == survivors
-    assert judge.counts
-    assert not any(judge.gradients)
-    assert sum(guide.gradients) >= 20
-    assert measurement.correct_under_pgd(judge, data, ThreatModel(), "cpu") > survivors
-    assert any(judge.gradients)
+    target, source = Spy(composite), Spy(bypassed(composite, {"front_end": None}))
+    assert measurement.correct_under_pgd(target, data, ThreatModel(), "cpu", source) == survivors
+    assert target.counts
+    assert not any(target.gradients)
+    assert sum(source.gradients) >= 20
+    assert measurement.correct_under_pgd(target, data, ThreatModel(), "cpu") > survivors
+    assert any(target.gradients)
 
 
 def test_images_only_the_source_gets_wrong_survive(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Recipes: what their files may say."""
+"""Recipes: valid and invalid files."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_recipe_is_read(tmp_path: Path) -> None:
     assert load_recipe(tmp_path / "guarded.toml") == GUARDED
 
 
-def test_recipe_trains_a_whole_model_with_sgd_and_one_cycle_unless_told_otherwise() -> None:
+def test_recipe_defaults_to_sgd_and_one_cycle() -> None:
     assert (TINY.optimizer, TINY.schedule, TINY.backbone, TINY.residual_std) == ("sgd", "one-cycle", "", 0.0)
 
 

@@ -10,13 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pytest_gradmask.errors import InputError
 from pytest_gradmask.loading.datasets import Dataset
 from pytest_gradmask.training import __main__ as command
 from pytest_gradmask.training import loop
-from pytest_gradmask.training.loop import augment, initialised, load_state, perturb, total_steps, train
+from pytest_gradmask.training.loop import augment, initialised, perturb, total_steps, train
+from pytest_gradmask.training.state import load_state
 from tests.toys import draw, linear, seeded
 from tests.training.training_toys import DATA, TINY, TOML, identical, separable, weights
 
@@ -96,9 +97,9 @@ def test_training_is_decided_by_recipe_and_seed() -> None:
 
 
 def test_every_step_draws_other_images_and_noise(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[tuple[int, torch.Tensor]] = []
+    seen: list[tuple[int, Tensor]] = []
 
-    def spy(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    def spy(images: Tensor, generator: torch.Generator) -> Tensor:
         seen.append((generator.initial_seed(), images))
         return images
 
@@ -163,7 +164,7 @@ def test_initial_weights_of_another_shape_are_refused() -> None:
         train(dataclasses.replace(TINY, initial="tiny"), DATA, initial=other)
 
 
-def test_recalibration_sets_batch_norm_to_the_calibration_images_and_leaves_weights() -> None:
+def test_recalibration_changes_batch_norm_statistics_only() -> None:
     shifted = Dataset(DATA.images * 0.5, DATA.labels, "darker")
     plain, moved = (
         train(dataclasses.replace(TINY, recalibrate=recalibrate), DATA, calibration=shifted)
@@ -171,7 +172,7 @@ def test_recalibration_sets_batch_norm_to_the_calibration_images_and_leaves_weig
     )
     assert identical(dict(plain.named_parameters()), dict(moved.named_parameters()))
     norm = next(module for module in moved.modules() if isinstance(module, nn.BatchNorm2d))
-    seen: list[torch.Tensor] = []
+    seen: list[Tensor] = []
     norm.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach()))
     with torch.no_grad():
         moved(shifted.images)
@@ -180,9 +181,7 @@ def test_recalibration_sets_batch_norm_to_the_calibration_images_and_leaves_weig
     assert not moved.training
 
 
-def test_the_command_refuses_an_initial_checkpoint_that_is_not_there(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_command_refuses_a_missing_initial_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "tiny.toml").write_text(TOML + 'initial = "nowhere"\n')
     images = (DATA.images.permute(0, 2, 3, 1) * 255).byte().numpy()
     np.savez(tmp_path / "data.npz", images=images, labels=DATA.labels.numpy())

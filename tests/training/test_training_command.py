@@ -85,9 +85,9 @@ def test_command_takes_several_recipes_and_continues_killed_ones(
 
 def test_command_writes_to_the_fixtures_by_default(workshop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pytest_gradmask.training.provenance.fixtures_directory", lambda: workshop / "fixtures")
-    given = arguments(workshop)
-    del given[given.index("--output") : given.index("--output") + 2]
-    assert command.main(given) == 0
+    command_line = arguments(workshop)
+    del command_line[command_line.index("--output") : command_line.index("--output") + 2]
+    assert command.main(command_line) == 0
     assert (workshop / "fixtures" / "tiny.safetensors").is_file()
 
 
@@ -163,8 +163,8 @@ def test_command_refuses_a_missing_gpu(
 
 @pytest.mark.parametrize("option", ["output", "state"])
 def test_command_refuses_a_file_as_directory(workshop: Path, capsys: pytest.CaptureFixture[str], option: str) -> None:
-    given = arguments(workshop, **{option: str(workshop / "tiny.toml")})
-    assert "is a file; name a directory" in refused(given, workshop, capsys)
+    command_line = arguments(workshop, **{option: str(workshop / "tiny.toml")})
+    assert "is a file; name a directory" in refused(command_line, workshop, capsys)
 
 
 def test_command_refuses_the_state_of_another_recipe(workshop: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -184,13 +184,13 @@ def test_command_reports_a_diverged_loss(
 
 
 @pytest.mark.parametrize(
-    "given",
+    "command_line",
     [[], ["a.toml"], ["a.toml", "--data", "x"], ["a.toml", "--data", "x", "--test", "y", "--device", "tpu"]],
     ids=["nothing", "no data", "no test", "unknown device"],
 )
-def test_command_line_errors_exit_with_2(given: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_line_errors_exit_with_2(command_line: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
-        command.main(given)
+        command.main(command_line)
     assert caught.value.code == 2
     assert "usage: python -m pytest_gradmask.training" in capsys.readouterr().err
 

@@ -18,7 +18,7 @@ ERASE_LINE = "\x1b[2K"
 
 
 class Terminal(io.StringIO):
-    """Remembers what was drawn."""
+    """A terminal that records its output."""
 
     def isatty(self) -> bool:
         return True
@@ -26,14 +26,14 @@ class Terminal(io.StringIO):
 
 @pytest.fixture(autouse=True)
 def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing but the stream tells whether it is a terminal."""
+    """An environment that does not decide whether the stream is a terminal."""
     for name in ("FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "LINES"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "120")
 
 
-def test_nothing_is_drawn_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+def test_nothing_is_drawn_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     with training_progress("tiny") as report:
         report(Progress(1, 2, 0.5, 0.25))
         report(Progress(2, 2, 0.4, 0.5))

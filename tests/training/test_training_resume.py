@@ -10,8 +10,10 @@ import pytest
 import torch
 
 from pytest_gradmask.errors import CheckpointError
-from pytest_gradmask.training.loop import initialised, load_state, train
+from pytest_gradmask.training.loop import initialised, train
 from pytest_gradmask.training.recipes import Recipe
+from pytest_gradmask.training.state import load_state
+from tests.toys import Boom
 from tests.training.training_toys import (
     DATA,
     GUARDED,
@@ -52,7 +54,7 @@ def test_killed_run_ends_as_if_undisturbed(
     assert [file.name for file in tmp_path.iterdir()] == ["tiny.state"]
 
 
-def test_state_holds_the_front_end_and_not_its_backbone(tmp_path: Path) -> None:
+def test_state_has_the_front_end_without_backbone(tmp_path: Path) -> None:
     front_end = train(GUARDED, DATA, backbone=initialised(TINY), state_file=tmp_path / "guarded.state")
     state = load_state(tmp_path / "guarded.state", GUARDED, len(DATA))
     assert state is not None
@@ -88,7 +90,7 @@ def test_seconds_add_up_over_interruptions(tmp_path: Path, monkeypatch: pytest.M
     assert second["seconds"] > first["seconds"] > 0
 
 
-def test_state_that_does_not_fit_its_own_recipe_is_refused(tmp_path: Path) -> None:
+def test_state_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "tiny.state"
     train(TINY, DATA, state_file=file)
     state = torch.load(file, weights_only=True)
@@ -136,15 +138,6 @@ def test_damaged_state_is_refused(tmp_path: Path, damage: str) -> None:
         file.write_bytes(content)
     with pytest.raises(CheckpointError, match=r"tiny\.state: (cannot be read|is not the state of a training run)"):
         train(TINY, DATA, state_file=file)
-
-
-class Boom:
-    """Tells on whoever unpickles it."""
-
-    opened = False
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return setattr, (Boom, "opened", True)
 
 
 def test_pickle_in_a_state_is_not_executed(tmp_path: Path) -> None:

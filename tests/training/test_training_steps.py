@@ -1,4 +1,4 @@
-"""What every step of a training does: optimizer and learning rate, and what it reports."""
+"""The steps of a training: optimizer, learning rate and reports."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from pytest_gradmask.training import loop
-from pytest_gradmask.training.loop import Progress, initialised, load_state, train
+from pytest_gradmask.training.loop import Progress, initialised, train
 from pytest_gradmask.training.recipes import Recipe
+from pytest_gradmask.training.state import load_state
 from tests.training.training_toys import DATA, TINY, KilledError, kill_after
 
 # optimizers and schedules
@@ -49,18 +50,18 @@ def test_recipe_chooses_the_optimizer(name: str, kind: type[torch.optim.Optimize
     assert {id(parameter) for parameter in group["params"]} == {id(parameter) for parameter in model.parameters()}
 
 
-def after_one_step(recipe: Recipe, file: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, torch.Tensor]:
+def after_one_step(recipe: Recipe, file: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Tensor]:
     with monkeypatch.context() as patch:
         kill_after(1, patch)
         with pytest.raises(KilledError):
             train(recipe, DATA, state_file=file)
     state = load_state(file, recipe, len(DATA))
     assert state is not None
-    model: dict[str, torch.Tensor] = state["model"]
+    model: dict[str, Tensor] = state["model"]
     return model
 
 
-def test_first_step_of_adamw_is_as_long_as_the_learning_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_first_adamw_step_has_the_learning_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = dataclasses.replace(TINY, optimizer="adamw", schedule="constant", learning_rate=0.01, weight_decay=0)
     found, start = after_one_step(recipe, tmp_path / "tiny.state", monkeypatch), initialised(recipe)
     for key, before in start.named_parameters():
@@ -107,7 +108,7 @@ def test_one_cycle_rises_for_a_quarter_and_falls(optimizer: str) -> None:
     assert rates[-1] < 1e-6
 
 
-def test_resumed_run_goes_on_with_the_learning_rate_it_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resumed_run_continues_the_learning_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = dataclasses.replace(TINY, optimizer="adamw", learning_rate=0.01)
     with watched() as undisturbed:
         train(recipe, DATA)
@@ -127,12 +128,12 @@ def test_every_step_is_reported() -> None:
 
 
 @pytest.mark.parametrize("eps", [0.0, 0.1])
-def test_reported_loss_and_accuracy_are_those_of_the_step(eps: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reports_have_loss_and_accuracy_of_the_step(eps: float, monkeypatch: pytest.MonkeyPatch) -> None:
     original = nn.functional.cross_entropy
     losses: list[tuple[float, float]] = []
     seen: list[tuple[float, float]] = []
 
-    def spy(logits: torch.Tensor, labels: torch.Tensor, **rest: Any) -> torch.Tensor:
+    def spy(logits: Tensor, labels: Tensor, **rest: Any) -> Tensor:
         loss = original(logits, labels, **rest)
         if rest:  # the loss that is learned from; that of the inner attack has no label smoothing
             losses.append((loss.item(), (logits.argmax(1) == labels).float().mean().item()))
@@ -178,9 +179,7 @@ def test_history_is_in_the_state(every: int, steps: list[int], tmp_path: Path, m
 
 
 @pytest.mark.parametrize("calls", [4, 5, 6])
-def test_history_of_a_resumed_run_has_no_gap_and_no_double(
-    calls: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_history_of_a_resumed_run_is_complete(calls: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop, "_LOG_EVERY_STEPS", 5)
     train(TINY, DATA, state_file=tmp_path / "undisturbed.state")
     with monkeypatch.context() as patch:

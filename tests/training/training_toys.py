@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pytest_gradmask.loading.datasets import Dataset
 from pytest_gradmask.training import __main__ as command
@@ -32,7 +32,7 @@ epochs = 4
 batch_size = 16
 learning_rate = 0.1
 """
-#: Trains a front end before the model of `TINY`.
+#: Trains a front end in front of the model of `TINY`.
 GUARDED = Recipe(
     name="guarded",
     architecture="dncnn",
@@ -62,7 +62,7 @@ weight_decay = 0
 
 
 def separable(count: int, seed: int = 0) -> Dataset:
-    """Noise of which the channel numbered by the label is brighter."""
+    """Noise images in which the channel with the number of the label is brighter."""
     labels = torch.arange(count) % 3
     images = 0.4 * draw(count, 3, 16, 16, seed=seed)
     images[torch.arange(count), labels] += 0.4
@@ -72,23 +72,23 @@ def separable(count: int, seed: int = 0) -> Dataset:
 DATA = separable(48)
 
 
-def weights(model: nn.Module) -> dict[str, torch.Tensor]:
+def weights(model: nn.Module) -> dict[str, Tensor]:
     return {key: value.clone() for key, value in model.state_dict().items()}
 
 
-def identical(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> bool:
+def identical(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> bool:
     return ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
 
 
 class KilledError(Exception):
-    """Stands for a signal."""
+    """Stands in for the signal that kills a run."""
 
 
 def kill_after(calls: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the loop die in the step after so many, with a state saved after every step before."""
+    """Make the loop raise in the step after this many. Before that, every step saves its state."""
     original, count = loop.augment, iter(range(calls))
 
-    def dying(*args: Any) -> torch.Tensor:
+    def dying(*args: Any) -> Tensor:
         if next(count, None) is None:
             raise KilledError
         return original(*args)
@@ -98,8 +98,8 @@ def kill_after(calls: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def arguments(workshop: Path, *recipes: str, **options: str) -> list[str]:
-    """Command line that trains recipes of the workshop on its data."""
-    given = {
+    """The command line that trains recipes of the workshop on its data."""
+    values = {
         "data": f"npz:{workshop / 'data.npz'}",
         "test": f"npz:{workshop / 'data.npz'}",
         "output": str(workshop / "out"),
@@ -108,13 +108,13 @@ def arguments(workshop: Path, *recipes: str, **options: str) -> list[str]:
         **options,
     }
     files = [str(workshop / recipe) for recipe in recipes or ("tiny.toml",)]
-    return [*files, *(word for key, value in given.items() for word in (f"--{key}", value))]
+    return [*files, *(word for key, value in values.items() for word in (f"--{key}", value))]
 
 
-def refused(given: list[str], workshop: Path, capsys: pytest.CaptureFixture[str]) -> str:
-    """Run the command, see that it fails as it should, and return its message."""
+def refused(options: list[str], workshop: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    """Run the command, check that it fails without writing anything, and return its message."""
     before = sorted(workshop.rglob("*"))
-    assert command.main(given) == 2
+    assert command.main(options) == 2
     assert sorted(workshop.rglob("*")) == before  # nothing was written
     output = capsys.readouterr()
     assert output.out == ""

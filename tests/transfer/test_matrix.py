@@ -1,4 +1,4 @@
-"""The transfer matrix: what it measures, what it refuses, its assertions and its picture."""
+"""The transfer matrix: its rates, its errors, and its random numbers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pytest_gradmask import (
     ThreatModel,
@@ -46,7 +46,7 @@ def test_examples_of_an_orthogonal_model_never_transfer() -> None:
     assert_members_diverse(matrix, at_least=0.8)
 
 
-def test_rates_are_of_the_images_that_fool_the_source() -> None:
+def test_transfer_rates_count_images_fooling_the_source() -> None:
     # The shifted model is 0.03 away from images of class 0 and 0.13, more than eps, from those of class 1.
     matrix = measured({"middle": left(), "shifted": left(0.05)})
     assert counts(matrix.transfer_rate("middle", "shifted")) == (12, 24)
@@ -55,21 +55,21 @@ def test_rates_are_of_the_images_that_fool_the_source() -> None:
     assert counts(matrix.diversity) == (0, 12)
 
 
-def test_an_attack_goes_on_once_it_has_fooled_its_source() -> None:
+def test_attack_continues_after_fooling_its_source() -> None:
     spy = Spy(left()).eval()
     assert counts(measured({"spy": spy, "other": right()}).fooled("spy", "spy")) == (24, 24)
     assert sum(spy.gradients) == SETTINGS["steps"] + 1
 
 
-def test_accuracies_are_of_all_images_and_rates_of_those_that_all_have_right() -> None:
-    models = {"middle": left(), "far": left(0.1)}  # the second calls everything class 1
+def test_accuracies_count_all_images_and_rates_common_ones() -> None:
+    models = {"middle": left(), "far": left(0.1)}  # the second predicts class 1 for every image
     matrix = measured(models)
     assert counts(matrix.clean_accuracy("middle")) == (24, 24)
     assert counts(matrix.clean_accuracy("far")) == (12, 24)
     assert matrix.common == frozenset(range(1, 24, 2))
     assert counts(matrix.fooled("middle", "middle")) == (12, 12)
     assert counts(matrix.robust_accuracy("middle", "far")) == (12, 24)
-    assert matrix.transfer_rate("far", "middle") is None  # more than eps away: no image fools it
+    assert matrix.transfer_rate("far", "middle") is None  # more than eps away, so that no image fools it
     assert matrix.diversity is None
 
 
@@ -82,7 +82,7 @@ def test_bpda_crafts_what_masked_gradients_hide() -> None:
         matrix = measured(models, attack="bpda", bypass=bypass)
         assert [counts(matrix.transfer_rate(*pair)) for pair in matrix.pairs] == [(24, 24), (24, 24)]
         assert matrix.bypassed == (("0",), ("0",))
-    # A function of one's own bypasses what it is told, and searches for nothing.
+    # A user's attack bypasses the named submodules and does not search.
     assert counts(measured(models, attack=pgd, bypass=["0"]).fooled("one", "two")) == (24, 24)
     assert counts(measured(models, attack=pgd).fooled("one", "two")) == (0, 24)
 
@@ -97,8 +97,8 @@ def test_bpda_of_a_model_with_nothing_to_bypass() -> None:
 
 
 @pytest.mark.parametrize("value", [5.0, float("nan"), 0.7])
-def test_images_outside_fool_nobody(value: float) -> None:
-    def cheat(_: nn.Module, images: torch.Tensor, *__: Any, **___: Any) -> torch.Tensor:
+def test_invalid_images_fool_no_model(value: float) -> None:
+    def cheat(_: nn.Module, images: Tensor, *__: Any, **___: Any) -> Tensor:
         returned = images.clone()
         returned[:6] = torch.where(LABELS[:6].view(-1, 1, 1, 1) == 1, 1 - value, value)
         return returned
@@ -109,8 +109,8 @@ def test_images_outside_fool_nobody(value: float) -> None:
     assert all(counts(matrix.fooled(*pair)) == (0, 24) for pair in matrix.pairs)
 
 
-def test_randomized_models_are_judged_by_votes() -> None:
-    noisy = Noisy(left(), 0.5).eval()  # some forwards are wrong without an attack, and some right under it
+def test_randomized_models_are_scored_by_samples() -> None:
+    noisy = Noisy(left(), 0.5).eval()  # some forwards are wrong without an attack, and some are correct under it
     matrix = measured({"noisy": noisy, "plain": left()})
     assert counts(matrix.clean_accuracy("noisy")) == (24, 24)
     rate = matrix.transfer_rate("noisy", "plain")
@@ -118,8 +118,8 @@ def test_randomized_models_are_judged_by_votes() -> None:
     assert rate.count == rate.total >= 20
 
 
-def trained() -> tuple[dict[str, nn.Module], torch.Tensor, torch.Tensor]:
-    """Three models whose matrix is no round figure, one of them random."""
+def trained() -> tuple[dict[str, nn.Module], Tensor, Tensor]:
+    """Three models, one of them randomized, whose rates are neither 0 nor 1."""
     models: dict[str, nn.Module] = {
         "front": nn.Sequential(NearIdentityConv(0.1), linear()).eval(),
         "bare": linear(),
@@ -131,7 +131,7 @@ def trained() -> tuple[dict[str, nn.Module], torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize("attack", ["gradient", pgd])
-def test_the_seed_decides_and_neither_global_generators_nor_the_order(attack: Any) -> None:
+def test_matrix_depends_on_the_seed_alone(attack: Any) -> None:
     models, images, labels = trained()
     settings: dict[str, Any] = {"threat": ThreatModel(0.01), "steps": 3, "attack": attack}
     seed_all(1)
@@ -152,13 +152,13 @@ def test_no_trace_is_left() -> None:
     dropout = nn.Dropout()
     models["front"].append(dropout)  # type: ignore[operator]
     before = global_state()
-    kept = images.clone()
+    before_images = images.clone()
     weights = [parameter for model in models.values() for parameter in model.parameters()]
     with torch.no_grad():
         transfer_matrix(models, images, labels, threat=THREAT, steps=2)
         assert not torch.is_grad_enabled()
     assert global_state() == before
-    assert torch.equal(images, kept)
+    assert torch.equal(images, before_images)
     assert all(weight.requires_grad and weight.grad is None for weight in weights)
     assert dropout.training
     assert not models["front"].training
@@ -188,7 +188,10 @@ def test_it_is_plain_data() -> None:
         ({"bypass": ["0"]}, r'bypass: the "gradient" attack bypasses nothing'),
         ({"attack": "bpda", "bypass": "0"}, r"bypass='0': must be a list of names"),
         ({"attack": "bpda", "bypass": ["nowhere"]}, r"bypass: 'nowhere' is not a submodule of model-0"),
-        ({"attack": "bpda", "bypass": {"other": ["0"]}}, r"bypass: 'other' is no name of a model; there are model-0"),
+        (
+            {"attack": "bpda", "bypass": {"other": ["0"]}},
+            r"bypass: 'other' is not the name of a model; there are model-0",
+        ),
         ({"images": IMAGES + 1}, r"images: values from 1.42 to 1.58 are outside the bounds"),
         (
             {"labels": 1 - LABELS},
@@ -197,15 +200,15 @@ def test_it_is_plain_data() -> None:
     ],
 )
 def test_bad_input_is_refused(arguments: dict[str, Any], message: str) -> None:
-    given = {"models": [left(), right()], "images": IMAGES, "labels": LABELS, **SETTINGS, **arguments}
+    inputs = {"models": [left(), right()], "images": IMAGES, "labels": LABELS, **SETTINGS, **arguments}
     with pytest.raises(InputError, match=message):
-        transfer_matrix(**given)
+        transfer_matrix(**inputs)
 
 
 class AcrossImages(nn.Module):
     """Subtracts the mean of the batch."""
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         return left()(images - images.mean(0) + 0.5)  # type: ignore[no-any-return]
 
 

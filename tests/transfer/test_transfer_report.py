@@ -1,4 +1,4 @@
-"""What transfer matrices are asked and shown as: assertions, messages, tables, pictures, the fixture."""
+"""Assertions, messages, tables and pictures of transfer matrices, and their fixture."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.transfer.transfer_toys import counts, left, made, measured, pairwise,
 
 
 @pytest.mark.parametrize(("across", "passes"), [(20, True), (21, False)])
-def test_low_transferability_is_what_every_bound_shows(across: int, passes: bool) -> None:
+def test_low_transferability_needs_every_bound(across: int, passes: bool) -> None:
     # At 99 %, 20 of 100 exclude 31 % and 21 do not. One pair that does not is enough to fail.
     at_most = Proportion.of(20, 100, 0.99).high
     matrix = pairwise(100, 20, names="abcd")
@@ -41,7 +41,7 @@ def test_low_transferability_is_what_every_bound_shows(across: int, passes: bool
     assert "significantly" not in message
 
 
-def test_pairs_that_are_surely_above_are_named_first_and_told_apart() -> None:
+def test_pairs_surely_above_are_named_first() -> None:
     with pytest.raises(AssertionError) as failure:
         assert_low_transferability(measured({"one": left(), "twin": left(), "other": right()}), at_most=0.3)
     lines = str(failure.value).splitlines()
@@ -74,7 +74,7 @@ def test_many_pairs_are_cut_short() -> None:
         assert_low_transferability(pairwise(10, 10, names="abcd"), at_most=0.5)
 
 
-def test_twins_beside_a_third_are_diverse_though_their_examples_transfer() -> None:
+def test_twins_beside_a_third_are_diverse() -> None:
     matrix = measured({"one": left(), "twin": left(), "other": right()})
     assert_members_diverse(matrix, at_least=0.8)
     with pytest.raises(AssertionError):
@@ -112,7 +112,7 @@ def test_shares_are_checked(share: float) -> None:
         assert_members_diverse(matrix, at_least=share)
 
 
-def test_messages_tell_what_was_bypassed_and_what_was_invalid() -> None:
+def test_messages_name_bypassed_and_invalid() -> None:
     matrix = pairwise(10, 10, bypassed=(("front_end",), ()), invalid=(0, 3))
     with pytest.raises(AssertionError) as failure:
         assert_low_transferability(matrix, at_most=0.5)

@@ -1,4 +1,4 @@
-"""Models that fall in different directions, and transfer matrices made by hand."""
+"""Models that are broken in different directions, and handmade transfer matrices."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SETTINGS: dict[str, Any] = {"threat": THREAT, "steps": 10}
 
 
 def half(columns: slice, shift: float = 0.0) -> Half:
-    """Looks at some columns of an image, with its boundary ``shift`` below the middle: all else is orthogonal."""
+    """Depends on some columns of an image only. Its decision boundary is ``shift`` below the middle."""
     weight = torch.zeros(1, 4, 8)
     weight[:, :, columns] = 1
     return Half(weight, bias=float(weight.sum() * (shift - 0.5))).eval()
@@ -40,7 +40,7 @@ def right() -> Half:
 
 
 def measured(models: Mapping[str, nn.Module] | Iterable[nn.Module], **arguments: Any) -> TransferMatrix:
-    """A matrix of the toys' images."""
+    """A transfer matrix on the images of this module."""
     return transfer_matrix(models, IMAGES, LABELS, **{**SETTINGS, **arguments})
 
 
@@ -49,17 +49,18 @@ def counts(rate: Proportion | None) -> tuple[float, int] | None:
 
 
 def made(fooled: Mapping[tuple[str, str], Iterable[int]], count: int, **arguments: Any) -> TransferMatrix:
-    """A matrix of images that all models have right, from the images that are fooled for each source and target."""
+    """A matrix from the fooling images of each source and target. All clean images are classified correctly."""
     names = tuple(dict.fromkeys(source for source, _ in fooled))
     correct = tuple(
         tuple(tuple(image not in set(fooled[source, target]) for image in range(count)) for target in names)
         for source in names
     )
     clean = ((True,) * count,) * len(names)
-    return TransferMatrix(names, clean, correct, "gradient", THREAT, **{"confidence": 0.99, **arguments})
+    plain = {"attack": "gradient", "threat": THREAT, "confidence": 0.99}
+    return TransferMatrix(names=names, clean=clean, correct=correct, **{**plain, **arguments})
 
 
-def pairwise(own: int, across: int, count: int = 100, names: str = "ab", **arguments: Any) -> TransferMatrix:
-    """Each model falls to its own attack on the first images, and to that on another on the first of those."""
+def pairwise(white_box: int, across: int, count: int = 100, names: str = "ab", **arguments: Any) -> TransferMatrix:
+    """The attack on a model breaks it on the first ``white_box`` images, and the others on the first ``across``."""
     cells = itertools.product(names, repeat=2)
-    return made({(a, b): range(own if a == b else across) for a, b in cells}, count, **arguments)
+    return made({(a, b): range(white_box if a == b else across) for a, b in cells}, count, **arguments)

@@ -10,27 +10,31 @@ import pytest
 
 from pytest_gradmask.report.json import to_json
 from pytest_gradmask.report.text import attack_table
-from pytest_gradmask.verdict.results import AttackResult, Audit, Kind, Prediction, Verdict, chances
+from pytest_gradmask.verdict.audit import Audit
+from pytest_gradmask.verdict.results import AttackResult, AutoAttackVersion, Kind, Prediction, Verdict, chances
 from pytest_gradmask.verdict.rule import decide, measure_gap
 from pytest_gradmask.verdict.stats import accuracy_bounds, difference_bounds
 
 FOUR = (0, 1, 2, 3)
 
 
-def voted(chance: float, pilot: float | None = None, first: bool = True, number: int = 20) -> Prediction:
+def sampled(chance: float, pilot: float | None = None, first: bool = True, number: int = 20) -> Prediction:
     return Prediction(chance if pilot is None else pilot, chance, number, first)
 
 
-def result(name: str, kind: Kind, found: Sequence[float | Prediction], autoattack: bool = False) -> AttackResult:
-    predictions = {index: each if isinstance(each, Prediction) else voted(each) for index, each in enumerate(found)}
+def result(name: str, kind: Kind, found: Sequence[float | Prediction], *, rand: bool = False) -> AttackResult:
+    predictions = {index: each if isinstance(each, Prediction) else sampled(each) for index, each in enumerate(found)}
     broken = tuple(index for index, each in predictions.items() if each.correct < 0.5)
-    return AttackResult(name, kind, tuple(predictions), broken, predictions=predictions, autoattack=autoattack)
+    versions: tuple[AutoAttackVersion, ...] = ("standard", "rand") if rand else ()
+    return AttackResult(
+        name, kind, attacked=tuple(predictions), broken=broken, predictions=predictions, autoattack=versions
+    )
 
 
-CLEAN = {0: voted(1.0), 1: voted(0.9), 2: voted(0.5, first=False), 3: voted(0.0, first=False)}
+CLEAN = {0: sampled(1.0), 1: sampled(0.9), 2: sampled(0.5, first=False), 3: sampled(0.0, first=False)}
 ATTACKS = (
-    result("apgd-ce", "gradient", [0.8, voted(0.4, first=False), voted(0.5, pilot=0.6)], autoattack=True),
-    result("apgd-dlr", "gradient", [0.9, 0.5, 0.5], autoattack=True),
+    result("apgd-ce", "gradient", [0.8, sampled(0.4, first=False), sampled(0.5, pilot=0.6)], rand=True),
+    result("apgd-dlr", "gradient", [0.9, 0.5, 0.5], rand=True),
     result("bpda", "adaptive", [0.0, 0.4, 0.1]),
     result("placebo", "placebo", [0.8, 0.3, 0.5]),
 )
@@ -58,12 +62,12 @@ def test_chances_are_those_at_the_worst_point_by_its_pilot() -> None:
     assert chances(clean, CLEAN, []) == [1.0, 0.9, 0.5, 0.0]
     assert chances(clean, CLEAN, ATTACKS[:2]) == [0.8, 0.4, 0.5, 0.0]
     assert chances(clean, CLEAN, ATTACKS) == [0.0, 0.3, 0.1, 0.0]
-    lucky = result("lucky", "gradient", [voted(1.0, pilot=0.0)])
+    lucky = result("lucky", "gradient", [sampled(1.0, pilot=0.0)])
     assert chances(clean, CLEAN, [lucky])[0] == 1.0  # chosen by the pilot, judged by the other votes
 
 
-def test_a_deterministic_defense_has_chances_of_nought_and_one() -> None:
-    broken = AttackResult("bpda", "adaptive", FOUR, (1,))
+def test_deterministic_chances_are_zero_and_one() -> None:
+    broken = AttackResult("bpda", "adaptive", attacked=FOUR, broken=(1,))
     assert chances((True, True, False), {}, [broken]) == [1.0, 0.0, 0.0]
 
 
@@ -90,9 +94,9 @@ def test_a_deterministic_defense_has_no_rand(audit: Audit) -> None:
     assert plain.clean_accuracy.count == 3
 
 
-def test_an_image_is_settled_once_no_vote_is_right() -> None:
-    assert result("bpda", "adaptive", [0.0, voted(0.2, pilot=0.0), voted(0.0, pilot=0.1)]).decided == {0, 1}
-    assert AttackResult("bpda", "adaptive", FOUR, (2,)).decided == {2}
+def test_an_image_is_decided_once_never_correct() -> None:
+    assert result("bpda", "adaptive", [0.0, sampled(0.2, pilot=0.0), sampled(0.0, pilot=0.1)]).decided == {0, 1}
+    assert AttackResult("bpda", "adaptive", attacked=FOUR, broken=(2,)).decided == {2}
 
 
 def test_reports_tell_how_it_was_judged(audit: Audit) -> None:
@@ -137,7 +141,7 @@ def evidence(adaptive: Sequence[float], placebo: Sequence[float]) -> list[Attack
 
 def verdict(attacks: Sequence[AttackResult], margin: float) -> Verdict:
     count = len(attacks[0].predictions)
-    predictions = {index: voted(1.0) for index in range(count)}
+    predictions = {index: sampled(1.0) for index in range(count)}
     return decide([True] * count, attacks, [], margin=margin, confidence=0.99, predictions=predictions).verdict
 
 
@@ -151,7 +155,7 @@ def test_verdicts() -> None:
 
 
 def drawn(generator: np.random.Generator, count: int, gap: float) -> Verdict:
-    """An audit of images whose chances vary; the adaptive attack lowers a share of them to nought."""
+    """An audit of images whose chances vary; the adaptive attack lowers a share of them to zero."""
     before = generator.beta(2, 1, count)
     after = np.where(generator.random(count) < gap, 0.0, before)
 

@@ -20,7 +20,7 @@ from tests.verdict.test_rule import UNDERMINED, evidence, failed, judge, result
 
 MASKED_REASONS = (
     "adaptive attacks break {excess} of 20 images{average} that neither a gradient attack nor the placebo breaks: a "
-    "gap of {gap}, above the margin of 25 points",
+    "gap of {gap}, above the margin of 25 percentage points",
     "bpda alone breaks 19; in a paired test, all adaptive attacks together against the placebo give p = {p:.2g}",
 )
 
@@ -61,7 +61,10 @@ def test_a_gap_of_exactly_the_margin_is_not_above_it() -> None:
     assert decision.gap is not None
     assert decision.gap.estimate == 0.25
     assert decision.verdict is Verdict.INCONCLUSIVE
-    assert decision.reasons[0] == f"a gap of {decision.gap} leaves open whether it is above the margin of 25 points"
+    assert (
+        decision.reasons[0]
+        == f"a gap of {decision.gap} leaves open whether it is above the margin of 25 percentage points"
+    )
 
 
 def test_by_default_there_is_one_look_at_all_images() -> None:
@@ -100,7 +103,8 @@ def test_a_gap_needs_adaptive_attacks_and_a_placebo_only() -> None:
 
 def test_what_the_placebo_breaks_beyond_gradient_attacks_counts_against_them() -> None:
     unconverged = (
-        "the gradient attacks have not converged: the placebo alone breaks another {} points; use a larger budget"
+        "the gradient attacks have not converged: the placebo alone breaks another {} percentage points; "
+        "use a larger budget"
     )
     decision = judge(20, evidence(gradient=range(5), placebo=range(5, 15)))
     assert (decision.verdict, decision.reasons) == (Verdict.INCONCLUSIVE, (unconverged.format("50.0"),))
@@ -109,13 +113,13 @@ def test_what_the_placebo_breaks_beyond_gradient_attacks_counts_against_them() -
     assert judge(20, evidence(placebo=range(5))).verdict is Verdict.NOT_MASKED  # exactly the margin
 
 
-def test_how_many_images_settle_a_gap_word_by_word() -> None:
+def test_how_many_images_decide_word_by_word() -> None:
     decision = judge(20, evidence(adaptive=range(8), placebo=[19]), margin=0.1)
     needed = images_to_establish(8 / 20, 1 / 20, 0.99, 2)
     assert decision.images_needed == needed is not None
     assert decision.reasons == (
-        f"the gap of {decision.gap} is above the margin of 10 points, but 20 images do not settle it",
-        f"if it goes on like this, about {needed} images settle it",
+        f"the gap of {decision.gap} is above the margin of 10 percentage points, but 20 images do not decide",
+        f"if it goes on like this, about {needed} images decide",
     )
 
 
@@ -124,15 +128,15 @@ def test_how_many_images_exclude_a_gap_word_by_word() -> None:
     needed = images_to_exclude(0.2, 3 / 20, 0.99)
     assert decision.images_needed == needed is not None
     assert decision.reasons == (
-        f"a gap of {decision.gap} leaves open whether it is above the margin of 20 points",
-        f"if it goes on like this, about {needed} images settle it",
+        f"a gap of {decision.gap} leaves open whether it is above the margin of 20 percentage points",
+        f"if it goes on like this, about {needed} images decide",
     )
 
 
 def test_where_more_images_will_hardly_help_word_by_word() -> None:
     decision = judge(20, evidence(adaptive=range(8), placebo=range(8, 16)))
     assert decision.reasons[-1] == (
-        "more images of this kind will hardly settle it: use a larger budget or another margin"
+        "more images of this kind will hardly decide: use a larger budget or another margin"
     )
 
 
@@ -151,7 +155,9 @@ def test_a_gap_figure_by_figure() -> None:
     ]
     low, high = paired_interval(7, 2, 20, 0.99)
     # Two attacks ran, so there are two comparisons.
-    expected = Gap(7, 2, 20, 0.25, low, high, 2 * mcnemar_p(7, 2), 2)
+    expected = Gap(
+        excess=7, placebo_only=2, total=20, estimate=0.25, low=low, high=high, p_value=2 * mcnemar_p(7, 2), analyses=2
+    )
     assert measure_gap([True] * 20, {}, attacks, 0.99) == expected
 
 
@@ -164,4 +170,7 @@ def test_a_randomized_gap_figure_by_figure() -> None:
     gap = measure_gap([True] * 20, dict.fromkeys(range(20), sure), attacks, 0.99)
     differences = [0.5] * 12 + [0.0] * 8
     low, high = difference_bounds(differences, 0.99)
-    assert gap == Gap(6.0, 0.0, 20, 0.3, low, high, 2 * mean_p(differences, 0.0, -1.0), 2)
+    assert gap == Gap(
+        excess=6.0, placebo_only=0.0, total=20, estimate=0.3, low=low, high=high,
+        p_value=2 * mean_p(differences, 0.0, -1.0), analyses=2,
+    )  # fmt: skip

@@ -6,16 +6,18 @@ from dataclasses import replace
 
 import pytest
 
-from pytest_gradmask.verdict.results import AttackResult, Audit, Prediction, Proportion, Status, Verdict, in_order
+from pytest_gradmask.verdict.audit import Audit, in_order
+from pytest_gradmask.verdict.results import AttackResult, Prediction, Proportion, Status, Verdict
 from pytest_gradmask.verdict.stats import clopper_pearson
 
 CLEAN = (True,) * 9 + (False,)
 
 
 def attack(
-    name: str, kind: str, attacked: tuple[int, ...], broken: tuple[int, ...], autoattack: bool = False
+    name: str, kind: str, attacked: tuple[int, ...], broken: tuple[int, ...], *, autoattack: bool = False
 ) -> AttackResult:
-    return AttackResult(name, kind, attacked, broken, autoattack=autoattack)  # type: ignore[arg-type]
+    versions = ("standard",) if autoattack else ()
+    return AttackResult(name, kind, attacked=attacked, broken=broken, autoattack=versions)  # type: ignore[arg-type]
 
 
 @pytest.fixture

@@ -58,10 +58,12 @@ def test_masked() -> None:
     assert decision.images_needed is None
 
 
-def test_undefended_at_nought_is_not_masked() -> None:
+def test_undefended_without_survivors_is_not_masked() -> None:
     decision = judge(20, evidence(gradient=range(20)))
     assert decision.verdict is Verdict.NOT_MASKED
-    assert decision.reasons == ("no gap above 25 points: 0.0 points [-23.3, 20.6] at 99% confidence on 20 images",)
+    assert decision.reasons == (
+        "no gap above 25 percentage points: it is 0.0 [-23.3, 20.6] at 99% confidence on 20 images",
+    )
 
 
 def test_robust_and_unmasked() -> None:
@@ -69,7 +71,7 @@ def test_robust_and_unmasked() -> None:
 
 
 def test_a_harmless_gap_is_not_masked() -> None:
-    # 4 of 200 images fall to an adaptive attack only: surely fewer than 10 points.
+    # Only an adaptive attack breaks 4 of 200 images: certainly fewer than 10 percentage points.
     assert judge(200, evidence(adaptive=range(4)), margin=0.1).verdict is Verdict.NOT_MASKED
 
 
@@ -103,7 +105,9 @@ def test_a_finding_is_moot_where_gradient_attacks_leave_surely_less_than_the_mar
             id="adaptive attack failed",
         ),
         pytest.param(evidence(), [UNDERMINED], "zero-gradient: the gradient is exactly zero", id="undermined"),
-        pytest.param(evidence(placebo=range(6)), [], "the placebo alone breaks another 30.0 points", id="placebo"),
+        pytest.param(
+            evidence(placebo=range(6)), [], "the placebo alone breaks another 30.0 percentage points", id="placebo"
+        ),
         pytest.param(
             [result("apgd-ce", "gradient"), result("placebo", "placebo")],
             [],
@@ -165,7 +169,7 @@ def test_images_that_would_not_help_are_not_asked_for() -> None:
     decision = judge(20, evidence(adaptive=range(8), placebo=range(8, 16)))
     assert decision.verdict is Verdict.INCONCLUSIVE
     assert decision.images_needed is None
-    assert "more images of this kind will hardly settle it" in decision.reasons[-1]
+    assert "more images of this kind will hardly decide" in decision.reasons[-1]
 
 
 def test_what_the_placebo_breaks_too_is_no_gap() -> None:
@@ -200,7 +204,7 @@ def test_a_failed_gradient_attack_stops_masked() -> None:
     assert judge(20, attacks).verdict is Verdict.INCONCLUSIVE
 
 
-def test_a_significant_gap_below_the_margin_is_not_masked_but_not_settled_either() -> None:
+def test_a_significant_gap_below_the_margin_is_open() -> None:
     decision = judge(200, evidence(adaptive=range(30)), margin=0.2)
     assert decision.gap is not None
     assert decision.gap.low > 0
@@ -215,17 +219,19 @@ def audits(draw: st.DrawFn) -> tuple[list[bool], list[AttackResult], list[Findin
     """Anything an audit could find, failures included."""
     total = draw(st.integers(1, 60))
     clean = draw(st.lists(st.booleans(), min_size=total, max_size=total))
-    standing = {index for index, correct in enumerate(clean) if correct}
+    survivors = {index for index, correct in enumerate(clean) if correct}
     attacks: list[AttackResult] = []
     kinds: list[Kind] = ["gradient", "gradient", "adaptive", "adaptive", "adaptive", "placebo"]
     for number, kind in enumerate(kinds):
         status: Status = draw(st.sampled_from(STATUSES if kind == "adaptive" else STATUSES[:-2]))
         share = draw(st.sampled_from([0.0, 0.0, 0.1, 0.5, 1.0])) if status == "done" else 0.0
-        order = draw(st.permutations(sorted(standing)))
+        order = draw(st.permutations(sorted(survivors)))
         broken = tuple(sorted(order[: round(share * len(order))]))
-        attacks.append(AttackResult(f"{kind}-{number}", kind, tuple(sorted(standing)), broken, status))
+        attacks.append(
+            AttackResult(f"{kind}-{number}", kind, attacked=tuple(sorted(survivors)), broken=broken, status=status)
+        )
         if kind == "gradient":
-            standing -= set(broken)
+            survivors -= set(broken)
     findings = draw(st.lists(st.sampled_from([UNDERMINED, HARMLESS]), max_size=1))
     return clean, attacks, findings
 

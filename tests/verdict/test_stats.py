@@ -26,7 +26,7 @@ ROUNDING = 1e-12
 
 
 @pytest.mark.parametrize(("trials", "upper"), [(20, 0.2057), (200, 0.0228), (1000, 0.0046)])
-def test_bound_of_nought_broken_images(trials: int, upper: float) -> None:
+def test_bound_of_no_broken_image(trials: int, upper: float) -> None:
     low, high = clopper_pearson(0, trials, 0.99)
     assert low == 0
     assert high == pytest.approx(upper, abs=5e-5)
@@ -98,7 +98,7 @@ def test_paired_interval_holds_its_estimate_and_agrees_with_the_exact_test(trial
 
 @pytest.mark.parametrize("confidence", [0.95, 0.99])
 @pytest.mark.parametrize("margin", [0.02, 0.05, 0.25, 0.9, 0.995])
-def test_images_to_exclude_is_the_smallest_number_at_a_rate_of_nought(margin: float, confidence: float) -> None:
+def test_images_to_exclude_at_a_rate_of_zero(margin: float, confidence: float) -> None:
     smallest = next(n for n in range(1, 1000) if clopper_pearson(0, n, confidence)[1] < margin)
     assert images_to_exclude(margin, 0.0, confidence) == smallest
 

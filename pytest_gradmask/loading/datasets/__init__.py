@@ -4,18 +4,19 @@
 ``embedded``               the 20 CIFAR-10 test images that ship with the package
 ``cifar10[:ROOT]``         CIFAR-10 by torchvision, from ROOT (default ``~/.cache/pytest-gradmask``)
 ``cifar100[:ROOT]``        CIFAR-100, likewise
-``imagenet:DIR``           ImageNet, in folders named by WordNet ids (``n01440764``), not necessarily all; or in one
-                           folder with a file ``labels.txt`` (or ``?labels=FILE``) of lines ``FILE LABEL``, where LABEL
-                           is a WordNet id or from 0 to 999, in the order of the sorted ids
-``imagefolder:DIR``        one folder a class, classes in sorted order
+``imagenet:DIR``           ImageNet, in folders named by WordNet ids (``n01440764``), all or some of them; or in one
+                           folder with a file ``labels.txt`` (or ``?labels=FILE``) of lines ``FILE LABEL``. LABEL is a
+                           WordNet id or a number from 0 to 999, in the order of the sorted ids
+``imagefolder:DIR``        one folder per class, classes in sorted order
 ``npz:FILE``               arrays ``images``/``labels``, or ``test_x``/``test_y`` and ``train_x``/``train_y``
-``dataset:MODULE:ATTR``    a torch ``Dataset`` of your own, or what returns one when called, with items (image, label);
-                           an image is a tensor C x H x W in [0, 1] or one of Pillow's
+``dataset:MODULE:ATTR``    a torch ``Dataset`` of the user, or a function that returns one, with items (image, label);
+                           an image is a tensor C x H x W in [0, 1] or an image of Pillow
 =========================  ========================================================================================
 
-ImageNet's images are resized so that their shorter side has 256 pixels, and the 224 x 224 of their centre are taken.
-Others: ``imagenet:DIR?size=299&resize=342``; ``size`` alone resizes to an eighth more. ``imagefolder`` takes images as
-they are, of one size, unless told the same. Nothing is downloaded unless ``download=True``.
+Images of ImageNet are resized so that their shorter side has 256 pixels. Then the 224 x 224 pixels of the centre are
+cropped. Other sizes are set by ``imagenet:DIR?size=299&resize=342``; with ``size`` alone, ``resize`` is ``size`` /
+0.875, rounded. ``imagefolder`` takes the same options. Without them, its images must have one size and are not resized.
+Nothing is downloaded unless ``download=True``.
 """
 
 from __future__ import annotations
@@ -41,21 +42,21 @@ def load_dataset(
     """Load a data set.
 
     Args:
-        spec: what to load; see the module's table.
-        split: ``"test"`` or ``"train"``, of those that have both.
-        samples: take this many images: as many of each class as possible, at random within each. All if ``None``.
-        seed: seeds the choice of images, and nothing else; `datasets.base.chosen` says how.
+        spec: specification; see the table of this module.
+        split: ``"test"`` or ``"train"``, for data sets that have both.
+        samples: number of images to take, balanced over the classes and at random within each. All if ``None``.
+        seed: seed of the choice of images, and of nothing else; see `datasets.base.chosen`.
         download: let torchvision download what is missing.
 
     Raises:
-        InputError: unknown kind, missing path, more samples than images, or your own code gave no data set.
+        InputError: unknown kind, missing path, more samples than images, or the user's code returned no data set.
         DataError: unreadable or malformed data.
     """
     return open_dataset(spec, split=split, download=download).load(samples, seed)
 
 
 def open_dataset(spec: str, *, split: str = "test", download: bool = False) -> Unread:
-    """As `load_dataset`, but no image file is read before it is wanted."""
+    """As `load_dataset`, but image files are read only when their images are needed."""
     found = check_data(spec)
     if split not in SPLITS:
         raise InputError(f"split {split!r}: use one of {', '.join(SPLITS)}")
@@ -64,5 +65,5 @@ def open_dataset(spec: str, *, split: str = "test", download: bool = False) -> U
     if found.kind == "npz":
         return from_npz(Path(found.path).expanduser(), split, spec)
     if found.kind in ("cifar10", "cifar100"):
-        return from_torchvision(found, split, download)
+        return from_torchvision(found, split, download=download)
     return {"imagefolder": from_folder, "imagenet": from_imagenet, "dataset": from_items}[found.kind](found)

@@ -1,4 +1,4 @@
-"""Images of which all lie in arrays: npz files, and CIFAR as torchvision keeps it."""
+"""Data sets that are stored as arrays: npz files, and CIFAR by torchvision."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import BinaryIO
 import numpy as np
 import torch
 from numpy.lib.npyio import NpzFile
+from torch import Tensor
 
 from pytest_gradmask.errors import DataError
 from pytest_gradmask.execution.files import cache_directory
@@ -24,9 +25,9 @@ _CLASSES = {"cifar10": 10, "cifar100": 100}
 
 
 def from_npz(file: Path, split: str, source: str, classes: int | None = None) -> Unread:
-    """The arrays of a file; pickled ones are refused."""
+    """Read the arrays of an npz file. Pickled arrays are refused."""
     try:
-        # Opened here: numpy leaves a file open that looks like an archive and is none.
+        # Opened here, because numpy does not close a file that only looks like an archive.
         with file.open("rb") as stream, _archive(stream) as archive:
             for image_key, label_key in _NPZ_KEYS[split]:
                 if image_key in archive and label_key in archive:
@@ -52,18 +53,18 @@ def _checked(images: Array, labels: Array, where: str, source: str, classes: int
         )
     if labels.shape != (len(images),) or labels.dtype.kind not in "ui":
         raise DataError(
-            f"{where}: labels must be {len(images)} integers, one an image, got {labels.dtype} {labels.shape}"
+            f"{where}: labels must be {len(images)} integers, one per image, got {labels.dtype} {labels.shape}"
         )
     if len(images) == 0:
         raise DataError(f"{where}: holds no images")
 
-    def read(some: Array) -> tuple[torch.Tensor, torch.Tensor]:
+    def read(some: Array) -> tuple[Tensor, Tensor]:
         return as_tensor(images[some]), torch.from_numpy(labels[some].astype(np.int64))
 
     return Unread(labels.tolist(), read, source, classes)
 
 
-def from_torchvision(spec: DataSpec, split: str, download: bool) -> Unread:
+def from_torchvision(spec: DataSpec, split: str, *, download: bool) -> Unread:
     """CIFAR-10 or CIFAR-100; torchvision checks the hashes of its files, and shows the progress of a download."""
     from torchvision import datasets
 
@@ -71,7 +72,7 @@ def from_torchvision(spec: DataSpec, split: str, download: bool) -> Unread:
     load = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[spec.kind]
     try:
         dataset = load(str(folder), train=split == "train", download=download)
-    except Exception as error:  # of torchvision, of the network, or of a damaged archive
+    except Exception as error:  # torchvision, the network or a damaged archive may raise anything
         failed = f"could not download it into {folder}" if download else f"not usable in {folder}"
         hint = f"give its directory as {spec.kind}:ROOT"
         hint = f"without a network, {hint}" if download else f"pass --gradmask-download to fetch it, or {hint}"

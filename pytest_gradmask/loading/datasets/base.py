@@ -1,4 +1,4 @@
-"""Images in memory, images that are read when they are wanted, and which of them a subset holds."""
+"""Data sets in memory, data sets that are read on demand, and the choice of a subset."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from pytest_gradmask.errors import InputError
 
@@ -24,11 +25,11 @@ class Dataset:
         images: float32, N x C x H x W, in [0, 1].
         labels: int64, N, in ``range(num_classes)``.
         source: the specification it was loaded from.
-        classes: how many there are, whether or not an image shows each; None if the source does not tell.
+        classes: number of classes, including those without an image; None if the source does not say.
     """
 
-    images: torch.Tensor
-    labels: torch.Tensor
+    images: Tensor
+    labels: Tensor
     source: str
     classes: int | None = None
 
@@ -36,10 +37,10 @@ class Dataset:
         return len(self.labels)
 
     def subset(self, samples: int, seed: int) -> Dataset:
-        """This many of the images, as `chosen` chooses them.
+        """A subset of this many images; see `chosen`.
 
         Raises:
-            InputError: there are not so many.
+            InputError: there are fewer images.
         """
         some = chosen(self.labels.tolist(), samples, seed, self.source)
         return Dataset(self.images[some], self.labels[some], self.source, self.classes)
@@ -47,17 +48,17 @@ class Dataset:
 
 @dataclass(frozen=True, slots=True)
 class Unread:
-    """Images that are read, decoded and resized only when they are wanted.
+    """Images that are read, decoded and resized only when they are needed.
 
     Attributes:
-        strata: the class of each image, or one for all where no label is known before its image is read.
-        read: from indices to images and labels, as in `Dataset`.
-        source: the specification.
+        strata: the class of each image. If labels are only known after reading, the same number for all images.
+        read: takes indices and returns images and labels, as in `Dataset`.
+        source: the specification it is loaded from.
         classes: as in `Dataset`.
     """
 
     strata: Sequence[int]
-    read: Callable[[Array], tuple[torch.Tensor, torch.Tensor]]
+    read: Callable[[Array], tuple[Tensor, Tensor]]
     source: str
     classes: int | None
 
@@ -65,25 +66,25 @@ class Unread:
         return len(self.strata)
 
     def load(self, samples: int | None, seed: int) -> Dataset:
-        """This many of the images, as `chosen` chooses them; all if None.
+        """Read this many images; see `chosen`. Read all if ``samples`` is None.
 
         Raises:
-            InputError: there are not so many.
-            DataError: one cannot be read.
+            InputError: there are fewer images.
+            DataError: an image cannot be read.
         """
         some = np.arange(len(self)) if samples is None else chosen(self.strata, samples, seed, self.source)
         return Dataset(*self.read(some), self.source, self.classes)
 
 
 def chosen(strata: Sequence[int], samples: int, seed: int, source: str) -> Array:
-    """Which images a subset holds: as many of each class as possible, at random within each, in their order.
+    """Choose the images of a subset, balanced over the classes and at random within each class; sorted indices.
 
-    No class has two more than another, unless that has no more. The choice depends on nothing but the seed and each
-    image's class and position: ranks come from SHA-256, not from a generator that a version may change. A larger subset
-    of the same seed holds the smaller one.
+    The class sizes in the subset differ by at most one, except for classes that have no more images. The choice depends
+    only on the seed and on the class and position of each image. Ranks come from SHA-256, because random generators may
+    change between versions. With the same seed, a larger subset contains the smaller one.
 
     Raises:
-        InputError: there are not so many.
+        InputError: there are fewer images.
     """
     if not 1 <= samples <= len(strata):
         raise InputError(
@@ -91,13 +92,13 @@ def chosen(strata: Sequence[int], samples: int, seed: int, source: str) -> Array
         )
     shuffled = sorted(range(len(strata)), key=lambda index: hashlib.sha256(f"{seed}:{index}".encode()).digest())
     of_class: Counter[int] = Counter()
-    turns = {}
+    ranks = {}
     for index in shuffled:
-        turns[index] = of_class[strata[index]]
+        ranks[index] = of_class[strata[index]]
         of_class[strata[index]] += 1
-    return np.sort(sorted(shuffled, key=turns.__getitem__)[:samples])
+    return np.sort(sorted(shuffled, key=ranks.__getitem__)[:samples])
 
 
-def as_tensor(images: Array) -> torch.Tensor:
-    """Bytes N x H x W x C as float32 N x C x H x W in [0, 1]."""
+def as_tensor(images: Array) -> Tensor:
+    """Convert uint8 images N x H x W x C to float32 N x C x H x W in [0, 1]."""
     return torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))).float() / 255

@@ -1,4 +1,4 @@
-"""Folders of image files, decoded one by one when they are wanted."""
+"""Folders of image files, decoded one by one when they are needed."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from pytest_gradmask.errors import DataError
 from pytest_gradmask.loading.datasets.base import Array, Unread, as_tensor
@@ -19,13 +20,13 @@ _LAYOUTS = (
 
 
 def from_folder(spec: DataSpec) -> Unread:
-    """One folder a class."""
+    """Image files in one folder per class."""
     samples, classes = _class_folders(spec)
     return _unread(samples, spec, len(classes))
 
 
 def from_imagenet(spec: DataSpec) -> Unread:
-    """ImageNet in either of its layouts; labels are in the order of the sorted WordNet ids."""
+    """ImageNet in one of its two layouts. Labels are numbered in the order of the sorted WordNet ids."""
     from timm.data import ImageNetInfo
 
     ids = ImageNetInfo("imagenet-1k").label_names()
@@ -36,9 +37,9 @@ def from_imagenet(spec: DataSpec) -> Unread:
         by_number = {str(index): index for index in range(len(ids))}
         return _unread(_listed(listing, folder, number | by_number), spec, len(ids))
     samples, classes = _class_folders(spec)
-    strangers = [name for name in classes if name not in number]
-    if strangers:
-        raise DataError(f"data {spec.text!r}: {strangers[0]!r} in {folder} is no class of ImageNet; {_LAYOUTS}")
+    unknown = [name for name in classes if name not in number]
+    if unknown:
+        raise DataError(f"data {spec.text!r}: {unknown[0]!r} in {folder} is not a class of ImageNet; {_LAYOUTS}")
     return _unread([(file, number[classes[label]]) for file, label in samples], spec, len(ids))
 
 
@@ -54,7 +55,7 @@ def _class_folders(spec: DataSpec) -> tuple[list[tuple[str, int]], list[str]]:
 
 
 def _listed(listing: Path, folder: Path, number: dict[str, int]) -> list[tuple[str, int]]:
-    """The images of a file with lines ``FILE LABEL``."""
+    """The image files and labels in a list with lines ``FILE LABEL``."""
     samples = []
     try:
         lines = listing.read_text().splitlines()
@@ -77,7 +78,7 @@ def _listed(listing: Path, folder: Path, number: dict[str, int]) -> list[tuple[s
 def _unread(samples: Sequence[tuple[str, int]], spec: DataSpec, classes: int) -> Unread:
     labels = [label for _, label in samples]
 
-    def read(some: Array) -> tuple[torch.Tensor, torch.Tensor]:
+    def read(some: Array) -> tuple[Tensor, Tensor]:
         files = [samples[index][0] for index in some]
         images = [_decoded(file, spec.crop) for file in files]
         for file, image in zip(files, images, strict=True):
@@ -97,7 +98,7 @@ def _decoded(file: str, crop: tuple[int, int] | None) -> Array:
 
     try:
         image = pil_loader(file)
-    except Exception as error:  # each format, and each damage to it, has an exception of its own
+    except Exception as error:  # every format and every kind of damage raises another error
         raise DataError(f"image file {file}: cannot be decoded ({error})") from error
     if crop is not None:
         image = center_crop(resize(image, [crop[0]]), [crop[1], crop[1]])

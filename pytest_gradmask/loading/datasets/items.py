@@ -1,4 +1,4 @@
-"""A torch data set of a user's own."""
+"""A torch data set of the user."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from pytest_gradmask.errors import DataError
 from pytest_gradmask.loading.datasets.base import Array, Unread
@@ -17,8 +18,8 @@ from pytest_gradmask.loading.specs import DataSpec
 def from_items(spec: DataSpec) -> Unread:
     """The items (image, label) of a map-style data set.
 
-    Labels are known beforehand if it has them as ``targets``, as those of torchvision do; the number of classes is that
-    of its ``classes``.
+    If the data set has ``targets``, as those of torchvision have, its labels are known before the images are read. The
+    number of classes is the length of its ``classes``.
     """
     found: Any = called(f"data {spec.text!r}", spec.path, torch.utils.data.Dataset)
     try:
@@ -28,7 +29,7 @@ def from_items(spec: DataSpec) -> Unread:
     if not count:
         raise DataError(f"data {spec.text!r}: holds no images")
 
-    def read(some: Array) -> tuple[torch.Tensor, torch.Tensor]:
+    def read(some: Array) -> tuple[Tensor, Tensor]:
         items = [_item(found, int(index), spec.text) for index in some]
         for index, (image, _) in zip(some, items, strict=True):
             if image.shape != items[0][0].shape:
@@ -47,19 +48,19 @@ def _strata(found: Any, count: int) -> list[int]:
     return targets.tolist() if targets.shape == (count,) and targets.dtype.kind in "ui" else [0] * count
 
 
-def _item(found: Any, index: int, source: str) -> tuple[torch.Tensor, int]:
+def _item(found: Any, index: int, source: str) -> tuple[Tensor, int]:
     from PIL import Image
     from torchvision.transforms.functional import to_tensor
 
     where = f"data {source!r}: item {index}"
     try:
         image, label = found[index]
-    except Exception as error:  # it is the user's code that runs
+    except Exception as error:  # the user's code may raise anything
         raise DataError(f"{where} cannot be read as (image, label): {type(error).__name__}: {error}") from error
     if isinstance(image, Image.Image):
         image = to_tensor(image if image.mode == "L" else image.convert("RGB"))
-    if not isinstance(image, torch.Tensor) or not image.is_floating_point() or image.ndim != 3:
-        got = f"{image.dtype} {tuple(image.shape)}" if isinstance(image, torch.Tensor) else type(image).__name__
+    if not isinstance(image, Tensor) or not image.is_floating_point() or image.ndim != 3:
+        got = f"{image.dtype} {tuple(image.shape)}" if isinstance(image, Tensor) else type(image).__name__
         raise DataError(f"{where}: its image is {got}; must be floats C x H x W in [0, 1], or an image of Pillow")
     if not 0 <= image.min() <= image.max() <= 1:
         raise DataError(

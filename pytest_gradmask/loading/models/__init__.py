@@ -10,7 +10,7 @@ from torch import nn
 from pytest_gradmask.errors import InputError
 from pytest_gradmask.loading.models import backbones, front_ends
 
-#: Everything a checkpoint card may name as its architecture.
+#: The architectures that a checkpoint card may name.
 ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
     "dncnn": front_ends.DnCNN,
     "resnet": backbones.resnet,
@@ -23,7 +23,7 @@ def build_model(architecture: str, arguments: Mapping[str, Any] | None = None) -
     """Build an untrained model of a named architecture.
 
     Raises:
-        InputError: unknown architecture, or arguments it does not take.
+        InputError: the architecture is unknown, or does not take these arguments.
     """
     if architecture not in ARCHITECTURES:
         raise InputError(f"architecture {architecture!r}: unknown; use one of {', '.join(sorted(ARCHITECTURES))}")

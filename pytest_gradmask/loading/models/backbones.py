@@ -1,6 +1,6 @@
-"""Small CIFAR-sized classifiers from timm's classes, with the input normalisation inside the model.
+"""Small classifiers for CIFAR images from the classes of timm, with the input normalisation inside the model.
 
-Attacks work in pixel space [0, 1], so a model that wants normalised inputs normalises them itself.
+Attacks work on pixels in [0, 1], so the model itself normalises its inputs.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pytest_gradmask.errors import InputError
 
@@ -20,15 +20,15 @@ CIFAR10_STD = (0.2470, 0.2435, 0.2616)
 class Normalize(nn.Module):
     """Subtract ``mean`` and divide by ``std``, channel by channel (images N x C x H x W)."""
 
-    mean: torch.Tensor
-    std: torch.Tensor
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         return (images - self.mean) / self.std
 
 
@@ -43,17 +43,17 @@ def resnet(
     mean: Sequence[float] = CIFAR10_MEAN,
     std: Sequence[float] = CIFAR10_STD,
 ) -> nn.Sequential:
-    """Timm's ResNet (He et al. 2016) with a 3 x 3 stem of stride 1 and no pooling, for 32 x 32 images."""
+    """Timm's ResNet (He et al. 2016, arXiv:1512.03385) for 32 x 32 images: a 3 x 3 stem of stride 1, no pooling."""
     from timm.models.resnet import BasicBlock, ResNet
 
     network = ResNet(
         BasicBlock, list(layers), num_classes=num_classes, channels=tuple(channels), stem_width=channels[0]
     )
-    # The ImageNet stem shrinks the image by four before the first block: too much for 32 x 32.
+    # The ImageNet stem divides the image size by four, which is too much for 32 x 32 images.
     network.conv1 = nn.Conv2d(3, channels[0], 3, padding=1, bias=False)
     network.bn1 = nn.BatchNorm2d(channels[0])
     network.maxpool = nn.Identity()
-    if channels[0] != 64:  # the first block was built for the 64 channels of timm's own stem
+    if channels[0] != 64:  # timm builds the first block for a stem of 64 channels
         network.layer1[0].conv1 = nn.Conv2d(channels[0], channels[0], 3, padding=1, bias=False)
         network.layer1[0].downsample = None
     return _normalized(network, mean, std)
@@ -65,16 +65,16 @@ def vgg(
     mean: Sequence[float] = CIFAR10_MEAN,
     std: Sequence[float] = CIFAR10_STD,
 ) -> nn.Sequential:
-    """Timm's VGG (Simonyan and Zisserman 2015) with batch norm and without its large hidden layers.
+    """Timm's VGG (Simonyan and Zisserman 2015, arXiv:1409.1556) with batch norm and without its large hidden layers.
 
     Args:
-        layout: output channels of each 3 x 3 convolution; ``"M"`` is a max pooling that halves the image.
+        layout: output channels of each 3 x 3 convolution; ``"M"`` is a max pooling that halves the image size.
     """
     from timm.layers import ClassifierHead
     from timm.models.vgg import VGG
 
     network = VGG(list(layout), num_classes=num_classes, norm_layer=nn.BatchNorm2d, mlp_ratio=1 / 4096)
-    # The 7 x 7 convolution to 4096 channels (built as thin as timm allows) is for ImageNet: classify the features.
+    # Remove the 7 x 7 convolution to 4096 channels, which is for ImageNet (mlp_ratio keeps it small until then).
     network.pre_logits = nn.Identity()
     network.head = ClassifierHead(network.num_features, num_classes)
     return _normalized(network, mean, std)
@@ -90,17 +90,18 @@ def vit(
     mean: Sequence[float] = CIFAR10_MEAN,
     std: Sequence[float] = CIFAR10_STD,
 ) -> nn.Sequential:
-    """Timm's vision transformer (Dosovitskiy et al. 2021) on 8 x 8 tokens from a small convolutional stem.
+    """Timm's vision transformer (Dosovitskiy et al. 2021, arXiv:2010.11929) with a small convolutional stem.
 
-    The stem is that of Xiao et al. 2021, "Early convolutions help transformers see better": without it a transformer
-    learns little from 50,000 images. Tokens are averaged before the classifier.
+    The stem makes 8 x 8 tokens of a 32 x 32 image. It is that of Xiao et al. 2021, "Early convolutions help
+    transformers see better" (arXiv:2106.14881): without it a transformer learns little from 50,000 images. Tokens are
+    averaged before the classifier.
 
     Args:
-        embed_dim: of a token; at least 4 and a multiple of ``num_heads``.
+        embed_dim: dimension of a token; at least 4 and a multiple of ``num_heads``.
         image_size: height and width of the images, a multiple of 4.
 
     Raises:
-        InputError: ``embed_dim``, ``num_heads`` or ``image_size`` is none of these.
+        InputError: ``embed_dim``, ``num_heads`` or ``image_size`` is out of range.
     """
     from timm.layers import HybridEmbed
     from timm.models.vision_transformer import VisionTransformer

@@ -1,24 +1,25 @@
-"""Batch norm statistics of chosen images."""
+"""Set batch norm statistics to those of some images."""
 
 from __future__ import annotations
 
 import math
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 _CHUNK = 512
 
 
-def estimate_batch_norm(model: nn.Module, images: torch.Tensor) -> None:
-    """Set every batch norm's running statistics to those of ``images``, in place; weights stay as they are.
+def estimate_batch_norm(model: nn.Module, images: Tensor) -> None:
+    """Set the running statistics of every batch norm layer to those of ``images``, in place. Weights do not change.
 
-    For a model that meets images of another kind than it was trained on (Li et al. 2016, "AdaBN").
+    For a model that is applied to images from another distribution than its training data (AdaBN, Li et al. 2016,
+    arXiv:1603.04779).
 
     Args:
         model: put into eval mode.
-        images: N x C x H x W; passed in equal parts of up to 512.
+        images: N x C x H x W; the model processes them in equal parts of up to 512.
     """
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
     momenta = [norm.momentum for norm in norms]

@@ -1,11 +1,11 @@
-"""Front end before backbone, and the random choice among several of those."""
+"""Composites of front end and backbone, randomized ensembles, and their mixtures."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pytest_gradmask.defense import member_weights
 from pytest_gradmask.errors import InputError
@@ -19,17 +19,17 @@ class Composite(nn.Module):
         self.front_end = front_end
         self.backbone = backbone
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         return self.backbone(self.front_end(images))  # type: ignore[no-any-return]
 
 
 class RandomizedEnsemble(nn.Module):
-    """One member answers, drawn from the global torch generator: for a whole batch, or for each image its own.
+    """Each forward draws one member from the global torch generator, which classifies the batch.
 
     Args:
-        members: each a classifier.
-        weights: with what chance each answers; by default all with the same.
-        each_image: whether every image of a batch draws its own member.
+        members: the classifiers.
+        weights: probability of each member; equal by default.
+        each_image: draw a member for each image instead of one for the whole batch.
     """
 
     def __init__(
@@ -42,27 +42,27 @@ class RandomizedEnsemble(nn.Module):
         self.weights = member_weights(weights, len(members))
         self.each_image = each_image
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         count = len(images) if self.each_image else 1
         chosen = torch.multinomial(torch.tensor(self.weights), count, replacement=True)
         if not self.each_image:
             return self.members[int(chosen)](images)  # type: ignore[no-any-return]
         chosen = chosen.to(images.device)
-        own = [(chosen == number).nonzero()[:, 0] for number in range(len(self.members))]
-        parts = [member(images[rows]) for member, rows in zip(self.members, own, strict=True) if len(rows)]
-        order = torch.cat(own).argsort()
+        rows = [(chosen == number).nonzero()[:, 0] for number in range(len(self.members))]
+        parts = [member(images[some]) for member, some in zip(self.members, rows, strict=True) if len(some)]
+        order = torch.cat(rows).argsort()
         return torch.cat(parts)[order]
 
 
 class Mixture(nn.Module):
-    """What a randomized ensemble does on average: the logarithm of its members' mean probabilities.
+    """The average of a randomized ensemble: the logarithm of the mean probabilities of its members.
 
-    Deterministic, so an attack on the ensemble's expected output needs no sampling.
+    It is deterministic, so an attack on the expected output of the ensemble needs no sampling.
 
     Args:
-        members: each a classifier.
-        weights: with what chance each answers; by default all with the same.
-        probabilities: whether they return probabilities; the mixture then does so, too.
+        members: the classifiers.
+        weights: probability of each member; equal by default.
+        probabilities: whether the members return probabilities. The mixture then returns probabilities, too.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class Mixture(nn.Module):
         self.weights = member_weights(weights, len(members))
         self.probabilities = probabilities
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         outputs = torch.stack([member(images).float() for member in self.members])
         weights = outputs.new_tensor(self.weights).view(-1, 1, 1)
         if self.probabilities:

@@ -1,4 +1,4 @@
-"""Front ends of the paper's kind: fully convolutional, differentiable, with a skip connection."""
+"""Front ends as in arXiv:2402.17018: fully convolutional, differentiable, with a skip connection."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.functional import conv2d, relu_
 
 from pytest_gradmask.errors import InputError
@@ -15,16 +15,16 @@ from pytest_gradmask.loading.models.batch_norm import estimate_batch_norm
 
 
 class DnCNN(nn.Module):
-    """DnCNN (Zhang et al. 2017): ``x + residual(x)`` with a residual of convolutions, batch norm and ReLU.
+    """DnCNN (Zhang et al. 2017, arXiv:1608.03981): ``x + residual(x)``, a residual of convolutions, batch norm, ReLU.
 
     Args:
         depth: convolutions, at least 3. Zhang et al. use 17.
-        width: channels between them. Zhang et al. use 64.
-        channels: of the images.
-        norm: batch norm after every convolution but the first and the last; without, those have a bias instead.
-        skip: whether to add the input; without, the output is the residual alone.
-        zero_init: let the last convolution start at zero: with ``skip``, the front end starts as the identity.
-        bound: if above 0, the residual is squashed into (-bound, bound) by a hyperbolic tangent.
+        width: channels between the convolutions. Zhang et al. use 64.
+        channels: channels of the images.
+        norm: batch norm after every convolution except the first and the last. If False, these have a bias instead.
+        skip: whether to add the input. If False, the output is the residual alone.
+        zero_init: start the last convolution at zero. With ``skip``, the front end then starts as the identity.
+        bound: if above 0, a hyperbolic tangent limits the residual to (-bound, bound).
     """
 
     def __init__(
@@ -61,16 +61,16 @@ class DnCNN(nn.Module):
         if zero_init:
             nn.init.zeros_(layers[-1].weight)  # type: ignore[arg-type]
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         residual = self.residual(images) if self.training else self._folded(images)
         if self.bound:
             residual = self.bound * torch.tanh(residual / self.bound)
         return images + residual if self.skip else residual
 
-    def _folded(self, images: torch.Tensor) -> torch.Tensor:
-        """The residual in eval mode, where a batch norm is part of the convolution before it: half the time on a CPU.
+    def _folded(self, images: Tensor) -> Tensor:
+        """The residual in eval mode, with each batch norm folded into the convolution before it.
 
-        Up to rounding, ``self.residual(images)``.
+        It equals ``self.residual(images)`` up to rounding, and takes half the time on a CPU.
         """
         hidden = images.contiguous(memory_format=torch.channels_last)
         layers = list(self.residual)
@@ -88,19 +88,20 @@ class DnCNN(nn.Module):
         return hidden
 
 
-def calibrate(front_end: DnCNN, images: torch.Tensor, residual_std: float) -> DnCNN:
+def calibrate(front_end: DnCNN, images: Tensor, residual_std: float) -> DnCNN:
     """Make an untrained front end nearly the identity, in place.
 
     Sets the batch norm statistics to those of ``images``, then scales the last convolution so that the residual
-    has a standard deviation of ``residual_std`` over ``images`` (before a ``bound``, which makes it smaller).
+    has a standard deviation of ``residual_std`` over ``images``. A ``bound`` then makes the residual smaller.
 
     Args:
         front_end: put into eval mode.
-        images: N x C x H x W, a few hundred of the kind it will see.
-        residual_std: in input units, above 0; 0.01 to 0.02 of [0, 1] keeps a classifier's clean accuracy.
+        images: N x C x H x W, a few hundred from the distribution of its inputs.
+        residual_std: in input units, above 0. For images in [0, 1], 0.01 to 0.02 preserves the clean accuracy of a
+            classifier.
 
     Raises:
-        InputError: ``residual_std`` not above 0, or a residual that does not vary.
+        InputError: ``residual_std`` is not above 0, or the residual is constant.
     """
     if not (math.isfinite(residual_std) and residual_std > 0):
         raise InputError(f"residual_std={residual_std}: must be above 0 and finite, such as 0.02")
@@ -118,20 +119,20 @@ def calibrate(front_end: DnCNN, images: torch.Tensor, residual_std: float) -> Dn
     return front_end
 
 
-def calibrated_front_end(images: torch.Tensor, *, residual_std: float, seed: int, **arguments: Any) -> DnCNN:
-    """A `DnCNN` with random weights that hardly changes images like these, however deep it is.
+def calibrated_front_end(images: Tensor, *, residual_std: float, seed: int, **arguments: Any) -> DnCNN:
+    """A `DnCNN` with random weights that is close to the identity on images like these, at any depth.
 
     Args:
         images: N x C x H x W, a few hundred; see `calibrate`.
-        residual_std: standard deviation of what it adds to ``images``, in input units, above 0.
-        seed: of its weights; the global random state is untouched.
-        arguments: of `DnCNN`.
+        residual_std: standard deviation of its residual on ``images``, in input units, above 0.
+        seed: seed of its weights. The global random state does not change.
+        arguments: arguments of `DnCNN`.
 
     Returns:
         The front end in eval mode.
 
     Raises:
-        InputError: arguments that `DnCNN` or `calibrate` refuses.
+        InputError: see `DnCNN` and `calibrate`.
     """
     with seeded_weights(seed):
         front_end = DnCNN(**{"channels": images.shape[1], **arguments})

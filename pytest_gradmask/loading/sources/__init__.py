@@ -1,9 +1,9 @@
-"""The public `load_model`: a classifier from a one-line specification; `specs` has the table."""
+"""The public `load_model`: load a classifier from a one-line specification. The table is in `specs`."""
 
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pytest_gradmask.errors import InputError
 from pytest_gradmask.execution.isolation import no_trace
@@ -17,19 +17,20 @@ def load_model(spec: str, *, download: bool = False) -> nn.Module:
     """Load a classifier, on the CPU and in eval mode.
 
     Args:
-        spec: which; `pytest_gradmask.loading.specs` has the table. ``"resnet-standard"`` is one of the package's own,
-            ``"timm:resnet50"`` has timm's pretrained weights, ``"timm:resnet50@FILE"`` those of a local file,
-            ``"import:my_project:load_defense"`` is yours.
+        spec: specification; the table is in `pytest_gradmask.loading.specs`. ``"resnet-standard"`` is a fixture of this
+            package, ``"timm:resnet50"`` has the pretrained weights of timm, ``"timm:resnet50@FILE"`` has the weights of
+            a local file, and ``"import:my_project:load_defense"`` is a function of the user.
         download: whether pretrained weights that are not on this machine may be downloaded.
 
     Returns:
-        A module from images in [0, 1], N x 3 x H x W, to logits: what normalises images is inside. Of models of timm
-        and torchvision, that is the first part of an ``nn.Sequential``, with the mean and deviation of their own
-        configuration. A module of your own is no copy.
+        A module from images in [0, 1], N x 3 x H x W, to logits. It normalises images itself. For models of timm and
+        torchvision, the normalisation is the first part of an ``nn.Sequential``, with the mean and standard deviation
+        from the configuration of the model. A module of the user is returned itself, not a copy.
 
     Raises:
-        InputError: no such specification, model or file, or your own code gave no module.
-        CheckpointError: weights are not here, cannot be read without running code from them, or do not fit.
+        InputError: there is no such specification, model or file, or the user's code returned no module.
+        CheckpointError: the weights are not on this machine, cannot be read without running code from them, or do not
+            fit.
         DependencyError: RobustBench is needed and not installed.
     """
     found = check_model(spec)
@@ -42,21 +43,21 @@ def load_model(spec: str, *, download: bool = False) -> nn.Module:
         module: nn.Module = called(f"model {spec!r}", found.name, nn.Module)
         return module.cpu().eval()
     load = {"timm": load_timm, "torchvision": load_torchvision, "robustbench": load_robustbench}[found.kind]
-    return load(found, download)
+    return load(found, download=download)
 
 
-def check_classes(what: str, model: nn.Module, images: torch.Tensor, classes: int | None, data: str) -> None:
-    """Raise unless a model classifies images of this size into as many classes as the data have.
+def check_classes(what: str, model: nn.Module, images: Tensor, classes: int | None, data: str) -> None:
+    """Check that a model accepts images of this size and has as many classes as the data.
 
     Args:
-        what: the model, for messages.
-        model: is run on the first image, on the CPU, and left as it was.
+        what: name of the model, for messages.
+        model: runs on the first image, on the CPU. Its state is restored.
         images: N x C x H x W, in [0, 1].
-        classes: how many the data have; None if they do not tell.
-        data: for messages.
+        classes: number of classes of the data; None if unknown.
+        data: name of the data, for messages.
 
     Raises:
-        InputError: it raises on such images, or has another number of classes.
+        InputError: the model raises an error on such images, or has another number of classes.
     """
     try:
         with no_trace([model], torch.device("cpu")), torch.no_grad():
@@ -66,7 +67,7 @@ def check_classes(what: str, model: nn.Module, images: torch.Tensor, classes: in
             f"model {what!r}: raised {type(error).__name__} on an image of data {data!r}, of shape "
             f"{tuple(images.shape[1:])}: {error}"
         ) from error
-    count = outputs.shape[-1] if isinstance(outputs, torch.Tensor) and outputs.ndim == 2 else classes
+    count = outputs.shape[-1] if isinstance(outputs, Tensor) and outputs.ndim == 2 else classes
     if classes is not None and count != classes:
         raise InputError(
             f"model {what!r}: has {count} classes, but data {data!r} have {classes}; bring images of the classes that "

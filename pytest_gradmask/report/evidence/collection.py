@@ -17,7 +17,8 @@ from pytest_gradmask.report.evidence.curves import Rerun, curves, run_again
 from pytest_gradmask.report.evidence.gradients import Views, landscapes, noise
 from pytest_gradmask.report.evidence.pictures import pictures
 from pytest_gradmask.threat import ThreatModel
-from pytest_gradmask.verdict.results import AttackResult, Audit, Verdict
+from pytest_gradmask.verdict.audit import Audit
+from pytest_gradmask.verdict.results import AttackResult, Verdict
 
 #: Images that curves and gradients are measured on, at most; drawn at random from those of the audit.
 SAMPLE = 16
@@ -110,8 +111,8 @@ def _parts(
     correct = [index for index, is_correct in enumerate(prepared.clean) if is_correct]
     if not correct:
         raise RuntimeError("in the rerun, no image is classified correctly without an attack")
-    strongest = _strongest(audit, prepared.names)
-    attacks = _compared(audit, prepared.names)
+    strongest = _strongest(audit, list(prepared.attacks))
+    attacks = _compared(audit, list(prepared.attacks))
     reruns: dict[str, Rerun] = {}
     for name in dict.fromkeys([*attacks, *([strongest] if strongest else [])]):
         progress(f"evidence: {name}")

@@ -47,7 +47,7 @@ def run_again(
 ) -> Rerun:
     """Run a planned attack with these multiples of the threat model's eps and of the budget's iterations."""
     planned = next(
-        each for each in plan_attacks(bench.surface, _scaled(bench.budget, budget), True) if each.name == name
+        each for each in plan_attacks(bench.surface, _scaled(bench.budget, budget), quick=True) if each.name == name
     )
     returned: list[Tensor] = []
 

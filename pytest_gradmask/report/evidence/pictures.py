@@ -36,7 +36,7 @@ def pictures(bench: Bench, rerun: Rerun, order: Sequence[int], numbers: Sequence
     low, high = scorer.threat.bounds
     clean = scorer.images[shown]
     adversarial = rerun.returned[[rerun.attacked.index(index) for index in shown]]
-    scorer.look.reseed(subseed(scorer.seed, "defense under pictures of evidence"))
+    scorer.oracle.reseed(subseed(scorer.seed, "defense under pictures of evidence"))
     before, after = _predictions(bench, clean), _predictions(bench, adversarial)
     difference = (adversarial - clean).nan_to_num(0, 0, 0)
     largest = difference.abs().max().item() / (high - low)
@@ -69,7 +69,7 @@ def pictures(bench: Bench, rerun: Rerun, order: Sequence[int], numbers: Sequence
 def _predictions(bench: Bench, images: Tensor) -> list[dict[str, Any]]:
     """The predicted class of each image in one forward, and its probability by a softmax of the logits."""
     with torch.no_grad():
-        probabilities = bench.scorer.look(images).softmax(1)
+        probabilities = bench.scorer.oracle(images).softmax(1)
     largest, classes = probabilities.max(1)
     return [
         {"class": predicted, "probability": round(value, 4) if math.isfinite(value) else None}

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
 from pytest_gradmask.errors import InputError
 from pytest_gradmask.threat import Norm, ThreatModel
@@ -47,13 +48,13 @@ def test_bad_values_are_named(arguments: dict[str, Any], message: str) -> None:
         ThreatModel(**arguments)
 
 
-def test_an_l2_ball_may_be_wider_than_the_bounds() -> None:
+def test_l2_ball_may_exceed_the_bounds() -> None:
     assert ThreatModel(3, "L2").eps == 3
 
 
 @st.composite
-def problems(draw: st.DrawFn, norm: Norm) -> tuple[ThreatModel, torch.Tensor, torch.Tensor]:
-    """A threat model, images in its bounds, and any points in space."""
+def problems(draw: st.DrawFn, norm: Norm) -> tuple[ThreatModel, Tensor, Tensor]:
+    """A threat model, images in its bounds, and perturbed images anywhere."""
     low = draw(st.sampled_from([0.0, -1.0, -2.1, 0.0, 100.0]))
     width = draw(st.sampled_from([1.0, 2.0, 255.0, 65535.0, 0.01]))
     share = draw(st.floats(0.001, 1))
@@ -63,15 +64,15 @@ def problems(draw: st.DrawFn, norm: Norm) -> tuple[ThreatModel, torch.Tensor, to
     threat = ThreatModel(share * width * (dimensions**0.5 if norm == "L2" else 1), norm, (low, low + width))
     images = torch.rand(shape, generator=generator) * width + low
     spread = draw(st.sampled_from([0.0, 1e-6, 0.1, 1.0, 100.0])) * width
-    points = images + spread * torch.randn(shape, generator=generator)
-    return threat, images.clamp(*threat.bounds), points
+    perturbed = images + spread * torch.randn(shape, generator=generator)
+    return threat, images.clamp(*threat.bounds), perturbed
 
 
 @pytest.mark.parametrize("norm", NORMS)
 @given(data=st.data())
-def test_a_projection_is_inside_and_stays_where_it_is(norm: Norm, data: st.DataObject) -> None:
-    threat, images, points = data.draw(problems(norm))
-    projected = threat.project(points, images)
+def test_projection_is_inside_and_idempotent(norm: Norm, data: st.DataObject) -> None:
+    threat, images, perturbed = data.draw(problems(norm))
+    projected = threat.project(perturbed, images)
     assert threat.contains(projected, images).all()
     assert (threat.project(projected, images) - projected).abs().max() <= threat.tolerance
 
@@ -88,32 +89,31 @@ def test_projections_onto_the_surface_count_as_inside(norm: Norm, bounds: tuple[
 
 @pytest.mark.parametrize("norm", NORMS)
 @given(data=st.data())
-def test_points_inside_are_left_alone(norm: Norm, data: st.DataObject) -> None:
-    threat, images, points = data.draw(problems(norm))
-    inside = (threat.distance(points, images) <= threat.eps) & (points == points.clamp(*threat.bounds)).flatten(1).all(
-        1
-    )
-    moved = (threat.project(points, images) - points).abs().flatten(1).amax(1)
+def test_projection_leaves_images_inside_alone(norm: Norm, data: st.DataObject) -> None:
+    threat, images, perturbed = data.draw(problems(norm))
+    in_bounds = (perturbed == perturbed.clamp(*threat.bounds)).flatten(1).all(1)
+    inside = (threat.distance(perturbed, images) <= threat.eps) & in_bounds
+    moved = (threat.project(perturbed, images) - perturbed).abs().flatten(1).amax(1)
     assert (moved[inside] <= threat.tolerance).all()
 
 
 @pytest.mark.parametrize("norm", NORMS)
 @given(seed=st.integers(0, 1000), share=st.floats(0.01, 1))
-def test_no_point_of_the_ball_is_closer(norm: Norm, seed: int, share: float) -> None:
+def test_projection_is_the_nearest_image(norm: Norm, seed: int, share: float) -> None:
     # Bounds far away: clipped to them, an L2 projection need not be the closest point any more.
     threat = ThreatModel(share, norm, (-100, 100))
     generator = seeded(seed)
     images = torch.randn(3, 2, 4, 4, generator=generator)
-    points = images + torch.randn(images.shape, generator=generator)
-    distance = (threat.project(points, images) - points).flatten(1).norm(dim=1)
+    perturbed = images + torch.randn(images.shape, generator=generator)
+    distance = (threat.project(perturbed, images) - perturbed).flatten(1).norm(dim=1)
     for _ in range(10):
         other = threat.random_start(images, generator)
-        assert (distance <= (other - points).flatten(1).norm(dim=1) + 1e-5).all()
+        assert (distance <= (other - perturbed).flatten(1).norm(dim=1) + 1e-5).all()
 
 
 @pytest.mark.parametrize("norm", NORMS)
 @given(data=st.data())
-def test_a_random_start_is_inside_and_repeats_with_its_seed(norm: Norm, data: st.DataObject) -> None:
+def test_random_start_is_inside_and_repeatable(norm: Norm, data: st.DataObject) -> None:
     threat, images, _ = data.draw(problems(norm))
     start = threat.random_start(images, seeded(3))
     assert threat.contains(start, images).all()
@@ -134,7 +134,7 @@ def test_random_starts_differ_and_fill_the_ball() -> None:
 
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("scale", [1e-30, 1e-12, 1.0, 1e12, 1e30])
-def test_a_step_has_unit_norm_whatever_the_gradient_measures(norm: Norm, scale: float) -> None:
+def test_step_has_unit_norm_for_any_gradient(norm: Norm, scale: float) -> None:
     gradient = scale * torch.randn(4, 3, 5, 5, generator=seeded())
     step = ThreatModel(0.1, norm).step(gradient)
     sizes = step.flatten(1).norm(dim=1) if norm == "L2" else step.abs().flatten(1).amax(1)
@@ -143,7 +143,7 @@ def test_a_step_has_unit_norm_whatever_the_gradient_measures(norm: Norm, scale: 
 
 
 @pytest.mark.parametrize("norm", NORMS)
-def test_a_step_along_no_gradient_is_none(norm: Norm) -> None:
+def test_step_of_a_zero_gradient_is_zero(norm: Norm) -> None:
     gradient = torch.zeros(2, 3, 4, 4)
     gradient[1, 0, 0, 0] = 1
     step = ThreatModel(0.1, norm).step(gradient)
@@ -176,7 +176,7 @@ def test_distance(norm: Norm, distance: list[float]) -> None:
         pytest.param(-math.inf, False, id="-inf"),
     ],
 )
-def test_contains_looks_at_each_image(norm: Norm, value: float, inside: bool) -> None:
+def test_contains_checks_each_image(norm: Norm, value: float, inside: bool) -> None:
     images = torch.full((3, 1, 2, 2), 0.5)
     perturbed = images.clone()
     perturbed[1, 0, 1, 1] = value
@@ -185,7 +185,7 @@ def test_contains_looks_at_each_image(norm: Norm, value: float, inside: bool) ->
 
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize(("edge", "beyond"), [(0.0, -0.01), (1.0, 1.01)])
-def test_contains_minds_the_bounds(norm: Norm, edge: float, beyond: float) -> None:
+def test_contains_checks_the_bounds(norm: Norm, edge: float, beyond: float) -> None:
     images = torch.full((2, 1, 2, 2), edge)
     perturbed = images.clone()
     perturbed[1, 0, 0, 0] = beyond
@@ -200,19 +200,19 @@ def test_the_tolerance_is_for_rounding_only() -> None:
     assert not threat.contains(images + 0.1 + 2e-5, images).any()
 
 
-def test_eps_as_wide_as_the_bounds_is_allowed_whatever_the_rounding() -> None:
+def test_eps_may_equal_the_width_of_the_bounds() -> None:
     low, width = -2.1, 0.01
     assert (low + width) - low < width
     assert ThreatModel(width, bounds=(low, low + width)).eps == width
 
 
-def test_bounds_are_kept_as_numbers() -> None:
+def test_bounds_become_numbers() -> None:
     threat = ThreatModel(0.1, bounds=[0, torch.tensor(1)])  # type: ignore[arg-type]
     assert threat == ThreatModel(0.1)
     assert hash(threat) == hash(ThreatModel(0.1))
 
 
-def test_starts_in_an_l2_ball_have_any_radius_alike() -> None:
+def test_l2_starts_have_uniform_radii() -> None:
     threat, images = ThreatModel(0.5, "L2", (-100.0, 100.0)), torch.zeros(2000, 1, 4, 4)
     radii = threat.distance(threat.random_start(images, seeded()), images)
     shares = torch.tensor([0.1, 0.5, 0.9])

@@ -1,0 +1,161 @@
+"""The attack surface: what an adaptive attacker knows of a defense, given by the user or found by a search."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor, nn
+
+from pytest_gradmask.attacks.bypass.inner_logits import find_inner_logits
+from pytest_gradmask.attacks.bypass.search import SEARCH_FORWARDS, SEARCH_IMAGES, find_bypass
+from pytest_gradmask.attacks.oracle import Oracle, blamed
+from pytest_gradmask.defense import Defense
+from pytest_gradmask.errors import InputError
+from pytest_gradmask.loading.models.composites import Mixture
+from pytest_gradmask.randomized.streams import RandomStream
+from pytest_gradmask.threat import ThreatModel
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttackSurface:
+    """A defense as its attacker sees it.
+
+    Attributes:
+        defense: what is audited.
+        stream: random numbers of the defense.
+        classes: number of logits.
+        randomized: whether its answers differ from forward to forward.
+        attacked: the module that adaptive attacks take gradients from: the model or, where the members of an
+            ensemble are known, their mixture.
+        approximations: submodules of ``attacked`` to bypass, each with its BPDA approximation (None: the identity).
+        inner: a submodule of ``attacked`` that returns logits which the defense then disguises; empty if there is none.
+        scoreless: whether the outputs do not change with the image, so that they do not guide a score-based attack.
+        eot: forwards of ``attacked`` to average in each step; 1 unless its randomness has to be sampled.
+    """
+
+    defense: Defense
+    stream: RandomStream
+    classes: int
+    randomized: bool
+    attacked: nn.Module
+    approximations: dict[str, object] = field(default_factory=dict)
+    inner: str = ""
+    scoreless: bool = False
+    eot: int = 1
+
+    def oracle(self, model: nn.Module | None = None) -> Oracle:
+        """A fresh counter around the defense, or around a model made of ``attacked``."""
+        if model is None:
+            return Oracle(self.defense.model, self.stream, self.defense.outputs)
+        if isinstance(model, Mixture):
+            return Oracle.of_mixture(model, self.stream, self.defense.outputs)
+        return Oracle(model, self.stream, self.defense.outputs)
+
+    def rewired(self, rewire: Callable[[nn.Module, dict[str, object]], nn.Module]) -> nn.Module:
+        """``attacked`` with its approximations: member by member if it is a mixture, whose members then stay known."""
+        if not isinstance(self.attacked, Mixture):
+            return rewire(self.attacked, self.approximations)
+        modules = dict(self.attacked.named_modules(remove_duplicate=False))
+        by_module = {modules[name]: approximation for name, approximation in self.approximations.items()}
+        members = [
+            # By module, not by name: members may share one.
+            rewire(member, {name: by_module[module] for name, module in member.named_modules() if module in by_module})
+            for member in self.attacked.members
+        ]
+        return Mixture(members, self.attacked.weights, probabilities=self.attacked.probabilities)
+
+
+def find_attack_surface(
+    defense: Defense,
+    images: Tensor,
+    *,
+    stream: RandomStream,
+    classes: int,
+    randomized: bool,
+    threat: ThreatModel,
+    eot: int,
+) -> AttackSurface:
+    """What an adaptive attacker uses: what the user says, or else what a search finds.
+
+    Args:
+        defense: what is audited.
+        images: of the audit, N x C x H x W; a few of them serve the search.
+        stream: random numbers of the defense.
+        classes, randomized: known from the preflight.
+        threat: where attacks may search.
+        eot: forwards to average in each step on a randomized defense.
+
+    Raises:
+        InputError: the user bypasses a submodule that no member contains.
+        DefenseError: the defense raises.
+    """
+    known = bool(defense.members)
+    attacked = defense.model
+    if known:
+        attacked = Mixture(defense.members, defense.weights, probabilities=defense.outputs == "probabilities")
+    surface = AttackSurface(
+        defense=defense,
+        stream=stream,
+        classes=classes,
+        randomized=randomized,
+        attacked=attacked,
+        eot=eot if randomized and not known else 1,
+    )
+    few = images[:SEARCH_IMAGES]
+    surface = replace(surface, approximations=_approximations(surface, few))
+    if known:
+        return surface
+    with stream.active(), blamed(defense.name, few):
+        inner = find_inner_logits(defense.model, few, defense.outputs, forwards=SEARCH_FORWARDS if randomized else 1)
+    return replace(surface, inner=inner, scoreless=not randomized and _scoreless(surface.oracle(), few, threat))
+
+
+def known_models(defense: Defense) -> Sequence[nn.Module]:
+    """Every module that an audit may run."""
+    through = [attack.through for attack in defense.own_attacks() if attack.through is not None]
+    return (defense.model, *defense.members, *defense.sources, *through)
+
+
+def _approximations(surface: AttackSurface, images: Tensor) -> dict[str, object]:
+    """What to bypass, under its name in ``surface.attacked``."""
+    defense, attacked = surface.defense, surface.attacked
+    user_bypass = defense.bypassed_modules()
+    if user_bypass is None:
+        with surface.stream.active():
+            return _search(surface, images)
+    if not defense.members:
+        return user_bypass
+    # The user's names are those in the model. The mixture holds the same modules under other names.
+    modules = dict(defense.model.named_modules())
+    names = {module: name for name, module in attacked.named_modules()}
+    outside = [name for name in user_bypass if modules[name] not in names]
+    if outside:
+        raise InputError(
+            f"bypass: {', '.join(outside)} is part of {defense.name} but of none of its members; "
+            "an attack on the members cannot bypass it: leave it or members= out"
+        )
+    return {names[modules[name]]: approximation for name, approximation in user_bypass.items()}
+
+
+def _search(surface: AttackSurface, images: Tensor) -> dict[str, object]:
+    if not surface.defense.members:
+        with blamed(surface.defense.name, images):
+            return find_bypass(surface.attacked, images, forwards=SEARCH_FORWARDS if surface.eot > 1 else 1)
+    found: dict[str, object] = {}
+    for number, member in enumerate(surface.defense.members):
+        with blamed(f"members[{number}]", images):
+            found |= {f"members.{number}.{name}": new for name, new in find_bypass(member, images).items()}
+    return found
+
+
+def _scoreless(oracle: Oracle, images: Tensor, threat: ThreatModel) -> bool:
+    """Whether the outputs for most images do not change at all when the images do, in any of three directions."""
+    unchanged = torch.ones(len(images), dtype=torch.bool, device=images.device)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        before = oracle(images)
+        for _ in range(3):
+            unchanged &= (oracle(threat.random_start(images, generator)) == before).all(1)
+    return bool(2 * unchanged.sum() > len(images))

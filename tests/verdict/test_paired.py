@@ -1,0 +1,78 @@
+"""Exact unconditional tests of paired proportions: level, power, and agreement with brute force."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from pytest_gradmask.verdict.paired import above_p, below_p, lower_bound, rejected_below, score, upper_bound
+from pytest_gradmask.verdict.stats import mcnemar_p, paired_interval
+
+
+def outcomes(trials: int) -> np.ndarray[tuple[int, int], np.dtype[np.int64]]:
+    """All pairs of discordant images, and the concordant ones."""
+    pairs = [(ours, theirs) for ours, theirs in product(range(trials + 1), repeat=2) if ours + theirs <= trials]
+    return np.array([(ours, theirs, trials - ours - theirs) for ours, theirs in pairs])
+
+
+def largest_error(rejected: np.ndarray[tuple[int, int], np.dtype[np.int64]], trials: int, difference: float) -> float:
+    """The largest chance of these outcomes where the difference is true, on a grid that the code does not use."""
+    least, most = max(0.0, -difference), (1 - difference) / 2
+    shares = np.linspace(least, most, 1501)
+    chances = [
+        stats.multinomial.pmf(rejected, trials, [share + difference, share, max(0.0, 1 - 2 * share - difference)]).sum()
+        for share in shares
+    ]
+    return float(max(chances))
+
+
+@pytest.mark.parametrize("trials", [5, 12, 20])
+@pytest.mark.parametrize("difference", [0.0, 0.05, 0.25, -0.1])
+@pytest.mark.parametrize("level", [0.01, 0.1])
+def test_the_level_holds_for_every_nuisance(trials: int, difference: float, level: float) -> None:
+    every = outcomes(trials)
+    rejected = np.array([row for row in every if below_p(row[0], row[1], trials, difference) <= level])
+    if len(rejected):
+        assert largest_error(rejected, trials, difference) <= level * 1.001
+
+
+def test_a_test_that_ignores_the_nuisance_breaks_the_level() -> None:
+    # The negative control: the asymptotic score test at its nominal level.
+    every = outcomes(12)
+    rejected = every[stats.norm.cdf(score(every[:, 0], every[:, 1], 12, 0.25)) <= 0.01]
+    assert largest_error(rejected, 12, 0.25) > 0.01
+
+
+@pytest.mark.parametrize(("trials", "difference", "level"), [(20, 0.25, 0.01), (37, 0.1, 0.004), (60, 0.05, 0.05)])
+def test_arrays_are_judged_as_numbers_are(trials: int, difference: float, level: float) -> None:
+    every = outcomes(trials)[::7]
+    found = rejected_below(every[:, 0], every[:, 1], trials, difference, level)
+    assert found.tolist() == [below_p(ours, theirs, trials, difference) <= level for ours, theirs, _ in every.tolist()]
+
+
+def test_it_rejects_where_the_conditional_test_does() -> None:
+    for ours, theirs in [(7, 0), (9, 1), (20, 5), (40, 20)]:
+        assert above_p(ours, theirs, 200, 0.0) < mcnemar_p(ours, theirs)
+
+
+def test_bounds_against_the_conservative_ones() -> None:
+    # Where nothing is broken nothing beats the binomial bound. Where both attacks break images, much does.
+    assert upper_bound(0, 0, 200, 0.99) == pytest.approx(paired_interval(0, 0, 200, 0.99)[1], abs=5e-4)
+    assert upper_bound(10, 10, 200, 0.99) < 0.65 * paired_interval(10, 10, 200, 0.99)[1]
+    assert lower_bound(30, 2, 200, 0.99) > paired_interval(30, 2, 200, 0.99)[0]
+
+
+@pytest.mark.parametrize(("ours", "theirs", "trials"), [(0, 0, 20), (3, 1, 20), (0, 4, 36), (12, 5, 60)])
+def test_bounds_are_the_hypotheses_not_rejected(ours: int, theirs: int, trials: int) -> None:
+    high, low = upper_bound(ours, theirs, trials, 0.95), lower_bound(ours, theirs, trials, 0.95)
+    assert low <= (ours - theirs) / trials <= high
+    assert below_p(ours, theirs, trials, high + 0.01) < 0.05 < below_p(ours, theirs, trials, high - 0.01)
+    assert above_p(ours, theirs, trials, low - 0.01) < 0.05 < above_p(ours, theirs, trials, low + 0.01)
+
+
+def test_without_images_nothing_is_known() -> None:
+    assert (below_p(0, 0, 0, 0.1), upper_bound(0, 0, 0, 0.99), lower_bound(0, 0, 0, 0.99)) == (1.0, 1.0, -1.0)
+    assert not rejected_below(np.zeros(3), np.zeros(3), 0, 0.1, 0.01).any()
