@@ -189,7 +189,7 @@ def _settings(audit: Mapping[str, Any], evidence: Mapping[str, Any]) -> dict[str
         "images": f"{audit['images']} used, of {audit['images_given']} given",
         "every attack on every image": "yes"
         if audit["exhaustive"]
-        else "no, the audit ended once its verdict was certain",
+        else "no, the audit ended once its verdict was decided",
         "bypassed by BPDA": ", ".join(audit["bypassed"]) or "nothing",
         "seed": str(provenance["seed"]),
         "device": str(provenance["device"]),

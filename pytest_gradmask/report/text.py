@@ -121,7 +121,7 @@ def _skipped(audit: Audit) -> list[str]:
     lines = []
     if audit.total < audit.given:
         lines.append(
-            f"Used {audit.total} of {audit.given} images, in random order, as the verdict was certain after them."
+            f"Used {audit.total} of {audit.given} images, in random order, as the verdict was decided after them."
         )
     if not audit.exhaustive and any(result.name == "pgd" for result in audit.attacks):
         lines.append(

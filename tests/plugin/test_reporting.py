@@ -80,7 +80,7 @@ def test_verdicts_reach_the_terminal_and_the_json_file(pytester: pytest.Pytester
     assert masked["seconds"] > 0
     assert masked["reasons"]
     run = json.loads((pytester.path / "out.json").read_text())
-    assert run["version"] == 1
+    assert run["version"] == 2
     assert run["provenance"]["settings"]["budget"] == "smoke"
 
 
@@ -139,7 +139,7 @@ def test_an_inconclusive_audit_fails_both_assertions(pytester: pytest.Pytester) 
     )
     result = pytester.runpytest(*RUN, "--gradmask-json=out.json")
     result.assert_outcomes(failed=2)
-    result.stdout.fnmatch_lines(["*about * images settle it*", "*This does not pass*"])
+    result.stdout.fnmatch_lines(["*about * images decide*", "*This does not pass*"])
     assert {audit["verdict"] for audit in read(pytester.path / "out.json")} == {"INCONCLUSIVE"}
 
 
