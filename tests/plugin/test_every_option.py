@@ -44,7 +44,7 @@ INI_VALUES = {
     "gradmask_data": "test_options.py::test_ini_values_of_data_and_places",
     "gradmask_device": "test_options.py::test_the_ini_value_turns_audits_on",
     "gradmask_download": "test_options.py::test_missing_data_is_downloaded_on_request_only",
-    "gradmask_engine": "../execution/test_engine.py::test_a_cluster_that_does_not_answer_is_a_usage_error",
+    "gradmask_engine": "../execution/test_engine.py::test_silent_cluster_is_a_usage_error",
     "gradmask_html": "test_html_option.py::test_no_page_without_audits",
     "gradmask_json": "test_options.py::test_ini_values_of_data_and_places",
     "gradmask_model": "test_model_option.py::test_the_model_of_the_command_line",
