@@ -349,15 +349,13 @@ def test_the_assertion_says_what_was_found_how_sure_that_is_and_what_to_do() -> 
     with pytest.raises(AssertionError) as failure:
         asserted(masked(KillGradient, convnet()))
     message = str(failure.value)
-    assert message.startswith("expected pgd to pass its unit test on Sequential, but it found 0 of 8 planted")
+    assert message.startswith("expected pgd to pass the binarization test on Sequential, but it found 0 of 8 embedded")
     assert "0.0% [0.0%, 43.8%] at 99% confidence" in message
     assert "through=bypassed(...)" in message
 
 
 def test_the_assertion_does_not_pass_on_too_few_images() -> None:
-    with pytest.raises(
-        AssertionError, match=r"(?s)found 3 of 3 .*no pass, and no proof of failure.*more than 3 images"
-    ):
+    with pytest.raises(AssertionError, match=r"(?s)found 3 of 3 .*does not prove a failure.*More than 3 images"):
         asserted(convnet(), count=3)
 
 
