@@ -19,7 +19,7 @@ from pytest_gradmask.attacks.decision import foolbox_installed, hop_skip_jump
 from pytest_gradmask.attacks.ensembles import joint_margins, member_by_member
 from pytest_gradmask.attacks.eot import on_average
 from pytest_gradmask.attacks.losses import logit_margin
-from pytest_gradmask.attacks.oracle import Oracle, blamed
+from pytest_gradmask.attacks.oracle import Oracle, errors_attributed_to
 from pytest_gradmask.attacks.pgd import apgd, pgd
 from pytest_gradmask.attacks.zero_order import zero_order
 from pytest_gradmask.auditing.budgets import Budget
@@ -123,7 +123,7 @@ def find_attack_surface(
     surface = replace(surface, approximations=_substitutes(surface, few))
     if known:
         return surface
-    with stream.active(), blamed(defense.name, few):
+    with stream.active(), errors_attributed_to(defense.name, few):
         inner = find_inner_logits(defense.model, few, defense.outputs, forwards=SEARCH_FORWARDS if randomized else 1)
     return replace(surface, inner=inner, scoreless=not randomized and _scoreless(surface.oracle(), few, threat))
 
@@ -162,11 +162,11 @@ def _scoreless(look: Oracle, images: torch.Tensor, threat: ThreatModel) -> bool:
 
 def _found(surface: AttackSurface, images: torch.Tensor) -> dict[str, object]:
     if not surface.defense.members:
-        with blamed(surface.defense.name, images):
+        with errors_attributed_to(surface.defense.name, images):
             return find_bypass(surface.attacked, images, forwards=SEARCH_FORWARDS if surface.eot > 1 else 1)
     found: dict[str, object] = {}
     for number, member in enumerate(surface.defense.members):
-        with blamed(f"members[{number}]", images):
+        with errors_attributed_to(f"members[{number}]", images):
             found |= {f"members.{number}.{name}": new for name, new in find_bypass(member, images).items()}
     return found
 

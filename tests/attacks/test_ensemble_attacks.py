@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from pytest_gradmask.attacks.ensembles import joint_margins, member_by_member
-from pytest_gradmask.attacks.evaluate import judge
+from pytest_gradmask.attacks.evaluate import logit_margins_and_fooled
 from pytest_gradmask.attacks.oracle import Oracle
 from pytest_gradmask.attacks.pgd import apgd
 from pytest_gradmask.errors import InputError
@@ -38,7 +38,7 @@ def test_a_perturbation_that_fools_most_members_is_kept() -> None:
     members: list[nn.Module] = [axis(0, -1.0, -0.5), axis(0, -1.0, -0.5), axis(0, 9.0, -0.5)]
     model = known(members)
     found = apgd(model, IMAGE, LABEL, threat=ThreatModel(1.0, "Linf", FAR), steps=20, generator=seeded(3))
-    _, fooled = judge(model, torch.tensor([[[[1.0, 0.0]]], [[[-1.0, 0.0]]]]), LABEL.repeat(2), 1)
+    _, fooled = logit_margins_and_fooled(model, torch.tensor([[[[1.0, 0.0]]], [[[-1.0, 0.0]]]]), LABEL.repeat(2), 1)
     assert fooled is not None
     assert fooled.tolist() == pytest.approx([1 / 3, 2 / 3])
     each = member_by_member(model, IMAGE, LABEL, threat=ThreatModel(1.0, "Linf", FAR), steps=20, generator=seeded())
@@ -52,10 +52,12 @@ def test_member_by_member_transfers_what_fools_one_member_to_the_others() -> Non
     images = draw(20, 3, 8, 8)
     labels = members[0](images).argmax(1)
     model, threat = known(members), ThreatModel(0.05)
-    best = judge(model, member_by_member(model, images, labels, threat=threat, steps=10, generator=seeded()), labels, 1)
+    best = logit_margins_and_fooled(
+        model, member_by_member(model, images, labels, threat=threat, steps=10, generator=seeded()), labels, 1
+    )
     for member in members:
         alone = apgd(member, images, labels, threat=threat, steps=10, generator=seeded(), stop_early=False)
-        fooled = judge(model, alone, labels, 1)[1]
+        fooled = logit_margins_and_fooled(model, alone, labels, 1)[1]
         assert best[1] is not None
         assert fooled is not None
         assert best[1].mean() >= fooled.mean() - 0.05
@@ -77,7 +79,7 @@ def test_the_joint_attack_spends_what_a_loud_member_does_not_need_on_a_quiet_one
     model, threat = known([loud, quiet]), ThreatModel(1.0, "L2", FAR)
     start, labels = torch.zeros(8, 1, 1, 2), torch.zeros(8, dtype=torch.int64)
     found = apgd(model, start, labels, threat=threat, steps=60, generator=seeded(), loss=joint_margins)
-    fooled = judge(model, found, labels, 1)[1]
+    fooled = logit_margins_and_fooled(model, found, labels, 1)[1]
     assert fooled is not None
     assert (fooled == 1).all()
 

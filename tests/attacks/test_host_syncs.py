@@ -63,7 +63,7 @@ ATTACKS: dict[str, tuple[Callable[..., torch.Tensor], int]] = {
 @pytest.mark.parametrize("name", ATTACKS)
 def test_an_attack_seldom_stops_a_gpu(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (pgd, zero_order, arc):
-        monkeypatch.setattr(module, "worth_a_look", lambda images, since: since == 0)
+        monkeypatch.setattr(module, "should_sync", lambda images, steps_since: steps_since == 0)
     mixture = Mixture([convolutional(), convolutional()])
     ensemble = name in ("joint margins", "member by member", "arc")
     stream = RandomStream(0, CPU)
