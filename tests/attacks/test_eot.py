@@ -14,6 +14,7 @@ from pytest_gradmask.attacks.eot import averaged, on_average
 from pytest_gradmask.attacks.evaluate import mean_logit_margins, value_and_grad
 from pytest_gradmask.attacks.losses import cross_entropy, logit_margin
 from pytest_gradmask.attacks.pgd import apgd, pgd
+from pytest_gradmask.attacks.protocol import AttackFunction
 from pytest_gradmask.attacks.zero_order import zero_order
 from pytest_gradmask.errors import InputError
 from pytest_gradmask.loading.models.composites import Mixture, RandomizedEnsemble
@@ -114,7 +115,8 @@ def test_averaged_is_the_mean_of_probabilities() -> None:
     many = averaged(RandomizedEnsemble(members), 600)(images)
     torch.testing.assert_close(many.exp(), Mixture(members)(images).exp(), atol=0.06, rtol=0)
     assert averaged(members[0], 1) is members[0]
-    assert on_average(pgd, 1) is pgd
+    attack: AttackFunction = partial(pgd, steps=1)
+    assert on_average(attack, 1) is attack
     with pytest.raises(InputError, match="passes=0: must be a whole number of at least 1"):
         averaged(members[0], 0)
 
