@@ -32,7 +32,7 @@ from pytest_gradmask.execution.isolation import moved, no_trace
 from pytest_gradmask.execution.versions import versions
 from pytest_gradmask.probes.comparisons import compare_attacks
 from pytest_gradmask.probes.preflight import check_batch, check_defense, check_device, check_setting
-from pytest_gradmask.probes.suite import Probe, ask, probe_defense
+from pytest_gradmask.probes.suite import Probe, probe_defense, run_probe
 from pytest_gradmask.randomized.prediction import plan_sampler
 from pytest_gradmask.randomized.streams import RandomStream
 from pytest_gradmask.threat import ThreatModel
@@ -262,11 +262,11 @@ class _Inquiry:
         oracle.reseed(subseed(self.seed, "defense under probes"))
         generator = torch.Generator().manual_seed(subseed(self.seed, "probes"))
         try:
-            found = probe_defense(oracle, images, labels, self.threat, generator, surface.randomized)
+            found = probe_defense(oracle, images, labels, self.threat, generator, randomized=surface.randomized)
         except Exception as error:  # the defense is not ours: whatever its backward raises is a finding, not a crash
             found = [Finding("no-gradient", f"differentiating it raises {type(error).__name__}: {error}", True)]
         for probe in self.probes:
-            found += ask(probe, surface.oracle(), images, labels, self.threat, generator)
+            found += run_probe(probe, surface.oracle(), images, labels, self.threat, generator)
         return found
 
 
