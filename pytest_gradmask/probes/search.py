@@ -56,7 +56,7 @@ def unbounded_attack(oracle: Oracle, trace: PGDTrace, generator: torch.Generator
                 evaluation = value_and_grad(oracle, x_adv, labels, logit_margin, eot)
                 logit_margins, gradient = evaluation.logit_margins, evaluation.gradient
                 x_adv = unbounded.project(x_adv + step_size * unbounded.step(gradient.nan_to_num(nan=0.0)), images)
-            # Judged before the step. NaN logits are no classification, but no success of the gradient either.
+            # The margins are from before the step. NaN logits are no success of the gradient.
             active = ~(logit_margins > 0)
             images, labels, x_adv = images[active], labels[active], x_adv[active]
     count = len(images)

@@ -46,7 +46,7 @@ class _StraightThrough(torch.autograd.Function):
         return gradients[0], None
 
 
-#: From the forward of a submodule and the images that the model was given to the forward that replaces it.
+#: Takes the forward of a submodule and the images of the model, and returns the forward that replaces it.
 Rewire = Callable[[Forward, Tensor], Forward]
 
 
