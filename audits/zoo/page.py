@@ -86,7 +86,7 @@ def _has_flag(flag: str) -> Callable[[Record], bool]:
 
 def _fails_binarization_test(record: Record) -> bool:
     passed, tested = record["binarization_test"]["passed"], record["binarization_test"]["tested"]
-    return BinarizationTest(("passed",) * passed + ("failed",) * (tested - passed), confidence=0.99).fails
+    return BinarizationTest(outcomes=("passed",) * passed + ("failed",) * (tested - passed), confidence=0.99).fails
 
 
 def _count(group: Sequence[Record], holds: Callable[[Record], bool]) -> str:
