@@ -74,6 +74,8 @@ class Oracle(nn.Module):
         members: for each member, a function from images to its logits; empty unless the model is a mixture.
         weights: one for each member.
         forwards, backwards: images passed through the defense so far in each direction.
+        calls: passes so far in either direction, of batches of any size.
+        largest: images in the largest batch so far.
 
     Raises:
         DefenseError: from any forward pass in which the model raises, or changes its number of classes.
@@ -99,6 +101,8 @@ class Oracle(nn.Module):
         self.dtype = parameter_dtype(model)
         self.forwards = 0
         self.backwards = 0
+        self.calls = 0
+        self.largest = 0
         # Attacks of other libraries look at it, and some would switch the model back to it.
         self.training = False  # eval() would change the model's own flags, which are the user's
 
@@ -113,6 +117,8 @@ class Oracle(nn.Module):
 
     def _ask(self, model: nn.Module, passes: int, images: torch.Tensor) -> torch.Tensor:
         self.forwards += passes * len(images)
+        self.calls += passes
+        self.largest = max(self.largest, len(images))
         raw = self._answer(model, images.to(self.dtype, copy=True))  # the model may write into its input
         if raw.shape != (len(images), self._classes or raw.shape[-1]):
             raise DefenseError(
@@ -157,3 +163,4 @@ class Oracle(nn.Module):
 
     def _count_backward(self, passes: int, gradient: torch.Tensor) -> None:
         self.backwards += passes * len(gradient)
+        self.calls += passes
