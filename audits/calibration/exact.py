@@ -11,9 +11,8 @@ from numpy.typing import NDArray
 from scipy.stats import binom
 
 from audits.calibration.simulation import ADAPTIVE, CONFIDENCE
-from pytest_gradmask.verdict.paired import rejected_below
-from pytest_gradmask.verdict.results import AttackResult, Verdict
-from pytest_gradmask.verdict.rule import decide
+from pytest_gradmask import AttackResult, Verdict
+from pytest_gradmask.auditing.research import decide, plan_analyses, rejected_below
 
 
 def false_alarm_bound(images: int, discordant: Sequence[float], shares: Sequence[float]) -> float:
@@ -29,6 +28,12 @@ def false_alarm_bound(images: int, discordant: Sequence[float], shares: Sequence
     """
     each = [binom.pmf(np.arange(images + 1), images, chance) for chance in discordant]
     return float(sum(chances @ _significance(images, share) for chances, share in zip(each, shares, strict=True)))
+
+
+def decision_shares(images: int, margin: float, attacks: int) -> list[float]:
+    """The share of the error of each decision at the last analysis of an audit, one after each adaptive attack."""
+    analysis = plan_analyses(images, margin, CONFIDENCE)[-1]
+    return [analysis.lower_share(attacks, complete=number == attacks - 1) for number in range(attacks)]
 
 
 @lru_cache(maxsize=64)

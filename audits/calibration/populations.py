@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from pytest_gradmask.auditing.budgets import Budget
+from pytest_gradmask import Budget
 
 Counts = NDArray[np.int64]
 #: Which adaptive attacks find the images that are masked: every one of them, the last only, or each its own part.

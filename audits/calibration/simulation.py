@@ -15,10 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from audits.calibration.populations import Counts, Patterns, Population, draw, patterns
-from pytest_gradmask.verdict.interim import InterimAnalysis, plan_analyses
-from pytest_gradmask.verdict.paired import rejected_below
-from pytest_gradmask.verdict.results import AttackResult, Verdict
-from pytest_gradmask.verdict.rule import decide, judge
+from pytest_gradmask import AttackResult, Verdict
+from pytest_gradmask.auditing.research import InterimAnalysis, decide, judge, plan_analyses, rejected_below
 
 #: In the order in which `plan.plan_attacks` runs them.
 ADAPTIVE = ("bpda", "transfer-backbone", "square", "zero-order")

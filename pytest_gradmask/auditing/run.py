@@ -32,7 +32,7 @@ from pytest_gradmask.execution.fingerprint import FingerprintError, fingerprint,
 from pytest_gradmask.execution.versions import versions
 from pytest_gradmask.probes.comparisons import compare_attacks
 from pytest_gradmask.probes.preflight import check_batch, check_device, check_setting
-from pytest_gradmask.probes.suite import Probe, ask, probe_defense
+from pytest_gradmask.probes.suite import Probe, probe_defense, run_probe
 from pytest_gradmask.threat import ThreatModel
 from pytest_gradmask.verdict.audit import Audit, in_order
 from pytest_gradmask.verdict.interim import InterimAnalysis, plan_analyses
@@ -239,12 +239,12 @@ class AuditRun:
         oracle.reseed(subseed(seed, "defense under probes"))
         generator = torch.Generator().manual_seed(subseed(seed, "probes"))
         try:
-            found = probe_defense(oracle, images, labels, threat, generator, surface.randomized)
+            found = probe_defense(oracle, images, labels, threat, generator, randomized=surface.randomized)
         except Exception as error:  # the defense is not ours: whatever its backward raises is a finding, not a crash
             message = f"differentiating it raises {type(error).__name__}: {error}"
             found = [Finding("no-gradient", message, undermines_attacks=True)]
         for probe in self.probes:
-            found += ask(probe, surface.oracle(), images, labels, threat, generator)
+            found += run_probe(probe, surface.oracle(), images, labels, threat, generator)
         return found
 
     def _correct(self) -> tuple[Tensor, Tensor]:

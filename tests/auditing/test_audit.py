@@ -64,7 +64,7 @@ def test_a_robust_model_is_not_masked() -> None:
 def test_where_attacks_find_nothing_one_of_them_has_to_pass_its_unit_test(
     bypass: list[str], verdict: Verdict, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run, "probe_defense", lambda *arguments: [])  # the test alone has to see it
+    monkeypatch.setattr(run, "probe_defense", lambda *_, **__: [])  # the test alone has to see it
     result = audited(Defense(masked(KillGradient), bypass=bypass), threat=ThreatModel(1e-6))
     assert result.robust_accuracy.value == 1
     assert result.verdict is verdict

@@ -73,7 +73,7 @@ def test_no_trace_is_left() -> None:
     model = Noisy(linear()).eval()
     before = global_state()
     with on(model) as prepared:
-        prepared.runner("pgd" if "pgd" in prepared.names else "apgd-ce")()
+        prepared.runner("pgd" if "pgd" in prepared.attacks else "apgd-ce")()
     assert global_state() == before
     assert all(parameter.requires_grad and parameter.grad is None for parameter in model.parameters())
 

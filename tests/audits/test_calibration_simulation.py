@@ -99,10 +99,11 @@ def test_a_placebo_with_too_small_a_budget_is_caught(share: float, caught: bool)
 
 @pytest.mark.parametrize("images", [20, 100, 500])
 def test_false_alarms_are_bounded_exactly(images: int) -> None:
-    bounds = [false_alarm_bound(images, [step / 20] * 4) for step in range(21)]
+    shares = [0.2 / 3] * 3 + [0.8]
+    bounds = [false_alarm_bound(images, [step / 20] * 4, shares) for step in range(21)]
     assert 0.001 < max(bounds) <= 0.01
     # Two looks, each counted as the only one, are not bounded so.
-    assert max(false_alarm_bound(images, [step / 20]) for step in range(21)) * 2 > 0.01
+    assert max(false_alarm_bound(images, [step / 20] * 2, [1.0, 1.0]) for step in range(21)) > 0.01
 
 
 @pytest.mark.parametrize("finders", FINDERS)

@@ -186,7 +186,7 @@ def test_a_baseline_is_read_back(tmp_path: Path) -> None:
         ("{", "cannot be read"),
         ("[]", "is not a file of --gradmask-json"),
         ("{}", "is not a file of --gradmask-json"),
-        (json.dumps({"version": 99, "audits": []}), "has version 99, not 1"),
+        (json.dumps({"version": 99, "audits": []}), "has version 99, not 2 or 1"),
         (json.dumps({"version": 1, "audits": [{}]}), "is not a file of --gradmask-json"),
         (json.dumps({"version": 1, "complete": True, "audits": ["x"]}), "is not a file of --gradmask-json"),
         (json.dumps(plain_run(plain_audit(), complete=False)), "is of a run that was not complete"),
