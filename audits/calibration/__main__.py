@@ -12,7 +12,7 @@ from itertools import count, product
 from pathlib import Path
 from typing import Any
 
-from audits.calibration.exact import chances, false_alarm_bound
+from audits.calibration.exact import chances, decision_shares, false_alarm_bound
 from audits.calibration.populations import FINDERS, Population, costs, patterns
 from audits.calibration.simulation import audit_rule, disagreements, simulate
 from pytest_gradmask.auditing.research import BUDGETS, replaced, versions
@@ -45,9 +45,10 @@ def without_masking(
         population = Population(accuracy, effect, correlation, **(costs(BUDGETS["ci"]) if spent == "ci" else {}))
         seen = patterns(population)
         discordant = [seen.discordant(analysis) for analysis in range(len(population.costs))]
+        shares = decision_shares(images, NO_MARGIN, len(population.costs))
         yield _row(population, images, audits, NO_MARGIN, seed) | {
             "costs": spent,
-            "bound": false_alarm_bound(images, discordant) if spent == "equal" else None,
+            "bound": false_alarm_bound(images, discordant, shares) if spent == "equal" else None,
         }
 
 

@@ -76,6 +76,8 @@ class Oracle(nn.Module):
         members: for each member, a function from images to its logits; empty unless the model is a mixture.
         weights: one for each member.
         forwards, backwards: number of images passed through the defense so far, in each direction.
+        calls: number of passes so far in either direction, of batches of any size.
+        largest: number of images in the largest batch so far.
 
     Raises:
         DefenseError: in a forward pass, if the model raises or changes its number of classes.
@@ -101,6 +103,8 @@ class Oracle(nn.Module):
         self.dtype = parameter_dtype(model)
         self.forwards = 0
         self.backwards = 0
+        self.calls = 0
+        self.largest = 0
         # Attacks of other libraries read this flag, and some set the model back to it afterwards.
         self.training = False  # eval() would change the flags of the model, which belong to the user
 
@@ -115,6 +119,8 @@ class Oracle(nn.Module):
 
     def _query(self, model: nn.Module, passes: int, images: Tensor) -> Tensor:
         self.forwards += passes * len(images)
+        self.calls += passes
+        self.largest = max(self.largest, len(images))
         raw = self._forward(model, images.to(self.dtype, copy=True))  # the model may write into its input
         if raw.shape != (len(images), self._classes or raw.shape[-1]):
             raise DefenseError(
@@ -159,3 +165,4 @@ class Oracle(nn.Module):
 
     def _count_backward(self, passes: int, gradient: Tensor) -> None:
         self.backwards += passes * len(gradient)
+        self.calls += passes

@@ -25,10 +25,10 @@ Randomized defenses:
 
 Rule and statistics:
     - `decide` is the decision rule for one audit, and `judge` the same rule for the counts of many audits at once.
-      `adjusted_p` corrects a p value for several analyses. `InterimAnalysis` and `plan_analyses` say when an audit
+      `InterimAnalysis` and `plan_analyses` say when an audit
       analyses its results.
     - `measure_gap` measures the masking gap of given attacks. `accuracy` is the robust accuracy under given attacks.
-    - `accuracy_bounds`, `clopper_pearson`, `paired_interval`, `mcnemar_p` and `mean_p` are the bounds and tests that
+    - `accuracy_bounds`, `clopper_pearson`, `rejected_below`, `mcnemar_p` and `mean_p` are the bounds and tests that
       verdicts rest on.
 
 Models and data:
@@ -67,8 +67,9 @@ from pytest_gradmask.randomized.prediction import Sampler, draws_shared, plan_sa
 from pytest_gradmask.randomized.streams import RandomStream
 from pytest_gradmask.verdict.interim import InterimAnalysis, plan_analyses
 from pytest_gradmask.verdict.results import accuracy
-from pytest_gradmask.verdict.rule import adjusted_p, decide, judge, measure_gap
-from pytest_gradmask.verdict.stats import accuracy_bounds, clopper_pearson, mcnemar_p, mean_p, paired_interval
+from pytest_gradmask.verdict.paired import rejected_below
+from pytest_gradmask.verdict.rule import decide, judge, measure_gap
+from pytest_gradmask.verdict.stats import accuracy_bounds, clopper_pearson, mcnemar_p, mean_p
 
 __all__ = [
     "BUDGETS",
@@ -84,7 +85,6 @@ __all__ = [
     "Scorer",
     "accuracy",
     "accuracy_bounds",
-    "adjusted_p",
     "arc",
     "as_defense",
     "autoattack",
@@ -108,10 +108,10 @@ __all__ = [
     "member_by_member",
     "moved",
     "no_trace",
-    "paired_interval",
     "plan_analyses",
     "plan_sampler",
     "random_state_kept",
+    "rejected_below",
     "replaced",
     "samples_needed",
     "seeded_by",

@@ -15,7 +15,7 @@ import pytest_gradmask
 from docs.pages import OUTSIDE, hooks, linked, marker_arguments, reference, registered
 from pytest_gradmask import plugin
 from pytest_gradmask.verdict.interim import _FIRST, _LAST, _OTHERS
-from pytest_gradmask.verdict.stats import paired_interval
+from pytest_gradmask.verdict.paired import upper_bound
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -101,7 +101,7 @@ def test_the_figures_of_the_statistics_page_are_right() -> None:
     rows = re.findall(r"^\| ([\d,]+) \| ([\d.]+) percentage points \|$", text, re.MULTILINE)
     assert len(rows) == 4
     for images, points in rows:
-        bound = paired_interval(0, 0, int(images.replace(",", "")), 0.99)[1]
+        bound = upper_bound(0, 0, int(images.replace(",", "")), 0.99)
         assert float(points) == pytest.approx(100 * bound, abs=0.05)
     for share in (_FIRST, _OTHERS, _LAST):
         assert re.search(rf"\b{share}\b", text)

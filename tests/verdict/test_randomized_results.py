@@ -124,8 +124,8 @@ def test_the_gap_is_the_mean_difference_of_chances() -> None:
     clean = (True, True, True, False)
     gap = measure_gap(clean, CLEAN, ATTACKS, 0.99)
     assert gap is not None
-    differences = [0.8 - 0.0, 0.3 - 0.4, 0.5 - 0.1, 0.0]
-    assert gap.estimate == pytest.approx(sum(differences) / 4)
+    differences = [0.8 - 0.0, 0.3 - 0.4, 0.5 - 0.1]
+    assert gap.estimate == pytest.approx(sum(differences) / 3)
     assert gap.excess == pytest.approx(1.2)
     assert gap.placebo_only == pytest.approx(0.1)
     assert (gap.low, gap.high) == pytest.approx(difference_bounds(differences, 0.99))
