@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from pytest_gradmask.loading.class_folders import note_on
 from pytest_gradmask.plugin import hookspecs
 from pytest_gradmask.plugin.fixtures import (
     backbone,
@@ -74,7 +75,7 @@ def pytest_configure(config: pytest.Config) -> None:
         config.pluginmanager.register(Collector(config, settings, selection), "gradmask-collector")
 
 
-def pytest_report_header(config: pytest.Config) -> str | None:
+def pytest_report_header(config: pytest.Config) -> list[str] | None:
     """The effective settings, where audits run."""
     settings = config.stash[SETTINGS]
     if not settings.enabled:
@@ -82,10 +83,12 @@ def pytest_report_header(config: pytest.Config) -> str | None:
     samples = "budget's number" if settings.samples is None else settings.samples
     model = "" if settings.model is None else f"model={settings.model}, "
     engine = "" if settings.engine == "local" else f", engine={settings.engine}"
-    return (
+    note = note_on(settings.data)
+    return [
         f"gradmask: budget={settings.budget}, device={settings.torch_device}, {model}data={settings.data}, "
-        f"samples={samples}, seed={settings.seed}{engine}"
-    )
+        f"samples={samples}, seed={settings.seed}{engine}",
+        *([f"gradmask: {note}"] if note else []),
+    ]
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

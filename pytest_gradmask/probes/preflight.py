@@ -6,7 +6,7 @@ finding.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
@@ -32,11 +32,12 @@ _SAME_ALONE = 0.02
 
 @dataclass(frozen=True, slots=True)
 class Preflight:
-    """What is known of a defense before it is attacked."""
+    """What is known of a defense before it is attacked; ``predictions``: its answers to the clean images, int64, N."""
 
     classes: int
     randomized: bool
     findings: tuple[Finding, ...]
+    predictions: torch.Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long), compare=False)
 
 
 def check_setting(confidence: float, seed: int = 0, margin: float = 0.05) -> None:
@@ -120,7 +121,7 @@ def check_defense(defense: Defense, oracle: Oracle, images: torch.Tensor, labels
     """
     for model in (defense.model, *defense.members, *defense.sources):
         _check_eval_mode(model)
-    classes = _check_outputs(defense, images)
+    classes, predictions = _check_outputs(defense, images)
     if labels.min() < 0 or labels.max() >= classes:
         raise InputError(
             f"labels: range from {labels.min().item()} to {labels.max().item()}, but {defense.name} has {classes} "
@@ -153,7 +154,7 @@ def check_defense(defense: Defense, oracle: Oracle, images: torch.Tensor, labels
                 )
     if defense.outputs == "probabilities":
         findings.append(Finding("probabilities", "the model returns probabilities; attacks used their logarithm"))
-    return Preflight(classes, randomized, tuple(findings))
+    return Preflight(classes, randomized, tuple(findings), predictions)
 
 
 def _check_eval_mode(model: nn.Module) -> None:
@@ -167,18 +168,19 @@ def _check_eval_mode(model: nn.Module) -> None:
             )
 
 
-def _check_outputs(defense: Defense, images: torch.Tensor) -> int:
-    """What the model returns for all images, batch by batch; the number of classes."""
+def _check_outputs(defense: Defense, images: torch.Tensor) -> tuple[int, torch.Tensor]:
+    """What the model returns for all images, batch by batch; the number of classes, and the answers (int64, N)."""
 
-    def part(start: int, end: int) -> int:
+    def part(start: int, end: int) -> tuple[int, torch.Tensor]:
         # Without the oracle's conversions, to see what the model itself returns.
         some = images[start:end].to(parameter_dtype(defense.model), copy=True)
         with torch.no_grad():
             raw = answer(defense.name, defense.model, some)
         _check_output(defense, raw, images[start:end])
-        return raw.shape[1]
+        return raw.shape[1], raw.argmax(1)
 
-    return in_batches(part, len(images), _BATCH)[0]
+    parts = in_batches(part, len(images), _BATCH)
+    return parts[0][0], torch.cat([answers for _, answers in parts])
 
 
 def _check_output(defense: Defense, output: object, images: torch.Tensor) -> None:
