@@ -11,6 +11,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
 import torch
@@ -31,10 +32,10 @@ _SAME = 0.02
 _ROUNDINGS = 16
 #: Points that must differ. A front end that rounds may round one point otherwise.
 _FEWEST = 2
-#: Largest change of a pixel in 255ths that the grid of 8 bits does not show.
-_OFF_GRID = 0.45
-#: A point on the grid is unlike those around it if it differs from them by this multiple of their own difference.
-_LEAP = 4.0
+#: Changes of a pixel in 255ths that the grid of 8 bits does not show, and how many points are changed so.
+_OFF_GRID, _BESIDE = (0.1, 0.49), 4
+#: A point on the grid is unlike those around it if it differs from each by this multiple of their largest difference.
+_LEAP = 2.0
 #: A defense with more parameters and buffers than this (in bytes) is not copied.
 _LARGEST = 4e9
 #: How often the same points are asked in a row, to see whether the answers change.
@@ -226,15 +227,16 @@ def _off_grid(
     on_grid = low + ((points - low) / width * 255).round() / 255 * width
 
     def beside() -> Tensor:
-        signs = torch.randint(0, 2, points.shape, generator=generator, dtype=torch.int8).to(points) * 2 - 1
-        moved = on_grid + signs * _OFF_GRID * width / 255
-        inside = (moved >= threat.bounds[0]) & (moved <= threat.bounds[1])
-        return torch.where(inside, moved, on_grid - signs * _OFF_GRID * width / 255)
+        shares, signs = torch.rand(2, *points.shape, generator=generator).to(points)
+        size = (_OFF_GRID[0] + (_OFF_GRID[1] - _OFF_GRID[0]) * shares) * width / 255
+        moved = on_grid + torch.where(signs < 0.5, size, -size)
+        return torch.where((moved >= low) & (moved <= low + width), moved, 2 * on_grid - moved)
 
-    on, off, other = (oracle(some) for some in (on_grid, beside(), beside()))
-    leap = torch.minimum(_change(on, off), _change(on, other)) > _LEAP * _change(off, other)
-    differing = _differing(on, off, tolerance) & _differing(on, other, tolerance) & leap
-    return [f"on the grid of 8 bits and off it ({_described(on, off, differing)})"] if _enough(differing) else []
+    on, *off = (oracle(some) for some in (on_grid, *(beside() for _ in range(_BESIDE))))
+    away = torch.stack([_change(on, one) for one in off]).amin(0)
+    among = torch.stack([_change(one, other) for one, other in combinations(off, 2)]).amax(0)
+    differing = (away > tolerance * _size(on)) & (away > _LEAP * among)
+    return [f"on the grid of 8 bits and off it ({_described(off[0], on, differing)})"] if _enough(differing) else []
 
 
 def _under_inference_mode(oracle: Oracle, points: Tensor, expected: Tensor, seed: int, tolerance: float) -> list[str]:

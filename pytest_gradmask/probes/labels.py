@@ -77,7 +77,7 @@ def chance_accuracy(answers: _Array, labels: _Array, classes: int, confidence: f
         p_value, chance = _tail(shuffled, right), float(shuffled.mean()) / total
     else:
         p_value, chance = float(binom.sf(right - 1, total, 1 / classes)), 1 / classes
-    useful = chance + _USEFUL * (1 - chance)
+    useful = 1 / classes + _USEFUL * (1 - 1 / classes)
     if p_value <= 1 - confidence or binom.cdf(right, total, useful) > _SURE * (1 - confidence):
         return []
     return [
