@@ -46,6 +46,11 @@ class Attack:
             raise InputError(f"run={self.run!r}: must be a function from (model, images, labels) to images")
         if self.kind not in ("adaptive", "gradient"):
             raise InputError(f"kind={self.kind!r}: must be adaptive or gradient")
+        if self.kind == "gradient" and self.through is not None:
+            raise InputError(
+                f"through={type(self.through).__name__}: a gradient attack follows the defense's own gradient; drop "
+                'through=, or give kind="adaptive"'
+            )
         if not (self.through is None or isinstance(self.through, nn.Module)):
             raise InputError(f"through={self.through!r}: must be a torch.nn.Module, or None for the defense itself")
         if self.access is None:

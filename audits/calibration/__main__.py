@@ -1,6 +1,6 @@
 """``python -m audits.calibration``: docs/calibration.md and its picture, from audits/calibration/result.json.
 
-With ``--simulate`` it first makes that file anew, which takes some minutes on one core.
+With ``--simulate`` it first repeats the simulation and writes that file, which takes some minutes on one core.
 """
 
 from __future__ import annotations
@@ -12,12 +12,10 @@ from itertools import count, product
 from pathlib import Path
 from typing import Any
 
-from audits.calibration.exact import chances, false_alarm_bound
+from audits.calibration.exact import chances, decision_shares, false_alarm_bound
 from audits.calibration.populations import FINDERS, Population, costs, patterns
 from audits.calibration.simulation import audit_rule, disagreements, simulate
-from pytest_gradmask.auditing.budgets import BUDGETS
-from pytest_gradmask.execution.files import replaced
-from pytest_gradmask.execution.versions import versions
+from pytest_gradmask.auditing.research import BUDGETS, replaced, versions
 
 HERE = Path(__file__).parent
 DOCS = HERE.parent.parent / "docs"
@@ -26,7 +24,7 @@ FILE = HERE / "result.json"
 AUDITS = 10_000
 #: Default margins of the budgets, and one that 50 images can resolve.
 MARGINS = {20: 0.25, 50: 0.10, 200: 0.05, 1000: 0.02}
-#: So small that the tests alone have to prevent false alarms: what is ``MASKED`` at any margin is so at this one.
+#: So small that only the tests prevent false alarms: an audit that is ``MASKED`` at any margin is so at this one.
 NO_MARGIN = 0.001
 GAPS = (0.05, 0.1, 0.2, 0.4)
 SIZES = tuple(sorted({round(10 * 100 ** (step / 60)) for step in range(61)}))
@@ -41,20 +39,21 @@ def without_masking(
     accuracies: Sequence[float] = (0.1, 0.5, 0.9),
     correlations: Sequence[float] = (0.0, 0.5, 1.0),
 ) -> Iterator[Row]:
-    """No image is masked: adaptive attacks break survivors as the placebo does, with equal and with real costs."""
+    """Audits without masking: adaptive attacks break survivors as the placebo does, with equal or with real costs."""
     cases = product(sizes, effects, accuracies, correlations, ("equal", "ci"))
-    for seed, (images, effect, standing, correlation, spent) in zip(count(), cases, strict=False):
-        population = Population(standing, effect, correlation, **(costs(BUDGETS["ci"]) if spent == "ci" else {}))
+    for seed, (images, effect, accuracy, correlation, spent) in zip(count(), cases, strict=False):
+        population = Population(accuracy, effect, correlation, **(costs(BUDGETS["ci"]) if spent == "ci" else {}))
         seen = patterns(population)
-        discordant = [seen.discordant(look) for look in range(len(population.costs))]
+        discordant = [seen.discordant(analysis) for analysis in range(len(population.costs))]
+        shares = decision_shares(images, NO_MARGIN, len(population.costs))
         yield _row(population, images, audits, NO_MARGIN, seed) | {
             "costs": spent,
-            "bound": false_alarm_bound(images, discordant) if spent == "equal" else None,
+            "bound": false_alarm_bound(images, discordant, shares) if spent == "equal" else None,
         }
 
 
 def with_a_gap(audits: int = AUDITS, sizes: Sequence[int] = tuple(MARGINS)) -> Iterator[Row]:
-    """Of 60 % survivors some are masked, and attacks spend what the budget ``ci`` allows."""
+    """Audits with a gap: some of the 60 % survivors are masked, and attacks have the costs of the budget ``ci``."""
     for seed, (images, effect) in zip(count(1000, 100), product(sizes, (0.0, 0.02)), strict=False):
         cases = product(sorted({*GAPS, MARGINS[images]}), FINDERS)
         for number, (gap, finders) in enumerate(cases):
@@ -63,7 +62,7 @@ def with_a_gap(audits: int = AUDITS, sizes: Sequence[int] = tuple(MARGINS)) -> I
 
 
 def around_the_margin(audits: int = AUDITS, sizes: Sequence[int] = (200, 1000)) -> Iterator[Row]:
-    """Gaps of none, half the margin and the margin, where mere budget finds images, too."""
+    """Audits with gaps of zero, half the margin and the margin, where more budget alone also breaks images."""
     cases = product(sizes, (0.0, 0.5, 1.0), (0.0, 0.01, 0.02, 0.05))
     for seed, (images, share, effect) in zip(count(3000), cases, strict=False):
         population = Population(0.6, effect, gap=share * MARGINS[images])
@@ -71,7 +70,7 @@ def around_the_margin(audits: int = AUDITS, sizes: Sequence[int] = (200, 1000)) 
 
 
 def power_curves() -> dict[str, list[list[float]]]:
-    """For each gap, images and exact power at a margin of 5 points, where only one attack finds the gap."""
+    """Numbers of images with the exact power, for each gap: one attack finds the gap, and the margin is 5 %."""
     return {f"{gap:g}": [[size, chances(size, 0.05, gap)[0]] for size in SIZES] for gap in GAPS}
 
 
@@ -99,7 +98,7 @@ def _row(population: Population, images: int, audits: int, margin: float, seed: 
 
 
 def measure() -> dict[str, Any]:
-    """Everything the page tells."""
+    """All results that the page shows."""
     return {
         "without_masking": list(without_masking()),
         "with_a_gap": list(with_a_gap()),
@@ -110,11 +109,11 @@ def measure() -> dict[str, Any]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Simulate if asked to, draw the picture, write the page."""
+    """Simulate if an option asks for it, draw the picture, write the page."""
     from audits.calibration.page import draw, markdown
 
     parser = argparse.ArgumentParser(prog="python -m audits.calibration", description=__doc__)
-    parser.add_argument("--simulate", action="store_true", help=f"make {FILE.name} anew")
+    parser.add_argument("--simulate", action="store_true", help=f"simulate again and write {FILE.name}")
     if parser.parse_args(arguments).simulate:
         FILE.parent.mkdir(parents=True, exist_ok=True)
         with replaced(FILE) as part:
@@ -125,7 +124,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _json(content: Mapping[str, Any]) -> str:
-    """One row a line, so that a change shows as such."""
+    """JSON with one row per line, so that a difference between versions is readable."""
     parts = []
     for key, value in content.items():
         if isinstance(value, list):

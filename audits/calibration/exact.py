@@ -11,30 +11,39 @@ from numpy.typing import NDArray
 from scipy.stats import binom
 
 from audits.calibration.simulation import ADAPTIVE, CONFIDENCE
-from pytest_gradmask.verdict.results import AttackResult, Verdict
-from pytest_gradmask.verdict.rule import decide
+from pytest_gradmask import AttackResult, Verdict
+from pytest_gradmask.auditing.research import decide, plan_analyses, rejected_below
 
 
-def false_alarm_bound(images: int, discordant: Sequence[float]) -> float:
-    """An upper bound of the chance of ``MASKED`` without masking, however the looks depend on each other.
+def false_alarm_bound(images: int, discordant: Sequence[float], shares: Sequence[float]) -> float:
+    """An upper bound of the chance of ``MASKED`` without masking, however the decisions depend on each other.
 
-    The chances that the paired test rejects at each look, added up (Bonferroni's inequality; a verdict needs one).
+    The chances that the paired test rejects at each decision, added up (Bonferroni's inequality; a verdict needs one).
 
     Args:
         images: of the audit.
-        discordant: for each look, the chance that an image falls to exactly one of the adaptive attacks so far and the
-            placebo. Which of the two is a coin toss where nothing is masked and the placebo has their budget.
+        discordant: for each decision, the chance that exactly one of the adaptive attacks so far and the placebo breaks
+            an image. Which of the two is a coin toss where nothing is masked and the placebo has their budget.
+        shares: for each decision, its share of the error.
     """
     each = [binom.pmf(np.arange(images + 1), images, chance) for chance in discordant]
-    return float(sum(chances @ _significance(images, len(discordant)) for chances in each))
+    return float(sum(chances @ _significance(images, share) for chances, share in zip(each, shares, strict=True)))
 
 
-@lru_cache(maxsize=16)
-def _significance(images: int, analyses: int) -> NDArray[np.float64]:
+def decision_shares(images: int, margin: float, attacks: int) -> list[float]:
+    """The share of the error of each decision at the last analysis of an audit, one after each adaptive attack."""
+    analysis = plan_analyses(images, margin, CONFIDENCE)[-1]
+    return [analysis.lower_share(attacks, complete=number == attacks - 1) for number in range(attacks)]
+
+
+@lru_cache(maxsize=64)
+def _significance(images: int, share: float) -> NDArray[np.float64]:
     """For each number of discordant images, the chance that so many are ours that the paired test rejects."""
-    number = np.arange(images + 1)
-    tails = binom.sf(number[None, :] - 1, number[:, None], 0.5)  # discordant images by those of them that are ours
-    significant: NDArray[np.float64] = np.where(tails * analyses < 1 - CONFIDENCE, tails, 0.0).max(1)
+    ours, discordant = np.meshgrid(np.arange(images + 1), np.arange(images + 1))
+    theirs = np.maximum(discordant - ours, 0)
+    rejects = rejected_below(theirs, ours, images, 0.0, (1 - CONFIDENCE) * share) & (ours <= discordant)
+    tails = binom.sf(ours - 1, discordant, 0.5)
+    significant: NDArray[np.float64] = np.where(rejects, tails, 0.0).max(1)
     return significant
 
 

@@ -1,4 +1,4 @@
-"""The page and the picture of the calibration, from what ``python -m audits.calibration`` stored."""
+"""The page and the picture of the calibration, from the results of ``python -m audits.calibration``."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from audits.calibration.exact import chances
 from audits.calibration.populations import FINDERS
 from audits.calibration.simulation import CONFIDENCE, MASKED, NOT_MASKED
 from audits.markdown import table
-from pytest_gradmask.verdict.stats import clopper_pearson
+from pytest_gradmask.auditing.research import clopper_pearson
 
 HERE = Path(__file__).parent
 Row = Mapping[str, Any]
 
-#: Okabe and Ito's, told apart by colour-blind readers, too.
+#: Colour-blind readers can distinguish these colours (Okabe and Ito).
 _COLOURS = ("#D55E00", "#E69F00", "#009E73", "#0072B2")
 
 
@@ -31,8 +31,8 @@ def draw(power: Mapping[str, Sequence[Sequence[float]]], folder: Path) -> None:
     # The same results make the same file: no date, no random names.
     matplotlib.rcParams.update({"svg.hashsalt": "gradmask", "font.size": 9, "svg.fonttype": "none"})
     figure, axes = pyplot.subplots(figsize=(7, 3.4))
-    for (gap, points), colour in zip(sorted(power.items(), key=lambda item: -float(item[0])), _COLOURS, strict=True):
-        sizes, chance = zip(*points, strict=True)
+    for (gap, curve), colour in zip(sorted(power.items(), key=lambda item: -float(item[0])), _COLOURS, strict=True):
+        sizes, chance = zip(*curve, strict=True)
         axes.plot(sizes, [100 * value for value in chance], color=colour, label=f"{100 * float(gap):g} points")
     axes.axhline(95, color="#999999", linewidth=0.8, linestyle=":")
     axes.set_xscale("log")
@@ -72,15 +72,15 @@ def worst(rows: Iterable[Row], mode: str, verdict: int) -> tuple[float, float]:
 
 
 def missed(rows: Sequence[Row]) -> list[Row]:
-    """Populations whose gap is the margin or more, where ``NOT_MASKED`` is wrong."""
+    """Populations with a gap of at least the margin, where ``NOT_MASKED`` is wrong."""
     return [row for row in rows if row["gap"] >= row["margin"]]
 
 
-def _rate(events: int, trials: int) -> tuple[float, float]:
-    return events / trials, clopper_pearson(events, trials, CONFIDENCE)[1]
+def _rate(events: int, audits: int) -> tuple[float, float]:
+    return events / audits, clopper_pearson(events, audits, CONFIDENCE)[1]
 
 
-def _told(rate: tuple[float, float]) -> str:
+def _with_bound(rate: tuple[float, float]) -> str:
     return f"{100 * rate[0]:.2f} % (≤ {100 * rate[1]:.2f} %)"
 
 
@@ -104,26 +104,30 @@ def _summary(stored: Mapping[str, Any]) -> str:
         return _percent(min(row[mode][MASKED] / row["audits"] for row in rows))
 
     lines = [
-        ("`MASKED` without masking, at most, at any margin", [_told(worst(null, m, MASKED)) for m in _MODES], "1 %"),
         (
-            "`NOT_MASKED` with a gap of the margin or more, at most",
-            [_told(worst(missed(gaps), m, NOT_MASKED)) for m in _MODES],
+            "`MASKED` without masking, at most, at any margin",
+            [_with_bound(worst(null, m, MASKED)) for m in _MODES],
             "1 %",
         ),
         (
-            "`MASKED` with a gap of 20 points, 200 images, at least: one attack finds all of it",
+            "`NOT_MASKED` with a gap of the margin or more, at most",
+            [_with_bound(worst(missed(gaps), m, NOT_MASKED)) for m in _MODES],
+            "1 %",
+        ),
+        (
+            "`MASKED` with a gap of 20 percentage points, 200 images, at least: one attack finds all of it",
             [least(simple, m) for m in _MODES],
             "95 % or more",
         ),
         ("the same, each of four attacks finds a quarter", [least(parts, m) for m in _MODES], ""),
         (
             "lower bound of the gap above the true gap, at most",
-            ["", _told(max(_rate(row["misses"][0], row["audits"]) for row in [*null, *gaps]))],
+            ["", _with_bound(max(_rate(row["misses"][0], row["audits"]) for row in [*null, *gaps]))],
             "1 %",
         ),
         (
             "upper bound of the gap below the true gap, at most",
-            ["", _told(max(_rate(row["misses"][1], row["audits"]) for row in [*null, *gaps]))],
+            ["", _with_bound(max(_rate(row["misses"][1], row["audits"]) for row in [*null, *gaps]))],
             "1 %",
         ),
     ]
@@ -142,9 +146,9 @@ def _null_section(rows: Sequence[Row]) -> str:
             [
                 str(images),
                 f"{100 * effect:g} %",
-                _told(worst(equal, "exhaustive", MASKED)),
-                _told(worst(real, "exhaustive", MASKED)),
-                _told(worst(real, "in_turn", MASKED)),
+                _with_bound(worst(equal, "exhaustive", MASKED)),
+                _with_bound(worst(real, "exhaustive", MASKED)),
+                _with_bound(worst(real, "in_turn", MASKED)),
                 f"{100 * max(row['bound'] for row in equal):.2f} %",
             ]
         )
@@ -153,15 +157,15 @@ def _null_section(rows: Sequence[Row]) -> str:
         [
             "## No masking: how often `MASKED`?",
             f"Each cell is the largest rate (with its upper bound) over robust accuracies of 10, 50 and 90 % and "
-            f"correlations of 0, 0.5 and 1 between tries, {rows[0]['audits']:,} audits each. The margin is a tenth of "
-            "a point, so that nothing but the tests prevents a false alarm. With equal costs every attack has the "
-            "placebo's chance. *Calculated* is an exact upper bound for equal costs that holds however looks depend on "
-            "each other.",
+            f"correlations of 0, 0.5 and 1 between attempts, {rows[0]['audits']:,} audits each. The margin is 0.1 %, "
+            "so that only the tests prevent false alarms. With equal costs, every attack has the same success "
+            "probability as the placebo. *Calculated* is an exact upper bound for equal costs. It is valid for any "
+            "dependence between the interim analyses.",
             table(headings, lines),
-            "Looking after each attack is safe because each look has its share of the error, whether it is taken or "
-            "not, and at each the placebo has had what the adaptive attacks have had together. A smaller placebo would "
-            "not be safe: with four fifths of its budget, false alarms exceed 1 %, as "
-            "`tests/audits/test_calibration_simulation.py` shows.",
+            "An interim analysis after each attack is safe for two reasons. Each planned analysis has its share of the "
+            "error, even if it is not made. At each analysis, the placebo has had the same budget as all adaptive "
+            "attacks together. A smaller placebo would not be safe: with four fifths of its budget, false alarms "
+            "exceed 1 %, as `tests/audits/test_calibration_simulation.py` shows.",
         ]
     )
 
@@ -181,14 +185,14 @@ def _power_section(rows: Sequence[Row]) -> str:
     return "\n\n".join(
         [
             "## A true gap: how often `MASKED`?",
-            f"Exhaustive / in turn, {rows[0]['audits']:,} audits each; which attacks find the gap is in the heading, "
-            "and the placebo effect is nought where none is given. Margin and gap are in points. Where the gap is "
-            "below the margin, `MASKED` is not wanted.",
+            f"Exhaustive / in turn, {rows[0]['audits']:,} audits each. The heading says which attacks find the gap. "
+            "The placebo effect is zero unless the heading gives one. Margin and gap are in percentage points. Where "
+            "the gap is below the margin, `MASKED` is not wanted.",
             table(headings, lines),
             "![Power against the number of images](figures/power.svg)",
-            "Exact power at a margin of 5 points, where one attack finds the gap and the placebo nothing. A gap of "
-            "just the margin is called `MASKED` in nearly half of large audits, because the estimate has to exceed "
-            "the margin, not the lower bound.",
+            "Exact power at a margin of 5 percentage points, where one attack finds the gap and the placebo finds "
+            "nothing. If the gap is equal to the margin, nearly half of large audits are `MASKED`, because the "
+            "estimate has to exceed the margin, not the lower bound.",
         ]
     )
 
@@ -204,15 +208,15 @@ def _excluded_section(rows: Sequence[Row]) -> str:
                 str(images),
                 f"{100 * margin:g}",
                 f"{100 * gap:g}",
-                *(_told(worst(group, mode, NOT_MASKED)) for mode in _MODES),
+                *(_with_bound(worst(group, mode, NOT_MASKED)) for mode in _MODES),
                 f"{100 * calculated:.2f} %",
             ]
         )
     return "\n\n".join(
         [
             "## A gap of the margin or more: how often `NOT_MASKED`?",
-            "Each cell is the largest rate over who finds the gap and placebo effects of 0 and 2 %. *Calculated* is "
-            "exact, for one attack that finds the gap and a placebo without effect.",
+            "Each cell is the largest rate over the attacks that find the gap and over placebo effects of 0 and 2 %. "
+            "*Calculated* is exact, for one attack that finds the gap and a placebo without effect.",
             table(["images", "margin", "gap", "exhaustive", "in turn", "calculated"], lines),
         ]
     )
@@ -240,14 +244,14 @@ def _margin_section(rows: Sequence[Row]) -> str:
     return "\n\n".join(
         [
             "## What a verdict does not promise",
-            "Where the gradient attacks have not converged, any further try breaks images, the placebo's and the "
-            "adaptive attacks' alike. That is no false alarm, because the placebo has their budget, but its noise "
-            "keeps honest defenses from `NOT_MASKED`: what adaptive attacks break counts against them in full. Here "
-            "attacks cost the same, all of them find what is masked, 60 % survive the gradient attacks, and audits run "
-            "in turn. *Masked* is what no gradient attack would find at any budget, *gap* is what the audit measures, "
-            "in points.",
+            "Where the gradient attacks have not converged, the placebo and the adaptive attacks both break more "
+            "images. This causes no false alarms, because the placebo has the same budget. It adds noise, however, "
+            "that keeps defenses without masking from `NOT_MASKED`. Here attacks cost the same, all of them find the "
+            "masked images, 60 % of the images survive the gradient attacks, and audits run in turn. *Masked* is the "
+            "share of images that no gradient attack would break at any budget. *Gap* is the gap that the audit "
+            "measures. Both are in percentage points.",
             table(headings, lines),
-            f"A defense that masks half the margin is called `MASKED` in up to {alarms} of these audits.",
+            f"If a defense masks half the margin, up to {alarms} of these audits are `MASKED`.",
         ]
     )
 
@@ -256,7 +260,7 @@ def _size_section(rows: Sequence[Row]) -> str:
     lines = []
     for (images, gap), group in sorted(_groups(rows, lambda row: (row["images"], row["gap"])).items()):
         quiet = [row for row in group if row["effect"] == 0 and row["finders"] == "all"]
-        if images >= _WORTH_A_LOOK and quiet:
+        if images >= _SEVERAL_ANALYSES and quiet:
             mean = sum(int(size) * audits for size, audits in quiet[0]["sizes"].items()) / quiet[0]["audits"]
             ends = ", ".join(
                 f"{size}: {_percent(audits / quiet[0]['audits'])}" for size, audits in quiet[0]["sizes"].items()
@@ -265,12 +269,12 @@ def _size_section(rows: Sequence[Row]) -> str:
     return "\n\n".join(
         [
             "## How many images does it take?",
-            "Audits in turn, where every attack finds the gap and the placebo nothing: images that an audit looks at, "
-            "on average, and how many audits end at each number of images.",
-            table(["images", "margin", "gap", "looked at", "ends"], lines),
+            "Audits in turn, where every attack finds the gap and the placebo finds nothing: the mean number of images "
+            "that an audit analyses, and the share of audits that end at each number of images.",
+            table(["images", "margin", "gap", "analysed", "ends"], lines),
         ]
     )
 
 
-#: Fewer are looked at once only.
-_WORTH_A_LOOK = 100
+#: Audits of fewer images have a single analysis.
+_SEVERAL_ANALYSES = 100

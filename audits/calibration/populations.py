@@ -10,9 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from pytest_gradmask.auditing.budgets import Budget
-
-_WRONG = 0.05  # share of images that are misclassified without an attack
+from pytest_gradmask import Budget
 
 Counts = NDArray[np.int64]
 #: Which adaptive attacks find the images that are masked: every one of them, the last only, or each its own part.
@@ -22,10 +20,10 @@ FINDERS: tuple[Finders, ...] = ("all", "last", "parts")
 
 @dataclass(frozen=True, slots=True)
 class Population:
-    """The images of a data set as four adaptive attacks and the placebo find them.
+    """The images that are classified correctly, as four adaptive attacks and the placebo find them.
 
     Attributes:
-        standing: share of images that survive the gradient attacks, in (0, 0.95].
+        standing: share of images that survive the gradient attacks, in (0, 1].
         placebo: chance that such an image, unless masked, falls to a try with the budget of the costliest adaptive
             attack: to the placebo and, with the same chance, to an adaptive attack. A try with a share ``c`` of
             that budget fails with the ``c``-th power of the chance to fail.
@@ -66,7 +64,6 @@ class Patterns:
 
     Attributes:
         chance: of each pattern; they add up to 1.
-        clean: whether it is classified correctly without an attack.
         standing: whether it survives the gradient attacks.
         falls: pattern by adaptive attack.
         stage: the adaptive attack after which the placebo, with its budget of then, breaks it; the number of
@@ -74,7 +71,6 @@ class Patterns:
     """
 
     chance: NDArray[np.float64]
-    clean: NDArray[np.bool_]
     standing: NDArray[np.bool_]
     falls: NDArray[np.bool_]
     stage: NDArray[np.int64]
@@ -109,21 +105,20 @@ def patterns(population: Population) -> Patterns:
     for part in range(parts):
         finds = {"all": range(attacks), "last": [attacks - 1], "parts": [part]}[population.finders]
         groups.append((population.gap / parts, [float(number in finds) for number in range(attacks)], 0.0))
-    rows: list[tuple[float, bool, bool, tuple[bool, ...], int]] = []
+    rows: list[tuple[float, bool, tuple[bool, ...], int]] = []
     for share, to_attacks, to_placebo in groups:
         kept = [1.0, *((1 - to_placebo) ** budget for budget in budgets), 0.0]
         for falls in product([False, True], repeat=attacks):
             each = [q if fell else 1 - q for fell, q in zip(falls, to_attacks, strict=True)]
             rows += [
-                (share * math.prod(each) * (kept[stage] - kept[stage + 1]), True, True, falls, stage)
+                (share * math.prod(each) * (kept[stage] - kept[stage + 1]), True, falls, stage)
                 for stage in range(attacks + 1)
             ]
     nothing = (False,) * attacks
-    rows.append((_WRONG, False, False, nothing, attacks))
-    rows.append((1 - _WRONG - population.standing, True, False, nothing, attacks))
+    rows.append((1 - population.standing, False, nothing, attacks))
     possible = [row for row in rows if row[0] > 0]
-    chances, clean, standing, fell, stages = zip(*possible, strict=True)
-    return Patterns(np.array(chances), np.array(clean), np.array(standing), np.array(fell), np.array(stages))
+    chances, standing, fell, stages = zip(*possible, strict=True)
+    return Patterns(np.array(chances), np.array(standing), np.array(fell), np.array(stages))
 
 
 def draw(population: Population, images: int, audits: int, seed: int | np.random.Generator) -> Counts:

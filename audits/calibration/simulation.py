@@ -15,15 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from audits.calibration.populations import Counts, Patterns, Population, draw, patterns
-from pytest_gradmask.verdict.interim import InterimAnalysis, plan_analyses
-from pytest_gradmask.verdict.results import AttackResult, Verdict
-from pytest_gradmask.verdict.rule import adjusted_p, decide, judge
-from pytest_gradmask.verdict.stats import mcnemar_p, paired_interval
+from pytest_gradmask import AttackResult, Verdict
+from pytest_gradmask.auditing.research import InterimAnalysis, decide, judge, plan_analyses, rejected_below
 
 #: In the order in which `plan.plan_attacks` runs them.
 ADAPTIVE = ("bpda", "transfer-backbone", "square", "zero-order")
 CONFIDENCE = 0.99
-_ROUNDING = 1e-12
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +30,7 @@ class Evidence:
     Attributes:
         analysis: the interim analysis that it belongs to.
         planned: adaptive attacks that were to run.
+        complete: whether all of them have run on these images.
         excess: images that an adaptive attack breaks and the placebo does not; one number for each audit.
         placebo_only: the other way round.
         placebo: images that the placebo breaks.
@@ -40,6 +38,7 @@ class Evidence:
 
     analysis: InterimAnalysis
     planned: int
+    complete: bool
     excess: Counts
     placebo_only: Counts
     placebo: Counts
@@ -49,18 +48,28 @@ class Evidence:
         """Attacked by then."""
         return self.analysis.images
 
-    def bounds(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Bounds of each audit's gap, at the levels of the analysis."""
+    @property
+    def share(self) -> float:
+        """Of the error of ``MASKED``, what this decision has."""
+        return self.analysis.lower_share(self.planned, complete=self.complete)
+
+    def excluded(self, gap: float) -> NDArray[np.bool_]:
+        """Whether a gap of this size or more is rejected, at the level of the analysis."""
         (excess, placebo_only), which = _once(self.excess, self.placebo_only)
-        low = paired_interval(excess, placebo_only, self.images, self.analysis.lower_level(CONFIDENCE))[0]
-        high = paired_interval(excess, placebo_only, self.images, self.analysis.upper_level(CONFIDENCE))[1]
-        return low[which], high[which]
+        level = 1 - self.analysis.upper_level(CONFIDENCE)
+        found: NDArray[np.bool_] = rejected_below(excess, placebo_only, self.images, gap, level)[which]
+        return found
+
+    def established(self, gap: float) -> NDArray[np.bool_]:
+        """Whether a gap of this size or less is rejected, at the level of this decision."""
+        (excess, placebo_only), which = _once(self.excess, self.placebo_only)
+        level = (1 - CONFIDENCE) * self.share
+        found: NDArray[np.bool_] = rejected_below(placebo_only, excess, self.images, -gap, level)[which]
+        return found
 
     def p_values(self) -> NDArray[np.float64]:
-        """Of each audit's paired test, for all analyses together."""
-        pairs, which = _once(self.excess, self.placebo_only)
-        p: NDArray[np.float64] = adjusted_p(mcnemar_p(*pairs), self.planned * self.analysis.number)[which]
-        return p
+        """Of each audit's paired test, adjusted for all decisions: 0 where it rejects, and 1 elsewhere."""
+        return np.where(self.established(0.0), 0.0, 1.0)
 
 
 #: From evidence to numbers of verdicts in `VERDICTS`, one for each audit.
@@ -73,10 +82,8 @@ def audit_rule(margin: float) -> Rule:
     """The audit's own rule, where no attack failed and no finding undermines the attacks."""
 
     def rule(evidence: Evidence) -> Counts:
-        low, high = evidence.bounds()
         verdicts = judge(
-            low=low,
-            high=high,
+            excluded=evidence.excluded(margin),
             estimate=(evidence.excess - evidence.placebo_only) / evidence.images,
             p_value=evidence.p_values(),
             unconverged=evidence.placebo / evidence.images,
@@ -105,8 +112,8 @@ class Tally:
         in_turn: the same when an audit goes in batches and stops as `pytest_gradmask.audit` does.
         analyses: of the latter, how many ended after each adaptive attack.
         sizes: of the latter, how many ended at each number of images.
-        misses: of the latter, in how many the gap's lower bound is above the true gap of the attacks that ran, and in
-            how many its upper bound is below that.
+        misses: of the latter, in how many a gap of the true size or less is rejected, and in how many one of the true
+            size or more. The true gap is that of the attacks that ran.
     """
 
     audits: int
@@ -162,10 +169,11 @@ def simulate(
             if (last, stage) == (final, None) and analysis is analyses[-1]:
                 counts = np.full(len(going), True)
             ended.end(going[counts], said[counts], last, analysis)
-            low, high = found.bounds()
             earlier, newest = seen.gap(final, stage), seen.gap(last, stage)
             truth = earlier + (newest - earlier) * drawn[0].sum() / analysis.images
-            missed[:, going[counts]] = np.stack([low > truth + _ROUNDING, high < truth - _ROUNDING])[:, counts]
+            if counts.any():
+                misses = np.stack([found.established(truth), found.excluded(truth)])
+                missed[:, going[counts]] = misses[:, counts]
         before = before + drawn
     complete = evidence(seen, np.zeros_like(before), before, final, None, InterimAnalysis(images))
     return Tally(
@@ -195,7 +203,7 @@ def evidence(
         broken, by_placebo = seen.falls[:, : reached + 1].any(1), seen.stage <= (reached if stage is None else stage)
         for which, what in enumerate((broken & ~by_placebo, by_placebo & ~broken, by_placebo)):
             counted[which] = counted[which] + drawn @ what.astype(np.int64)
-    return Evidence(analysis, final + 1, *counted)
+    return Evidence(analysis, final + 1, last == final, *counted)
 
 
 def results(seen: Patterns, drawn: Counts, last: int, stage: int) -> tuple[list[bool], list[AttackResult]]:
@@ -206,14 +214,14 @@ def results(seen: Patterns, drawn: Counts, last: int, stage: int) -> tuple[list[
     def indices(chosen: NDArray[np.bool_]) -> tuple[int, ...]:
         return tuple(np.flatnonzero(chosen[image]).tolist())
 
-    found = [AttackResult("apgd-ce", "gradient", attacked=everywhere, broken=indices(seen.clean & ~seen.standing))]
+    found = [AttackResult("apgd-ce", "gradient", attacked=everywhere, broken=indices(~seen.standing))]
     for number, name in enumerate(ADAPTIVE):
         if number <= last:
             found.append(AttackResult(name, "adaptive", attacked=survivors, broken=indices(seen.falls[:, number])))
         else:
             found.append(AttackResult(name, "adaptive", status="skipped-early"))
     found.append(AttackResult("placebo", "placebo", attacked=survivors, broken=indices(seen.stage <= stage)))
-    return seen.clean[image].tolist(), found
+    return [True] * len(image), found
 
 
 def disagreements(
@@ -230,7 +238,10 @@ def disagreements(
             for number, verdict in enumerate(VERDICTS):
                 for index in np.flatnonzero(numbers == number)[:each]:
                     clean, attacks = results(seen, drawn[index], last, stage)
-                    theirs = decide(clean, attacks, (), margin=margin, confidence=CONFIDENCE, analysis=analysis).verdict
+                    theirs = decide(
+                        clean, attacks, (), margin=margin, confidence=CONFIDENCE, analysis=analysis,
+                        complete=last == len(population.costs) - 1,
+                    ).verdict  # fmt: skip
                     if theirs is not verdict:
                         where = f"audit {index} of {analysis.images} images after attack {last}"
                         found.append(f"{where}: {verdict} here, {theirs} by decide")

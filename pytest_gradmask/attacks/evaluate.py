@@ -1,148 +1,182 @@
-"""What attacks ask of a model at each iterate, and the best iterate so far."""
+"""Evaluations of a model at the iterates of an attack, and the best iterate so far."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
 from pytest_gradmask.attacks.losses import Loss, logit_margin
 from pytest_gradmask.attacks.oracle import Oracle
+from pytest_gradmask.attacks.protocol import Classifier
 
-#: Steps after which an attack may stop a GPU to ask which images are done.
+#: Number of steps between two synchronisations of an attack on a GPU. Only there does it learn which images are done.
 SYNC_EVERY = 10
-#: From images to logits: a module, or one member of an ensemble.
-Ask = Callable[[torch.Tensor], torch.Tensor]
 
 
 @dataclass(slots=True)
-class Best:
-    """For each image, the iterate that fools most of the known members; of equals, the one with the largest margin.
+class BestIterates:
+    """The best iterate of each image so far: the one that fools the largest share of the known members.
 
-    A model without members counts as fooled or not by the margin alone: the first success wins over any failure.
+    Among iterates with the same share, the one with the largest logit margin is the best. A model without known
+    members counts as fooled where the logit margin is above 0, so that a success is always better than a failure.
+
+    Attributes:
+        adv_best: the iterates, N x C x H x W.
+        logit_margin_best: their logit margins, N.
+        fooled_best: the share of the members that they fool, by weight, N.
     """
 
-    images: torch.Tensor
-    logit_margins: torch.Tensor
-    fooled: torch.Tensor
+    adv_best: Tensor
+    logit_margin_best: Tensor
+    fooled_best: Tensor
 
     @classmethod
-    def start(cls, images: torch.Tensor) -> Best:
+    def start(cls, images: Tensor) -> BestIterates:
+        """The clean images, which every evaluated iterate improves on."""
         lowest = images.new_full((len(images),), float("-inf"), dtype=torch.float32)
         return cls(images.clone(), lowest, torch.zeros_like(lowest))
 
     def update(
         self,
-        images: torch.Tensor,
-        logit_margins: torch.Tensor,
-        fooled: torch.Tensor | None = None,
-        active: torch.Tensor | None = None,
+        x_adv: Tensor,
+        logit_margins: Tensor,
+        fooled: Tensor | None = None,
+        active: Tensor | None = None,
     ) -> None:
-        """Take iterates of all images or, at these indices, of those still ``active``."""
+        """Keep each iterate that is better than the best one so far.
+
+        Args:
+            x_adv: iterates of all images or, with ``active``, of the images at these indices.
+            logit_margins: of the iterates.
+            fooled: the share of the members that they fool; by default, 1 where the logit margin is above 0, else 0.
+            active: indices of the images.
+        """
         if fooled is None:
             fooled = (logit_margins > 0).float()
-        if active is not None and len(active) == len(self.images):
-            active = None  # indices copy
-        known = self if active is None else Best(self.images[active], self.logit_margins[active], self.fooled[active])
-        # False for NaN: an iterate that makes the defense emit NaN is not kept.
-        better = (logit_margins > known.logit_margins) & (fooled == known.fooled) | (fooled > known.fooled)
+        if active is not None and len(active) == len(self.adv_best):
+            active = None  # indexing would copy all images
+        if active is None:
+            before = self
+        else:
+            before = BestIterates(self.adv_best[active], self.logit_margin_best[active], self.fooled_best[active])
+        # False for NaN: an iterate at which the defense returns NaN is not kept.
+        better = (logit_margins > before.logit_margin_best) & (fooled == before.fooled_best)
+        better |= fooled > before.fooled_best
         improved = (
-            torch.where(better.view(-1, 1, 1, 1), images, known.images),
-            torch.where(better, logit_margins, known.logit_margins),
-            torch.where(better, fooled, known.fooled),
+            torch.where(better.view(-1, 1, 1, 1), x_adv, before.adv_best),
+            torch.where(better, logit_margins, before.logit_margin_best),
+            torch.where(better, fooled, before.fooled_best),
         )
         if active is None:
-            self.images, self.logit_margins, self.fooled = improved
+            self.adv_best, self.logit_margin_best, self.fooled_best = improved
         else:
-            self.images[active], self.logit_margins[active], self.fooled[active] = improved
+            self.adv_best[active], self.logit_margin_best[active], self.fooled_best[active] = improved
 
-    def open(self) -> torch.Tensor:
+    def active_indices(self) -> Tensor:
         """Indices of the images that do not fool the model yet."""
-        return (self.fooled < 1).nonzero()[:, 0]
+        return (self.fooled_best < 1).nonzero()[:, 0]
 
-    def is_active(self, active: torch.Tensor) -> torch.Tensor:
-        """Which of the images with these indices do not fool the model yet; bool."""
-        return self.fooled[active] < 1
+    def is_active(self, indices: Tensor) -> Tensor:
+        """Whether each image at these indices does not fool the model yet; bool."""
+        return self.fooled_best[indices] < 1
 
-    def done(self) -> bool:
-        return bool((self.fooled >= 1).all())
+    def all_fooled(self) -> bool:
+        """Whether every image fools the model."""
+        return bool((self.fooled_best >= 1).all())
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Evaluation:
-    """What a model shows at some points.
+    """The values of a model at some iterates.
 
     Attributes:
-        losses: their means over all passes, N, float32.
-        logit_margins: the same.
+        losses: mean over all passes, N, float32.
+        logit_margins: mean over all passes, N, float32.
         fooled: share of the known members that misclassify, by weight, N; None where no members are known.
-        gradient: of the mean loss, as the model gives it.
-        logits: of the last pass.
+        gradient: of the mean loss with respect to the images, N x C x H x W, not checked for NaN.
+        logits: of the last pass, N x K.
     """
 
-    losses: torch.Tensor
-    logit_margins: torch.Tensor
-    fooled: torch.Tensor | None
-    gradient: torch.Tensor
-    logits: torch.Tensor
+    losses: Tensor
+    logit_margins: Tensor
+    fooled: Tensor | None
+    gradient: Tensor
+    logits: Tensor
 
 
-def value_and_grad(model: Ask, images: torch.Tensor, labels: torch.Tensor, loss: Loss, eot: int) -> Evaluation:
-    """Expectation over transformation (EOT; Athalye et al. 2018): means of losses and gradients over passes.
+def value_and_grad(model: Classifier, images: Tensor, labels: Tensor, loss: Loss, eot: int) -> Evaluation:
+    """Expectation over transformation (EOT, arXiv:1707.07397): means of losses and gradients over several passes.
 
-    The passes are ``eot`` of the model or, where its members are known, one of each, weighted: the expectation itself.
+    The passes are ``eot`` passes of the model. If the model is an `Oracle` with known members, there is one pass of
+    each member instead, weighted by its probability, and the mean is the exact expectation.
     """
     point = images.detach().requires_grad_(True)
     gradient = torch.zeros_like(images)
     losses = logit_margins = images.new_zeros(len(images), dtype=torch.float32)
-    passes = _passes(model, eot)
-    shares = []
-    for weight, ask in passes:
+    weighted_margins = []
+    for weight, classifier in _weighted_passes(model, eot):
         with torch.enable_grad():
-            logits = ask(point)
-            each = loss(logits, labels)
-            total = each.sum()
+            logits = classifier(point)
+            loss_values = loss(logits, labels)
+            total = loss_values.sum()
         gradient = gradient + weight * torch.autograd.grad(total, point)[0]
-        reached = logit_margin(logits.detach(), labels)
-        losses = losses + weight * each.detach()
-        logit_margins = logit_margins + weight * reached
-        shares.append((weight, reached))
-    return Evaluation(losses, logit_margins, _fooled(model, shares), gradient, logits.detach())
+        margins = logit_margin(logits.detach(), labels)
+        losses = losses + weight * loss_values.detach()
+        logit_margins = logit_margins + weight * margins
+        weighted_margins.append((weight, margins))
+    return Evaluation(
+        losses=losses,
+        logit_margins=logit_margins,
+        fooled=_fooled_share(model, weighted_margins),
+        gradient=gradient,
+        logits=logits.detach(),
+    )
 
 
-def mean_logit_margins(model: Ask, images: torch.Tensor, labels: torch.Tensor, eot: int) -> torch.Tensor:
-    """Mean margin over ``eot`` forwards or, where the members are known, one of each, N; no gradient is taken."""
-    return judge(model, images, labels, eot)[0]
+def mean_logit_margins(model: Classifier, images: Tensor, labels: Tensor, eot: int) -> Tensor:
+    """Mean logit margin over the passes of `value_and_grad`, N; no gradient is taken."""
+    return logit_margins_and_fooled(model, images, labels, eot)[0]
 
 
-def judge(model: Ask, images: torch.Tensor, labels: torch.Tensor, eot: int) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Margins and share of fooled members, as in `Evaluation`; no gradient is taken."""
+def logit_margins_and_fooled(
+    model: Classifier, images: Tensor, labels: Tensor, eot: int
+) -> tuple[Tensor, Tensor | None]:
+    """Mean logit margin and share of fooled members, as in `Evaluation`; no gradient is taken."""
     with torch.no_grad():
-        shares = [(weight, logit_margin(ask(images), labels)) for weight, ask in _passes(model, eot)]
-    return torch.stack([weight * reached for weight, reached in shares]).sum(0), _fooled(model, shares)
+        weighted_margins = [
+            (weight, logit_margin(classifier(images), labels)) for weight, classifier in _weighted_passes(model, eot)
+        ]
+    mean = torch.stack([weight * margins for weight, margins in weighted_margins]).sum(0)
+    return mean, _fooled_share(model, weighted_margins)
 
 
-def _passes(model: Ask, eot: int) -> list[tuple[float, Ask]]:
+def _weighted_passes(model: Classifier, eot: int) -> list[tuple[float, Classifier]]:
     if isinstance(model, Oracle) and model.members:
         return list(zip(model.weights, model.members, strict=True))
     return [(1 / eot, model)] * eot
 
 
-def _fooled(model: Ask, shares: list[tuple[float, torch.Tensor]]) -> torch.Tensor | None:
-    """Only where members are known: of a few random passes, a lucky share would win over a good mean."""
+def _fooled_share(model: Classifier, weighted_margins: list[tuple[float, Tensor]]) -> Tensor | None:
+    """Only for known members: with a few random passes, a lucky share would beat an iterate with a good mean."""
     if not (isinstance(model, Oracle) and model.members):
         return None
-    # The members that are not fooled, so that a share of one is exactly one.
-    return 1 - torch.stack([weight * (~(reached > 0)).float() for weight, reached in shares]).sum(0)
+    # Sums over the members that are not fooled, so that a share of one is exactly one.
+    return 1 - torch.stack([weight * (~(margins > 0)).float() for weight, margins in weighted_margins]).sum(0)
 
 
-def finite_value_and_grad(model: Ask, images: torch.Tensor, labels: torch.Tensor, loss: Loss, eot: int) -> Evaluation:
-    """`value_and_grad` with zeros in place of NaN: such pixels stay where they are, and NaN does not spread."""
-    seen = value_and_grad(model, images, labels, loss, eot)
-    return replace(seen, gradient=seen.gradient.nan_to_num(nan=0.0))
+def finite_value_and_grad(model: Classifier, images: Tensor, labels: Tensor, loss: Loss, eot: int) -> Evaluation:
+    """`value_and_grad` with zeros in place of NaN: those pixels stay where they are, and NaN does not spread."""
+    evaluation = value_and_grad(model, images, labels, loss, eot)
+    return replace(evaluation, gradient=evaluation.gradient.nan_to_num(nan=0.0))
 
 
-def should_sync(images: torch.Tensor, since: int) -> bool:
-    """Whether to ask which images are done: for a CPU always; a GPU would have to stop for the answer."""
-    return images.device.type == "cpu" or since == 0
+def should_sync(images: Tensor, steps_since: int) -> bool:
+    """Whether to find out now which images are done: always on a CPU, but a GPU would have to wait for the answer.
+
+    Args:
+        images: a tensor on the device of the attack.
+        steps_since: steps since the last synchronisation, or 0 if it is time for one.
+    """
+    return images.device.type == "cpu" or steps_since == 0

@@ -1,4 +1,4 @@
-"""The defense as attacks see it: counted, in float32, with its own random stream."""
+"""The defense that attacks query: it counts passes, returns float32 logits and has a separate random stream."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pytest_gradmask.defense import Outputs
 from pytest_gradmask.errors import DefenseError, GradmaskError
@@ -19,32 +19,34 @@ _TINY_PROBABILITY = 1e-12
 
 
 def parameter_dtype(model: nn.Module) -> torch.dtype:
-    """What a model computes in, and wants its images in."""
+    """The floating-point type of a model's parameters, which its images need as well; float32 if it has none."""
     return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
 
 
-def as_logits(raw: torch.Tensor, outputs: Outputs) -> torch.Tensor:
-    """What a model returns as float32 logits; those of probabilities are their logarithms."""
+def as_logits(raw: Tensor, outputs: Outputs) -> Tensor:
+    """The outputs of a model as float32 logits. For probabilities, these are their logarithms."""
     logits = raw.float()
     return logits.clamp_min(_TINY_PROBABILITY).log() if outputs == "probabilities" else logits
 
 
-def answer(name: str, model: nn.Module, images: torch.Tensor) -> torch.Tensor:
-    """What a model returns; what it raises, but for want of memory, is an error that names it.
+def output_of(name: str, model: nn.Module, images: Tensor) -> Tensor:
+    """The output of a model, with `errors_attributed_to` that model.
 
     Raises:
-        DefenseError: it raises.
+        DefenseError: the model raises.
     """
-    with blamed(name, images):
+    with errors_attributed_to(name, images):
         return model(images)  # type: ignore[no-any-return]
 
 
 @contextmanager
-def blamed(name: str, images: torch.Tensor) -> Iterator[None]:
-    """What is raised inside, but for want of memory and by ourselves, is an error that names the model.
+def errors_attributed_to(name: str, images: Tensor) -> Iterator[None]:
+    """Turn exceptions inside the block into an error with the name of the model.
+
+    Out-of-memory errors and the errors of this package are passed on unchanged.
 
     Raises:
-        DefenseError: it raises.
+        DefenseError: the block raises another exception.
     """
     try:
         yield
@@ -59,24 +61,26 @@ def blamed(name: str, images: torch.Tensor) -> Iterator[None]:
 
 
 class Oracle(nn.Module):
-    """What an attack queries.
+    """The model that an attack queries.
 
     Args:
         model: maps images to ``outputs``.
         stream: the defense's random numbers.
         outputs: what the model returns; probabilities are turned into logits by a logarithm.
-        members: where the model is the mixture of a randomized ensemble, the members; one pass of the mixture is one
-            of the defense for each of them.
-        weights: with what chance each member answers.
+        members: if the model is the mixture of a randomized ensemble, its members. One pass of the mixture then counts
+            as one pass for each member.
+        weights: the probability of each member.
 
     Attributes:
-        dtype: what the model computes in.
+        dtype: the floating-point type of the model.
         members: for each member, a function from images to its logits; empty unless the model is a mixture.
         weights: one for each member.
-        forwards, backwards: images passed through the defense so far in each direction.
+        forwards, backwards: number of images passed through the defense so far, in each direction.
+        calls: number of passes so far in either direction, of batches of any size.
+        largest: number of images in the largest batch so far.
 
     Raises:
-        DefenseError: from any forward pass in which the model raises, or changes its number of classes.
+        DefenseError: in a forward pass, if the model raises or changes its number of classes.
     """
 
     def __init__(
@@ -90,7 +94,7 @@ class Oracle(nn.Module):
     ) -> None:
         super().__init__()
         self.model = model
-        self.members = [partial(self._ask, member, 1) for member in members]
+        self.members = [partial(self._query, member, 1) for member in members]
         self.weights = tuple(weights)
         self._passes = max(1, len(members))
         self._stream = stream
@@ -99,21 +103,25 @@ class Oracle(nn.Module):
         self.dtype = parameter_dtype(model)
         self.forwards = 0
         self.backwards = 0
-        # Attacks of other libraries look at it, and some would switch the model back to it.
-        self.training = False  # eval() would change the model's own flags, which are the user's
+        self.calls = 0
+        self.largest = 0
+        # Attacks of other libraries read this flag, and some set the model back to it afterwards.
+        self.training = False  # eval() would change the flags of the model, which belong to the user
 
     @classmethod
     def of_mixture(cls, mixture: Mixture, stream: RandomStream, outputs: Outputs = "logits") -> Oracle:
-        """A mixture whose members are known."""
+        """The oracle of a mixture, which knows the members."""
         return cls(mixture, stream, outputs, members=list(mixture.members), weights=mixture.weights)
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Logits, float32, N x K. Where the model's graph does not reach the images, their gradient is zero."""
-        return self._ask(self.model, self._passes, images)
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits, float32, N x K. If the graph of the model does not reach the images, their gradient is zero."""
+        return self._query(self.model, self._passes, images)
 
-    def _ask(self, model: nn.Module, passes: int, images: torch.Tensor) -> torch.Tensor:
+    def _query(self, model: nn.Module, passes: int, images: Tensor) -> Tensor:
         self.forwards += passes * len(images)
-        raw = self._answer(model, images.to(self.dtype, copy=True))  # the model may write into its input
+        self.calls += passes
+        self.largest = max(self.largest, len(images))
+        raw = self._forward(model, images.to(self.dtype, copy=True))  # the model may write into its input
         if raw.shape != (len(images), self._classes or raw.shape[-1]):
             raise DefenseError(
                 f"{type(model).__name__} maps {len(images)} images to shape {tuple(raw.shape)}, but others to "
@@ -122,38 +130,39 @@ class Oracle(nn.Module):
         self._classes = raw.shape[1]
         logits = as_logits(raw, self._outputs)
         if logits is raw:
-            logits = logits.clone()  # an attack may write into what it gets
+            logits = logits.clone()  # an attack may write into the logits
         if torch.is_grad_enabled() and images.requires_grad:
-            # A defense that detaches its input is a defense with zero gradients, not a crash.
+            # A defense that detaches its input has a gradient of zero; autograd would raise an error instead.
             logits = logits + 0 * images.flatten(1).sum(1, keepdim=True)
             logits.register_hook(partial(self._count_backward, passes))
         return logits
 
-    def _answer(self, model: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    def _forward(self, model: nn.Module, images: Tensor) -> Tensor:
         with self._stream.active():
-            return answer(type(model).__name__, model, images)
+            return output_of(type(model).__name__, model, images)
 
     def frozen(self) -> AbstractContextManager[None]:
-        """Inside, every forward pass of batches of one shape draws the same random numbers.
+        """In this context, all forward passes of batches of the same shape use the same random numbers.
 
-        That makes a randomized defense one fixed draw of itself, unless it keeps a generator of its own.
+        This makes a randomized defense deterministic, unless it has a random generator of its own.
         """
         return self._stream.frozen()
 
     def reseed(self, seed: int) -> None:
-        """Let the defense go on with the random numbers of this seed; for audits, between attacks."""
+        """Restart the random numbers of the defense from a seed; audits do this between attacks."""
         self._stream.reseed(seed)
 
-    def connected(self, image: torch.Tensor) -> bool:
-        """Whether autograd's graph leads from the logits back to the images; 1 x C x H x W, one pass each way."""
+    def connected(self, image: Tensor) -> bool:
+        """Whether the graph of autograd leads from the logits back to the image, 1 x C x H x W; one pass each way."""
         self.forwards += self._passes * len(image)
         point = image.to(self.dtype, copy=True).requires_grad_(True)
         with torch.enable_grad():
-            raw = self._answer(self.model, point + 0)  # the model may write into its input
+            raw = self._forward(self.model, point + 0)  # the model may write into its input
         if not raw.requires_grad:
             return False
         self.backwards += self._passes * len(image)
         return torch.autograd.grad(raw.sum(), point, allow_unused=True)[0] is not None
 
-    def _count_backward(self, passes: int, gradient: torch.Tensor) -> None:
+    def _count_backward(self, passes: int, gradient: Tensor) -> None:
         self.backwards += passes * len(gradient)
+        self.calls += passes

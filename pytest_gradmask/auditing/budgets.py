@@ -6,8 +6,11 @@ from dataclasses import dataclass
 
 from pytest_gradmask.errors import InputError
 
+#: The numbers of AutoAttack's versions ``standard`` and ``rand`` (Croce and Hein 2020, arXiv:2003.01690).
+_PUBLISHED = {"apgd_steps": 100, "targets": 9, "fab_steps": 100, "square_queries": 5000, "eot": 20}
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Budget:
     """Iterations of every attack.
 
@@ -40,23 +43,69 @@ class Budget:
 
     @property
     def autoattack(self) -> str:
-        """What to call AutoAttack at this budget: only ``full`` runs it as published."""
-        return "AutoAttack" if self.name == "full" else f"AutoAttack ({self.name} subset)"
+        """What to call AutoAttack's attacks: ``AutoAttack`` only with the numbers that were published."""
+        published = all(getattr(self, name) == value for name, value in _PUBLISHED.items())
+        return "AutoAttack" if published else f"AutoAttack ({self.name} subset)"
 
 
 BUDGETS = {
     budget.name: budget
     for budget in (
-        Budget("smoke", 20, 0.25, 20, 3, 5, 200, 20, 10, 10, 2, 10),
-        Budget("ci", 200, 0.05, 50, 5, 20, 1000, 50, 20, 20, 4, 20),
-        Budget("full", 1000, 0.02, 100, 9, 100, 5000, 100, 50, 40, 20, 50),
+        Budget(
+            name="smoke",
+            samples=20,
+            margin=0.25,
+            apgd_steps=20,
+            targets=3,
+            fab_steps=5,
+            square_queries=200,
+            bpda_steps=20,
+            zero_order_steps=10,
+            zero_order_pairs=10,
+            eot=2,
+            pilot_samples=10,
+        ),
+        Budget(
+            name="ci",
+            samples=200,
+            margin=0.05,
+            apgd_steps=50,
+            targets=5,
+            fab_steps=20,
+            square_queries=1000,
+            bpda_steps=50,
+            zero_order_steps=20,
+            zero_order_pairs=20,
+            eot=4,
+            pilot_samples=20,
+        ),
+        Budget(
+            name="full",
+            samples=1000,
+            margin=0.02,
+            apgd_steps=100,
+            targets=9,
+            fab_steps=100,
+            square_queries=5000,
+            bpda_steps=100,
+            zero_order_steps=50,
+            zero_order_pairs=40,
+            eot=20,
+            pilot_samples=50,
+        ),
     )
-}
+}  # fmt: skip
 
 
 def get_budget(budget: str | Budget) -> Budget:
-    """The budget of this name, or this budget; `InputError` if there is none."""
+    """The budget of this name, or this budget.
+
+    Raises:
+        InputError: no budget has this name, or a built-in one of the same name has other numbers.
+    """
     if isinstance(budget, Budget):
+        if budget != BUDGETS.get(budget.name, budget):
+            raise InputError(f"budget: name={budget.name!r} is that of a budget with other numbers; give another name")
         return budget
     if not isinstance(budget, str) or budget not in BUDGETS:
         raise InputError(f"budget={budget!r}: unknown; use one of {', '.join(BUDGETS)}, or a Budget of your own")

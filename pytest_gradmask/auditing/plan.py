@@ -45,6 +45,7 @@ class PlannedAttack:
         run: ``run(model, images, labels, threat=, generator=)`` returns the perturbed images.
         model: what it queries; its counters belong to this attack alone.
         autoattack: versions of AutoAttack that it is part of.
+        by_user: whether it is an attack of the user's.
         checked: whether the attack check may test it.
         skip: if not empty, why it cannot run on this defense.
     """
@@ -55,6 +56,7 @@ class PlannedAttack:
     run: Run
     model: Oracle
     autoattack: tuple[AutoAttackVersion, ...] = ()
+    by_user: bool = False
     checked: bool = False
     skip: str = ""
 
@@ -81,7 +83,7 @@ def plan_attacks(surface: AttackSurface, budget: Budget, *, quick: bool = False)
     return [*first, *gradient, *user_attacks, *adaptive]
 
 
-def plan_placebo(surface: AttackSurface, budget: Budget, passes: float) -> PlannedAttack:
+def plan_placebo(surface: AttackSurface, budget: Budget, passes: int) -> PlannedAttack:
     """The placebo: a gradient attack with a fresh seed and the budget of the adaptive attacks.
 
     It shows what that budget breaks without adapting to the defense.
@@ -89,8 +91,8 @@ def plan_placebo(surface: AttackSurface, budget: Budget, passes: float) -> Plann
     Args:
         surface: the defense as its attacker sees it.
         budget: of the audit.
-        passes: forward and backward passes for each image that the adaptive attacks have spent together. The placebo
-            gets at least as many, in whole restarts.
+        passes: forward and backward passes that an unbroken image faced in the adaptive attacks. The placebo gets at
+            least as many, in whole restarts.
     """
     each = surface.eot * max(1, len(surface.defense.members))
     # Rounded up: a placebo with less than the adaptive attacks' budget makes mere extra budget look like masking.
@@ -112,6 +114,7 @@ def _user_attack(surface: AttackSurface, attack: Attack) -> PlannedAttack:
         access=attack.access,
         run=partial(_counted, attack.run),
         model=surface.oracle(attack.through),
+        by_user=True,
     )
 
 

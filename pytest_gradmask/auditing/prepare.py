@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +38,7 @@ class Prepared:
     surface: AttackSurface
     scorer: Scorer
     findings: tuple[Finding, ...]
-    predictions: Tensor
+    predictions: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import time
 import warnings
 from collections.abc import Sequence
 from contextlib import closing, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ from pytest_gradmask.probes.comparisons import compare_attacks
 from pytest_gradmask.probes.consistency import Original, Recording, check_again, check_consistency, keep_original
 from pytest_gradmask.probes.labels import check_labels
 from pytest_gradmask.probes.preflight import check_batch, check_device, check_setting
-from pytest_gradmask.probes.suite import Probe, ask, probe_defense
+from pytest_gradmask.probes.suite import Probe, probe_defense, run_probe
 from pytest_gradmask.threat import ThreatModel
 from pytest_gradmask.verdict.audit import Audit, in_order
 from pytest_gradmask.verdict.interim import InterimAnalysis, plan_analyses
@@ -94,8 +94,7 @@ def audit(
     check_setting(confidence, seed, margin)
     check_batch(images, labels, threat)
     where = check_device(device)
-    analyses = [InterimAnalysis(len(images))] if exhaustive else plan_analyses(len(images), margin, confidence)
-    order = _order(len(images), seed if len(analyses) > 1 else None)
+    order = _order(len(images), None if exhaustive else seed)
     # Part of the cache's key. Reports also use it to see whether two runs are about the same images; labels are left
     # out, as they may be the defense's own answers.
     images_hash = fingerprint(images.detach())
@@ -128,7 +127,7 @@ def audit(
                 result = AuditRun(
                     ready=ready, budget=budget, margin=margin, confidence=confidence, exhaustive=exhaustive,
                     probes=tuple(probes), progress=progress, original=original,
-                ).until_decided(analyses)  # fmt: skip
+                ).until_decided()  # fmt: skip
     except Exception as error:
         if not out_of_memory(error):
             raise
@@ -155,11 +154,12 @@ class AuditRun:
     exhaustive: bool
     probes: Sequence[Probe]
     progress: Progress
-    original: Original
+    original: Original | None = None  # nothing is compared without it
     schedule: AttackSchedule = field(init=False)
     findings: list[Finding] = field(init=False)
     attacks_checked: bool = False
     recording: Recording | None = None
+    complete: bool = True  # whether all adaptive attacks have run on the newest batch
 
     def __post_init__(self) -> None:
         ready = self.ready
@@ -169,18 +169,20 @@ class AuditRun:
             self.ready.scorer, self.ready.surface, self.budget, quick=not self.exhaustive, progress=self.progress
         )
 
-    def until_decided(self, analyses: Sequence[InterimAnalysis]) -> Audit:
+    def until_decided(self) -> Audit:
         """The loop of an audit: attack a batch of images, decide, go on until the verdict is decided."""
         schedule, probed = self.schedule, False
-        for analysis in analyses:
-            schedule.admit(analysis.images)
+        adaptive = sum(attack.kind == "adaptive" for attack in schedule.planned)
+        for analysis, images in self._plan():
+            schedule.admit(images)
             if not any(schedule.clean):
                 continue
             if not probed:
                 self.findings += [*self._ask_in_many_ways(), *self._probe()]
                 probed = True
             with closing(schedule.attack_batch()) as attacks:
-                for _ in attacks:  # after each adaptive attack: do those so far suffice?
+                for number, _ in enumerate(attacks, 1):  # after each adaptive attack: do those so far suffice?
+                    self.complete = number == adaptive
                     if not self.exhaustive and self._masked_beyond_placebo(analysis):
                         break
             verdict = Verdict.INCONCLUSIVE
@@ -189,12 +191,21 @@ class AuditRun:
                 # converged, and a placebo with less budget than it is due only makes that verdict harder to reach.
                 schedule.start_placebo()
                 verdict = self._verdict(analysis)
-            if verdict is Verdict.MASKED or (verdict is Verdict.INCONCLUSIVE and analysis is analyses[-1]):
+            if verdict is Verdict.MASKED or (verdict is Verdict.INCONCLUSIVE and analysis.last):
                 schedule.match_placebo()
                 verdict = self._verdict(analysis)
             if verdict is not Verdict.INCONCLUSIVE:
                 break
         return self._report(analysis)
+
+    def _plan(self) -> list[tuple[InterimAnalysis, int]]:
+        """The analyses, each with the number of images after which it has as many correct ones as it needs."""
+        clean = self.schedule.every_clean
+        ranks = [index for index, correct in enumerate(clean) if correct]
+        if self.exhaustive or not ranks:
+            return [(InterimAnalysis(len(ranks)), len(clean))]
+        analyses = plan_analyses(len(ranks), self.margin, self.confidence)
+        return [(analysis, len(clean) if analysis.last else ranks[analysis.images - 1] + 1) for analysis in analyses]
 
     def _masked_beyond_placebo(self, analysis: InterimAnalysis) -> bool:
         """Whether the verdict is ``MASKED``, also once the placebo has had all that it is due."""
@@ -227,6 +238,7 @@ class AuditRun:
         return decide(
             self.schedule.clean, results, [*self.findings, *more], margin=self.margin, confidence=self.confidence,
             predictions=self.schedule.predictions, analysis=analysis,
+            complete=self.complete,
         )  # fmt: skip
 
     def _probe(self) -> list[Finding]:
@@ -237,16 +249,18 @@ class AuditRun:
         oracle.reseed(subseed(seed, "defense under probes"))
         generator = torch.Generator().manual_seed(subseed(seed, "probes"))
         try:
-            found = probe_defense(oracle, images, labels, threat, generator, surface.randomized)
+            found = probe_defense(oracle, images, labels, threat, generator, randomized=surface.randomized)
         except Exception as error:  # the defense is not ours: whatever its backward raises is a finding, not a crash
             message = f"differentiating it raises {type(error).__name__}: {error}"
             found = [Finding("no-gradient", message, undermines_attacks=True)]
         for probe in self.probes:
-            found += ask(probe, surface.oracle(), images, labels, threat, generator)
+            found += run_probe(probe, surface.oracle(), images, labels, threat, generator)
         return found
 
     def _ask_in_many_ways(self) -> list[Finding]:
         """Findings on whether the defense that is attacked is the one that is scored."""
+        if self.original is None:
+            return []
         surface, (images, labels) = self.ready.surface, self._correct()
         try:
             found, self.recording = check_consistency(
@@ -337,5 +351,6 @@ def _provenance(threat: ThreatModel, budget: Budget, device: torch.device, seed:
         "images": images,
         "threat": {"norm": threat.norm, "eps": threat.eps, "bounds": list(threat.bounds)},
         "budget": budget.name,
+        "budget_settings": {name: value for name, value in asdict(budget).items() if name != "name"},
         "autoattack": budget.autoattack,
     }

@@ -46,6 +46,7 @@ class AttackSchedule:
 
     Attributes:
         planned: gradient and adaptive attacks, in order.
+        every_clean: for each image of the audit, whether it is classified correctly without an attack.
         clean: for each image so far, whether it is classified correctly without an attack.
         predictions: of a randomized defense on each of them.
     """
@@ -54,6 +55,7 @@ class AttackSchedule:
         self, scorer: Scorer, surface: AttackSurface, budget: Budget, *, quick: bool, progress: Progress
     ) -> None:
         self.planned = plan_attacks(surface, budget, quick=quick)
+        self.every_clean, self._every_prediction = scorer.clean()
         self.clean: list[bool] = []
         self.predictions: dict[int, Prediction] = {}
         self._scorer, self._surface, self._budget, self._progress = scorer, surface, budget, progress
@@ -62,12 +64,10 @@ class AttackSchedule:
     def admit(self, images: int) -> None:
         """Go on to the first so many images. Those that are new are a batch of their own."""
         start = len(self.clean)
-        clean, predictions = self._scorer.clean(range(start, images))
-        self.clean += clean
-        self.predictions |= predictions
-        survivors = {start + index for index, correct in enumerate(clean) if correct}
-        if predictions:  # an image that is mostly misclassified may have some chance left to lose
-            survivors = {index for index, prediction in predictions.items() if prediction.pilot > 0}
+        self.clean += self.every_clean[start:images]
+        new = range(start, images)
+        self.predictions |= {index: self._every_prediction[index] for index in new if self._every_prediction}
+        survivors = {index for index in new if self.every_clean[index]}
         self._batches.append(_Batch(f" from image {start}" if start else "", survivors))
 
     def attack_batch(self) -> Generator[None, None, None]:
@@ -91,15 +91,23 @@ class AttackSchedule:
         """Run one restart of the placebo on every batch: it shows whether gradient attacks have converged."""
         for batch in self._batches:
             if not batch.placebos:
-                self._extend_placebo(batch, 0.0)
+                self._extend_placebo(batch, 0)
 
     def match_placebo(self) -> None:
-        """Give the placebo, on every batch, the passes that all adaptive attacks have spent there together."""
+        """Give the placebo, on every batch, what all adaptive attacks together had there on an image that they spared.
+
+        Attacks leave an image once it is broken, so a mean over all images is less than what an unbroken one faced.
+        On a randomized defense each adaptive attack also returns a candidate point, and the worst of many looks worse
+        than it is. The placebo then runs once for each of them.
+        """
         for batch in self._batches:
-            due = sum(_passes(result) for result in batch.runs if result.kind == "adaptive")
-            had = sum(_passes(result) for result in batch.placebos)
-            if not batch.placebos or (had < due and batch.placebos[-1].status == "done"):
-                self._extend_placebo(batch, due - had)
+            adaptive = [result for result in batch.runs if result.kind == "adaptive" and result.status == "done"]
+            runs = [[result] for result in adaptive] if self._surface.randomized else [adaptive]
+            for number in range(len(batch.placebos), max(len(runs), 1)):
+                self._extend_placebo(batch, sum(result.passes for result in runs[number]) if runs else 0)
+            missing = sum(result.passes for result in adaptive) - sum(result.passes for result in batch.placebos)
+            if missing > 0 and batch.placebos[-1].status == "done":
+                self._extend_placebo(batch, missing)
 
     def results(self) -> list[AttackResult]:
         """Every planned attack and the placebo, over all batches. Attacks that have not run were skipped early."""
@@ -111,12 +119,12 @@ class AttackSchedule:
         ]
         return [*joined, _joined(placebos) or AttackResult("placebo", "placebo")]
 
-    def _extend_placebo(self, batch: _Batch, passes: float) -> None:
+    def _extend_placebo(self, batch: _Batch, passes: int) -> None:
         placebo = plan_placebo(self._surface, self._budget, passes)
-        had = sum(_passes(result) for result in batch.placebos)
+        had = sum(result.passes for result in batch.placebos)
         survivors = batch.survivors.difference(*(result.decided for result in batch.placebos))
         # Under the same name it would repeat the random starts of its earlier runs.
-        again = f" after {had:.0f} passes" if batch.placebos else ""
+        again = f" after {had} passes" if batch.placebos else ""
         renamed = replace(batch, stream_name=batch.stream_name + again, survivors=survivors)
         batch.placebos.append(self._run(placebo, renamed))
 
@@ -130,11 +138,6 @@ class AttackSchedule:
         self._progress(
             AttackStarted(attack=attack.name, images=len(batch.survivors), seen=len(self.clean), later=later)
         )
-
-
-def _passes(result: AttackResult) -> float:
-    """Forward and backward passes for each image."""
-    return (result.forwards + result.backwards) / max(len(result.attacked), 1)
 
 
 def _skipped(attack: PlannedAttack) -> AttackResult:
@@ -170,6 +173,7 @@ def _joined(runs: Sequence[AttackResult], batches: int = 0) -> AttackResult | No
         invalid=sum(run.invalid for run in runs),
         forwards=sum(run.forwards for run in runs),
         backwards=sum(run.backwards for run in runs),
+        passes=max(run.passes for run in runs),
         seconds=sum(run.seconds for run in runs),
     )
 

@@ -138,7 +138,9 @@ class Scorer:
 
 def empty_result(attack: PlannedAttack) -> AttackResult:
     """The result of an attack before it ran on any image."""
-    return AttackResult(attack.name, attack.kind, access=attack.access, autoattack=attack.autoattack)
+    return AttackResult(
+        attack.name, attack.kind, access=attack.access, autoattack=attack.autoattack, by_user=attack.by_user
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,7 +188,8 @@ class AttackJob:
         attack, name = self.attack, f"{self.stream_name}{f' at {first}' if first else ''}"
         generator = torch.Generator().manual_seed(subseed(self.seed, name))
         self.oracle.reseed(subseed(self.seed, f"defense under {name}"))
-        forwards, backwards = attack.model.forwards, attack.model.backwards
+        forwards, backwards, calls = attack.model.forwards, attack.model.backwards, attack.model.calls
+        attack.model.largest = 0
         with random_state_kept(images.device):
             # For attacks that draw from the global generators in spite of ``generator``.
             seed_everything(subseed(self.seed, f"global generators under {name}"))
@@ -204,7 +207,13 @@ class AttackJob:
             invalid=int((~valid).sum()),
             forwards=attack.model.forwards - forwards,
             backwards=attack.model.backwards - backwards,
+            passes=_passes(attack.model, calls, len(images)),
         )
+
+
+def _passes(model: Oracle, calls: int, images: int) -> int:
+    """Passes that an image faced which an attack did not break: one in each call, or more if a batch repeats images."""
+    return (model.calls - calls) * max(1, -(-model.largest // max(images, 1)))
 
 
 def _joined(result: AttackResult, parts: Sequence[AttackResult]) -> AttackResult:
@@ -220,6 +229,7 @@ def _joined(result: AttackResult, parts: Sequence[AttackResult]) -> AttackResult
         invalid=sum(done.invalid for done in parts),
         forwards=sum(done.forwards for done in parts),
         backwards=sum(done.backwards for done in parts),
+        passes=max((done.passes for done in parts), default=0),
         seconds=seconds,
     )
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pytest_gradmask.attacks.bypass.inner_logits import find_inner_logits
 from pytest_gradmask.attacks.bypass.search import SEARCH_FORWARDS, SEARCH_IMAGES, find_bypass
-from pytest_gradmask.attacks.oracle import Oracle, blamed
+from pytest_gradmask.attacks.oracle import Oracle, errors_attributed_to
 from pytest_gradmask.defense import Defense
 from pytest_gradmask.errors import InputError
 from pytest_gradmask.loading.models.composites import Mixture
@@ -107,7 +107,7 @@ def find_attack_surface(
     surface = replace(surface, approximations=_approximations(surface, few))
     if known:
         return surface
-    with stream.active(), blamed(defense.name, few):
+    with stream.active(), errors_attributed_to(defense.name, few):
         inner = find_inner_logits(defense.model, few, defense.outputs, forwards=SEARCH_FORWARDS if randomized else 1)
     return replace(surface, inner=inner, scoreless=not randomized and _scoreless(surface.oracle(), few, threat))
 
@@ -141,11 +141,11 @@ def _approximations(surface: AttackSurface, images: Tensor) -> dict[str, object]
 
 def _search(surface: AttackSurface, images: Tensor) -> dict[str, object]:
     if not surface.defense.members:
-        with blamed(surface.defense.name, images):
+        with errors_attributed_to(surface.defense.name, images):
             return find_bypass(surface.attacked, images, forwards=SEARCH_FORWARDS if surface.eot > 1 else 1)
     found: dict[str, object] = {}
     for number, member in enumerate(surface.defense.members):
-        with blamed(f"members[{number}]", images):
+        with errors_attributed_to(f"members[{number}]", images):
             found |= {f"members.{number}.{name}": new for name, new in find_bypass(member, images).items()}
     return found
 

@@ -1,31 +1,23 @@
-"""A unit test for attacks: does an attack find an adversarial example that is known to be there?
+"""The binarization test of attacks: does an attack find an adversarial example that is known to exist?
 
-The binarization test of Zimmermann, Brendel, Tramèr and Carlini, "Increasing Confidence in Adversarial Robustness
-Evaluations" (NeurIPS 2022). Each image gets a last layer of its own with two classes, fitted so that a
-point on the boundary of the ball is class 1, and the image and points inside the ball are class 0. An attack that does
-not find class 1 is too weak for this defense: that it fails on the defense itself shows nothing.
+After Zimmermann, Brendel, Tramèr and Carlini, "Increasing Confidence in Adversarial Robustness Evaluations" (NeurIPS
+2022, arXiv:2206.13991). For each image, the last layer of the defense is replaced by one with two classes. It is fitted
+so that one point on the boundary of the ball is class 1, while the image and points inside the ball are class 0. An
+attack that does not find class 1 is too weak for this defense: its failure on the defense itself shows nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from pytest_gradmask.attacks.losses import logit_margin
 from pytest_gradmask.attacks.oracle import Oracle
-from pytest_gradmask.binarization.classifier import (
-    BinarizedClassifier,
-    last_linear,
-    modified,
-    on_sphere,
-    plant,
-    usual_margin,
-)
+from pytest_gradmask.attacks.protocol import AttackFunction
+from pytest_gradmask.binarization.classifier import find_last_linear, median_logit_margin
+from pytest_gradmask.binarization.single_image import ImageResult, ImageTest, Outcome
 from pytest_gradmask.defense import Defense, as_defense
 from pytest_gradmask.errors import InputError
 from pytest_gradmask.execution.isolation import no_trace
@@ -34,33 +26,29 @@ from pytest_gradmask.randomized.streams import RandomStream
 from pytest_gradmask.threat import ThreatModel
 from pytest_gradmask.verdict.results import Proportion
 
-Outcome = Literal["passed", "failed", "trivial", "unseparable"]
-Attack = Callable[..., torch.Tensor]
-
-#: Share of the planted examples that an attack has to find. A correct one finds them all; one in twenty is forgiven.
+#: Share of the embedded adversarial examples that an attack has to find. A correct one finds all; 5 % may be missed.
 REQUIRED = 0.95
-#: The bound from below that it takes besides: without it, one image would make a pass.
+#: Value that the lower bound of this share must exceed. Without it, one image would be enough for a pass.
 _LEAST = 0.5
-#: Random points that every image's test has to withstand, even where the attack makes fewer queries.
-_CONTROL = 50
-_WATCHED = 16  # forwards in which the last linear layer of a randomized defense is looked for
-_VOTES = 5  # forwards over which a randomized defense is averaged and judged
-_CHUNK = 256  # points a forward gets
+_OBSERVED = 16  # forward passes in which the last linear layer of a randomized defense is searched for
+_RANDOMIZED_FORWARDS = 5  # forward passes over which a randomized defense is averaged
+_CHUNK = 256  # points in one forward pass
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class BinarizationTest:
-    """What an attack made of the examples planted for it.
+    """The result of a binarization test.
 
     Attributes:
-        outcomes: for each image ``"passed"`` (the attack found class 1 inside the ball), ``"failed"``, ``"trivial"``
-            (random points find it as well, so that a pass would show nothing) or ``"unseparable"`` (no example could
-            be planted).
+        outcomes: one for each image. ``"passed"``: the attack found class 1 inside the ball. ``"failed"``: it did not.
+            ``"trivial"``: random points find class 1 as well, so that a pass would show nothing. ``"unseparable"``: no
+            adversarial example could be embedded.
         confidence: of each bound of ``rate``.
-        invalid: images that the attack returned outside of the ball or the bounds, or not finite: not passed.
-        on_logits: images whose two classes had to be told from the logits, not from the last linear layer's input.
-        queries: most images that the attack passed forward for one image; as many random points, but at least 50,
-            made the control.
+        invalid: number of images that the attack returned outside of the ball or the bounds, or with values that are
+            not finite. They have not passed.
+        on_logits: number of images whose new layer takes the logits as features, not the last linear layer's input.
+        queries: the most forward passes of the attack for one image. The control of the image used as many random
+            points, but at least 50.
     """
 
     outcomes: tuple[Outcome, ...]
@@ -71,55 +59,55 @@ class BinarizationTest:
 
     @property
     def passed(self) -> int:
-        """Images whose planted example the attack found."""
+        """Number of images whose embedded adversarial example the attack found."""
         return self.outcomes.count("passed")
 
     @property
     def tested(self) -> int:
-        """Images that count: neither trivial nor unseparable."""
+        """Number of images that count: neither trivial nor unseparable."""
         return self.passed + self.outcomes.count("failed")
 
     @property
     def trivial(self) -> int:
-        """Images that do not count because random points succeed, too."""
+        """Number of images that do not count because random points succeed, too."""
         return self.outcomes.count("trivial")
 
     @property
     def unseparable(self) -> int:
-        """Images that do not count because no example could be planted."""
+        """Number of images that do not count because no adversarial example could be embedded."""
         return self.outcomes.count("unseparable")
 
     @property
     def rate(self) -> Proportion | None:
-        """Share of the tested images that passed, with exact bounds; None where no image was tested."""
+        """Share of the tested images that passed, with exact bounds; None if no image was tested."""
         return Proportion.of(self.passed, self.tested, self.confidence) if self.tested else None
 
     @property
     def ok(self) -> bool:
-        """Whether the attack passes: it found at least 95 % of the examples, and surely more than half.
+        """Whether the attack passes: it found at least 95 % of the examples, and certainly more than half.
 
-        A correct attack finds them all. That the *bound* is above 95 % would take 90 images without a miss
-        at 99 % confidence; attacks that are broken find next to none, so a bound above one half tells them apart
-        with 7 images, and a pass on fewer shows too little.
+        A correct attack finds them all. A *bound* above 95 % would take 90 images without a miss at 99 % confidence.
+        But broken attacks find almost none, so a bound above one half is enough to recognise them. This takes 7
+        images; fewer are too few for a pass.
         """
         return self.rate is not None and self.rate.value >= REQUIRED and self.rate.low > _LEAST
 
     @property
     def fails(self) -> bool:
-        """Whether the attack surely finds less than 95 %. Neither `ok` nor this: too few images to tell."""
+        """Whether the attack certainly finds less than 95 %. If neither this nor `ok` is true, images are too few."""
         return self.rate is not None and self.rate.high < REQUIRED
 
 
 def binarization_test(
-    attack: Attack,
+    attack: AttackFunction,
     defense: Defense | nn.Module,
-    images: torch.Tensor,
-    labels: torch.Tensor,
+    images: Tensor,
+    labels: Tensor,
     *,
     threat: ThreatModel,
     generator: torch.Generator,
     through: nn.Module | None = None,
-    gap: float = 0.05,
+    separation: float = 0.05,
     inner: int = 200,
     boundary: int = 50,
     forwards: int | None = None,
@@ -128,163 +116,96 @@ def binarization_test(
 ) -> BinarizationTest:
     """Test an attack on a defense whose last layer is replaced, image by image, so that it can be broken.
 
-    Image by image, because an attack may drop, repeat or reorder the images of a batch, and each has its own layer.
+    The attack gets one image at a time, because each image has its own layer, and an attack may drop, repeat or
+    reorder the images of a batch.
 
     Args:
-        attack: ``attack(model, images, labels, *, threat, generator) -> images``; use `functools.partial` for the
-            rest. It is given one image at a time, the label 0, and a model with two classes (so no loss that
-            needs three logits).
+        attack: ``attack(model, images, labels, *, threat, generator) -> images``; use `functools.partial` for further
+            arguments. It gets one image at a time, the label 0, and a model with two classes, so its loss must not
+            need three logits.
         defense: a module from images to logits, or a `Defense`.
-        images: float32, N x C x H x W, inside the bounds; 8 are enough to tell a broken attack, 7 the fewest.
-        labels: integers, N. The new layers' margins are as large as those to these labels usually are.
+        images: float32, N x C x H x W, inside the bounds. 8 are enough to recognise a broken attack, and 7 the fewest
+            for a pass.
+        labels: integers, N. The logit margins of the new layers are as large as those of these labels usually are.
         threat: where the attack may search.
         generator: draws all points, and seeds defense and attack; a CPU generator.
-        through: what the attack is given in place of the defense, made of the defense's own modules:
-            ``bypassed(model, ...)`` for BPDA, a `Mixture` of members, ... Success is judged on the defense.
-        gap: inner points keep this share of eps away from the boundary, in (0, 1).
-        inner: points of each image that are class 0, at least 2.
-        boundary: candidates for class 1, at least 1.
-        forwards: over which features are averaged and images judged, at least 1; by default 5 for a randomized
-            defense and 1 otherwise.
-        frozen: hold a randomized defense at one draw of its random numbers, the same for every image and forward. For
-            one whose noise drowns whatever is planted; a defense that draws from a generator of its own cannot be held.
+        through: the model that the attack gets instead of the defense, made from the defense's own modules:
+            ``bypassed(model, ...)`` for BPDA, a `Mixture` of members, ... Success is evaluated on the defense.
+        separation: distance of the inner points from the boundary of the ball, as a share of eps, in (0, 1).
+        inner: number of points of each image that are class 0, at least 2.
+        boundary: number of candidates for class 1, at least 1.
+        forwards: forward passes over which features are averaged and images are evaluated, at least 1; by default 5
+            for a randomized defense and 1 otherwise.
+        frozen: use the same random numbers of a randomized defense for every image and forward pass. This is for a
+            defense whose noise hides every embedded example. It has no effect on a defense with a random generator of
+            its own.
         confidence: of each bound of the pass rate, in (0.5, 1).
 
     Raises:
-        InputError, DefenseError: the input cannot be tested; the message says what to change. What the attack
-            raises is passed on.
+        InputError, DefenseError: the input cannot be tested; the message says what to change. An exception of the
+            attack is passed on.
     """
-    _check_arguments(attack, generator, through, gap, inner, boundary, forwards, confidence)
+    _check_arguments(
+        attack=attack,
+        generator=generator,
+        through=through,
+        separation=separation,
+        inner=inner,
+        boundary=boundary,
+        forwards=forwards,
+        confidence=confidence,
+    )
     defense = as_defense(defense)
     check_batch(images, labels, threat)
     images, labels = images.detach(), labels.detach().long()
     models = [defense.model, *defense.members, *defense.sources, *([] if through is None else [through])]
-    trials: list[_Trial] = []
+    results: list[ImageResult] = []
     with no_trace(models, images.device):
         stream = RandomStream(int(torch.randint(2**31, (1,), generator=generator)), images.device)
-        look = Oracle(defense.model, stream, defense.outputs)
+        oracle = Oracle(defense.model, stream, defense.outputs)
         with stream.active():
-            randomized = check_defense(defense, look, images, labels).randomized
+            randomized = check_defense(defense, oracle, images, labels).randomized
         frozen = frozen and randomized
-        forwards = forwards or (_VOTES if randomized and not frozen else 1)
-        watched = _WATCHED if randomized else 1
-        # The numbers that a batch draws differ from image to image: where they are frozen, each is a batch of its own.
+        forwards = forwards or (_RANDOMIZED_FORWARDS if randomized and not frozen else 1)
+        # A batch draws other numbers for each of its images. If they are frozen, each image is a batch of its own.
         chunk = 1 if frozen else _CHUNK
-        linear = last_linear(defense.model, stream, defense.outputs, images[:2], watched)
+        linear = find_last_linear(defense.model, stream, defense.outputs, images[:2], _OBSERVED if randomized else 1)
         with stream.frozen() if frozen else nullcontext():
-            places = {place: usual_margin(look, place, images, labels, forwards, chunk) for place in (linear, None)}
-            bench = _Bench(
-                defense, stream, look, places, through or defense.model, threat, gap, inner, boundary, forwards, chunk
+            test = ImageTest(
+                defense=defense,
+                stream=stream,
+                oracle=oracle,
+                logit_margins={
+                    layer: median_logit_margin(oracle, layer, images, labels, forwards, chunk)
+                    for layer in (linear, None)
+                },
+                through=through or defense.model,
+                threat=threat,
+                separation=separation,
+                inner=inner,
+                boundary=boundary,
+                forwards=forwards,
+                chunk=chunk,
             )
             for image in images.split(1):
-                # Draws of its own for each image: what an attack draws on one does not change the next one's test.
-                own = torch.Generator().manual_seed(int(torch.randint(2**62, (1,), generator=generator)))
-                planted = bench.plant(image, own)
-                trials.append(_Trial("unseparable") if planted is None else bench.run(attack, planted, image, own))
+                # A generator for each image: the random numbers of one attack do not change the next image's test.
+                seed = int(torch.randint(2**62, (1,), generator=generator))
+                results.append(test.run(attack, image, torch.Generator().manual_seed(seed)))
     return BinarizationTest(
-        outcomes=tuple(trial.outcome for trial in trials),
+        outcomes=tuple(result.outcome for result in results),
         confidence=confidence,
-        invalid=sum(trial.invalid for trial in trials),
-        on_logits=sum(trial.on_logits for trial in trials),
-        queries=max(trial.queries for trial in trials),
+        invalid=sum(result.invalid for result in results),
+        on_logits=sum(result.on_logits for result in results),
+        queries=max(result.queries for result in results),
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Trial:
-    """One image; attributes as those of `BinarizationTest`."""
-
-    outcome: Outcome
-    invalid: bool = False
-    on_logits: bool = False
-    queries: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class _Bench:
-    """What stays the same for all images.
-
-    ``places`` are the layers whose place a head may take, in the order to try them, with the usual margin there.
-    """
-
-    defense: Defense
-    stream: RandomStream
-    look: Oracle
-    places: Mapping[nn.Linear | None, float]
-    through: nn.Module
-    threat: ThreatModel
-    gap: float
-    inner: int
-    boundary: int
-    forwards: int
-    chunk: int
-
-    def plant(self, image: torch.Tensor, generator: torch.Generator) -> BinarizedClassifier | None:
-        """Plant an example in place of the last linear layer or else behind the logits; None where neither can be."""
-        for place, size in self.places.items():
-            planted = plant(
-                self.look,
-                place,
-                image,
-                size=size,
-                threat=self.threat,
-                gap=self.gap,
-                inner=self.inner,
-                boundary=self.boundary,
-                forwards=self.forwards,
-                chunk=self.chunk,
-                generator=generator,
-            )
-            # Looked at again, alone and with fresh noise: it has to be an example in the way an attack is judged.
-            if planted and self.class_1(self.judge(planted), torch.cat([image, planted.example])) == [False, True]:
-                return planted
-        return None
-
-    def judge(self, planted: BinarizedClassifier) -> Oracle:
-        return modified(self.defense.model, planted, self.stream, self.defense.outputs)
-
-    def run(
-        self, attack: Attack, planted: BinarizedClassifier, image: torch.Tensor, generator: torch.Generator
-    ) -> _Trial:
-        """Attack one image, and as often try random points in its stead."""
-        judge = self.judge(planted)
-        given = modified(self.through, planted, self.stream, self.defense.outputs)
-        returned = _attacked(attack, given, image, self.threat, generator)
-        valid = bool(self.threat.contains(returned, image))
-        control = on_sphere(image, max(given.forwards, _CONTROL), self.threat, generator)
-        if any(self.class_1(judge, control)):
-            outcome: Outcome = "trivial"
-        else:
-            outcome = "passed" if valid and self.class_1(judge, returned)[0] else "failed"
-        return _Trial(outcome, not valid, planted.linear is None, given.forwards)
-
-    def class_1(self, oracle: Oracle, images: torch.Tensor) -> list[bool]:
-        """Whether each image is class 1 in more than half of the forwards, as an audit judges what is broken."""
-        predictions = torch.zeros(len(images), device=images.device)
-        with torch.no_grad():
-            for chunk in torch.arange(len(images), device=images.device).split(self.chunk):
-                label = torch.zeros(len(chunk), dtype=torch.long, device=images.device)
-                for _ in range(self.forwards):
-                    predictions[chunk] += logit_margin(oracle(images[chunk]), label) > 0
-        return (predictions * 2 > self.forwards).tolist()
-
-
-def _attacked(
-    attack: Attack, model: Oracle, image: torch.Tensor, threat: ThreatModel, generator: torch.Generator
-) -> torch.Tensor:
-    label = torch.zeros(1, dtype=torch.long, device=image.device)
-    returned = attack(model, image.clone(), label, threat=threat, generator=generator)
-    if not isinstance(returned, torch.Tensor) or returned.shape != image.shape:
-        shape = tuple(returned.shape) if isinstance(returned, torch.Tensor) else type(returned).__name__
-        raise InputError(f"attack: returned {shape} for images of shape {tuple(image.shape)}; return perturbed images")
-    return returned.detach().to(image)
-
-
 def _check_arguments(
+    *,
     attack: object,
     generator: object,
     through: object,
-    gap: float,
+    separation: float,
     inner: int,
     boundary: int,
     forwards: int | None,
@@ -296,8 +217,8 @@ def _check_arguments(
         raise InputError(f"generator={generator!r}: must be a CPU generator, as in torch.Generator().manual_seed(0)")
     if through is not None and not isinstance(through, nn.Module):
         raise InputError(f"through={through!r}: must be a torch.nn.Module, such as bypassed(model, ...), or None")
-    if not 0 < gap < 1:
-        raise InputError(f"gap={gap!r}: must be a share of eps between 0 and 1, such as 0.05")
+    if not 0 < separation < 1:
+        raise InputError(f"separation={separation!r}: must be a share of eps between 0 and 1, such as 0.05")
     for name, value, least in (("inner", inner, 2), ("boundary", boundary, 1), ("forwards", forwards, 1)):
         if value is not None and (not isinstance(value, int) or value < least):
             raise InputError(f"{name}={value!r}: must be a whole number of at least {least}")

@@ -41,6 +41,8 @@ def check_labels(predictions: Tensor, labels: Tensor, classes: int, confidence: 
         classes: number of classes of the defense; both are in ``range(classes)``.
         confidence: in (0.5, 1), of every test.
     """
+    if len(predictions) == 0:
+        return []
     answers, given = predictions.cpu().numpy(), labels.cpu().numpy()
     return (
         constant_predictions(answers, given)

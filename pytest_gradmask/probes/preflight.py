@@ -1,7 +1,7 @@
-"""Checks before any attack runs: is this batch, and is this defense, something an audit can judge?
+"""The preflight: checks of the batch and the defense before any attack runs.
 
-Bad input raises an error that names the argument, the value and the fix. What is unusual but auditable becomes a
-finding.
+Input that cannot be audited raises an error that names the argument, the value and the fix. Input that is unusual but
+can be audited becomes a finding.
 """
 
 from __future__ import annotations
@@ -9,39 +9,43 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from pytest_gradmask.attacks.oracle import Oracle, answer, parameter_dtype
+from pytest_gradmask.attacks.oracle import Oracle, output_of, parameter_dtype
 from pytest_gradmask.defense import Defense
 from pytest_gradmask.errors import DefenseError, InputError
 from pytest_gradmask.execution.batching import in_batches
 from pytest_gradmask.threat import ThreatModel
 from pytest_gradmask.verdict.results import Finding
 
-#: Forwards that must agree before a defense counts as deterministic: an even choice of two members shows with
-#: a chance of 1 - 2**-15. Of members that are given, one may answer rarely: in one of 20 forwards shows with 96 %.
+#: Forward passes that must agree before a defense counts as deterministic. A random choice between two equally likely
+#: members is detected with probability 1 - 2**-15. With known members, one of them may answer rarely: a member that
+#: answers one in 20 passes is detected with 96 %.
 _REPEATS, _REPEATS_OF_MEMBERS = 16, 64
-_BATCH = 250  # images a forward gets, if memory allows
+_BATCH = 250  # images of one forward pass, if memory allows
 _SAMPLE = 2  # images in the checks that repeat
-_SAME = 1e-4  # largest difference of logits, relative to their size, that counts as none
-#: The same between a batch and one image alone: rounding differs there, and a deep front end amplifies it a
-#: thousandfold. Batch norm in train mode or attention across images changes logits by tens of percent.
+_SAME = 1e-4  # largest difference of logits, relative to their size, that counts as equal
+#: The same between an image in a batch and the image alone. Rounding differs there, and a deep front end amplifies it
+#: a thousandfold. Batch norm in train mode or attention across images changes logits by tens of percent.
 _SAME_ALONE = 0.02
 
 
 @dataclass(frozen=True, slots=True)
 class Preflight:
-    """What is known of a defense before it is attacked; ``predictions``: its answers to the clean images, int64, N."""
+    """Properties of a defense that are known before it is attacked.
+
+    ``predictions`` are the classes that it answers to all clean images, int64, N.
+    """
 
     classes: int
     randomized: bool
     findings: tuple[Finding, ...]
-    predictions: torch.Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long), compare=False)
+    predictions: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long), compare=False)
 
 
 def check_setting(confidence: float, seed: int = 0, margin: float = 0.05) -> None:
-    """Raise `InputError` unless bounds can be had at this confidence and margin, and gradients at all."""
+    """Raise `InputError` unless confidence, margin and seed are valid and gradients can be taken."""
     if not _between(confidence, 0.5, 1):
         raise InputError(f"confidence={confidence!r}: must be between 0.5 and 1, such as 0.99")
     if not _between(margin, 0, 1):
@@ -57,24 +61,24 @@ def _between(value: object, low: float, high: float) -> bool:
 
 
 def check_device(device: str) -> torch.device:
-    """The device of this name; `InputError` if there is none, or none that computes."""
+    """The device of this name; `InputError` if there is none or if it cannot compute."""
     try:
-        place = torch.device(device)
-        torch.zeros(1, device=place).item()
-    except Exception as error:  # each backend has an exception of its own
+        found = torch.device(device)
+        torch.zeros(1, device=found).item()
+    except Exception as error:  # each backend raises an exception of another type
         fix = "use cpu, cuda or cuda:N, of which this machine has "
         count = torch.cuda.device_count()
-        there = ", ".join(["cpu", *(f"cuda:{index}" for index in range(count))])
-        raise InputError(f"device={device!r}: cannot be used ({type(error).__name__}); {fix}{there}") from error
-    return place
+        available = ", ".join(["cpu", *(f"cuda:{index}" for index in range(count))])
+        raise InputError(f"device={device!r}: cannot be used ({type(error).__name__}); {fix}{available}") from error
+    return found
 
 
-def check_batch(images: torch.Tensor, labels: torch.Tensor, threat: ThreatModel) -> None:
+def check_batch(images: Tensor, labels: Tensor, threat: ThreatModel) -> None:
     """Raise `InputError` unless images and labels are ready to use."""
     if not isinstance(threat, ThreatModel):
         raise InputError(f"threat={threat!r}: must be a ThreatModel, such as ThreatModel(eps=8/255)")
     for argument, value in (("images", images), ("labels", labels)):
-        if not isinstance(value, torch.Tensor):
+        if not isinstance(value, Tensor):
             raise InputError(
                 f"{argument}: must be a torch.Tensor, got {type(value).__name__}; use torch.as_tensor(...)"
             )
@@ -111,13 +115,13 @@ def check_batch(images: torch.Tensor, labels: torch.Tensor, threat: ThreatModel)
         )
 
 
-def check_defense(defense: Defense, oracle: Oracle, images: torch.Tensor, labels: torch.Tensor) -> Preflight:
-    """Look at the defense's clean behaviour.
+def check_defense(defense: Defense, oracle: Oracle, images: Tensor, labels: Tensor) -> Preflight:
+    """Check how the defense behaves on clean images.
 
     Raises:
-        DefenseError: train mode, a forward that raises, output that is no finite N x K tensor of floats,
-            probabilities where logits were promised.
-        InputError: labels out of range.
+        DefenseError: the defense is in train mode, its forward raises, its output is not a finite N x K tensor of
+            floats, or it returns probabilities although logits were declared.
+        InputError: labels are out of range.
     """
     for model in (defense.model, *defense.members, *defense.sources):
         _check_eval_mode(model)
@@ -168,14 +172,14 @@ def _check_eval_mode(model: nn.Module) -> None:
             )
 
 
-def _check_outputs(defense: Defense, images: torch.Tensor) -> tuple[int, torch.Tensor]:
-    """What the model returns for all images, batch by batch; the number of classes, and the answers (int64, N)."""
+def _check_outputs(defense: Defense, images: Tensor) -> tuple[int, Tensor]:
+    """Check the outputs for all images, batch by batch; returns the number of classes and the predictions."""
 
-    def part(start: int, end: int) -> tuple[int, torch.Tensor]:
-        # Without the oracle's conversions, to see what the model itself returns.
-        some = images[start:end].to(parameter_dtype(defense.model), copy=True)
+    def part(start: int, end: int) -> tuple[int, Tensor]:
+        # Not through the oracle, which converts the output of the model.
+        batch = images[start:end].to(parameter_dtype(defense.model), copy=True)
         with torch.no_grad():
-            raw = answer(defense.name, defense.model, some)
+            raw = output_of(defense.name, defense.model, batch)
         _check_output(defense, raw, images[start:end])
         return raw.shape[1], raw.argmax(1)
 
@@ -183,8 +187,8 @@ def _check_outputs(defense: Defense, images: torch.Tensor) -> tuple[int, torch.T
     return parts[0][0], torch.cat([answers for _, answers in parts])
 
 
-def _check_output(defense: Defense, output: object, images: torch.Tensor) -> None:
-    if not isinstance(output, torch.Tensor):
+def _check_output(defense: Defense, output: object, images: Tensor) -> None:
+    if not isinstance(output, Tensor):
         raise DefenseError(
             f"{defense.name} returns {type(output).__name__}, not a tensor of logits; wrap it in a module that "
             "returns the logits alone"

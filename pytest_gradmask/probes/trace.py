@@ -1,7 +1,7 @@
-"""A short gradient attack, watched step by step: what most probes look at.
+"""The PGD trace: a short gradient attack that is recorded step by step, for most probes to analyse.
 
-One path serves them all, so that they cost a few passes and not an attack each. An image leaves it once a gradient has
-broken it: where the gradient leads to an adversarial example at once, nothing has to be explained.
+All probes share one trace, so that they cost a few passes together, and not an attack each. An image is no longer
+attacked once the gradient has broken it: then there is nothing to explain.
 """
 
 from __future__ import annotations
@@ -9,72 +9,79 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
 from pytest_gradmask.attacks.evaluate import mean_logit_margins, value_and_grad
 from pytest_gradmask.attacks.losses import cross_entropy, logit_margin
 from pytest_gradmask.attacks.oracle import Oracle
 from pytest_gradmask.threat import ThreatModel
 
-#: Images that a path follows at most.
-IMAGES = 12
-#: Standing images, below which a share of them says nothing.
-FEWEST = 3
-#: Radius of each ball, as a share of eps, and the steps taken inside it. Ten steps reach the edge of the threat model.
+#: Largest number of images in a trace.
+MAX_IMAGES = 12
+#: Least number of survivors. A share of fewer images says nothing.
+MIN_SURVIVORS = 3
+#: Radius of each ball, as a share of eps, and the steps inside it. Ten steps reach the boundary of the threat model.
 _STAGES = ((0.5, 4), (1.0, 6), (2.0, 4))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class PGDTrace:
-    """What was seen on the way; T looks at each of N images.
+    """The record of T evaluations of N images.
 
     Attributes:
-        images, labels: N x C x H x W and N: where it starts. All are classified correctly there.
-        threat: its ball of radius eps is the second of three.
-        radii: for each look, the radius of the ball it lies in, as a share of eps: 0.5, 1 or 2.
-        logit_margins: T x N, float32: largest other logit minus the label's. NaN where an image was no longer followed.
-        gradient_norms: T x N, float32: dual norm of the gradient, which is how fast the loss rises, to first order, for
-            a step of the threat model's norm. NaN where no gradient was taken; infinite where it is not finite.
-        by_logit_margin: for each look, whether the gradient is that of the margin; otherwise of the cross-entropy.
-        saturated: T x N, bool: the softmax of the logits is the one-hot label to the last bit of a float32.
-        spreads, largest: N, float32: largest minus smallest, and largest absolute, logit of the clean image.
-        gradient: N x C x H x W: the margin's at the clean images.
-        whole: whether all images were followed to the end.
+        images, labels: the start, N x C x H x W and N. All images are classified correctly.
+        threat: its ball of radius eps is the second of the three balls.
+        radii: for each evaluation, the radius of the ball of the iterates, as a share of eps: 0.5, 1 or 2.
+        logit_margins: T x N, float32: the largest other logit minus the label's. NaN where an image was not active any
+            more.
+        gradient_norms: T x N, float32: dual norm of the gradient. To first order, this is the increase of the loss for
+            a step of length 1 in the threat model's norm. NaN where no gradient was taken; infinite where the gradient
+            is not finite.
+        by_logit_margin: for each evaluation, whether the gradient is that of the logit margin. Otherwise, it is that of
+            the cross-entropy.
+        saturated: T x N, bool: the softmax of the label's logit is exactly 1 as a float32.
+        logit_ranges: N, float32: largest minus smallest logit of the clean image.
+        largest_logits: N, float32: largest absolute logit of the clean image.
+        clean_gradient: N x C x H x W: gradient of the logit margin at the clean images.
+        all_active: whether all images stayed active to the end.
     """
 
-    images: torch.Tensor
-    labels: torch.Tensor
+    images: Tensor
+    labels: Tensor
     threat: ThreatModel
     radii: tuple[float, ...]
-    logit_margins: torch.Tensor
-    gradient_norms: torch.Tensor
+    logit_margins: Tensor
+    gradient_norms: Tensor
     by_logit_margin: tuple[bool, ...]
-    saturated: torch.Tensor
-    spreads: torch.Tensor
-    largest: torch.Tensor
-    gradient: torch.Tensor
-    whole: bool
+    saturated: Tensor
+    logit_ranges: Tensor
+    largest_logits: Tensor
+    clean_gradient: Tensor
+    all_active: bool
 
-    def best(self, radius: float) -> torch.Tensor:
-        """For each image, the largest margin seen within ``radius`` times eps; N. NaN logits count as none."""
-        within = [number for number, reached in enumerate(self.radii) if reached <= radius]
+    def best_logit_margins(self, radius: float) -> Tensor:
+        """For each image, the largest logit margin within ``radius`` times eps; N. NaN values are left out."""
+        within = [index for index, reached in enumerate(self.radii) if reached <= radius]
         return self.logit_margins[within].nan_to_num(nan=float("-inf")).amax(0)
 
-    def standing(self, radius: float) -> torch.Tensor:
-        """Whether each image was classified correctly at every look within ``radius`` times eps; bool, N."""
-        return self.best(radius) <= 0
+    def survivors(self, radius: float) -> Tensor:
+        """Whether each image was classified correctly in all evaluations within ``radius`` times eps; bool, N."""
+        return self.best_logit_margins(radius) <= 0
 
-    def asked(self, radius: float) -> torch.Tensor:
-        """Indices of the images that another probe should ask the defense about: those `standing`.
+    def indices_to_query(self, radius: float) -> Tensor:
+        """Indices of the images for which another probe should query the defense: the `survivors`.
 
-        None if those are fewer than `FEWEST`. All images if ``whole``: the random numbers of a frozen defense are the
-        same for the same number of images.
+        There are none if fewer than `MIN_SURVIVORS` images survive. If ``all_active``, these are all images, because a
+        frozen defense uses the same random numbers only for the same number of images.
         """
-        standing = self.standing(radius)
-        if int(standing.sum()) < FEWEST:
-            return standing.new_zeros(0, dtype=torch.long)
-        return torch.arange(len(standing), device=standing.device) if self.whole else standing.nonzero().flatten()
+        survivors = self.survivors(radius)
+        if int(survivors.sum()) < MIN_SURVIVORS:
+            return survivors.new_zeros(0, dtype=torch.long)
+        if self.all_active:
+            return torch.arange(len(survivors), device=survivors.device)
+        return survivors.nonzero().flatten()
 
-    def across(self, share: float) -> float:
+    def size_of_change(self, share: float) -> float:
         """Size, in the threat model's norm, of a change of every pixel by this share of the bounds' width."""
         change = share * (self.threat.bounds[1] - self.threat.bounds[0])
         return change if self.threat.norm == "Linf" else change * self.images[0].numel() ** 0.5
@@ -82,87 +89,92 @@ class PGDTrace:
 
 def trace_pgd(
     oracle: Oracle,
-    images: torch.Tensor,
-    labels: torch.Tensor,
+    images: Tensor,
+    labels: Tensor,
     threat: ThreatModel,
     generator: torch.Generator,
+    *,
     eot: int = 1,
-    whole: bool = False,
+    all_active: bool = False,
 ) -> PGDTrace:
-    """Follow the gradient from at most `IMAGES` images: 4 steps within eps / 2, 6 within eps and 4 within 2 eps.
+    """Run PGD on at most `MAX_IMAGES` images: 4 steps within eps / 2, 6 steps within eps and 4 steps within 2 eps.
 
-    The steps follow the gradients of the margin and of the cross-entropy in turn, so both are seen for the price of
-    one. An image at which the margin has a gradient of zero goes on from a random point of the ball; one that is
-    misclassified at two looks in a row is followed no further.
+    The steps follow the gradients of the logit margin and of the cross-entropy in turn, so that both are observed at
+    the cost of one. If the gradient of the logit margin is zero, the image goes on from a random point of the ball. An
+    image that is misclassified in two evaluations in a row is no longer attacked.
 
-    Costs at most 15 forward and 14 backward passes an image and, where the gradient breaks it at once, three
-    each way; ``eot`` times that on randomized defenses.
+    Each image costs at most 15 forward and 14 backward passes. It costs 3 passes in each direction if the gradient
+    breaks it at once. On randomized defenses, all this is multiplied by ``eot``.
 
     Args:
         oracle: the defense.
-        images, labels: classified correctly; the first `IMAGES` are taken.
+        images, labels: classified correctly; the first `MAX_IMAGES` are taken.
         threat: where to search.
         generator: draws the random points; a CPU generator.
-        eot: forwards to average at each look, for randomized defenses.
-        whole: follow every image to the end, so that each look is at the same number of images.
+        eot: forward passes to average in each evaluation, for randomized defenses.
+        all_active: attack every image to the end, so that all evaluations have the same number of images.
     """
-    images, labels = images[:IMAGES], labels[:IMAGES]
+    images, labels = images[:MAX_IMAGES], labels[:MAX_IMAGES]
     radii = (0.5, *(radius for radius, steps in _STAGES for _ in range(steps)))
-    by_logit_margin = tuple(number % 2 == 0 for number in range(len(radii)))
+    by_logit_margin = tuple(index % 2 == 0 for index in range(len(radii)))
     shape = len(radii), len(images)
     logit_margins, gradient_norms = (torch.full(shape, float("nan"), device=images.device) for _ in range(2))
     saturated = torch.zeros(shape, dtype=torch.bool, device=images.device)
-    spreads = largest = torch.zeros(len(images), device=images.device)
-    start = torch.zeros_like(images)
-    points = images.clone()
+    logit_ranges = largest_logits = torch.zeros(len(images), device=images.device)
+    clean_gradient = torch.zeros_like(images)
+    x_adv = images.clone()
     active = torch.arange(len(images), device=images.device)
-    for look in range(len(radii) - 1):
-        loss = logit_margin if by_logit_margin[look] else cross_entropy
-        seen = value_and_grad(oracle, points[active], labels[active], loss, eot)
-        here, gradient, logits = seen.logit_margins, seen.gradient, seen.logits
-        logit_margins[look, active], saturated[look, active] = here, _one_hot(logits, labels[active])
-        if look == 0:
-            spreads, largest, start = logits.amax(1) - logits.amin(1), logits.abs().amax(1), gradient
-        gradient_norms[look, active] = dual_norm(gradient, threat)
-        stage = replace(threat, eps=_eps(threat, radii[look + 1]))
-        size = 2.5 * stage.eps / dict(_STAGES)[radii[look + 1]]
+    for index in range(len(radii) - 1):
+        loss = logit_margin if by_logit_margin[index] else cross_entropy
+        evaluation = value_and_grad(oracle, x_adv[active], labels[active], loss, eot)
+        margins, gradient, logits = evaluation.logit_margins, evaluation.gradient, evaluation.logits
+        logit_margins[index, active], saturated[index, active] = margins, _is_saturated(logits, labels[active])
+        if index == 0:
+            logit_ranges, largest_logits = logits.amax(1) - logits.amin(1), logits.abs().amax(1)
+            clean_gradient = gradient
+        gradient_norms[index, active] = dual_norm(gradient, threat)
+        stage = replace(threat, eps=_clipped_eps(threat, radii[index + 1]))
+        step_size = 2.5 * stage.eps / dict(_STAGES)[radii[index + 1]]
         clean = images[active]
-        moved = stage.project(points[active] + size * stage.step(gradient.nan_to_num(0, 0, 0)), clean)
-        stuck = (gradient == 0).flatten(1).all(1) & by_logit_margin[look]
-        points[active] = torch.where(stuck.view(-1, 1, 1, 1), stage.random_start(clean, generator), moved)
-        if look > 0 and not whole:
-            active = active[~((here > 0) & (logit_margins[look - 1, active] > 0))]
+        moved = stage.project(x_adv[active] + step_size * stage.step(gradient.nan_to_num(0, 0, 0)), clean)
+        stuck = (gradient == 0).flatten(1).all(1) & by_logit_margin[index]
+        x_adv[active] = torch.where(stuck.view(-1, 1, 1, 1), stage.random_start(clean, generator), moved)
+        if index > 0 and not all_active:
+            active = active[~((margins > 0) & (logit_margins[index - 1, active] > 0))]
         if len(active) == 0:
             break
     else:
-        logit_margins[-1, active] = mean_logit_margins(oracle, points[active], labels[active], eot)
+        logit_margins[-1, active] = mean_logit_margins(oracle, x_adv[active], labels[active], eot)
     return PGDTrace(
-        images,
-        labels,
-        threat,
-        radii,
-        logit_margins,
-        gradient_norms,
-        by_logit_margin,
-        saturated,
-        spreads,
-        largest,
-        start,
-        whole,
+        images=images,
+        labels=labels,
+        threat=threat,
+        radii=radii,
+        logit_margins=logit_margins,
+        gradient_norms=gradient_norms,
+        by_logit_margin=by_logit_margin,
+        saturated=saturated,
+        logit_ranges=logit_ranges,
+        largest_logits=largest_logits,
+        clean_gradient=clean_gradient,
+        all_active=all_active,
     )
 
 
-def _eps(threat: ThreatModel, radius: float) -> float:
-    wide = threat.bounds[1] - threat.bounds[0] if threat.norm == "Linf" else float("inf")
-    return min(radius * threat.eps, wide)
+def _clipped_eps(threat: ThreatModel, radius: float) -> float:
+    widest = threat.bounds[1] - threat.bounds[0] if threat.norm == "Linf" else float("inf")
+    return min(radius * threat.eps, widest)
 
 
-def dual_norm(gradient: torch.Tensor, threat: ThreatModel) -> torch.Tensor:
-    """How fast, to first order, each image's loss rises for a step of the threat model's norm; N, inf if not finite."""
+def dual_norm(gradient: Tensor, threat: ThreatModel) -> Tensor:
+    """Dual norm of each image's gradient; N, infinite if not finite.
+
+    To first order, this is the increase of the loss for a step of length 1 in the threat model's norm.
+    """
     flat = gradient.flatten(1)
     norms = flat.abs().sum(1) if threat.norm == "Linf" else flat.norm(dim=1)
     return norms.float().masked_fill(~norms.isfinite(), float("inf"))
 
 
-def _one_hot(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def _is_saturated(logits: Tensor, labels: Tensor) -> Tensor:
     return logits.softmax(1).gather(1, labels[:, None]).squeeze(1) == 1

@@ -1,7 +1,7 @@
-"""Monte Carlo prediction: with what chance a randomized defense answers a point correctly, over repeated forwards.
+"""Monte Carlo prediction: the probability that a randomized defense classifies an image correctly.
 
-One forward is not enough to judge by, as AutoAttack does. "Broken in any of n tries" is no judgment either: any noise
-amounts to that.
+It is estimated from repeated forward passes. A single forward pass, which AutoAttack uses, is not enough. "Broken in
+any of n forward passes" is not a valid criterion either: noise alone satisfies it if n is large enough.
 """
 
 from __future__ import annotations
@@ -22,17 +22,18 @@ from pytest_gradmask.verdict.results import Finding, Prediction
 #: From images (N x C x H x W) to logits (N x K).
 Classifier = Callable[[Tensor], Tensor]
 
-_CHUNK = 250  # images of one forward
-_MOST = 1000  # samples of one image
-#: Forwards that show whether the images of a batch share their randomness, and which members answer.
-_WATCHED = 64
-_CORRELATED = 0.3  # of 64 independent pairs, a correlation above this is rare; taking it for shared only costs time
-_SAME = 0.02  # outputs that differ by less, relative to their size, are the same: rounding depends on the batch
-_RARE = 1e-4  # chance of an error about weights that are right
+_CHUNK = 250  # images of one forward pass
+_MAX_SAMPLES = 1000  # of one image
+#: Forward passes that show whether the images of a batch share their randomness, and which members answer.
+_OBSERVED = 64
+#: Correlations above this are rare for 64 independent pairs. If it is wrong, predictions only take longer.
+_CORRELATED = 0.3
+_SAME = 0.02  # outputs that differ by less, relative to their size, are equal: rounding depends on the batch
+_ERROR_RATE = 1e-4  # probability of an error about correct weights
 
 
 class KnownMembers(Protocol):
-    """A randomized ensemble whose members, and the chance with which each answers, are known."""
+    """A randomized ensemble whose members are known, and the probability of each to answer."""
 
     @property
     def members(self) -> Sequence[Classifier]: ...
@@ -43,15 +44,15 @@ class KnownMembers(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Sampler:
-    """How many samples (forwards) each image gets, and how they are drawn.
+    """How many samples (forward passes) each image gets, and how they are drawn.
 
     Attributes:
-        pilot: samples that choose the worst of several points. They also decide how many further samples the chosen
-            point gets.
-        variance: largest variance that the further samples may leave in the estimated chance of one image.
-        one_by_one: whether the images of a batch share their randomness (one member answers them all). Each image is
-            then a batch of its own; otherwise the samples of different images would not be independent.
-        members: the known members of an ensemble. Chances are then exact, and only one sample is drawn.
+        pilot: number of samples that choose the worst of several perturbed images. They also decide how many further
+            samples the chosen one gets.
+        variance: largest variance that the further samples may leave in the estimated probability of one image.
+        one_by_one: whether the images of a batch share their randomness, because one member answers them all. Each
+            image is then a batch of its own. Otherwise the samples of different images would not be independent.
+        members: the known members of an ensemble. Probabilities are then exact, and only one sample is drawn.
     """
 
     pilot: int
@@ -63,7 +64,7 @@ class Sampler:
         """The prediction for each image.
 
         Args:
-            defense: as its users call it.
+            defense: the defense in the form that its users call.
             images: N x C x H x W.
             labels: int64, N.
         """
@@ -71,8 +72,8 @@ class Sampler:
         if self.members is not None:
             exact = _exact(self.members, images, labels)
             return [
-                Prediction(pilot=chance, correct=chance, number=0, first=once)
-                for chance, once in zip(exact, first.tolist(), strict=True)
+                Prediction(pilot=chance, correct=chance, number=0, first=is_first_correct)
+                for chance, is_first_correct in zip(exact, first.tolist(), strict=True)
             ]
         count = first.double()
         for _ in range(self.pilot - 1):
@@ -81,8 +82,8 @@ class Sampler:
         numbers = [samples_needed(share, self.pilot, self.variance) for share in pilot]
         correct = self._sample(defense, images, labels, numbers)
         return [
-            Prediction(pilot=share, correct=chance, number=number, first=once)
-            for share, chance, number, once in zip(pilot, correct, numbers, first.tolist(), strict=True)
+            Prediction(pilot=share, correct=chance, number=number, first=is_first_correct)
+            for share, chance, number, is_first_correct in zip(pilot, correct, numbers, first.tolist(), strict=True)
         ]
 
     def _sample(self, defense: Classifier, images: Tensor, labels: Tensor, numbers: Sequence[int]) -> list[float]:
@@ -106,15 +107,15 @@ def _exact(ensemble: KnownMembers, images: Tensor, labels: Tensor) -> list[float
 def plan_sampler(
     defense: Classifier, ensemble: KnownMembers | None, images: Tensor, *, pilot: int, margin: float
 ) -> tuple[Sampler, list[Finding]]:
-    """How to judge a randomized defense, and what is unusual about it.
+    """How to sample a randomized defense, and findings about unusual behaviour.
 
     Args:
-        defense: as its users call it.
+        defense: the defense in the form that its users call.
         ensemble: its members and their weights, if they are known.
         images: of the audit, N x C x H x W.
-        pilot: samples that choose the worst of several points.
-        margin: of the verdict. Sampling leaves a tenth of it as the standard deviation of an accuracy: the rest of the
-            uncertainty is that of the images, which more samples do not reduce.
+        pilot: number of samples that choose the worst of several perturbed images.
+        margin: of the verdict. The standard deviation of an accuracy due to sampling is a tenth of it. More samples
+            would not reduce the rest of the uncertainty, which is due to the choice of the images.
 
     Raises:
         DefenseError: members certainly answer more or less often than their weights say.
@@ -127,8 +128,8 @@ def plan_sampler(
         findings.append(
             Finding(
                 "members-do-not-answer",
-                "what the defense returns is not what one of the given members returns, each time: chances are "
-                "estimated from repeated forwards of the defense itself",
+                "some outputs of the defense are not those of any given member: probabilities are estimated from "
+                "repeated forward passes of the defense itself",
             )
         )
     return Sampler(pilot=pilot, variance=variance, one_by_one=draws_shared(defense, images[:1])), findings
@@ -142,7 +143,7 @@ def label_wins(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def is_correct(model: Classifier, images: Tensor, labels: Tensor, *, chunk: int = _CHUNK) -> Tensor:
-    """Whether one forward classifies each image correctly; bool, N. NaN logits do not."""
+    """Whether one forward pass classifies each image correctly; bool, N. False for NaN logits."""
     if len(images) == 0:
         return torch.zeros(0, dtype=torch.bool, device=images.device)
 
@@ -154,55 +155,55 @@ def is_correct(model: Classifier, images: Tensor, labels: Tensor, *, chunk: int 
 
 
 def samples_needed(share: float, pilot: int, variance: float) -> int:
-    """How many samples hold the variance of an image's estimated chance below ``variance``, going by a pilot.
+    """How many samples keep the variance of an image's estimated probability below ``variance``, after a pilot.
 
     Args:
-        share: of correct answers in the pilot.
-        pilot: samples of the pilot.
+        share: of the pilot's samples that are correct.
+        pilot: number of samples of the pilot.
         variance: above 0.
     """
-    guess = (share * pilot + 1) / (pilot + 2)  # Laplace's: a unanimous pilot does not mean that all will be
-    return min(_MOST, max(1, math.ceil(guess * (1 - guess) / variance)))
+    estimate = (share * pilot + 1) / (pilot + 2)  # Laplace smoothing: more samples may differ from a unanimous pilot
+    return min(_MAX_SAMPLES, max(1, math.ceil(estimate * (1 - estimate) / variance)))
 
 
 def draws_shared(defense: Classifier, image: Tensor) -> bool:
-    """Whether two copies of an image (1 x C x H x W) in one batch get answers that vary together."""
+    """Whether two copies of an image (1 x C x H x W) in one batch get correlated outputs."""
     with torch.no_grad():
-        answers = torch.stack([defense(image.repeat(2, 1, 1, 1)) for _ in range(_WATCHED)]).double()
-    first, second = (answers - answers.mean(0)).unbind(1)
+        outputs = torch.stack([defense(image.repeat(2, 1, 1, 1)) for _ in range(_OBSERVED)]).double()
+    first, second = (outputs - outputs.mean(0)).unbind(1)
     size = (first.square().sum() * second.square().sum()).sqrt()
     return bool((first * second).sum() > _CORRELATED * size)
 
 
 def members_answer(defense: Classifier, ensemble: KnownMembers, image: Tensor) -> bool:
-    """Whether every answer to an image (1 x C x H x W) is that of one of the members, none of which is random.
+    """Whether each output for an image (1 x C x H x W) is that of one member, and all members are deterministic.
 
     Args:
-        defense: as its users call it.
+        defense: the defense in the form that its users call.
         ensemble: its members and their weights.
 
     Raises:
         DefenseError: members certainly answer more or less often than their weights say.
     """
     with torch.no_grad():
-        own = torch.cat([member(image) for member in ensemble.members])
-        again = torch.cat([member(image) for member in ensemble.members])
-        answers = torch.cat([defense(image) for _ in range(_WATCHED)])
-    near = _SAME * own.abs().amax().clamp_min(1e-12)
-    if bool(((own - again).abs().amax(1) > near).any()):
+        of_members = torch.cat([member(image) for member in ensemble.members])
+        repeated = torch.cat([member(image) for member in ensemble.members])
+        outputs = torch.cat([defense(image) for _ in range(_OBSERVED)])
+    tolerance = _SAME * of_members.abs().amax().clamp_min(1e-12)
+    if bool(((of_members - repeated).abs().amax(1) > tolerance).any()):
         return False
-    matches = torch.cdist(answers, own, p=float("inf")) <= near
+    matches = torch.cdist(outputs, of_members, p=float("inf")) <= tolerance
     if not bool(matches.any(1).all()):
         return False
-    if bool((matches.sum(1) == 1).all()):  # members that agree on this image cannot be counted
+    if bool((matches.sum(1) == 1).all()):  # members with equal outputs for this image cannot be counted
         _check_weights(matches.sum(0).tolist(), ensemble.weights)
     return True
 
 
 def _check_weights(counts: Sequence[int], weights: Sequence[float]) -> None:
     for number, (count, weight) in enumerate(zip(counts, weights, strict=True)):
-        if binomtest(count, _WATCHED, weight).pvalue < _RARE / len(weights):
+        if binomtest(count, _OBSERVED, weight).pvalue < _ERROR_RATE / len(weights):
             raise DefenseError(
-                f"weights: member {number} answers {count} of {_WATCHED} forwards, which a weight of {weight:.3g} "
-                "makes next to impossible; give Defense(weights=...) as the model draws"
+                f"weights: member {number} answers {count} of {_OBSERVED} forwards, which a weight of {weight:.3g} "
+                "makes almost impossible; give Defense(weights=...) as the model draws"
             )

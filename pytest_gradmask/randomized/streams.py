@@ -1,4 +1,4 @@
-"""A defense's own random numbers, apart from those of attacks."""
+"""The random numbers of a defense, separate from those of attacks."""
 
 from __future__ import annotations
 
@@ -13,56 +13,56 @@ from pytest_gradmask.execution.generators import seed_everything, set_state_but_
 
 
 class RandomStream:
-    """A defense's own random numbers.
+    """The random numbers of a defense.
 
-    The global generators belong to the defense while it runs and to the attack otherwise, so an attack that
-    reseeds them (AutoAttack does) neither repeats nor learns the defense's noise.
+    While the defense runs, the global random generators are in its state, and otherwise in the state of the attack. So
+    an attack that sets the global seed, as AutoAttack does, neither repeats nor knows the noise of the defense.
     """
 
     def __init__(self, seed: int, device: torch.device) -> None:
         self._device = device
         self._frozen = False
-        # Swapped in whole: to copy NumPy's state in and out, and back, takes longer than a small layer.
-        self._numpys = np.random.MT19937()
+        # NumPy's generator is exchanged as an object. To copy its state takes longer than a small layer.
+        self._numpy_generator = np.random.MT19937()
         self.reseed(seed)
 
     def reseed(self, seed: int) -> None:
-        """Go on with the numbers of this seed."""
-        with self._apart():
+        """Restart from a seed."""
+        with self._exchanged():
             seed_everything(seed)
             self._state = state_but_numpys(self._device)
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """Switch the global generators to this stream."""
-        kept = self._numpys.state if self._frozen else None
-        with self._apart():
+        """Set the global generators to this stream."""
+        frozen_state = self._numpy_generator.state if self._frozen else None
+        with self._exchanged():
             set_state_but_numpys(self._state, self._device)
             try:
                 yield
             finally:
-                if kept is not None:
-                    self._numpys.state = kept
+                if frozen_state is not None:
+                    self._numpy_generator.state = frozen_state
                 else:
                     self._state = state_but_numpys(self._device)
 
     @contextmanager
-    def _apart(self) -> Iterator[None]:
-        """Put the global generators back on exit; inside, NumPy's is the one of this stream."""
-        outside, numpys = state_but_numpys(self._device), mtrand.get_bit_generator()
-        before = np.random.get_state(legacy=False)  # a swap loses the second of a pair of normal numbers
-        mtrand.set_bit_generator(self._numpys)
+    def _exchanged(self) -> Iterator[None]:
+        """Restore the global generators on exit. Inside, NumPy's generator is that of this stream."""
+        outer_state, outer_generator = state_but_numpys(self._device), mtrand.get_bit_generator()
+        numpy_state = np.random.get_state(legacy=False)  # the exchange loses the second of a pair of normal numbers
+        mtrand.set_bit_generator(self._numpy_generator)
         try:
             yield
         finally:
-            mtrand.set_bit_generator(numpys)
-            if before["has_gauss"]:
-                np.random.set_state(before)
-            set_state_but_numpys(outside, self._device)
+            mtrand.set_bit_generator(outer_generator)
+            if numpy_state["has_gauss"]:
+                np.random.set_state(numpy_state)
+            set_state_but_numpys(outer_state, self._device)
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
-        """Draw the same numbers again in every use inside, and once more in the first one after it."""
+        """In this context, every use starts with the same random numbers, and so does the first use after it."""
         before, self._frozen = self._frozen, True
         try:
             yield

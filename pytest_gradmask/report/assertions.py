@@ -1,4 +1,4 @@
-"""Assertions over audits, with messages that tell what was found, how sure that is and what to do next."""
+"""Assertions on audits and transfer matrices. Their messages say what was found, with bounds, and what to do next."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     import torch
-    from torch import nn
+    from torch import Tensor, nn
 
     from pytest_gradmask.defense import Defense
     from pytest_gradmask.threat import ThreatModel
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def assert_no_gradient_masking(audit: Audit) -> None:
-    """Fail unless the verdict is ``NOT_MASKED``: an inconclusive audit shows nothing and does not pass."""
+    """Fail unless the verdict is ``NOT_MASKED``. An inconclusive audit shows nothing, and so it fails, too."""
     __tracebackhide__ = True
     if audit.verdict is not Verdict.NOT_MASKED:
         raise AssertionError(explain(audit, "no gradient masking"))
@@ -38,8 +38,9 @@ def assert_gradient_masking(audit: Audit) -> None:
 def assert_robust_accuracy(audit: Audit, *, at_least: float) -> None:
     """Fail unless the robust accuracy under all attacks together is at least ``at_least`` (a share of images).
 
-    The measured figure counts, as the field quotes it; the message gives its interval. Fails as well where the
-    audit is not ``NOT_MASKED``, because a robust accuracy under masked gradients means nothing.
+    The measured figure is compared, not its lower bound, as papers quote it; the message gives the bounds. The
+    assertion also fails if the verdict is not ``NOT_MASKED``, because a robust accuracy under masked gradients means
+    nothing.
     """
     __tracebackhide__ = True
     if not 0 <= at_least <= 1:
@@ -51,20 +52,21 @@ def assert_robust_accuracy(audit: Audit, *, at_least: float) -> None:
 
 
 def assert_attack_passes_binarization_test(
-    attack: Callable[..., torch.Tensor],
+    attack: Callable[..., Tensor],
     defense: Defense | nn.Module,
-    images: torch.Tensor,
-    labels: torch.Tensor,
+    images: Tensor,
+    labels: Tensor,
     *,
     threat: ThreatModel,
     generator: torch.Generator,
     through: nn.Module | None = None,
     confidence: float = 0.99,
 ) -> None:
-    """Fail unless the attack finds (nearly) all adversarial examples that are planted into the defense for it.
+    """Fail unless the attack passes the binarization test (Zimmermann et al. 2022, arXiv:2206.13991).
 
-    The arguments and the errors raised are those of `pytest_gradmask.binarization.run.binarization_test`, after
-    Zimmermann et al. (NeurIPS 2022). At least 7 images; too few of them are no pass, and the message says so.
+    The test embeds an adversarial example for each image in the defense. The attack has to find (nearly) all of them.
+    Arguments and errors are those of `pytest_gradmask.binarization.run.binarization_test`. At least 7 images are
+    needed: with fewer, the assertion fails, and its message says so.
     """
     __tracebackhide__ = True
     from pytest_gradmask.binarization.run import binarization_test
@@ -79,16 +81,16 @@ def assert_attack_passes_binarization_test(
 
 
 def assert_low_transferability(matrix: TransferMatrix, *, at_most: float) -> None:
-    """Fail unless it is shown that what fools one model fools any other in at most ``at_most`` of cases.
+    """Fail unless adversarial images of each model are shown to fool each other model in at most ``at_most`` of cases.
 
-    Passes if the upper bound of every transfer rate off the diagonal is at most ``at_most``. As all pairs have to
-    pass, a wrong pass has a chance of at most 1 - confidence without a correction for their number: whichever pair is
-    above, its own bound would have to be wrong (an intersection-union test; Berger 1982). A source that its own attack
-    does not fool shows nothing, and fails: masked gradients make no pass.
+    Passes if the upper bound of every transfer rate off the diagonal is at most ``at_most``. All pairs have to pass, so
+    no correction for their number is needed: a wrong pass needs a wrong bound of a pair that is above, which has a
+    chance of at most 1 - confidence (an intersection-union test; Berger 1982). If the attack does not fool the model
+    that it was crafted on, nothing is shown and the assertion fails. So masked gradients do not make it pass.
 
     Args:
         matrix: from `pytest_gradmask.transfer.run.transfer_matrix`.
-        at_most: a share of the images that fool the source, above 0 and below 1.
+        at_most: a share of the images that fool the source model, above 0 and below 1.
     """
     __tracebackhide__ = True
     _check_share("at_most", at_most)
@@ -98,16 +100,16 @@ def assert_low_transferability(matrix: TransferMatrix, *, at_most: float) -> Non
 
 
 def assert_members_diverse(matrix: TransferMatrix, *, at_least: float) -> None:
-    """Fail unless it is shown that models which can all be fooled can seldom be fooled together.
+    """Fail unless adversarial images that fool one model are shown to fool all models at once only rarely.
 
-    Looks at the images on which the attack fools every model when crafted on that model, and passes if for at least
-    ``at_least`` of them no crafted image fools all models at once, by the exact lower bound of
-    `TransferMatrix.diversity`.
+    Only images count on which the attack fools every model when crafted on that model. Passes if, for at least
+    ``at_least`` of these images, no crafted image fools all models at once. The exact lower bound of
+    `TransferMatrix.diversity` is compared.
 
-    This is another question than `assert_low_transferability`. Of three members two may be twins, whose examples
-    always transfer between them, and still none fools the third. And examples that seldom transfer from one member
-    to another may, crafted on one member or another, cover most images. To make the adversarial subspace that all
-    members share small is what Kariyappa and Qureshi (2019, arXiv:1901.09981) train ensembles for.
+    `assert_low_transferability` answers another question. For example, two of three members may be equal: adversarial
+    images always transfer between them, and still none fools the third member. And if adversarial images transfer
+    rarely between each two members, those crafted on all members together may still cover most images. Kariyappa and
+    Qureshi (2019, arXiv:1901.09981) train ensembles so that members share only a small adversarial subspace.
 
     Args:
         matrix: from `pytest_gradmask.transfer.run.transfer_matrix`.
@@ -125,13 +127,13 @@ def _check_share(argument: str, value: float) -> None:
         raise InputError(f"{argument}={value!r}: must be a share of images above 0 and below 1, such as 0.3")
 
 
-def assert_near_identity(front_end: nn.Module, images: torch.Tensor, *, atol: float) -> None:
-    """Fail unless ``front_end(images)`` differs from ``images`` by at most ``atol`` on average over each image.
+def assert_near_identity(front_end: nn.Module, images: Tensor, *, atol: float) -> None:
+    """Fail unless ``front_end(images)`` differs from ``images`` by at most ``atol``, averaged over each image.
 
     Args:
         front_end: maps N x C x H x W to the same shape.
         images: in the units of ``atol``.
-        atol: largest mean absolute difference of an image, in input units.
+        atol: largest mean absolute difference of an image, in the units of ``images``.
     """
     __tracebackhide__ = True
     import torch
@@ -144,7 +146,7 @@ def assert_near_identity(front_end: nn.Module, images: torch.Tensor, *, atol: fl
         )
     change = (output - images).abs().flatten(1).mean(1)
     worst = int(change.argmax())
-    if not bool((change <= atol).all()):  # NaN fails as well
+    if not bool((change <= atol).all()):  # NaN fails, too
         raise AssertionError(
             f"expected a front end within {atol:.4g} of the identity, but {int((~(change <= atol)).sum())} of "
             f"{len(images)} images change by more: image {worst} by {change[worst].item():.4g} on average "
@@ -153,7 +155,7 @@ def assert_near_identity(front_end: nn.Module, images: torch.Tensor, *, atol: fl
 
 
 def assert_clean_accuracy_retained(
-    defense: nn.Module, backbone: nn.Module, images: torch.Tensor, labels: torch.Tensor, *, within: float = 0.02
+    defense: nn.Module, backbone: nn.Module, images: Tensor, labels: Tensor, *, within: float = 0.02
 ) -> None:
     """Fail unless the defense's clean accuracy is at most ``within`` (a share of images) below the backbone's."""
     __tracebackhide__ = True
@@ -164,5 +166,5 @@ def assert_clean_accuracy_retained(
     if not defended >= bare - within:
         raise AssertionError(
             f"expected the defense to keep the backbone's clean accuracy of {bare:.1%} within {100 * within:.3g} "
-            f"points, but it has {defended:.1%} on the same {len(labels)} images"
+            f"percentage points, but it has {defended:.1%} on the same {len(labels)} images"
         )

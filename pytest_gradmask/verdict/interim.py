@@ -19,6 +19,9 @@ _LATEST = 0.75
 #: and of the last. The last should exclude nearly as much as a single analysis would (at 99 % confidence, a gap of 5
 #: percentage points where 3 of 200 images were broken).
 _FIRST, _OTHERS, _LAST = 0.07, 0.01, 0.92
+#: Share of the error of ``MASKED`` for the last of all decisions. The others share the rest equally. A blatant gap is
+#: so significant that it passes an early decision with a small share; a small gap needs all images and the last one.
+_LAST_DECISION = 0.8
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,18 +29,34 @@ class InterimAnalysis:
     """One analysis of the evidence.
 
     Attributes:
-        images: attacked by then.
-        number: of all analyses of the audit. Each has the same share of the error of ``MASKED``.
+        images: attacked by then, those that are misclassified without an attack not counted.
+        number: of all analyses of the audit.
         upper_share: its share of the error of ``NOT_MASKED``.
+        last: whether it is the last.
+        after_each_attack: whether the audit also decides after each adaptive attack, so that it may end there.
     """
 
     images: int
     number: int = 1
     upper_share: float = 1.0
+    last: bool = True
+    after_each_attack: bool = False
 
-    def lower_level(self, confidence: float) -> float:
-        """Level of the gap's lower bound at this analysis, so that all of them together have ``confidence``."""
-        return 1 - (1 - confidence) / self.number
+    def decisions(self, attacks: int) -> int:
+        """How often an audit with this many adaptive attacks may decide that the defense masks."""
+        return self.number * (max(attacks, 1) if self.after_each_attack else 1)
+
+    def lower_share(self, attacks: int, *, complete: bool) -> float:
+        """Share of the error of ``MASKED`` of a decision, so that all decisions together have the whole error.
+
+        Args:
+            attacks: adaptive attacks of the audit.
+            complete: whether all of them have run by then.
+        """
+        decisions = self.decisions(attacks)
+        if decisions == 1:
+            return 1.0
+        return _LAST_DECISION if self.last and complete else (1 - _LAST_DECISION) / (decisions - 1)
 
     def upper_level(self, confidence: float) -> float:
         """Level of the gap's upper bound at this analysis, so that all of them together have ``confidence``."""
@@ -48,7 +67,7 @@ def plan_analyses(images: int, margin: float, confidence: float) -> list[Interim
     """The analyses of an audit, each at about twice as many images as the one before, the last at all.
 
     Args:
-        images: of the audit.
+        images: of the audit that are classified correctly without an attack.
         margin: of the verdict, in (0, 1).
         confidence: in (0.5, 1).
     """
@@ -64,4 +83,7 @@ def plan_analyses(images: int, margin: float, confidence: float) -> list[Interim
         sizes.append(images)
     parts = [_LAST if size == images else _FIRST if size == first else _OTHERS for size in sizes]
     shares = [part / parts.count(part) / sum(set(parts)) for part in parts]
-    return [InterimAnalysis(size, len(sizes), share) for size, share in zip(sizes, shares, strict=True)]
+    return [
+        InterimAnalysis(size, len(sizes), share, last=size == images, after_each_attack=True)
+        for size, share in zip(sizes, shares, strict=True)
+    ]

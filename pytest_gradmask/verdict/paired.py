@@ -16,6 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
+from pytest_gradmask.verdict.stats import smallest_count
+
 #: Points of the nuisance parameter in `_largest_chance`, evenly spaced in the arcsine scale of a proportion.
 _GRID = 256
 #: Chances below this count whole, so a p-value is too large by at most this for each number of images.
@@ -103,6 +105,26 @@ def rejected_below(ours: Any, theirs: Any, trials: int, difference: float, level
     return evidence(ours, theirs, trials, difference) <= critical * (1 + _ROUNDING)
 
 
+def images_to_exclude_gap(margin: float, rate: float, other: float, confidence: float) -> int | None:
+    """About how many images show that a difference is below ``margin``; None if no number would.
+
+    Args:
+        margin: of the verdict.
+        rate, other: shares of the images that only our attack breaks, and that only the other breaks.
+        confidence: of the verdict.
+    """
+    if rate - other >= margin:
+        return None
+    return smallest_count(lambda n: evidence(round(rate * n), round(other * n), n, margin) < 1 - confidence)
+
+
+def images_to_establish_gap(rate: float, other: float, confidence: float) -> int | None:
+    """About how many images show that ``rate`` exceeds ``other``; None if no number would. Arguments as above."""
+    if rate <= other:
+        return None
+    return smallest_count(lambda n: evidence(round(other * n), round(rate * n), n, 0.0) < 1 - confidence)
+
+
 @lru_cache(maxsize=4096)
 def _upper_bound(ours: int, theirs: int, trials: int, confidence: float) -> float:
     low, high = (ours - theirs) / trials, 1.0
@@ -118,8 +140,8 @@ def _upper_bound(ours: int, theirs: int, trials: int, confidence: float) -> floa
 @lru_cache(maxsize=256)
 def _critical(trials: int, difference: float, level: float) -> float:
     """The largest `evidence` at which a difference of ``difference`` or more is rejected at ``level``."""
-    low, high = np.log(level) - 20.0, np.log(level) + 5.0
-    while high - low > 1e-6:
+    low, high = np.log(level) - 3.0, np.log(level) + 2.0
+    while high - low > 1e-4:
         middle = (low + high) / 2
         if _largest_chance(float(np.exp(middle)), trials, difference) <= level:
             low = middle

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
+from pytest_gradmask.verdict.paired import images_to_establish_gap, images_to_exclude_gap
 from pytest_gradmask.verdict.results import AttackResult, Finding, Gap
-from pytest_gradmask.verdict.stats import images_to_establish, images_to_exclude
 
 
 def nothing_correct(total: int) -> str:
@@ -29,7 +30,7 @@ def masked(gap: Gap, attacks: Sequence[AttackResult], margin: float, *, randomiz
     strongest = max((result for result in attacks if result.kind == "adaptive"), key=lambda r: len(r.broken))
     average = " on average" if randomized else ""
     return (
-        f"adaptive attacks break {gap.excess:.4g} of {gap.total} images{average} that neither "
+        f"of {gap.total} images classified correctly, adaptive attacks break {gap.excess:.4g}{average} that neither "
         f"a gradient attack nor the placebo breaks: a gap of {gap}, above the margin of {_points(margin)}",
         f"{strongest.name} alone breaks {len(strongest.broken)}; in a paired test, all adaptive attacks "
         f"together against the placebo give p = {gap.p_value:.2g}",
@@ -40,7 +41,7 @@ def not_masked(gap: Gap, margin: float, confidence: float) -> str:
     """That a gap above the margin is excluded."""
     return (
         f"no gap above {_points(margin)}: it is {100 * gap.estimate:.1f} {gap.bounds} "
-        f"at {confidence:.0%} confidence on {gap.total} images"
+        f"at {confidence:.0%} confidence on {gap.total} images classified correctly"
     )
 
 
@@ -68,7 +69,10 @@ def obstacles(
 def undecided(gap: Gap, margin: float, needed: int | None) -> tuple[str, str]:
     """That these images do not decide, and how many would."""
     if gap.estimate > margin:
-        what = f"the gap of {gap} is above the margin of {_points(margin)}, but {gap.total} images do not decide"
+        what = (
+            f"the gap of {gap} is above the margin of {_points(margin)}, but {gap.total} images classified correctly "
+            "do not decide"
+        )
     else:
         what = f"a gap of {gap} leaves open whether it is above the margin of {_points(margin)}"
     if needed is None:
@@ -76,14 +80,20 @@ def undecided(gap: Gap, margin: float, needed: int | None) -> tuple[str, str]:
     return what, f"if it goes on like this, about {needed} images decide"
 
 
-def images_needed(gap: Gap, margin: float, confidence: float) -> int | None:
-    """About how many images would decide, if more are like these; None if no number would."""
+def images_needed(gap: Gap, margin: float, confidence: float, *, images: int) -> int | None:
+    """About how many images would decide, if more are like these; None if no number would.
+
+    Args:
+        gap: measured on the images classified correctly.
+        margin, confidence: of the verdict.
+        images: of the audit, misclassified ones included.
+    """
     rate, other = gap.excess / gap.total, gap.placebo_only / gap.total
     if gap.estimate > margin:
-        needed = images_to_establish(rate, other, confidence, gap.analyses)
+        needed = images_to_establish_gap(rate, other, confidence)
     else:
-        needed = images_to_exclude(margin, rate, confidence)
-    return None if needed is None else max(needed, gap.total + 1)
+        needed = images_to_exclude_gap(margin, rate, other, confidence)
+    return None if needed is None else max(math.ceil(needed * images / gap.total), images + 1)
 
 
 def _failed(result: AttackResult) -> str:

@@ -88,6 +88,8 @@ class AttackResult:
         forwards, backwards: images passed through the defense in each direction.
         seconds: wall-clock time.
         autoattack: versions of AutoAttack that this attack is part of.
+        by_user: whether it is an attack of the user's.
+        passes: forward and backward passes that an image faced which the attack did not break.
         predictions: of a randomized defense on each returned image, by index; empty for a deterministic defense.
     """
 
@@ -104,6 +106,8 @@ class AttackResult:
     backwards: int = 0
     seconds: float = 0.0
     autoattack: tuple[AutoAttackVersion, ...] = ()
+    by_user: bool = False
+    passes: int = 0
     predictions: Mapping[int, Prediction] = field(default_factory=dict)
 
     @property
@@ -179,18 +183,22 @@ def accuracy(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gap:
-    """The masking gap beyond the placebo, in shares of all images.
+    """The masking gap beyond the placebo, as a share of the images that are classified correctly without an attack.
+
+    Misclassified images cannot be broken. As a share of all images, a gap could not reach the margin where few are
+    classified correctly.
 
     On a randomized defense an image is broken in part: by the difference of two chances of a correct answer.
 
     Attributes:
         excess: images that an adaptive attack breaks, and neither a gradient attack nor the placebo.
         placebo_only: images that the placebo breaks, and neither a gradient attack nor an adaptive attack.
-        total: all images of the audit.
+        total: images that are classified correctly without an attack.
         estimate: ``(excess - placebo_only) / total``.
         low, high: bounds of it, each valid at the audit's confidence, however early the audit ended.
-        p_value: of the paired test of all adaptive attacks that ran against the placebo, times ``analyses``.
-        analyses: how often an audit may judge its evidence: once after each adaptive attack on each batch of images.
+        p_value: of the paired test of all adaptive attacks that ran against the placebo, divided by this decision's
+            share of the error.
+        analyses: how often the audit may decide: once after each adaptive attack on each batch of images.
     """
 
     excess: float

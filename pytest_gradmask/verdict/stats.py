@@ -53,23 +53,6 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def paired_interval(ours: Any, theirs: Any, trials: int, confidence: float) -> tuple[Any, Any]:
-    """One-sided exact bounds, each valid at ``confidence``, of the difference of two paired proportions.
-
-    Only our attack broke ``ours`` images and only the other attack ``theirs``, of ``trials``: numbers, or arrays.
-
-    The upper bound ignores what speaks for the other attack (difference <= our proportion). The lower bound splits the
-    error between the share of discordant images and our share of those (Bonferroni), so where it is above 0 the exact
-    paired test rejects, too.
-    """
-    upper = clopper_pearson(ours, trials, confidence)[1]
-    half = 1 - (1 - confidence) / 2
-    discordant = np.asarray(ours) + theirs
-    sign = 2 * np.asarray(clopper_pearson(ours, discordant, half)[0]) - 1
-    rate_low, rate_high = clopper_pearson(discordant, trials, half)
-    return _plain(sign * np.where(sign > 0, rate_low, rate_high)), upper
-
-
 def mean_p(values: Sequence[float], mean: float, low: float) -> float:
     """p-value of independent values, none below ``low``, whose expectation is ``mean`` or less: by betting.
 
@@ -131,20 +114,15 @@ def _lower_bound(values: Sequence[float], confidence: float) -> float:
     return max(-1.0, float(optimize.bisect(excess, -1.0, average, xtol=1e-6)) - 1e-6)
 
 
-def images_to_exclude(margin: float, rate: float, confidence: float) -> int | None:
-    """How many images show that a proportion is below ``margin`` if it goes on at ``rate``; None if no number would."""
-    return _search(lambda n: clopper_pearson(round(rate * n), n, confidence)[1] < margin) if rate < margin else None
-
-
-def images_to_establish(rate: float, other: float, confidence: float, analyses: int) -> int | None:
-    """How many images show that ``rate`` exceeds ``other`` at one of ``analyses``; None if no number would."""
-    if rate <= other:
+def images_to_exclude(limit: float, rate: float, confidence: float) -> int | None:
+    """How many images show that a proportion is below ``limit`` if it goes on at ``rate``; None if no number would."""
+    if rate >= limit:
         return None
-    alpha = (1 - confidence) / max(analyses, 2)
-    return _search(lambda n: mcnemar_p(round(rate * n), round(other * n)) < alpha)
+    return smallest_count(lambda n: clopper_pearson(round(rate * n), n, confidence)[1] < limit)
 
 
-def _search(decided: Callable[[int], bool], limit: int = 1_000_000) -> int | None:
+def smallest_count(decided: Callable[[int], Any], limit: int = 1_000_000) -> int | None:
+    """The smallest number from which on a condition holds, if it holds from some number on; None above ``limit``."""
     low, high = 0, 16
     while not decided(high):
         low, high = high, high * 2

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.optimize import linprog, minimize
-from torch import nn
+from torch import Tensor, nn
 
 from pytest_gradmask.threat import Norm, ThreatModel
 from tests.toys import half_problem, predictions
@@ -19,7 +19,7 @@ both_norms = pytest.mark.parametrize("norm", NORMS)
 
 
 class Ensemble(nn.Module):
-    """Members, and how probable each is; by default all the same."""
+    """Members and their probabilities, which are equal by default."""
 
     def __init__(self, members: Sequence[nn.Module], weights: Sequence[float] | None = None) -> None:
         super().__init__()
@@ -27,28 +27,28 @@ class Ensemble(nn.Module):
         self.weights = [1 / len(members)] * len(members) if weights is None else list(weights)
 
 
-def expected_accuracy(model: Ensemble, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    right = [
+def expected_accuracy(model: Ensemble, images: Tensor, labels: Tensor) -> Tensor:
+    correct = [
         weight * (predictions(member, images) == labels).float()
         for member, weight in zip(model.members, model.weights, strict=True)
     ]
-    return torch.stack(right).sum(0)
+    return torch.stack(correct).sum(0)
 
 
 class Scores(nn.Module):
     """A binary linear classifier for each image of a batch."""
 
-    def __init__(self, weights: torch.Tensor, biases: torch.Tensor) -> None:
+    def __init__(self, weights: Tensor, biases: Tensor) -> None:
         super().__init__()
         self.weights, self.biases = weights, biases
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         score = (images * self.weights).flatten(1).sum(1) + self.biases
         return torch.stack([-score / 2, score / 2], 1)
 
 
 def largest_room(normals: np.ndarray, distances: np.ndarray, image: np.ndarray, threat: ThreatModel) -> float:
-    """How far beyond the worst of some boundaries a point of the ball and the bounds can be; below 0 if none is."""
+    """Largest distance by which a point of the ball and the bounds is beyond all boundaries; below 0 if none is."""
     low, high = (bound - image for bound in threat.bounds)
     boundaries, size = np.c_[normals, np.ones(len(normals))], len(image)
     goal = np.r_[np.zeros(size), -1.0]
@@ -76,10 +76,10 @@ def largest_room(normals: np.ndarray, distances: np.ndarray, image: np.ndarray, 
     return float(-solved.fun)
 
 
-def opposed(distance: float = 0.5, norm: Norm = "Linf", count: int = 6) -> tuple[Ensemble, torch.Tensor, torch.Tensor]:
-    """Two classifiers with the image half-way between their boundaries: what fools one is all the safer for the other.
+def opposed(distance: float = 0.5, norm: Norm = "Linf", count: int = 6) -> tuple[Ensemble, Tensor, Tensor]:
+    """Two classifiers with the image halfway between their boundaries: the gradients of their losses cancel.
 
-    The paper's example of a mean loss that tells nothing.
+    This is the example of Dbouk and Shanbhag (2022, arXiv:2206.06737) for a mean loss that is useless.
     """
     member, images, labels = half_problem(count, (1, 4, 4), norm, distance)
     toward = 2.0 * distance * 10 * (2 * labels - 1).float()

@@ -1,4 +1,4 @@
-"""ARC: against exact optima on linear members, and where mean gradients lead nowhere."""
+"""ARC: against exact optima on linear members, and where gradients cancel in their mean."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pytest_gradmask.attacks.arc import arc
 from pytest_gradmask.attacks.evaluate import value_and_grad
@@ -20,20 +20,20 @@ UNIT = (0.0, 1.0)
 
 
 class _Mean(nn.Module):
-    """Members in turn: EOT over all of them follows the gradient of their mean loss."""
+    """The members in turn: EOT over all of them follows the gradient of their mean loss."""
 
     def __init__(self, members: Sequence[nn.Module]) -> None:
         super().__init__()
         self.members, self.calls = list(members), 0
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         self.calls += 1
         return self.members[self.calls % len(self.members)](images)  # type: ignore[no-any-return]
 
 
 def attack_mean_loss(
-    model: Ensemble, images: torch.Tensor, labels: torch.Tensor, *, threat: ThreatModel, loss: Loss = cross_entropy
-) -> torch.Tensor:
+    model: Ensemble, images: Tensor, labels: Tensor, *, threat: ThreatModel, loss: Loss = cross_entropy
+) -> Tensor:
     members = list(model.members)
     return pgd(_Mean(members), images, labels, threat=threat, steps=40, generator=seeded(), loss=loss, eot=len(members))
 
@@ -42,9 +42,7 @@ def attack_mean_loss(
 @pytest.mark.parametrize("shape", [(1, 1, 2), (3, 4, 4), (3, 16, 16)], ids=str)
 @pytest.mark.parametrize("count", [1, 7])
 @pytest.mark.parametrize("steps", [1, 20])
-def test_just_above_the_distance_of_the_boundary_one_member_falls_just_below_not(
-    norm: Norm, shape: Shape, count: int, steps: int
-) -> None:
+def test_member_is_fooled_exactly_above_its_distance(norm: Norm, shape: Shape, count: int, steps: int) -> None:
     member, images, labels = half_problem(count, shape, norm, distance=0.5)
     model = Ensemble([member])
     for eps, broken in ((0.5 * 1.001, True), (0.5 * 0.999, False)):
@@ -55,7 +53,7 @@ def test_just_above_the_distance_of_the_boundary_one_member_falls_just_below_not
 
 
 @pytest.mark.parametrize(("bias", "broken"), [(-0.58, True), (-0.57, False)])
-def test_what_pixels_at_a_bound_cannot_take_the_others_do(bias: float, broken: bool) -> None:
+def test_free_pixels_compensate_for_clipped_ones(bias: float, broken: bool) -> None:
     # The two free pixels alone lower the sum, 1 at first, by up to 0.3 * sqrt(2) = 0.424.
     model = Ensemble([Half(torch.ones(1, 2, 2), bias)])
     images, labels = torch.tensor([0.0, 0.0, 0.5, 0.5]).view(1, 1, 2, 2), torch.tensor([1])
@@ -65,8 +63,8 @@ def test_what_pixels_at_a_bound_cannot_take_the_others_do(bias: float, broken: b
 
 def random_pairs(
     norm: Norm, size: int, bounds: tuple[float, float], weights: tuple[float, float], count: int = 50
-) -> tuple[Ensemble, torch.Tensor, torch.Tensor, ThreatModel, torch.Tensor, torch.Tensor]:
-    """Pairs of linear classifiers, one pair an image, with boundaries nearer than the ball's radius or a bit further.
+) -> tuple[Ensemble, Tensor, Tensor, ThreatModel, Tensor, Tensor]:
+    """Pairs of linear classifiers, one pair for each image, with boundaries inside the ball or slightly outside.
 
     Returns:
         The ensemble, images, labels and threat; the lowest expected accuracy in the ball; and whether it stays the
@@ -101,7 +99,7 @@ def random_pairs(
 @pytest.mark.parametrize("size", [2, 12])
 @pytest.mark.parametrize("bounds", [FAR, UNIT], ids=["free", "bounded"])
 @pytest.mark.parametrize("weights", [(0.5, 0.5), (0.3, 0.7)], ids=str)
-def test_two_linear_members_are_fooled_as_far_as_possible(
+def test_two_linear_members_are_fooled_optimally(
     norm: Norm, size: int, bounds: tuple[float, float], weights: tuple[float, float]
 ) -> None:
     model, images, labels, threat, lowest, clear = random_pairs(norm, size, bounds, weights)
@@ -113,7 +111,7 @@ def test_two_linear_members_are_fooled_as_far_as_possible(
     reached = expected_accuracy(model, found, labels)
     torch.testing.assert_close(reached[clear], lowest[clear], atol=1e-5, rtol=0)
 
-    # The control: the mean loss does not lead there, so that the draws ask for more than a good gradient attack.
+    # As a control, an attack on the mean loss does not reach the optimum for all of these pairs.
     mean = expected_accuracy(model, attack_mean_loss(model, images, labels, threat=threat), labels)
     assert (mean >= lowest - 1e-5)[clear].all()
     assert (mean > lowest + 1e-5)[clear].float().mean() > 0.1
@@ -121,7 +119,7 @@ def test_two_linear_members_are_fooled_as_far_as_possible(
 
 @both_norms
 @pytest.mark.parametrize("step_size", [None, 0.1], ids=["default", "short"])
-def test_members_whose_gradients_cancel_do_not_stop_it(norm: Norm, step_size: float | None) -> None:
+def test_members_with_opposite_gradients(norm: Norm, step_size: float | None) -> None:
     model, images, labels = opposed(norm=norm)
     threat = ThreatModel(0.6, norm, FAR)
     gradients = [value_and_grad(member, images, labels, logit_margin, 1).gradient for member in model.members]
@@ -131,7 +129,7 @@ def test_members_whose_gradients_cancel_do_not_stop_it(norm: Norm, step_size: fl
     assert (expected_accuracy(model, found, labels) == 0.5).all()
 
 
-def test_the_attack_on_the_mean_loss_goes_nowhere_there() -> None:
+def test_mean_loss_fails_with_opposite_gradients() -> None:
     model, images, labels = opposed()
     members = list(model.members)
     assert value_and_grad(members[0], images, labels, logit_margin, 1).gradient.abs().max() > 0.1
@@ -142,7 +140,7 @@ def test_the_attack_on_the_mean_loss_goes_nowhere_there() -> None:
 
 @both_norms
 @pytest.mark.parametrize("heavy", [0, 1])
-def test_the_heaviest_is_fooled_where_only_one_can_be(norm: Norm, heavy: int) -> None:
+def test_heaviest_member_is_fooled_first(norm: Norm, heavy: int) -> None:
     model, images, labels = opposed(norm=norm)
     model.weights = [0.7, 0.3] if heavy == 0 else [0.3, 0.7]
     found = arc(model, images, labels, threat=ThreatModel(0.6, norm, FAR), steps=10, generator=seeded())
@@ -161,12 +159,12 @@ def test_two_light_members_outweigh_the_heaviest(norm: Norm) -> None:
 
 
 @both_norms
-def test_all_of_several_classes_and_members_fall_at_a_large_radius_and_none_at_a_tiny_one(norm: Norm) -> None:
+def test_large_and_tiny_radius(norm: Norm) -> None:
     images = draw(8, 3, 8, 8)
     for classes in (2, 3, 7):
         first, *others = [linear(classes, seed) for seed in (0, 1, 2)]
         labels = predictions(first, images)
-        for other in others:  # alike enough to agree on the clean images
+        for other in others:  # similar enough to agree on the clean images
             other[1].load_state_dict(
                 {name: first[1].state_dict()[name] + 0.1 * value for name, value in other[1].state_dict().items()}
             )
@@ -182,10 +180,10 @@ def test_all_of_several_classes_and_members_fall_at_a_large_radius_and_none_at_a
 
 @both_norms
 @pytest.mark.parametrize("nearest", [1, 2])
-def test_the_nearest_class_is_not_the_likeliest(norm: Norm, nearest: int) -> None:
-    # Class 1 is the likelier wrong one and 0.5 away, class 2 is 0.2 away: its logit is lower and its gradient steeper.
+def test_nearest_class_is_not_the_likeliest(norm: Norm, nearest: int) -> None:
+    # The most likely wrong class is 1, at a distance of 0.5. The nearest is 2, at 0.2, with a steeper gradient.
     class Three(nn.Module):
-        def forward(self, images: torch.Tensor) -> torch.Tensor:
+        def forward(self, images: Tensor) -> Tensor:
             x, y = images.flatten(1).T
             return torch.stack([0 * x, y - 0.5, 10 * x - 2.0], 1)
 
@@ -197,9 +195,9 @@ def test_the_nearest_class_is_not_the_likeliest(norm: Norm, nearest: int) -> Non
 
 
 def test_steps_become_short_enough_for_a_small_target() -> None:
-    # The member errs in a thin shell only, which long steps jump over for ever.
+    # The member errs in a thin shell only, which long steps always miss.
     class Shell(nn.Module):
-        def forward(self, images: torch.Tensor) -> torch.Tensor:
+        def forward(self, images: Tensor) -> Tensor:
             moved = images.flatten(1).sum(1)
             score = 0.05 - (moved - 0.6).abs()
             return torch.stack([torch.zeros_like(score), score], 1)
@@ -210,14 +208,14 @@ def test_steps_become_short_enough_for_a_small_target() -> None:
     assert (expected_accuracy(Ensemble([Shell()]), found, labels) == 0).all()
 
 
-def test_a_step_that_gives_back_a_member_is_undone_and_tried_shorter() -> None:
-    # At 0.5 one member is fooled, and seems to be up to 2. It is right again from 0.6 on; the other falls at 0.55.
+def test_bad_step_is_undone_and_halved() -> None:
+    # The first member is fooled from 0.4 to 0.6, but its linear approximation up to 2. The other: from 0.55 on.
     class Score(nn.Module):
-        def __init__(self, score: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        def __init__(self, score: Callable[[Tensor], Tensor]) -> None:
             super().__init__()
             self.score = score
 
-        def forward(self, images: torch.Tensor) -> torch.Tensor:
+        def forward(self, images: Tensor) -> Tensor:
             score = self.score(images.flatten(1).sum(1))
             return torch.stack([torch.zeros_like(score), score], 1)
 

@@ -1,4 +1,4 @@
-"""ARC: the ball, other images, bad gradients, its costs, and bad input."""
+"""ARC: ball and bounds, independence of images, bad gradients, number of passes, and bad input."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pytest_gradmask.attacks.arc import arc
 from pytest_gradmask.errors import InputError
@@ -18,7 +18,7 @@ from tests.toys import Detach, Half, convolutional, draw, half_problem, predicti
 
 
 @both_norms
-def test_ball_and_bounds_are_kept_and_the_clean_image_where_nothing_is_better(norm: Norm) -> None:
+def test_ball_and_bounds(norm: Norm) -> None:
     images = draw(6, 3, 8, 8)
     images[0], images[1] = 0.0, 1.0
     model = Ensemble([convolutional(seed=seed) for seed in (0, 1)])
@@ -32,7 +32,7 @@ def test_ball_and_bounds_are_kept_and_the_clean_image_where_nothing_is_better(no
         assert (found <= 1).all()
         before, after = (expected_accuracy(model, points, labels) for points in (images, found))
         assert (after <= before).all()
-    # Wrong from the start: nothing to do.
+    # Misclassified clean images are returned unchanged.
     wrong = torch.full_like(labels, 3)
     wrong[predictions(model.members[0], images) == 3] = 2
     already = Ensemble([model.members[0]])
@@ -52,8 +52,8 @@ def test_an_image_does_not_depend_on_the_others(norm: Norm) -> None:
         torch.testing.assert_close(found[i : i + 1], alone, atol=1e-4, rtol=0)
 
 
-def test_the_seed_decides_where_it_starts_again_and_nothing_else() -> None:
-    # Without any gradient only the starts can find something, and the first is the clean image.
+def test_seed_decides_the_restarts_only() -> None:
+    # Without a gradient, only random starts can break an image, and the first start is the clean image.
     member, images, labels = half_problem(20, (1, 1, 2), "Linf", distance=0.3)
     model = Ensemble([nn.Sequential(Detach(), member)])
     run = partial(arc, model, images, labels, threat=ThreatModel(0.5, bounds=FAR), steps=1)
@@ -77,32 +77,32 @@ def test_the_callers_grad_mode_does_not_matter() -> None:
 
 
 class _Poison(torch.autograd.Function):
-    """Replaces some pixels' gradient."""
+    """Replaces the gradient of some pixels."""
 
     @staticmethod
-    def forward(ctx: Any, images: torch.Tensor, where: torch.Tensor, poison: float) -> torch.Tensor:
+    def forward(ctx: Any, images: Tensor, where: Tensor, poison: float) -> Tensor:
         ctx.where, ctx.poison = where, poison
         return images.clone()
 
     @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         return torch.where(ctx.where, ctx.poison, gradients[0]), None, None
 
 
 class Poisoned(nn.Module):
     """A model whose gradient is ``poison`` at some pixels, 1 or N x C x H x W."""
 
-    def __init__(self, model: nn.Module, where: torch.Tensor, poison: float) -> None:
+    def __init__(self, model: nn.Module, where: Tensor, poison: float) -> None:
         super().__init__()
         self.model, self.where, self.poison = model, where, poison
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         return self.model(_Poison.apply(images, self.where, self.poison))  # type: ignore[no-any-return]
 
 
 @both_norms
 @pytest.mark.parametrize("poison", [float("nan"), float("inf"), 1e30, 0.0], ids=str)
-def test_a_bad_gradient_hurts_its_own_image_only(norm: Norm, poison: float) -> None:
+def test_bad_gradient_affects_one_image_only(norm: Norm, poison: float) -> None:
     member, images, labels = half_problem(5, (1, 4, 4), norm, distance=0.5)
     where = torch.zeros_like(images, dtype=torch.bool)
     where[2] = True
@@ -115,7 +115,7 @@ def test_a_bad_gradient_hurts_its_own_image_only(norm: Norm, poison: float) -> N
 
 @both_norms
 @pytest.mark.parametrize("poison", [float("nan"), 0.0], ids=str)
-def test_pixels_with_a_nan_gradient_stay_and_the_others_move_on(norm: Norm, poison: float) -> None:
+def test_pixels_with_a_nan_gradient_stay(norm: Norm, poison: float) -> None:
     member, images, labels = half_problem(5, (1, 4, 4), norm, distance=0.5)
     where = torch.zeros(1, 1, 4, 4, dtype=torch.bool)
     where[..., 0] = True
@@ -127,14 +127,12 @@ def test_pixels_with_a_nan_gradient_stay_and_the_others_move_on(norm: Norm, pois
 
 @both_norms
 @pytest.mark.parametrize("how", [lambda images: images.detach(), lambda images: 0 * images], ids=["cut", "zero"])
-def test_a_member_without_gradient_does_not_keep_it_from_the_other(
-    norm: Norm, how: Callable[[torch.Tensor], torch.Tensor]
-) -> None:
+def test_member_without_gradient(norm: Norm, how: Callable[[Tensor], Tensor]) -> None:
     member, images, labels = half_problem(5, (1, 4, 4), norm, distance=0.5)
 
     class Blind(nn.Module):
-        def forward(self, images: torch.Tensor) -> torch.Tensor:
-            score = how(images).flatten(1).sum(1) * 0 + 2.0 * labels - 1  # always right
+        def forward(self, images: Tensor) -> Tensor:
+            score = how(images).flatten(1).sum(1) * 0 + 2.0 * labels - 1  # always correct
             return torch.stack([-score, score], 1)
 
     model = Ensemble([Blind(), member], [0.6, 0.4])
@@ -144,12 +142,12 @@ def test_a_member_without_gradient_does_not_keep_it_from_the_other(
     assert torch.equal(nothing, images)
 
 
-def test_points_where_a_member_answers_nan_are_not_kept() -> None:
+def test_points_with_nan_logits_are_not_kept() -> None:
     member, images, labels = half_problem(5, (1, 4, 4), "Linf", distance=0.5)
 
     class Refusing(nn.Module):
-        def forward(self, points: torch.Tensor) -> torch.Tensor:
-            logits: torch.Tensor = member(points)
+        def forward(self, points: Tensor) -> Tensor:
+            logits: Tensor = member(points)
             moved = (points - images).flatten(1).abs().amax(1, keepdim=True) > 0.1
             return torch.where(moved, torch.nan, logits)
 
@@ -160,19 +158,19 @@ def test_points_where_a_member_answers_nan_are_not_kept() -> None:
 
 
 class Counting(nn.Module):
-    """Counts forwards."""
+    """Counts its forward passes."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model, self.calls = model, 0
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         self.calls += 1
         return self.model(images)  # type: ignore[no-any-return]
 
 
 @pytest.mark.parametrize(("eps", "calls"), [(0.4, 2 * (7 + 1)), (0.6, 3)], ids=["spent", "early"])
-def test_forwards_are_as_documented_and_it_stops_when_all_is_fooled(eps: float, calls: int) -> None:
+def test_number_of_forwards(eps: float, calls: int) -> None:
     member, images, labels = half_problem(5, (1, 4, 4), "Linf", distance=0.5)
     members = [Counting(member), Counting(member)]
     threat = ThreatModel(eps, bounds=FAR)

@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pytest_gradmask.attacks import autoattack
 from pytest_gradmask.threat import Norm, ThreatModel
 from tests.toys import convolutional, draw, global_state, half_problem, linear, oracle, predictions, seed_all, seeded
 
-Attack = Callable[..., torch.Tensor]
+Attack = Callable[..., Tensor]
 
 #: Each with enough steps for a linear model, and the fewest classes it can attack.
 WRAPPERS: dict[str, tuple[Attack, int]] = {
@@ -33,11 +33,11 @@ both_norms = pytest.mark.parametrize("norm", NORMS)
 
 
 def ball(norm: Norm, eps: float = 0.1, bounds: tuple[float, float] = (0.0, 1.0)) -> ThreatModel:
-    """A ball that breaks the linear toy, whichever the norm."""
+    """A ball in which the linear toy can be broken, in either norm."""
     return ThreatModel(eps if norm == "Linf" else eps * 192**0.5, norm, bounds)
 
 
-def problem(classes: int = 4, count: int = 8) -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
+def problem(classes: int = 4, count: int = 8) -> tuple[nn.Module, Tensor, Tensor]:
     model, images = linear(classes), draw(count, 3, 8, 8)
     return model, images, predictions(model, images)
 
@@ -47,7 +47,7 @@ def problem(classes: int = 4, count: int = 8) -> tuple[nn.Module, torch.Tensor, 
     [(name, classes) for name, (_, fewest) in WRAPPERS.items() for classes in (2, 3, 4, 6) if classes >= fewest],
 )
 @both_norms
-def test_images_stay_in_the_ball_and_fall(name: str, norm: Norm, classes: int) -> None:
+def test_images_are_broken_inside_the_ball(name: str, norm: Norm, classes: int) -> None:
     attack = WRAPPERS[name][0]
     model, images, labels = problem(classes)
     threat = ball(norm)
@@ -55,14 +55,14 @@ def test_images_stay_in_the_ball_and_fall(name: str, norm: Norm, classes: int) -
     assert found.shape == images.shape
     assert threat.contains(found, images).all()
     assert not found.requires_grad
-    # FAB with one target of several and Square with few queries may miss some.
+    # FAB with one of several target classes and Square with few queries may miss some.
     enough = 2 if name in ("fab-t", "square") else 8
     assert int((predictions(model, found) != labels).sum()) >= enough
 
 
 @pytest.mark.parametrize("name", ["apgd-ce", "fab-t"])
 @both_norms
-def test_just_above_the_distance_of_the_boundary_every_image_falls_just_below_none(name: str, norm: Norm) -> None:
+def test_images_break_exactly_above_their_boundary_distance(name: str, norm: Norm) -> None:
     model, images, labels = half_problem(6, (1, 4, 4), norm, distance=0.02)
     attack = partial(WRAPPERS[name][0], steps=40)
     for eps, broken in ((0.02 * 1.05, True), (0.02 * 0.999, False)):
@@ -77,7 +77,7 @@ def test_just_above_the_distance_of_the_boundary_every_image_falls_just_below_no
 @pytest.mark.parametrize("bounds", [(-1.0, 1.0), (0.0, 255.0), (-2.5, 0.5)], ids=str)
 def test_bounds_are_those_of_the_threat_model(name: str, norm: Norm, bounds: tuple[float, float]) -> None:
     class Rescale(nn.Module):
-        def forward(self, images: torch.Tensor) -> torch.Tensor:
+        def forward(self, images: Tensor) -> Tensor:
             assert images.min() >= low - 1e-4 * width
             assert images.max() <= high + 1e-4 * width
             return (images - low) / width
@@ -113,7 +113,7 @@ def test_permuted_images(name: str, norm: Norm) -> None:
 
 @every_wrapper
 @pytest.mark.parametrize("labels", ["none correct", "one correct"])
-def test_images_that_are_wrong_already(name: str, labels: str) -> None:
+def test_misclassified_clean_images(name: str, labels: str) -> None:
     model, images, truth = problem()
     given = (truth + 1) % 4
     if labels == "one correct":
@@ -124,7 +124,7 @@ def test_images_that_are_wrong_already(name: str, labels: str) -> None:
 
 
 @every_wrapper
-def test_the_callers_tensors_are_left_alone(name: str) -> None:
+def test_tensors_of_the_caller_are_unchanged(name: str) -> None:
     model, images, labels = problem()
     before = images.clone(), labels.clone()
     WRAPPERS[name][0](model, images, labels, threat=ball("Linf"), generator=seeded())
@@ -133,7 +133,7 @@ def test_the_callers_tensors_are_left_alone(name: str) -> None:
 
 
 @every_wrapper
-def test_global_generators_are_neither_used_nor_moved(name: str) -> None:
+def test_global_generators_are_not_used(name: str) -> None:
     model, images, labels = problem()
     results = []
     for seed in (1, 2):
@@ -145,13 +145,13 @@ def test_global_generators_are_neither_used_nor_moved(name: str) -> None:
 
 
 @every_wrapper
-def test_generators_are_put_back_even_if_the_model_raises(name: str) -> None:
+def test_generators_are_restored_if_the_model_raises(name: str) -> None:
     class Brittle(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.model, self.calls = linear(), 0
 
-        def forward(self, images: torch.Tensor) -> torch.Tensor:
+        def forward(self, images: Tensor) -> Tensor:
             self.calls += 1
             if self.calls > 3:
                 raise RuntimeError("too many calls")
@@ -167,7 +167,7 @@ def test_generators_are_put_back_even_if_the_model_raises(name: str) -> None:
 
 @every_wrapper
 def test_the_seed_decides(name: str) -> None:
-    # Not a linear model, of whose ball every start leads to the same corner.
+    # Not a linear model, for which all starts lead to the same corner of the ball.
     model, images = convolutional(), draw(8, 3, 8, 8)
     run = partial(WRAPPERS[name][0], model, images, predictions(model, images), threat=ball("Linf"))
     assert torch.equal(run(generator=seeded(1)), run(generator=seeded(1)))
@@ -192,7 +192,7 @@ def test_nothing_is_logged_or_printed(
 
 @pytest.fixture
 def tracer() -> Iterator[Any]:
-    """A trace function such as those of coverage and debuggers, installed."""
+    """Install a trace function, as coverage and debuggers do."""
 
     def trace(frame: FrameType, event: str, arg: Any) -> None:
         del frame, event, arg
@@ -212,7 +212,7 @@ def test_the_tracer_is_kept(name: str, tracer: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ["apgd-ce", "apgd-dlr", "apgd-t"])
-def test_eot_asks_more_often(name: str) -> None:
+def test_eot_takes_more_passes(name: str) -> None:
     model, images, labels = problem()
     spent = []
     for eot in (1, 4):
@@ -223,7 +223,7 @@ def test_eot_asks_more_often(name: str) -> None:
 
 
 @pytest.mark.parametrize("queries", [20, 100])
-def test_square_asks_no_more_than_its_queries_and_no_gradient(queries: int) -> None:
+def test_square_respects_its_number_of_queries(queries: int) -> None:
     model, images, labels = problem()
     target = oracle(model)
     autoattack.square(target, images, labels, threat=ball("Linf", 0.001), steps=queries, generator=seeded())

@@ -1,4 +1,4 @@
-"""HopSkipJump through foolbox: on classifiers whose minimal perturbation is known, and where scores say nothing."""
+"""HopSkipJump through foolbox: on classifiers with a known minimal perturbation, and with useless scores."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pytest_gradmask.attacks.decision import hop_skip_jump
 from pytest_gradmask.threat import Norm, ThreatModel
@@ -18,13 +18,13 @@ both_norms = pytest.mark.parametrize("norm", ["Linf", "L2"])
 SHAPE = (3, 4, 4)
 
 
-def broken(model: nn.Module, found: torch.Tensor, labels: torch.Tensor) -> int:
+def broken(model: nn.Module, found: Tensor, labels: Tensor) -> int:
     return int((predictions(model, found) != labels).sum())
 
 
 @both_norms
 @pytest.mark.parametrize("bounds", [(-20.0, 20.0), (-9.0, 30.0)], ids=str)
-def test_it_reaches_what_is_well_inside_the_ball(norm: Norm, bounds: tuple[float, float]) -> None:
+def test_reachable_images_are_broken(norm: Norm, bounds: tuple[float, float]) -> None:
     model, images, labels = half_problem(3, SHAPE, norm, distance=0.5)
     threat = ThreatModel(1.0, norm, bounds)
     found = hop_skip_jump(model, images, labels, threat=threat, steps=10, generator=seeded(), evaluations=30)
@@ -33,7 +33,7 @@ def test_it_reaches_what_is_well_inside_the_ball(norm: Norm, bounds: tuple[float
 
 
 @both_norms
-def test_it_claims_nothing_that_is_out_of_reach(norm: Norm) -> None:
+def test_unreachable_images_are_not_broken(norm: Norm) -> None:
     model, images, labels = half_problem(3, SHAPE, norm, distance=1.2)
     threat = ThreatModel(1.0, norm, (-20.0, 20.0))
     found = hop_skip_jump(model, images, labels, threat=threat, steps=5, generator=seeded())
@@ -41,7 +41,7 @@ def test_it_claims_nothing_that_is_out_of_reach(norm: Norm) -> None:
     assert broken(model, found, labels) == 0
 
 
-def test_a_mask_does_not_stop_it() -> None:
+def test_masked_gradients_do_not_matter() -> None:
     model, images = masked(KillGradient), draw(3, 3, 8, 8)
     labels, threat = predictions(model, images), ThreatModel(0.3)
     spy = Spy(model)
@@ -52,24 +52,24 @@ def test_a_mask_does_not_stop_it() -> None:
 
 
 class Decisions(nn.Module):
-    """The decisions of a classifier, one-hot: no score is a guide."""
+    """The decisions of a classifier as one-hot scores, which are useless for an attack."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         logits = self.model(images)
         return nn.functional.one_hot(logits.argmax(1), logits.shape[1]).float()
 
 
-def test_decisions_are_all_it_needs() -> None:
+def test_only_decisions_are_used() -> None:
     model, images, labels = half_problem(4, SHAPE, "Linf", distance=0.5)
     run = partial(hop_skip_jump, images=images, labels=labels, threat=ThreatModel(1.0, bounds=(-20.0, 20.0)), steps=3)
     assert torch.equal(run(model, generator=seeded()), run(Decisions(model), generator=seeded()))
 
 
-def test_a_randomized_defense_neither_hangs_nor_crashes_it() -> None:
+def test_randomized_defense_ends_the_attack() -> None:
     model, images = Noisy(linear(), 3.0), draw(4, 3, 8, 8)
     labels, threat = predictions(linear(), images), ThreatModel(0.3)
     found = hop_skip_jump(model, images, labels, threat=threat, steps=3, generator=seeded())
@@ -79,11 +79,11 @@ def test_a_randomized_defense_neither_hangs_nor_crashes_it() -> None:
 class Constant(nn.Module):
     """Class 0, always."""
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         return torch.eye(2)[torch.zeros(len(images), dtype=torch.long)]
 
 
-def test_images_without_a_start_and_those_broken_already_come_back_as_they_are() -> None:
+def test_images_without_a_start_are_returned_unchanged() -> None:
     images, labels = draw(4, *SHAPE), torch.tensor([0, 1, 0, 1])
     found = hop_skip_jump(Constant(), images, labels, threat=ThreatModel(0.1), steps=2, generator=seeded())
     assert torch.equal(found, images)
@@ -98,19 +98,19 @@ def test_one_image_starts_from_noise() -> None:
 
 
 class Strict(nn.Module):
-    """Fails by an assertion, as foolbox itself does."""
+    """Fails with an assertion, as foolbox itself does."""
 
     def __init__(self) -> None:
         super().__init__()
         self.calls = 0
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         self.calls += 1
         assert self.calls < 10, "mine"
         return linear()(images)  # type: ignore[no-any-return]
 
 
-def test_what_the_defense_raises_is_passed_on() -> None:
+def test_exception_of_the_defense_is_passed_on() -> None:
     images = draw(4, 3, 8, 8)
     with pytest.raises(AssertionError, match="mine"):
         hop_skip_jump(
@@ -118,7 +118,7 @@ def test_what_the_defense_raises_is_passed_on() -> None:
         )
 
 
-def test_the_seed_decides_and_no_trace_is_left() -> None:
+def test_seed_decides_and_nothing_is_changed() -> None:
     model, images = linear().train(), draw(4, 3, 8, 8)
     labels, before, given = predictions(model, images), global_state(), images.clone()
     run = partial(hop_skip_jump, model, images, labels, threat=ThreatModel(0.05), steps=3)

@@ -1,4 +1,4 @@
-"""Attacks beside the smallest perturbation there is, which a mixed-integer program finds for a small ReLU network."""
+"""Attacks against the smallest adversarial perturbation, which a mixed-integer program finds for a small network."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.optimize import Bounds, LinearConstraint, milp
-from torch import nn
+from torch import Tensor, nn
 
 from pytest_gradmask import ThreatModel
 from pytest_gradmask.attacks.autoattack import apgd_ce, fab_t, square
@@ -18,9 +18,9 @@ from pytest_gradmask.attacks.zero_order import zero_order
 from tests.toys import draw, oracle, predictions, seeded
 
 PIXELS, HIDDEN, CLASSES, COUNT = 6, 8, 3, 8
-Run = Callable[..., torch.Tensor]
+Run = Callable[..., Tensor]
 
-#: With as many restarts as it takes: these networks have local optima.
+#: With several restarts, because these networks have local optima.
 ATTACKS: dict[str, tuple[Run, dict[str, int]]] = {
     "pgd": (pgd, {"steps": 40, "restarts": 6}),
     "apgd": (apgd, {"steps": 40, "restarts": 6}),
@@ -32,8 +32,8 @@ ATTACKS: dict[str, tuple[Run, dict[str, int]]] = {
 
 
 @lru_cache
-def problem() -> tuple[nn.Sequential, torch.Tensor, torch.Tensor]:
-    """The network with images, which it classifies as it does, one of a kind each."""
+def problem() -> tuple[nn.Sequential, Tensor, Tensor]:
+    """The network, images, and its predictions as labels."""
     model = nn.Sequential(nn.Flatten(), nn.Linear(PIXELS, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, CLASSES)).eval()
     with torch.no_grad():
         for parameter in model.parameters():
@@ -44,7 +44,7 @@ def problem() -> tuple[nn.Sequential, torch.Tensor, torch.Tensor]:
 
 @lru_cache
 def smallest(index: int) -> float:
-    """The smallest eps at which the image can be misclassified, in Linf and inside [0, 1]; infinite if at none."""
+    """The smallest eps (Linf, in [0, 1]) at which the image can be misclassified; infinite if there is none."""
     _, images, labels = problem()
     image, label = images[index].flatten().double().numpy(), int(labels[index])
     others = [other for other in range(CLASSES) if other != label]
@@ -90,7 +90,7 @@ def towards(image: np.ndarray, label: int, other: int) -> float:
 
 
 def broken_at(attack: str, share: float) -> list[bool]:
-    """Whether an attack with this share of the smallest eps breaks each image, as scored by asking again."""
+    """Whether an attack with this share of the smallest eps breaks each image."""
     model, images, labels = problem()
     run, arguments = ATTACKS[attack]
     results = []
@@ -102,11 +102,11 @@ def broken_at(attack: str, share: float) -> list[bool]:
     return results
 
 
-def test_the_program_knows_what_it_says() -> None:
+def test_smallest_perturbation_against_random_search() -> None:
     model, images, labels = problem()
     sizes = [smallest(index) for index in range(COUNT)]
     assert all(0 < size < 1 for size in sizes)
-    # No point of a random search is nearer, and some are not much further.
+    # No point of a random search has a smaller distance, and some have one that is not much larger.
     nearest = []
     for index, size in enumerate(sizes):
         noise = (2 * draw(20_000, 1, 2, 3, seed=index) - 1).sign() * draw(20_000, 1, 1, 1, seed=99) * 2 * size
@@ -118,14 +118,14 @@ def test_the_program_knows_what_it_says() -> None:
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
-def test_below_the_smallest_perturbation_nothing_breaks(attack: str) -> None:
+def test_nothing_breaks_below_the_smallest_perturbation(attack: str) -> None:
     assert not any(broken_at(attack, 0.99))
 
 
-#: With which share of the smallest eps how many images must break, at least.
+#: Attack, eps as a multiple of the smallest one, and the least number of broken images.
 ENOUGH = [("pgd", 1.2, 7), ("apgd", 1.2, 7), ("upstream's apgd", 1.5, 7), ("zero-order", 1.2, 7)]
 
 
 @pytest.mark.parametrize(("attack", "share", "least"), ENOUGH)
-def test_above_it_most_images_break(attack: str, share: float, least: int) -> None:
+def test_most_images_break_above_it(attack: str, share: float, least: int) -> None:
     assert sum(broken_at(attack, share)) >= least

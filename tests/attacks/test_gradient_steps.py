@@ -1,10 +1,10 @@
-"""How far PGD and APGD step, which images they still follow, and which iterate they return."""
+"""Step sizes, active images and the returned iterate of PGD and APGD."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pytest_gradmask.attacks import autoattack
 from pytest_gradmask.attacks.losses import logit_margin
@@ -15,20 +15,20 @@ from tests.toys import Half, Recorder, convolutional, draw, half_problem, oracle
 
 
 @pytest.mark.parametrize(("step_size", "expected"), [(0.05, 0.05), (None, 2.5 * 0.4 / 4)])
-def test_pgd_steps_as_far_as_told(step_size: float | None, expected: float) -> None:
+def test_step_size_of_pgd(step_size: float | None, expected: float) -> None:
     model, images, labels = half_problem(5, (1, 4, 4), "Linf", distance=1.0)
     spy = Recorder(model)
     threat = ThreatModel(0.4, bounds=FAR)
     pgd(spy, images, labels, threat=threat, steps=4, generator=seeded(), step_size=step_size)
-    assert len(spy.asked) == 5  # one pass a step, and one to judge the last
-    # Pixels that the step leads out of the ball go less far.
+    assert len(spy.asked) == 5  # one pass for each step, and one for the last iterate
+    # Pixels that would leave the ball move less.
     assert (spy.asked[1] - spy.asked[0]).abs().max() == pytest.approx(expected, rel=1e-4)
 
 
-def test_apgd_halves_its_first_step_where_it_makes_no_progress() -> None:
-    # Behind a kink the loss falls again, so steps across it make none.
+def test_apgd_halves_its_step_size_without_progress() -> None:
+    # The loss decreases behind a kink, so steps across it make no progress.
     class Kink(nn.Module):
-        def forward(self, images: torch.Tensor) -> torch.Tensor:
+        def forward(self, images: Tensor) -> Tensor:
             score = -(images.flatten(1) - 0.51).abs().sum(1)
             return torch.stack([torch.zeros_like(score), score], 1)
 
@@ -45,7 +45,7 @@ def test_apgd_halves_its_first_step_where_it_makes_no_progress() -> None:
 
 
 @both_attacks
-def test_an_image_is_left_once_it_fools_the_model(attack: Attack) -> None:
+def test_fooling_images_are_not_active_any_more(attack: Attack) -> None:
     model = Half(torch.ones(1, 1, 2, 2))
     distances = torch.tensor([0.9, 0.01, 0.35, 0.9, 0.2])
     images = -distances.view(-1, 1, 1, 1).expand(-1, 1, 2, 2).clone()
@@ -57,14 +57,14 @@ def test_an_image_is_left_once_it_fools_the_model(attack: Attack) -> None:
     sizes = [len(asked) for asked in spy.asked]
     assert sizes == sorted(sizes, reverse=True)
     assert (sizes[0], sizes[-1]) == (5, 2)
-    # Each image that is left is returned as it was when it first fooled the model.
+    # Each of these images is returned as it was when it first fooled the model.
     for index in (1, 2, 4):
         seen = [asked[row] for asked in spy.asked for row in range(len(asked)) if torch.equal(asked[row], found[index])]
         assert len(seen) == 1
 
 
 @both_attacks
-def test_every_image_is_followed_to_the_end_where_no_stop_is_wanted(attack: Attack) -> None:
+def test_all_images_stay_active_without_stop_early(attack: Attack) -> None:
     model, images, labels = half_problem(5, (1, 4, 4), "Linf", distance=0.01)
     spy, threat = Recorder(model), ThreatModel(0.5, bounds=FAR)
     attack(spy, images[:3], labels[:3], threat=threat, steps=6, restarts=1, generator=seeded(), stop_early=False)
@@ -72,17 +72,17 @@ def test_every_image_is_followed_to_the_end_where_no_stop_is_wanted(attack: Atta
 
 
 @both_attacks
-def test_of_known_members_the_iterate_that_fools_most_is_returned(attack: Attack) -> None:
+def test_iterate_that_fools_most_members_is_returned(attack: Attack) -> None:
     class Member(nn.Module):
         def __init__(self, slope: float, level: float) -> None:
             super().__init__()
             self.slope, self.level = slope, level
 
-        def forward(self, images: torch.Tensor) -> torch.Tensor:
+        def forward(self, images: Tensor) -> Tensor:
             score = self.slope * (images.flatten(1).sum(1) - self.level)
             return torch.stack([torch.zeros_like(score), score], 1)
 
-    # Both are fooled between 0.4 and 0.5 only, but the mean margin grows with the image.
+    # Both are fooled between 0.4 and 0.5 only, but the mean logit margin increases with the image.
     members = [Recorder(Member(10.0, 0.4)), Member(-1.0, 0.5)]
     mixture = oracle(nn.Identity(), members=members, weights=(0.5, 0.5))
     images, labels = torch.full((1, 1, 1, 1), 0.45), torch.zeros(1, dtype=torch.int64)
@@ -97,8 +97,8 @@ def test_of_known_members_the_iterate_that_fools_most_is_returned(attack: Attack
 
 
 @both_norms
-def test_apgd_asks_what_upstreams_asks(norm: Norm, monkeypatch: pytest.MonkeyPatch) -> None:
-    # In double precision: where two losses differ by rounding, one may count as a rise.
+def test_apgd_has_the_iterates_of_upstream(norm: Norm, monkeypatch: pytest.MonkeyPatch) -> None:
+    # In double precision: with rounding errors, equal losses may count as an increase.
     images, steps, model = draw(16, 3, 8, 8).double(), 60, convolutional().double()
     threat = ThreatModel(0.05 if norm == "Linf" else 0.7, norm)
     start = threat.random_start(images, seeded(1))

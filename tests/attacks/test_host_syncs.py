@@ -1,7 +1,7 @@
-"""A GPU runs behind the program unless that asks for a value: an attack on one does so now and then, not at each step.
+"""An attack on a GPU synchronises seldom, not in each step: whenever the program needs a value, it waits for the GPU.
 
-There is no GPU here: the attacks run on the CPU and are told that it is none, and the operations for which a GPU would
-have to stop are counted.
+The tests need no GPU. The attacks run on the CPU but behave as on a GPU, and the operations that would synchronise are
+counted.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pytest_gradmask.attacks import arc, pgd, zero_order
@@ -23,13 +24,13 @@ from pytest_gradmask.randomized.streams import RandomStream
 from pytest_gradmask.threat import ThreatModel
 from tests.toys import CPU, IMAGES, convolutional, predictions, seeded
 
-_STOPS = {"_local_scalar_dense", "nonzero", "equal", "masked_select"}
+_SYNCING = {"_local_scalar_dense", "nonzero", "equal", "masked_select"}
 _INDEXING = {"index", "index_put", "index_put_"}
 _STEPS = 40
 
 
-class Stops(TorchDispatchMode):
-    """Counts after how many convolutions a GPU would have to stop before the next one."""
+class CountSyncs(TorchDispatchMode):
+    """Counts the convolutions after which a GPU would synchronise before the next one."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -41,14 +42,14 @@ class Stops(TorchDispatchMode):
     ) -> Any:
         name = func.overloadpacket.__name__
         masked = name in _INDEXING and any(index is not None and index.dtype == torch.bool for index in args[1])
-        if self._running and (name in _STOPS or masked):
+        if self._running and (name in _SYNCING or masked):
             self.count, self._running = self.count + 1, False
         self._running = self._running or name == "convolution"
         return func(*args, **(kwargs or {}))
 
 
-#: With how often each may ask which images are done, the end of each restart included.
-ATTACKS: dict[str, tuple[Callable[..., torch.Tensor], int]] = {
+#: With how often each may synchronise to find out which images are done, also at the end of each restart.
+ATTACKS: dict[str, tuple[Callable[..., Tensor], int]] = {
     "pgd": (partial(pgd.pgd, steps=_STEPS), 1),
     "pgd, stopped early": (partial(pgd.pgd, steps=_STEPS, stop_early=True), 5),
     "apgd, whole": (partial(pgd.apgd, steps=_STEPS, stop_early=False, eot=2), 0),
@@ -61,21 +62,21 @@ ATTACKS: dict[str, tuple[Callable[..., torch.Tensor], int]] = {
 
 
 @pytest.mark.parametrize("name", ATTACKS)
-def test_an_attack_seldom_stops_a_gpu(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_number_of_gpu_synchronisations(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (pgd, zero_order, arc):
-        monkeypatch.setattr(module, "worth_a_look", lambda images, since: since == 0)
+        monkeypatch.setattr(module, "should_sync", lambda images, steps_since: steps_since == 0)
     mixture = Mixture([convolutional(), convolutional()])
     ensemble = name in ("joint margins", "member by member", "arc")
     stream = RandomStream(0, CPU)
     target = Oracle.of_mixture(mixture, stream) if ensemble else Oracle(mixture, stream)
-    attack, analyses = ATTACKS[name]
-    with Stops() as stops:
+    attack, expected = ATTACKS[name]
+    with CountSyncs() as syncs:
         attack(target, IMAGES, predictions(mixture, IMAGES), threat=ThreatModel(0.002), generator=seeded())
-    assert stops.count == analyses
+    assert syncs.count == expected
 
 
 @pytest.mark.parametrize(
-    "stop",
+    "operation",
     [
         lambda images: bool(images.sum() > 0),
         lambda images: images[images > 0.5],
@@ -83,15 +84,15 @@ def test_an_attack_seldom_stops_a_gpu(name: str, monkeypatch: pytest.MonkeyPatch
         lambda images: torch.equal(images, images),
     ],
 )
-def test_what_stops_a_gpu_is_counted(stop: Callable[[torch.Tensor], object]) -> None:
-    with Stops() as stops:
-        stop(convolutional()(IMAGES))
-        stop(IMAGES)
+def test_synchronisations_are_counted(operation: Callable[[Tensor], object]) -> None:
+    with CountSyncs() as syncs:
+        operation(convolutional()(IMAGES))
+        operation(IMAGES)
         torch.where(IMAGES > 0.5, IMAGES, 0).sum()
-    assert stops.count == 1
+    assert syncs.count == 1
 
 
-def test_a_cpu_is_asked_at_each_step_and_a_gpu_is_not() -> None:
+def test_should_sync() -> None:
     cpu, other = torch.zeros(1), torch.zeros(1, device="meta")
     assert [should_sync(cpu, since) for since in (0, 1, 2)] == [True, True, True]
     assert [should_sync(other, since) for since in (0, 1, 2)] == [True, False, False]

@@ -9,13 +9,13 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from torch import nn
+from torch import Tensor, nn
 
 from pytest_gradmask.attacks.arc import arc
 from pytest_gradmask.attacks.ensembles import joint_margins, member_by_member
 from pytest_gradmask.attacks.oracle import Oracle
 from pytest_gradmask.attacks.pgd import apgd
-from pytest_gradmask.auditing.plan import Run
+from pytest_gradmask.attacks.protocol import AttackFunction
 from pytest_gradmask.loading.models.composites import Mixture, RandomizedEnsemble
 from pytest_gradmask.randomized.prediction import Sampler
 from pytest_gradmask.threat import Norm, ThreatModel
@@ -30,7 +30,7 @@ distances = st.floats(0.1, 2.0)
 shares = st.floats(0.1, 0.9)
 norms = st.sampled_from(["Linf", "L2"])
 
-ATTACKS: dict[str, Run] = {
+ATTACKS: dict[str, AttackFunction] = {
     "expected loss": partial(apgd, steps=20),
     "joint margins": partial(apgd, steps=20, loss=joint_margins),
     "member by member": partial(member_by_member, steps=20),
@@ -39,7 +39,7 @@ ATTACKS: dict[str, Run] = {
 
 
 class Pair:
-    """Two members, right about an image at the origin until the boundary at a distance is crossed in a direction."""
+    """Two linear members that classify the origin correctly, with boundaries at given distances in given directions."""
 
     def __init__(self, directions: tuple[float, float], away: tuple[float, float], share: float, norm: Norm) -> None:
         self.weights = (share, 1 - share)
@@ -53,7 +53,7 @@ class Pair:
         self.threat = ThreatModel(1.0, norm, FAR)
 
     def optimum(self) -> float:
-        """The lowest expected accuracy in the ball; no answer where a boundary is hardly reached, or hardly not."""
+        """The lowest expected accuracy in the ball. Skips examples with a boundary close to the edge of the ball."""
         accuracy = 1.0
         for fooled in ([0], [1], [0, 1]):
             room = largest_room(-self.normals[fooled], self.biases[fooled], np.zeros(2), self.threat)
@@ -65,17 +65,17 @@ class Pair:
     def oracle(self) -> Oracle:
         return oracle(Mixture(self.members, self.weights), members=self.members, weights=self.weights)
 
-    def chance(self, images: torch.Tensor) -> float:
-        """Of a right answer, as audits judge it."""
-        look = oracle(RandomizedEnsemble(self.members, self.weights))
-        (predictions,) = Sampler(5, 0.01, members=self.oracle()).predict(look, images, LABEL)
+    def chance(self, images: Tensor) -> float:
+        """Probability of a correct prediction, as in audits."""
+        target = oracle(RandomizedEnsemble(self.members, self.weights))
+        (predictions,) = Sampler(5, 0.01, members=self.oracle()).predict(target, images, LABEL)
         assert predictions.number == 0
         return predictions.correct
 
 
 @settings(max_examples=40)
 @given(angles, angles, distances, distances, shares, norms)
-def test_no_attack_is_below_the_optimum_and_arc_is_at_it(
+def test_only_arc_reaches_the_optimum(
     first: float, second: float, near: float, far: float, share: float, norm: Norm
 ) -> None:
     pair = Pair((first, second), (near, far), share, norm)
@@ -91,9 +91,7 @@ def test_no_attack_is_below_the_optimum_and_arc_is_at_it(
 
 @settings(max_examples=30)
 @given(angles, angles, distances, distances, norms)
-def test_sampled_eot_is_not_below_the_optimum_either(
-    first: float, second: float, near: float, far: float, norm: Norm
-) -> None:
+def test_sampled_eot_is_not_below_the_optimum(first: float, second: float, near: float, far: float, norm: Norm) -> None:
     pair = Pair((first, second), (near, far), 0.5, norm)
     model = oracle(RandomizedEnsemble(pair.members))
     attack = partial(apgd, steps=10, eot=4, stop_early=False)
@@ -102,7 +100,7 @@ def test_sampled_eot_is_not_below_the_optimum_either(
 
 
 @given(shares, st.lists(st.booleans(), min_size=2, max_size=2))
-def test_the_chance_is_the_weight_of_the_members_that_are_right(share: float, is_correct: list[bool]) -> None:
+def test_probability_is_the_weight_of_correct_members(share: float, is_correct: list[bool]) -> None:
     pair = Pair((0.0, np.pi / 2), (0.5, 0.5), share, "L2")
     point = torch.tensor([0.0 if each else 1.0 for each in is_correct]).view(1, 1, 1, 2)
     expected = sum(weight for weight, each in zip(pair.weights, is_correct, strict=True) if each)

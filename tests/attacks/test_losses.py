@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
 from pytest_gradmask.attacks.losses import Loss, cross_entropy, dlr, logit_margin
 from tests.toys import seeded
@@ -13,25 +14,25 @@ from tests.toys import seeded
 LOSSES: list[Loss] = [cross_entropy, logit_margin, dlr]
 
 
-def random_logits(seed: int, classes: int = 5, count: int = 16) -> tuple[torch.Tensor, torch.Tensor]:
+def random_logits(seed: int, classes: int = 5, count: int = 16) -> tuple[Tensor, Tensor]:
     generator = seeded(seed)
     logits = 3 * torch.randn(count, classes, generator=generator)
     return logits, torch.randint(classes, (count,), generator=generator)
 
 
-def gradient(loss: Loss, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def gradient(loss: Loss, logits: Tensor, labels: Tensor) -> Tensor:
     point = logits.clone().requires_grad_(True)
     return torch.autograd.grad(loss(point, labels).sum(), point)[0]
 
 
 @given(st.integers(0, 10_000), st.integers(2, 8))
-def test_margin_is_above_nought_exactly_where_misclassified(seed: int, classes: int) -> None:
+def test_logit_margin_is_positive_where_misclassified(seed: int, classes: int) -> None:
     logits, labels = random_logits(seed, classes)
     assert torch.equal(logit_margin(logits, labels) > 0, logits.argmax(1) != labels)
 
 
 @given(st.integers(0, 10_000), st.integers(3, 8))
-def test_dlr_has_the_sign_of_the_margin(seed: int, classes: int) -> None:
+def test_dlr_has_the_sign_of_the_logit_margin(seed: int, classes: int) -> None:
     logits, labels = random_logits(seed, classes)
     assert torch.equal(dlr(logits, labels).sign(), logit_margin(logits, labels).sign())
 
@@ -51,7 +52,7 @@ def test_dlr_ignores_scale_and_shift(scale: float, shift: float) -> None:
     torch.testing.assert_close(dlr(scale * logits + shift, labels), dlr(logits, labels), rtol=1e-3, atol=1e-3)
 
 
-def test_the_gradient_of_dlr_is_zero_where_the_label_ranks_third() -> None:
+def test_zero_gradient_of_dlr() -> None:
     logits = torch.tensor([[5.0, 3.0, 1.0, 0.0]]).repeat(4, 1)
     labels = torch.tensor([0, 1, 2, 3])
     zero = (gradient(dlr, logits, labels) == 0).all(1)
@@ -59,7 +60,7 @@ def test_the_gradient_of_dlr_is_zero_where_the_label_ranks_third() -> None:
     assert (gradient(logit_margin, logits, labels) != 0).any(1).all()
 
 
-def test_the_margin_keeps_its_gradient_where_cross_entropy_saturates() -> None:
+def test_gradient_of_logit_margin_does_not_saturate() -> None:
     logits, labels = torch.tensor([[200.0, 0.0, -1.0]]), torch.tensor([0])
     assert (gradient(cross_entropy, logits, labels) == 0).all()
     assert gradient(logit_margin, logits, labels).tolist() == [[-1.0, 1.0, 0.0]]
@@ -79,7 +80,7 @@ def test_half_precision_logits_do_not_overflow(loss: Loss) -> None:
 
 @pytest.mark.parametrize("poison", [float("nan"), float("inf"), 1e30])
 @pytest.mark.parametrize("loss", LOSSES)
-def test_an_image_does_not_change_anothers_loss_or_gradient(loss: Loss, poison: float) -> None:
+def test_losses_of_images_are_independent(loss: Loss, poison: float) -> None:
     logits, labels = random_logits(1)
     poisoned = logits.clone()
     poisoned[3] = poison
@@ -94,7 +95,7 @@ def test_equal_logits_give_finite_losses(loss: Loss) -> None:
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-def test_losses_leave_the_logits_as_they_are(loss: Loss) -> None:
+def test_logits_are_unchanged(loss: Loss) -> None:
     logits, labels = random_logits(2)
     before = logits.clone()
     loss(logits, labels)

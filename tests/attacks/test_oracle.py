@@ -1,4 +1,4 @@
-"""The defense as attacks see it."""
+"""The defense that attacks query."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import random
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pytest_gradmask.attacks.oracle import Oracle, parameter_dtype
 from pytest_gradmask.execution.generators import random_state, set_random_state
@@ -16,7 +16,7 @@ from pytest_gradmask.randomized.streams import RandomStream
 from tests.toys import CPU, Detach, Noisy, Quantize, QuantizeInPlace, Softmax, Spy, draw, linear, oracle
 
 
-def test_every_image_is_counted_in_each_direction() -> None:
+def test_passes_are_counted_per_image() -> None:
     target, images = oracle(linear()), draw(5, 3, 8, 8)
     with torch.no_grad():
         target(images)
@@ -29,21 +29,21 @@ def test_every_image_is_counted_in_each_direction() -> None:
     assert (target.forwards, target.backwards) == (10, 3)
 
 
-def test_each_oracle_counts_for_itself() -> None:
+def test_oracles_count_separately() -> None:
     model, images = linear(), draw(2, 3, 8, 8)
     first, second = oracle(model), oracle(model)
     first(images)
     assert (first.forwards, second.forwards) == (2, 0)
 
 
-def test_an_attack_that_restores_the_mode_it_saw_does_not_switch_the_model_to_training() -> None:
+def test_train_mode_of_the_model_is_unchanged() -> None:
     model = nn.Sequential(linear(), nn.Dropout(0.5)).eval()
     target = oracle(model)
     target.train(target.training)  # as torchattacks does after each attack
     assert not any(module.training for module in model.modules())
     in_training = linear().train()
     assert not oracle(in_training).training
-    assert in_training.training, "the flags of the model are the user's"
+    assert in_training.training, "the flags of the model belong to the user"
 
 
 def test_logits_and_gradients_are_those_of_the_model() -> None:
@@ -62,9 +62,9 @@ def test_probabilities_become_logits() -> None:
     torch.testing.assert_close(logits.exp().sum(1), torch.ones(4))
 
 
-def test_a_probability_of_nought_becomes_a_finite_logit() -> None:
+def test_probability_of_zero_becomes_a_finite_logit() -> None:
     class Sure(nn.Module):
-        def forward(self, images: torch.Tensor) -> torch.Tensor:
+        def forward(self, images: Tensor) -> Tensor:
             return torch.tensor([[1.0, 0.0]]).repeat(len(images), 1)
 
     logits = oracle(Sure(), outputs="probabilities")(draw(2, 3, 8, 8))
@@ -79,15 +79,15 @@ def test_a_probability_of_nought_becomes_a_finite_logit() -> None:
         pytest.param(nn.Sequential(linear(), Detach()), id="output detached"),
     ],
 )
-def test_a_detached_defense_has_a_gradient_of_zero(model: nn.Module) -> None:
+def test_detached_defense_has_a_zero_gradient(model: nn.Module) -> None:
     target, point = oracle(model), draw(3, 3, 8, 8).requires_grad_(True)
     assert (torch.autograd.grad(target(point).sum(), point)[0] == 0).all()
     assert target.backwards == 3
 
 
-def test_a_defense_that_forbids_gradients_has_a_gradient_of_zero() -> None:
+def test_defense_under_no_grad_has_a_zero_gradient() -> None:
     class Frozen(nn.Module):
-        def forward(self, images: torch.Tensor) -> torch.Tensor:
+        def forward(self, images: Tensor) -> Tensor:
             with torch.no_grad():
                 return linear()(images)  # type: ignore[no-any-return]
 
@@ -95,7 +95,7 @@ def test_a_defense_that_forbids_gradients_has_a_gradient_of_zero() -> None:
     assert (torch.autograd.grad(oracle(Frozen())(point).sum(), point)[0] == 0).all()
 
 
-def test_reseeding_the_global_generator_does_not_repeat_the_defenses_noise() -> None:
+def test_global_seed_does_not_repeat_the_noise() -> None:
     target, images = oracle(Noisy(linear())), draw(2, 3, 8, 8)
     answers = []
     for _ in range(3):
@@ -105,7 +105,7 @@ def test_reseeding_the_global_generator_does_not_repeat_the_defenses_noise() -> 
     assert not torch.equal(answers[1], answers[2])
 
 
-def test_the_defenses_noise_does_not_move_the_attacks_random_numbers() -> None:
+def test_noise_does_not_change_the_attacks_random_numbers() -> None:
     target = oracle(Noisy(linear()))
     torch.manual_seed(5)
     expected = torch.rand(3)
@@ -114,10 +114,10 @@ def test_the_defenses_noise_does_not_move_the_attacks_random_numbers() -> None:
     assert torch.equal(torch.rand(3), expected)
 
 
-def test_oracles_of_one_stream_share_its_random_numbers() -> None:
+def test_oracles_share_a_stream() -> None:
     model, images = Noisy(linear()), draw(2, 3, 8, 8)
 
-    def answers(split: bool) -> list[torch.Tensor]:
+    def answers(split: bool) -> list[Tensor]:
         stream = RandomStream(7, CPU)
         first = Oracle(model, stream)
         second = Oracle(model, stream) if split else first
@@ -128,11 +128,11 @@ def test_oracles_of_one_stream_share_its_random_numbers() -> None:
 
 
 def numbers() -> tuple[float, float, float]:
-    """The next of every global generator."""
+    """The next random number of every global generator."""
     return random.random(), float(np.random.rand()), float(torch.rand(()))
 
 
-def test_a_stream_switches_every_global_generator_and_back() -> None:
+def test_stream_exchanges_all_global_generators() -> None:
     before = random_state(CPU)
     expected = numbers()
     set_random_state(before, CPU)
@@ -150,7 +150,7 @@ def test_a_stream_switches_every_global_generator_and_back() -> None:
         assert [numbers() for _ in range(3)] == [first, second, third]
 
 
-def test_a_stream_that_is_frozen_repeats_every_generator_and_then_goes_on() -> None:
+def test_frozen_stream_repeats_all_generators() -> None:
     stream, other, drawn = RandomStream(3, CPU), RandomStream(3, CPU), []
     for context in (stream.frozen, stream.frozen, contextlib.nullcontext, contextlib.nullcontext):
         with context(), stream.active():
@@ -166,7 +166,7 @@ def test_writing_into_logits_does_not_reach_the_model() -> None:
             super().__init__()
             self.cache = torch.tensor([[1.0, 2.0]])
 
-        def forward(self, images: torch.Tensor) -> torch.Tensor:
+        def forward(self, images: Tensor) -> Tensor:
             return self.cache.expand(1, 2) if len(images) == 1 else self.cache.repeat(len(images), 1)
 
     model = Cached()
@@ -176,9 +176,9 @@ def test_writing_into_logits_does_not_reach_the_model() -> None:
 
 
 @pytest.mark.parametrize("gradient", [False, True])
-def test_a_model_that_writes_into_its_input_does_not_reach_the_images(gradient: bool) -> None:
+def test_model_that_writes_into_its_input(gradient: bool) -> None:
     class Shift(nn.Module):
-        def forward(self, images: torch.Tensor) -> torch.Tensor:
+        def forward(self, images: Tensor) -> Tensor:
             return linear()(images.sub_(0.5))  # type: ignore[no-any-return]
 
     images = draw(2, 3, 8, 8).requires_grad_(gradient)
@@ -188,7 +188,7 @@ def test_a_model_that_writes_into_its_input_does_not_reach_the_images(gradient: 
     assert torch.equal(logits, linear()(before - 0.5))
 
 
-def test_a_half_precision_model_gets_half_precision_images_and_gives_float32() -> None:
+def test_half_precision_model_has_float32_logits() -> None:
     spy = Spy(linear().half())
     target, point = oracle(spy), draw(3, 3, 8, 8).requires_grad_(True)
     logits = target(point)
@@ -204,15 +204,15 @@ def test_a_half_precision_model_gets_half_precision_images_and_gives_float32() -
     [(linear(), torch.float32), (linear().half(), torch.float16), (linear().double(), torch.float64)],
     ids=["float", "half", "double"],
 )
-def test_the_dtype_of_a_model_is_that_of_its_parameters(model: nn.Module, dtype: torch.dtype) -> None:
+def test_dtype_of_the_parameters(model: nn.Module, dtype: torch.dtype) -> None:
     assert parameter_dtype(model) is dtype
 
 
-def test_a_model_without_parameters_computes_in_float32() -> None:
+def test_dtype_without_parameters_is_float32() -> None:
     assert parameter_dtype(Detach()) is torch.float32
 
 
-def test_a_frozen_oracle_repeats_the_defenses_noise_and_then_goes_on() -> None:
+def test_frozen_oracle_repeats_the_noise() -> None:
     target, images = oracle(Noisy(linear())), draw(2, 3, 8, 8)
     with target.frozen():
         first, second = target(images), target(images)
@@ -221,7 +221,7 @@ def test_a_frozen_oracle_repeats_the_defenses_noise_and_then_goes_on() -> None:
     assert not torch.equal(target(images), first)
 
 
-def test_a_graph_that_is_cut_is_told_from_one_whose_gradient_is_zero() -> None:
+def test_connected_graph_with_zero_gradient() -> None:
     assert oracle(linear()).connected(draw(1, 3, 8, 8))
     assert oracle(nn.Sequential(Quantize(), linear())).connected(draw(1, 3, 8, 8))
     assert oracle(QuantizeInPlace()).connected(draw(1, 3, 8, 8))

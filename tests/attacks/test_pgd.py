@@ -1,4 +1,4 @@
-"""PGD and APGD: on classifiers whose minimal perturbation is known, and where gradients go wrong."""
+"""PGD and APGD: on classifiers with a known minimal perturbation, and with bad gradients."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pytest_gradmask.attacks import autoattack
 from pytest_gradmask.attacks.losses import Loss, cross_entropy, dlr, logit_margin
@@ -16,7 +16,7 @@ from pytest_gradmask.attacks.pgd import apgd, pgd
 from pytest_gradmask.threat import Norm, ThreatModel
 from tests.toys import Detach, Half, Shape, convolutional, draw, half_problem, oracle, predictions, seeded
 
-Attack = Callable[..., torch.Tensor]
+Attack = Callable[..., Tensor]
 
 NORMS: list[Norm] = ["Linf", "L2"]
 ATTACKS = [pytest.param(pgd, id="pgd"), pytest.param(apgd, id="apgd")]
@@ -30,7 +30,7 @@ both_norms = pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("shape", [(1, 1, 2), (3, 4, 4), (3, 16, 16)], ids=str)
 @pytest.mark.parametrize("count", [1, 7])
 @pytest.mark.parametrize("loss", [cross_entropy, logit_margin], ids=["ce", "margin"])
-def test_just_above_the_distance_of_the_boundary_every_image_falls_just_below_none(
+def test_images_break_exactly_above_their_boundary_distance(
     attack: Attack, norm: Norm, shape: Shape, count: int, loss: Loss
 ) -> None:
     model, images, labels = half_problem(count, shape, norm, distance=0.5)
@@ -51,15 +51,15 @@ def test_the_bounds_are_kept(attack: Attack) -> None:
 
 
 class Fickle(nn.Module):
-    """Answers as its model for a number of forwards, and with the labels from then on."""
+    """Answers as its model for a number of forward passes, and with the labels afterwards."""
 
-    def __init__(self, model: nn.Module, labels: torch.Tensor, patience: int) -> None:
+    def __init__(self, model: nn.Module, labels: Tensor, patience: int) -> None:
         super().__init__()
         self.model, self.labels, self.patience = model, labels, patience
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         self.patience -= 1
-        logits: torch.Tensor = self.model(images)
+        logits: Tensor = self.model(images)
         return logits if self.patience >= 0 else 0 * logits + 9 * nn.functional.one_hot(self.labels, 2)
 
 
@@ -68,7 +68,7 @@ class Fickle(nn.Module):
     [pytest.param(partial(pgd, step_size=0.3), id="pgd"), pytest.param(partial(apgd, stop_early=False), id="apgd")],
 )
 @both_norms
-def test_the_best_iterate_is_kept_not_the_last(attack: Attack, norm: Norm) -> None:
+def test_best_iterate_is_returned_not_the_last(attack: Attack, norm: Norm) -> None:
     model, images, labels = half_problem(6, (1, 4, 4), norm, distance=0.3)
     fickle = Fickle(model, labels, patience=8)
     found = attack(fickle, images, labels, threat=ThreatModel(1.0, norm, FAR), steps=10, generator=seeded())
@@ -96,7 +96,7 @@ def test_the_callers_grad_mode_does_not_matter(attack: Attack) -> None:
 
 
 @both_attacks
-def test_global_random_numbers_are_neither_used_nor_drawn(attack: Attack) -> None:
+def test_global_generators_are_not_used(attack: Attack) -> None:
     model, images = convolutional(), draw(4, 3, 8, 8)
     before = torch.get_rng_state()
     attack(model, images, predictions(model, images), threat=ThreatModel(0.03), steps=3, generator=seeded())
@@ -107,12 +107,12 @@ class _Poison(torch.autograd.Function):
     """Replaces the gradient of the images that are marked by a bright first pixel."""
 
     @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, images: torch.Tensor, poison: float) -> torch.Tensor:
+    def forward(ctx: torch.autograd.function.FunctionCtx, images: Tensor, poison: float) -> Tensor:
         ctx.marked, ctx.poison = images[:, 0, 0, 0] > 5, poison  # type: ignore[attr-defined]
         return images.clone()
 
     @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
+    def backward(ctx: torch.autograd.function.FunctionCtx, *gradients: Tensor) -> tuple[Tensor, None]:
         marked = ctx.marked.view(-1, 1, 1, 1)  # type: ignore[attr-defined]
         return torch.where(marked, ctx.poison, gradients[0]), None  # type: ignore[attr-defined]
 
@@ -124,14 +124,14 @@ class Poisoned(nn.Module):
         super().__init__()
         self.model, self.poison = model, poison
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         return self.model(_Poison.apply(images, self.poison))  # type: ignore[no-any-return]
 
 
 @both_attacks
 @both_norms
 @pytest.mark.parametrize("poison", [float("nan"), float("inf"), 1e30, 0.0], ids=str)
-def test_a_bad_gradient_hurts_its_own_image_only(attack: Attack, norm: Norm, poison: float) -> None:
+def test_bad_gradient_affects_one_image_only(attack: Attack, norm: Norm, poison: float) -> None:
     model, images, labels = half_problem(5, (1, 4, 4), norm, distance=1.0)
     marked = images.clone()
     marked[2, 0, 0, 0] = 10
@@ -145,14 +145,14 @@ def test_a_bad_gradient_hurts_its_own_image_only(attack: Attack, norm: Norm, poi
 
 @both_attacks
 @both_norms
-def test_pixels_with_a_nan_gradient_stay_and_the_others_move_on(attack: Attack, norm: Norm) -> None:
+def test_pixels_with_a_nan_gradient_stay(attack: Attack, norm: Norm) -> None:
     model, images, labels = half_problem(5, (1, 4, 4), norm, distance=0.5)
 
     class Hole(nn.Module):
-        def forward(self, images: torch.Tensor) -> torch.Tensor:
-            # The root has no derivative at nought, and 0 times infinity is NaN.
+        def forward(self, images: Tensor) -> Tensor:
+            # The root has no derivative at zero, and 0 times infinity is NaN.
             root = (images - images.detach())[:, 0, 0, :1].abs().sqrt()
-            logits: torch.Tensor = model(images) + root
+            logits: Tensor = model(images) + root
             return logits
 
     threat = ThreatModel(1.0, norm, FAR)
@@ -166,7 +166,7 @@ def test_nan_logits_are_not_kept(attack: Attack) -> None:
     images, labels = draw(4, 1, 4, 4), torch.tensor([0, 1, 0, 1])
 
     class Refusing(nn.Module):
-        def forward(self, images: torch.Tensor) -> torch.Tensor:
+        def forward(self, images: Tensor) -> Tensor:
             return torch.full((len(images), 2), torch.nan) + 0 * images.flatten(1).sum(1, keepdim=True)
 
     found = attack(Refusing(), images, labels, threat=ThreatModel(0.3), steps=5, generator=seeded())
@@ -174,14 +174,14 @@ def test_nan_logits_are_not_kept(attack: Attack) -> None:
 
 
 class Alternating(nn.Module):
-    """Two classifiers in turn, whose mean is ``model`` and whose own gradients lead elsewhere."""
+    """Two classifiers in turn. Their mean is ``model``, but their gradients have other directions."""
 
-    def __init__(self, model: Half, astray: torch.Tensor) -> None:
+    def __init__(self, model: Half, astray: Tensor) -> None:
         super().__init__()
         self.members = [Half(model.weight + sign * astray, model.bias) for sign in (1, -1)]
         self.calls = 0
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         self.calls += 1
         return self.members[self.calls % 2](images)  # type: ignore[no-any-return]
 
@@ -201,11 +201,11 @@ def test_eot_follows_the_mean_gradient(attack: Attack) -> None:
 
 
 def test_eot_keeps_the_iterate_with_the_best_mean() -> None:
-    seen: list[torch.Tensor] = []
-    logit_margins = [-9.0, 5.0, -1.0, -1.0, -9.0, 5.0]  # of the forwards, two to each iterate
+    seen: list[Tensor] = []
+    logit_margins = [-9.0, 5.0, -1.0, -1.0, -9.0, 5.0]  # of the forward passes, two for each iterate
 
     class Scripted(nn.Module):
-        def forward(self, images: torch.Tensor) -> torch.Tensor:
+        def forward(self, images: Tensor) -> Tensor:
             score = logit_margins[len(seen)] + (images - images.detach()).flatten(1).sum(1)
             seen.append(images.detach().clone())
             return torch.stack([torch.zeros_like(score), score], 1)
@@ -218,12 +218,12 @@ def test_eot_keeps_the_iterate_with_the_best_mean() -> None:
 
 @both_norms
 def test_apgd_closes_in_on_a_small_target(norm: Norm) -> None:
-    # Steps of a fixed size would jump over it for ever.
+    # Steps of a fixed size would always miss it.
     images = torch.zeros(4, 1, 4, 4)
     target = 0.3 * torch.randn(images.shape, generator=seeded(1)).clamp(-1, 1)
 
     class Hidden(nn.Module):
-        def forward(self, images: torch.Tensor) -> torch.Tensor:
+        def forward(self, images: Tensor) -> Tensor:
             score = 0.05 - (images - target).flatten(1).norm(dim=1)
             return torch.stack([torch.zeros_like(score), score], 1)
 
@@ -236,7 +236,7 @@ def test_apgd_closes_in_on_a_small_target(norm: Norm) -> None:
 
 
 @pytest.mark.parametrize("eot", [1, 3])
-def test_passes_through_the_model_are_as_documented(eot: int) -> None:
+def test_number_of_passes(eot: int) -> None:
     model, images, labels = half_problem(5, (1, 4, 4), "Linf", distance=1.0)
     run: dict[str, Any] = {
         "labels": labels,
@@ -253,14 +253,14 @@ def test_passes_through_the_model_are_as_documented(eot: int) -> None:
         assert target.forwards == 5 * 2 * eot * (7 + 1)
 
 
-def test_apgd_stops_early_unless_told() -> None:
+def test_apgd_stops_early_by_default() -> None:
     model, images, labels = half_problem(5, (1, 4, 4), "Linf", distance=0.01)
     run: dict[str, Any] = {"threat": ThreatModel(0.5, bounds=FAR), "steps": 40, "restarts": 2}
     spent = []
     ways: list[dict[str, Any]] = [{}, {"stop_early": False}]
-    for told in ways:
+    for settings in ways:
         target = oracle(model)
-        found = apgd(target, images, labels, generator=seeded(), **run, **told)
+        found = apgd(target, images, labels, generator=seeded(), **run, **settings)
         spent.append(target.backwards)
         assert (predictions(model, found) != labels).all()
     assert spent[0] < 5 * 41
@@ -268,8 +268,8 @@ def test_apgd_stops_early_unless_told() -> None:
 
 
 @both_attacks
-def test_restarts_find_what_one_start_misses(attack: Attack) -> None:
-    # Without any gradient only the starts can find something.
+def test_restarts_break_more_images(attack: Attack) -> None:
+    # Without a gradient, only random starts can break an image.
     model, images, labels = half_problem(20, (1, 1, 2), "Linf", distance=0.3)
     defense = oracle(nn.Sequential(Detach(), model))
     run = partial(attack, defense, images, labels, threat=ThreatModel(0.5, bounds=FAR), steps=1)
@@ -285,7 +285,7 @@ def test_restarts_find_what_one_start_misses(attack: Attack) -> None:
     [pytest.param(cross_entropy, autoattack.apgd_ce, id="ce"), pytest.param(dlr, autoattack.apgd_dlr, id="dlr")],
 )
 @pytest.mark.parametrize("eps", [0.01, 0.03])
-def test_apgd_is_as_strong_as_upstreams(norm: Norm, loss: Loss, theirs: Attack, eps: float) -> None:
+def test_apgd_is_as_strong_as_upstream(norm: Norm, loss: Loss, theirs: Attack, eps: float) -> None:
     model, images = convolutional(), draw(80, 3, 8, 8)
     labels = predictions(model, images)
     threat = ThreatModel(eps * (1 if norm == "Linf" else 192**0.5), norm)

@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pytest_gradmask.attacks.losses import cross_entropy
 from pytest_gradmask.attacks.zero_order import zero_order
@@ -20,7 +20,7 @@ both_norms = pytest.mark.parametrize("norm", NORMS)
 
 @both_norms
 @pytest.mark.parametrize("count", [1, 6])
-def test_just_above_the_distance_of_the_boundary_every_image_falls_just_below_none(norm: Norm, count: int) -> None:
+def test_images_break_exactly_above_their_boundary_distance(norm: Norm, count: int) -> None:
     model, images, labels = half_problem(count, (1, 3, 3), norm, distance=0.5)
     run = partial(zero_order, model, images, labels, steps=40, pairs=20, cell=1)
     for eps, broken in ((0.5 * 1.1, True), (0.5 * 0.999, False)):
@@ -31,8 +31,8 @@ def test_just_above_the_distance_of_the_boundary_every_image_falls_just_below_no
 
 
 @both_norms
-def test_noise_on_cells_finds_low_frequencies_in_few_queries(norm: Norm) -> None:
-    # All pixels matter alike, so that one cell of 8 x 8 leaves a single dimension to search.
+def test_cells_need_fewer_queries(norm: Norm) -> None:
+    # All pixels have the same weight, so a single cell of 8 x 8 is enough.
     model, images = Half(torch.ones(1, 8, 8)), torch.randn(10, 1, 8, 8, generator=seeded())
     labels = predictions(model, images)
     dual = 64 if norm == "Linf" else 8
@@ -43,14 +43,14 @@ def test_noise_on_cells_finds_low_frequencies_in_few_queries(norm: Norm) -> None
 
 
 @pytest.mark.parametrize("front", [Quantize(), Detach()], ids=["quantized", "detached"])
-def test_masked_gradients_do_not_stop_it(front: nn.Module) -> None:
+def test_masked_gradients_do_not_matter(front: nn.Module) -> None:
     model, images = nn.Sequential(front, linear()), draw(8, 3, 8, 8)
     labels = predictions(model, images)
     run = partial(zero_order, model, images, labels, threat=ThreatModel(0.3), steps=20)
     assert (predictions(model, run(pairs=30, cell=1, generator=seeded())) != labels).all()
 
 
-def test_no_gradient_is_ever_asked_for() -> None:
+def test_no_gradient_is_taken() -> None:
     model, images = linear(), draw(3, 3, 8, 8)
     spy = Spy(model)
     target = oracle(spy)
@@ -61,7 +61,7 @@ def test_no_gradient_is_ever_asked_for() -> None:
 
 
 @pytest.mark.parametrize(("steps", "pairs"), [(1, 1), (4, 3), (7, 10)])
-def test_as_many_queries_as_documented(steps: int, pairs: int) -> None:
+def test_number_of_queries(steps: int, pairs: int) -> None:
     model, images, labels = half_problem(5, (1, 4, 4), "Linf", distance=1.0)
     target = oracle(model)
     threat = ThreatModel(0.1, bounds=FAR)  # too small to break any, so that it does not stop early
@@ -69,17 +69,17 @@ def test_as_many_queries_as_documented(steps: int, pairs: int) -> None:
     assert target.forwards == 5 * (steps * (2 * pairs + 1) + 1)
 
 
-def test_it_stops_once_every_image_has_fallen() -> None:
+def test_stops_when_every_image_is_broken() -> None:
     model, images, labels = half_problem(5, (1, 4, 4), "Linf", distance=0.01)
     target = oracle(model)
     zero_order(target, images, 1 - labels, threat=ThreatModel(0.1, bounds=FAR), steps=50, generator=seeded())
     assert target.forwards == 5
 
 
-def test_an_image_that_has_fallen_is_left_and_makes_no_difference_to_others() -> None:
+def test_broken_image_is_not_active_any_more() -> None:
     model, images, labels = half_problem(5, (1, 4, 4), "Linf", distance=0.3)
     spy, threat = Recorder(model), ThreatModel(0.5, bounds=FAR)
-    labels[1] = 1 - labels[1]  # it has fallen from the start
+    labels[1] = 1 - labels[1]  # misclassified from the start
     run = partial(zero_order, threat=threat, steps=6, pairs=5)
     found = run(spy, images, labels, generator=seeded())
     assert torch.equal(found[1], images[1])
@@ -89,7 +89,7 @@ def test_an_image_that_has_fallen_is_left_and_makes_no_difference_to_others() ->
     assert torch.equal(run(model, images, labels, generator=seeded())[others], found[others])
 
 
-def test_an_image_of_a_randomized_defense_is_followed_until_all_have_fallen() -> None:
+def test_randomized_defense_keeps_broken_images_active() -> None:
     model, images, labels = half_problem(5, (1, 4, 4), "Linf", distance=0.3)
     spy = Recorder(model)
     labels[1] = 1 - labels[1]
@@ -104,15 +104,15 @@ class Marked(nn.Module):
         super().__init__()
         self.model, self.value = model, value
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = self.model(images)
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.model(images)
         logits[images[:, 0, 0, 0] > 5, 0] *= self.value
         return logits
 
 
 @both_norms
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30, 0.0], ids=str)
-def test_a_wild_loss_hurts_its_own_image_only(norm: Norm, value: float) -> None:
+def test_bad_loss_affects_one_image_only(norm: Norm, value: float) -> None:
     model, images, labels = half_problem(5, (1, 4, 4), norm, distance=1.0)
     marked = images.clone()
     marked[2, 0, 0, 0] = 10
@@ -126,7 +126,7 @@ def test_a_wild_loss_hurts_its_own_image_only(norm: Norm, value: float) -> None:
 
 def test_queries_stay_in_the_bounds() -> None:
     class Strict(nn.Module):
-        def forward(self, images: torch.Tensor) -> torch.Tensor:
+        def forward(self, images: Tensor) -> Tensor:
             assert images.min() >= 0
             assert images.max() <= 1
             return linear()(images)  # type: ignore[no-any-return]
@@ -137,7 +137,7 @@ def test_queries_stay_in_the_bounds() -> None:
 
 
 @pytest.mark.parametrize("shape", [(3, 5, 7), (1, 1, 1), (2, 4, 6)], ids=str)
-def test_any_image_size_will_do(shape: tuple[int, int, int]) -> None:
+def test_image_sizes(shape: tuple[int, int, int]) -> None:
     model, images = linear(shape=shape), draw(3, *shape)
     threat = ThreatModel(0.1)
     found = zero_order(model, images, predictions(model, images), threat=threat, steps=2, generator=seeded())

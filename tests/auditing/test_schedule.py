@@ -39,8 +39,8 @@ class Script:
         self.restarts: list[int] = []
         self.failing: set[str] = set()
 
-    def clean(self, indices: Sequence[int]) -> tuple[list[bool], dict[int, Prediction]]:
-        return [CLEAN[index] for index in indices], {}
+    def clean(self) -> tuple[list[bool], dict[int, Prediction]]:
+        return list(CLEAN), {}
 
     def run_each(
         self, attacks: Sequence[PlannedAttack], given: Collection[int], stream_name: str
@@ -61,7 +61,10 @@ class Script:
             self.restarts.append(restarts)
             cost = restarts * 2 * (TINY.apgd_steps + 1)
         broken = tuple(sorted(self.broken.get(attack.name, set()) & set(given)))
-        return replace(empty_result(attack), attacked=tuple(sorted(given)), broken=broken, forwards=cost * len(given))
+        forwards = cost * len(given)
+        return replace(
+            empty_result(attack), attacked=tuple(sorted(given)), broken=broken, forwards=forwards, passes=cost
+        )
 
 
 def schedule(

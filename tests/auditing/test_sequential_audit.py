@@ -33,8 +33,8 @@ def test_a_clear_case_ends_early_with_the_verdict_of_all_images(
     assert (short.given, long.given, long.total) == (200, 200, 200)
     sizes = [analysis.images for analysis in plan_analyses(200, 0.1, 0.99)]
     assert short.total in sizes[:-1]
-    assert f"Looked at {short.total} of 200 images" in explain(short, "otherwise")
-    assert "Looked at" not in explain(long, "otherwise")
+    assert f"Used {short.total} of 200 images" in explain(short, "otherwise")
+    assert "Used" not in explain(long, "otherwise")
     assert (to_json(short)["images"], to_json(short)["images_given"]) == (short.total, 200)
 
 

@@ -16,7 +16,7 @@ from pytest_gradmask.verdict.results import AttackResult, Verdict
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Simulated audits ask for the same few bounds again and again."""
-    for name in ("paired_interval", "mcnemar_p", "images_to_exclude", "images_to_establish"):
+    for name in ("lower_bound", "upper_bound", "above_p"):
         monkeypatch.setattr(rule, name, functools.cache(getattr(rule, name)))
 
 

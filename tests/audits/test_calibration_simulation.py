@@ -39,9 +39,10 @@ from pytest_gradmask.auditing.surface import AttackSurface
 from pytest_gradmask.defense import Defense
 from pytest_gradmask.randomized.streams import RandomStream
 from pytest_gradmask.verdict.interim import InterimAnalysis, plan_analyses
+from pytest_gradmask.verdict.paired import above_p, below_p
 from pytest_gradmask.verdict.results import AttackResult, Prediction
 from pytest_gradmask.verdict.rule import decide
-from pytest_gradmask.verdict.stats import clopper_pearson, paired_interval
+from pytest_gradmask.verdict.stats import clopper_pearson
 from tests.toys import CPU, TINY, KillGradient, masked
 
 CI = costs(BUDGETS["ci"])
@@ -98,10 +99,11 @@ def test_a_placebo_with_too_small_a_budget_is_caught(share: float, caught: bool)
 
 @pytest.mark.parametrize("images", [20, 100, 500])
 def test_false_alarms_are_bounded_exactly(images: int) -> None:
-    bounds = [false_alarm_bound(images, [step / 20] * 4) for step in range(21)]
+    shares = [0.2 / 3] * 3 + [0.8]
+    bounds = [false_alarm_bound(images, [step / 20] * 4, shares) for step in range(21)]
     assert 0.001 < max(bounds) <= 0.01
     # Two looks, each counted as the only one, are not bounded so.
-    assert max(false_alarm_bound(images, [step / 20]) for step in range(21)) * 2 > 0.01
+    assert max(false_alarm_bound(images, [step / 20] * 2, [1.0, 1.0]) for step in range(21)) > 0.01
 
 
 @pytest.mark.parametrize("finders", FINDERS)
@@ -187,8 +189,8 @@ class Drawn:
         self.due = [max(population.costs) * budget for budget in population.placebo_budgets()]
         self.spent: dict[str, int] = defaultdict(int)
 
-    def clean(self, indices: Sequence[int]) -> tuple[list[bool], dict[int, Prediction]]:
-        return [self.right[index] for index in indices], {}
+    def clean(self) -> tuple[list[bool], dict[int, Prediction]]:
+        return list(self.right), {}
 
     def run_each(
         self, attacks: Sequence[PlannedAttack], given: Collection[int], stream_name: str
@@ -244,7 +246,7 @@ def test_simulated_audits_end_as_real_ones(monkeypatch: pytest.MonkeyPatch) -> N
             ready=Prepared(surface, scorer, ()), budget=TINY, margin=margin, confidence=CONFIDENCE, exhaustive=False,
             probes=(), progress=ignore, attacks_checked=True,
         )  # fmt: skip
-        audit = run.until_decided(plan)
+        audit = run.until_decided()
         ends[audit.total] += 1
         verdicts[VERDICTS.index(audit.verdict)] += 1
         start = audit.total - dict(zip((each.images for each in plan), sizes, strict=True))[audit.total]
@@ -271,13 +273,14 @@ def test_a_disagreement_shows(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "INCONCLUSIVE by decide" in " ".join(disagreements(Population(0.8, 0.1), 100, 0.05, audits=20, seed=0))
 
 
-def test_bounds_in_bulk_are_those_of_the_package() -> None:
+def test_tests_in_bulk_are_those_of_the_package() -> None:
     ours, theirs = (side.reshape(-1) for side in np.mgrid[:16, :16])
     kept = ours + theirs <= 15
     ours, theirs = ours[kept], theirs[kept]
-    low, high = Evidence(InterimAnalysis(15), 1, ours, theirs, theirs).bounds()
-    expected = [paired_interval(int(a), int(b), 15, CONFIDENCE) for a, b in zip(ours, theirs, strict=True)]
-    assert list(zip(low.tolist(), high.tolist(), strict=True)) == [pytest.approx(pair) for pair in expected]
+    found = Evidence(InterimAnalysis(15), 1, True, ours, theirs, theirs)
+    pairs = list(zip(ours.tolist(), theirs.tolist(), strict=True))
+    assert found.excluded(0.3).tolist() == [below_p(*pair, 15, 0.3) <= 0.01 for pair in pairs]
+    assert found.established(0.1).tolist() == [above_p(*pair, 15, 0.1) <= 0.01 for pair in pairs]
 
 
 def test_the_same_seed_gives_the_same_audits() -> None:

@@ -1,4 +1,4 @@
-"""The measurements behind docs/randomized.md, on few images, and the page itself."""
+"""The measurements of docs/randomized.md on few images, and the page itself."""
 
 from __future__ import annotations
 

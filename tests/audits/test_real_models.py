@@ -1,10 +1,10 @@
-"""Real models on real images: loaded by one line, they see what they were trained to see."""
+"""Real models on real images: each is loaded by one line and has its known accuracy."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-import torch
+from torch import Tensor
 
 from audits import real_data
 from pytest_gradmask import load_dataset, load_model
@@ -14,12 +14,12 @@ from tests.toys import predictions
 IMAGES = 30
 
 
-def accuracy(found: torch.Tensor, labels: torch.Tensor) -> float:
+def accuracy(found: Tensor, labels: Tensor) -> float:
     return (found == labels).float().mean().item()
 
 
 def test_a_classifier_of_imagenet_with_weights_under_other_names(tmp_path: Path) -> None:
-    """Right on 88.3 % of all 1,000 images; tensors are matched by order."""
+    """Its accuracy is 88.3 % on all 1,000 images. Tensors are matched by order."""
     model = load_model(real_data.efficientnet())
     data = load_dataset(real_data.imagenet(tmp_path), samples=IMAGES)
     assert data.images.shape == (IMAGES, 3, 224, 224)

@@ -1,4 +1,4 @@
-"""The paper's figures beside ours: recording, storing and telling them."""
+"""The paper's figures beside ours: recording, storing and showing them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def record(claim: str = "3", test: str = "a", *, holds: bool = True, **details: 
 # recording
 
 
-def test_claim_that_holds_passes_and_is_told(pytester: pytest.Pytester) -> None:
+def test_claim_that_holds_passes_and_is_shown(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(AUDIT.format(holds=True))
     result = pytester.runpytest("-p", "audits.conftest", "--store-claims=claims.json")
     result.assert_outcomes(passed=1)
@@ -54,7 +54,7 @@ def test_claim_that_does_not_hold_fails_with_both_figures(pytester: pytest.Pytes
     )
 
 
-def test_expected_failure_is_told_and_stored(pytester: pytest.Pytester) -> None:
+def test_expected_failure_is_shown_and_stored(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(
         f"import pytest\n\n@pytest.mark.xfail(strict=True)\n{AUDIT.format(holds=False).lstrip()}"[:-1].replace(
             "\n    ", "\n"
@@ -164,5 +164,5 @@ def test_pictures_are_drawn_alike_each_time(tmp_path: Path) -> None:
     assert all((tmp_path / "first" / n).read_bytes() == (tmp_path / "second" / n).read_bytes() for n in files)
 
 
-def test_page_in_docs_tells_the_stored_results() -> None:
+def test_page_in_docs_shows_stored_results() -> None:
     assert (DOCS / "reproduction.md").read_text() == markdown(stored())

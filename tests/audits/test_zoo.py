@@ -1,4 +1,4 @@
-"""The zoo of known defenses: each builds, keeps accuracy, tells an audit nothing, and is attacked by the rules."""
+"""The zoo of known defenses: each can be built, keeps accuracy, gives no hints, and its reference is valid."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_every_name_belongs_to_one_entry() -> None:
     assert len(ZOO) == sum(len(module.ENTRIES) for module in modules)
 
 
-def test_it_keeps_the_accuracy_of_its_backbone_and_has_a_story(entry: Entry) -> None:
+def test_it_keeps_accuracy_and_has_a_story(entry: Entry) -> None:
     defense = built(entry.name)
     labels = entry.labels(DATA.labels)
     logits = oracle(defense.model, outputs=defense.outputs)(DATA.images)
@@ -62,22 +62,22 @@ def test_it_keeps_the_accuracy_of_its_backbone_and_has_a_story(entry: Entry) -> 
     assert len(entry.story) > 100
 
 
-def test_it_tells_an_audit_nothing(entry: Entry) -> None:
+def test_it_gives_an_audit_no_hints(entry: Entry) -> None:
     defense = built(entry.name)
     assert defense.bypass is None
     assert not defense.members
     assert not defense.sources
 
 
-def test_it_is_random_exactly_if_it_says_so(entry: Entry) -> None:
+def test_randomness_is_declared(entry: Entry) -> None:
     defense = built(entry.name)
-    look = oracle(defense.model)
+    predict = oracle(defense.model)
     with torch.no_grad():
-        repeats = torch.stack([look(DATA.images[:2]) for _ in range(6)])
+        repeats = torch.stack([predict(DATA.images[:2]) for _ in range(6)])
     assert bool((repeats != repeats[0]).any()) == entry.randomized
 
 
-def test_its_reference_stays_in_the_ball_repeats_itself_and_leaves_no_trace(entry: Entry) -> None:
+def test_its_reference_is_valid_repeatable_and_leaves_no_trace(entry: Entry) -> None:
     defense, images = built(entry.name), DATA.images[:2]
     labels, threat, before = entry.labels(DATA.labels[:2]), ThreatModel(), global_state()
     modes = [module.training for module in defense.model.modules()]
@@ -92,7 +92,7 @@ def test_its_reference_stays_in_the_ball_repeats_itself_and_leaves_no_trace(entr
     assert [module.training for module in defense.model.modules()] == modes
 
 
-def test_there_is_an_audit_of_each_and_a_quick_run_leaves_some_out() -> None:
+def test_each_has_an_audit_and_quick_runs_skip_some() -> None:
     (marker,) = test_known_defenses.test_the_verdict_on_a_known_defense_is_true.pytestmark  # type: ignore[attr-defined]
     parameters = marker.args[1]
     assert [parameter.id for parameter in parameters] == list(ZOO)

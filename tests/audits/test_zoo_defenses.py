@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from audits.defenses.activations import ActivationPruning, KWinnersTakeAll, replace_relus
 from audits.defenses.jpeg import Jpeg, SmoothJpeg, quantization_tables
@@ -31,7 +31,7 @@ DATA = load_dataset("embedded")
 # what each defense does to the gradient
 
 
-def gradient_through(front_end: nn.Module, images: torch.Tensor) -> torch.Tensor:
+def gradient_through(front_end: nn.Module, images: Tensor) -> Tensor:
     """Gradient of a random linear function of the output, at the images; zero where no graph leads to them."""
     point = images.clone().requires_grad_(True)
     weights = torch.randn(front_end(images).shape, generator=seeded())
@@ -74,7 +74,7 @@ def test_detached_has_a_twin_with_a_graph() -> None:
     assert gradient_through_function(front_end.smooth, images).any()
 
 
-def gradient_through_function(function: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor) -> torch.Tensor:
+def gradient_through_function(function: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
     point = images.clone().requires_grad_(True)
     (gradient,) = torch.autograd.grad(function(point).sum(), point)
     return gradient
@@ -85,7 +85,7 @@ def test_quantization_has_as_many_levels_as_it_says() -> None:
     torch.testing.assert_close(values, torch.arange(8) / 7)
 
 
-def test_thermometer_codes_are_bits_that_decode_to_the_image_up_to_their_resolution() -> None:
+def test_thermometer_codes_decode_up_to_resolution() -> None:
     encoder, images = Thermometer(16), draw(2, 3, 5, 5)
     codes = encoder(images)
     assert codes.shape == (2, 48, 5, 5)
@@ -96,7 +96,7 @@ def test_thermometer_codes_are_bits_that_decode_to_the_image_up_to_their_resolut
         torch.testing.assert_close(decoder(16)(encoder.soft(images)), images - 0.5 / 16)
 
 
-def test_for_thermometer_codes_a_substitute_is_fitted_and_for_quantization_the_identity_will_do() -> None:
+def test_bypass_of_thermometer_is_fitted_and_of_quantization_identity() -> None:
     codes = nn.Sequential(Thermometer(), decoder(), linear(shape=(3, 8, 8))).eval()
     found = find_bypass(codes, draw(4, 3, 8, 8))
     assert list(found) == ["0"]
@@ -135,7 +135,7 @@ def test_smooth_jpeg_refuses_what_has_no_whole_blocks() -> None:
         SmoothJpeg()(draw(1, 3, 12, 8))
 
 
-def variation(images: torch.Tensor) -> torch.Tensor:
+def variation(images: Tensor) -> Tensor:
     return images.diff(dim=2).abs().mean((1, 2, 3)) + images.diff(dim=3).abs().mean((1, 2, 3))
 
 
@@ -162,7 +162,7 @@ def test_ripple_has_a_large_gradient_of_either_sign() -> None:
 
 
 @pytest.mark.parametrize("name", ["random-front-end", "mirrored"])
-def test_the_gradient_of_a_deep_front_end_points_elsewhere_after_a_tiny_step(name: str) -> None:
+def test_deep_front_end_gradient_changes_after_a_tiny_step(name: str) -> None:
     # The control is the backbone alone.
     images, labels = DATA.images[:6], DATA.labels[:6]
 
@@ -186,8 +186,8 @@ def test_mirrored_is_far_from_the_identity_and_near_the_mirror() -> None:
 
 def test_k_winners_take_all_keeps_the_largest() -> None:
     hidden = torch.tensor([[3.0, -1, 2, 5, -4], [1, 2, 3, 4, 5]]).view(2, 5, 1, 1)
-    kept = KWinnersTakeAll(0.4)(hidden).flatten(1)
-    assert kept.tolist() == [[3, 0, 0, 5, 0], [0, 0, 0, 4, 5]]
+    winners = KWinnersTakeAll(0.4)(hidden).flatten(1)
+    assert winners.tolist() == [[3, 0, 0, 5, 0], [0, 0, 0, 4, 5]]
 
 
 def test_every_relu_is_replaced() -> None:
@@ -195,15 +195,15 @@ def test_every_relu_is_replaced() -> None:
     assert [type(module) for module in model.modules() if not list(module.children())] == [nn.Tanh, nn.Conv2d, nn.Tanh]
 
 
-def test_activation_pruning_keeps_the_mean_and_drops_the_small_ones_more_often() -> None:
+def test_activation_pruning_keeps_the_mean_and_large_activations() -> None:
     hidden = torch.tensor([-1.0, 0.1, 1, 4]).view(1, 4, 1, 1)
     prune = ActivationPruning(0.5)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         draws = torch.cat([prune(hidden).flatten(1) for _ in range(4000)])
     torch.testing.assert_close(draws.mean(0), torch.tensor([0.0, 0.1, 1, 4]), atol=0.06, rtol=0.05)
-    kept = (draws > 0).float().mean(0)
-    assert kept[0] == 0 < kept[1] < kept[2] < kept[3]
+    rates = (draws > 0).float().mean(0)
+    assert rates[0] == 0 < rates[1] < rates[2] < rates[3]
 
 
 def test_resizing_keeps_the_size_and_pads_with_zeros() -> None:
@@ -247,13 +247,13 @@ def test_the_order_of_the_largest_stays(wrapper: Callable[[nn.Module], nn.Module
 
 
 def test_reverse_sigmoid_falls_where_it_should_rise_and_only_there() -> None:
-    class Given(nn.Module):
-        def forward(self, logits: torch.Tensor) -> torch.Tensor:
+    class FixedLogits(nn.Module):
+        def forward(self, logits: Tensor) -> Tensor:
             return logits
 
     rising = {}
     for name, low, high in (("sure", 5.0, 6.0), ("unsure", 0.0, 0.5)):
-        outputs = ReverseSigmoid(Given())(torch.tensor([[low, 0.0], [high, 0.0]]))
+        outputs = ReverseSigmoid(FixedLogits())(torch.tensor([[low, 0.0], [high, 0.0]]))
         torch.testing.assert_close(outputs.sum(1), torch.ones(2))
         rising[name] = bool(outputs[1, 0] > outputs[0, 0])
     assert rising == {"sure": False, "unsure": True}
@@ -266,6 +266,6 @@ def test_groups_have_the_probability_of_their_classes(groups: tuple[int, ...]) -
         classes = backbone(DATA.images).softmax(1)
         found = Grouped(backbone, groups)(DATA.images).softmax(1)
     for group in range(max(groups) + 1):
-        members = [number for number, own in enumerate(groups) if own == group]
+        members = [number for number, each in enumerate(groups) if each == group]
         torch.testing.assert_close(found[:, group], classes[:, members].sum(1))
         assert (regroup(torch.tensor(members), groups=groups) == group).all()

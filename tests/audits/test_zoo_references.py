@@ -1,4 +1,4 @@
-"""Reference attacks of the zoo: views of a defense, and which of their results is kept."""
+"""Reference attacks of the zoo: views of a defense, and the choice among their results."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pytest_gradmask.threat import ThreatModel
 from tests.toys import Detach, half_problem, predictions, seeded
 
 
-def test_bpda_breaks_what_has_no_gradient_and_a_plain_attack_does_not() -> None:
+def test_bpda_succeeds_where_a_plain_attack_fails() -> None:
     model, images, labels = half_problem(8, (1, 4, 4), "Linf", distance=0.3)
     defense = nn.Sequential(Detach(), model).eval()
     threat = ThreatModel(0.4, bounds=(-100.0, 100.0))
@@ -27,7 +27,7 @@ def test_bpda_breaks_what_has_no_gradient_and_a_plain_attack_does_not() -> None:
     assert broken == {"itself": 0, "bypass": 8}
 
 
-def test_a_view_that_leads_nowhere_takes_nothing_from_one_that_leads_somewhere() -> None:
+def test_useless_view_does_not_weaken_a_useful_one() -> None:
     model, images, labels = half_problem(8, (1, 4, 4), "Linf", distance=0.3)
     defense = nn.Sequential(Detach(), model).eval()
     views = [references.bypass(Detach), references.ITSELF]

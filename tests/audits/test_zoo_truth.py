@@ -1,4 +1,4 @@
-"""The truth about known defenses: measured, stored, told, and compared with verdicts."""
+"""The truth about known defenses: measured, stored, shown, and compared with verdicts."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from audits.defenses import references
 from audits.defenses.entry import Entry
 from audits.zoo import ZOO, __main__, find, page
 from audits.zoo.flags import autoattack_flags
 from audits.zoo.measurement import measure, repeat, store, stored, stored_truth
-from audits.zoo.truth import Truth
+from audits.zoo.truth import AuditedDefense, Truth
 from pytest_gradmask import Defense, Verdict
 from pytest_gradmask.errors import DataError, InputError
 from pytest_gradmask.loading.datasets import Dataset
@@ -32,8 +32,9 @@ def toy_entry(front_end: nn.Module | None = None) -> Entry:
     """A linear classifier behind a front end, whose reference bypasses it."""
     kind = type(front_end) if front_end else nn.Identity
     return Entry(
-        "toy", "none", lambda load: nn.Sequential(front_end or nn.Identity(), MODEL).eval(),
-        functools.partial(references.attack_views, views=[references.bypass(kind)], steps=10), "", suspicious=True,
+        name="toy", backbone="none", build=lambda load: nn.Sequential(front_end or nn.Identity(), MODEL).eval(),
+        reference=functools.partial(references.attack_views, views=[references.bypass(kind)], steps=10), story="",
+        suspicious=True,
     )  # fmt: skip
 
 
@@ -41,7 +42,7 @@ def toy_entry(front_end: nn.Module | None = None) -> Entry:
 
 
 @pytest.mark.parametrize(("front_end", "is_masked"), [(Detach(), True), (None, False)])
-def test_truth_tells_masked_from_weak(front_end: nn.Module | None, is_masked: bool) -> None:
+def test_truth_distinguishes_masked_from_weak(front_end: nn.Module | None, *, is_masked: bool) -> None:
     record = measure(toy_entry(front_end), DATA, budget=TINY, margin=0.25, threat=THREAT)
     truth = Truth(**record["truth"])
     assert truth.masked is is_masked
@@ -56,24 +57,26 @@ def test_truth_tells_masked_from_weak(front_end: nn.Module | None, is_masked: bo
     assert json.loads(json.dumps(record)) == record
 
 
-def far(_: object, images: torch.Tensor, __: torch.Tensor, **_settings: object) -> torch.Tensor:
+def far(_: object, images: Tensor, __: Tensor, **_settings: object) -> Tensor:
     return 1 - images
 
 
-def broken(*_: object, **_settings: object) -> torch.Tensor:
+def broken(*_: object, **_settings: object) -> Tensor:
     raise RuntimeError("no such thing")
 
 
 @pytest.mark.parametrize(("reference", "why"), [(far, "outside the ball"), (broken, "no such thing")])
-def test_a_reference_that_raises_or_cheats_gives_no_truth(reference: Any, why: str) -> None:
-    entry = Entry("toy", "none", lambda load: MODEL, reference, "", suspicious=False)
+def test_invalid_reference_gives_no_truth(reference: Any, why: str) -> None:
+    entry = Entry(
+        name="toy", backbone="none", build=lambda load: MODEL, reference=reference, story="", suspicious=False
+    )
     with pytest.raises(DataError, match=why):
         measure(entry, DATA, budget=TINY, margin=0.25, threat=THREAT)
 
 
-def test_a_gradient_attack_that_fails_gives_no_truth() -> None:
+def test_failed_gradient_attack_gives_no_truth() -> None:
     class Breaks(nn.Module):
-        def forward(self, images: torch.Tensor) -> torch.Tensor:
+        def forward(self, images: Tensor) -> Tensor:
             if images.requires_grad:
                 raise RuntimeError("no gradients, please")
             return images
@@ -82,7 +85,7 @@ def test_a_gradient_attack_that_fails_gives_no_truth() -> None:
         measure(toy_entry(Breaks()), DATA, budget=TINY, margin=0.25, threat=THREAT)
 
 
-def test_a_repeated_audit_is_told_in_short() -> None:
+def test_repeated_audit_has_a_short_record() -> None:
     found = repeat(toy_entry(Detach()), DATA, budget=TINY, margin=0.25, seed=3)
     assert (found["seed"], found["images"], found["budget"], found["margin"]) == (3, 24, "tiny", 0.25)
     assert found["verdict"] in Verdict.__members__
@@ -95,29 +98,38 @@ def flags(defense: Defense | nn.Module) -> list[str]:
     found = defense if isinstance(defense, Defense) else Defense(defense)
     audit = audited(found, threat=ThreatModel(0.15))
     labels = predictions(found.model, IMAGES)
-    return autoattack_flags(found, IMAGES, labels, audit, threat=ThreatModel(0.15), queries=30, seed=0)
+    case = AuditedDefense(
+        entry=toy_entry(),
+        defense=found,
+        images=IMAGES,
+        labels=labels,
+        audit=audit,
+        threat=ThreatModel(0.15),
+        pilot_samples=1,
+    )
+    return autoattack_flags(case, queries=30)
 
 
 class Optimizes(nn.Module):
     """Takes a gradient in its forward pass."""
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         with torch.enable_grad():
             point = images.detach().requires_grad_(True)
             (gradient,) = torch.autograd.grad((point**2).sum(), point)
         return images + 0 * gradient
 
 
-def test_upstreams_checks_see_what_they_are_for() -> None:
+def test_upstream_checks_warn() -> None:
     assert flags(linear()) == []
     assert "zero-gradient" in flags(masked(KillGradient))
     assert "randomized" in flags(Noisy(linear()).eval())
     assert "probabilities" in flags(Defense(Softmax(linear()).eval(), outputs="probabilities"))
     assert "dynamic" in flags(nn.Sequential(Optimizes(), linear()).eval())
-    assert "dynamic" not in flags(linear()), "upstream's counts are never reset"
+    assert "dynamic" not in flags(linear()), "upstream never resets its counts"
 
 
-def test_square_is_flagged_where_the_audit_spared_it() -> None:
+def test_square_is_flagged_where_the_audit_skipped_it() -> None:
     assert "square" in flags(masked(KillGradient))
 
 
@@ -173,7 +185,7 @@ def test_a_file_of_something_else_is_refused(content: str, tmp_path: Path) -> No
         stored_truth("a", tmp_path)
 
 
-def test_what_is_stored_is_of_this_zoo_and_agrees_with_itself() -> None:
+def test_stored_records_are_consistent() -> None:
     records = stored()
     assert set(records) <= set(ZOO)
     for name, record in records.items():
@@ -183,13 +195,13 @@ def test_what_is_stored_is_of_this_zoo_and_agrees_with_itself() -> None:
         assert record["provenance"]["images"] == record["audit"]["images"], name
 
 
-# telling
+# the page
 
 
 def test_the_page_counts_verdicts_by_truth_and_repeats() -> None:
     first = {"seed": 1, "exhaustive": False, "verdict": "MASKED", "images": 9, "budget": "smoke", "margin": 0.1}
     flipped = [first, first | {"seed": 2, "verdict": "NOT_MASKED"}]
-    told = page.markdown(
+    text = page.markdown(
         {
             "ripple": a_record(repeats=flipped),
             "detached": a_record(repeats=[first, first | {"exhaustive": True}]),
@@ -199,28 +211,28 @@ def test_the_page_counts_verdicts_by_truth_and_repeats() -> None:
             "average": a_record((0.1, 0.0, 0.2), "MASKED"),
         }
     )
-    assert "| 4 that mask | 1 that do not mask | 1 that leave it open |" in told
-    assert "| verdict `MASKED` | 4 | 0 | 1 |" in told
-    assert "| verdict `INCONCLUSIVE` | 0 | 1 | 0 |" in told
-    assert "| small-logits | honest 0.0 [-10.0, 2.0] | `INCONCLUSIVE` |" in told
-    assert told.index("| detached |") < told.index("| ripple |"), "in the order of the zoo"
-    assert "at most 9 images drawn by it, at the budget `smoke` and a margin of 10 points. 2 of 4 defenses" in told
-    assert "Of 3 audits made again *exhaustively*, with every attack on every image, 2 came to another" in told
-    assert "another verdict, 1 of them to the opposite one." in told
-    assert "more images, are 2 of all 8 verdicts (1 on median, 1 on ripple).\n" in told
-    assert "| ripple | masked | 1 | 1 | 0 | - |" in told
-    assert "| detached | masked | 1 | 0 | 0 | 1 of 1 |" in told
-    assert "10 images of d.npz, Linf, eps 8/255, budget ci" in told
+    assert "| 4 that mask | 1 that do not mask | 1 that leave it open |" in text
+    assert "| verdict `MASKED` | 4 | 0 | 1 |" in text
+    assert "| verdict `INCONCLUSIVE` | 0 | 1 | 0 |" in text
+    assert "| small-logits | not masked 0.0 [-10.0, 2.0] | `INCONCLUSIVE` |" in text
+    assert text.index("| detached |") < text.index("| ripple |"), "in the order of the zoo"
+    assert "at most 9 images, at the budget `smoke` and a margin of 10 percentage points. 2 of 4 defenses" in text
+    assert "3 audits were repeated *exhaustively*, with every attack on every image. 2 of them have another" in text
+    assert "another verdict, and 1 have the opposite one." in text
+    assert "2 of all 8 verdicts (1 on median, 1 on ripple) are opposite to the truth, which" in text
+    assert "| ripple | masked | 1 | 1 | 0 | - |" in text
+    assert "| detached | masked | 1 | 0 | 0 | 1 of 1 |" in text
+    assert "10 images of d.npz, Linf, eps 8/255, budget ci" in text
 
 
-def test_the_page_in_docs_tells_what_is_stored() -> None:
+def test_page_in_docs_shows_stored_records() -> None:
     assert page.PAGE.read_text() == page.markdown(stored())
 
 
 # the command
 
 
-def test_the_command_stores_what_it_tells(
+def test_command_stores_and_prints_records(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     asked: list[str] = []
@@ -238,7 +250,7 @@ def test_the_command_stores_what_it_tells(
     assert asked == ["ripple 3 0.25", "median 3 0.25"]
 
 
-def test_repeats_are_added_to_what_was_measured(
+def test_repeats_are_added_to_records(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     asked: list[tuple[int, bool]] = []
@@ -257,19 +269,19 @@ def test_repeats_are_added_to_what_was_measured(
     assert __main__.main(["repeat", "ripple", "--seeds", "1", "2", "--missing", "--exhaustive", *settings]) == 0
     assert __main__.main(["repeat", "ripple", "--seeds", "2", "1", "--missing", *settings]) == 0
     assert asked == [(2, False), (1, False), (2, False), (1, True), (2, True)]
-    kept = [(1, False), (1, True), (2, False), (2, True)]
+    expected = [(1, False), (1, True), (2, False), (2, True)]
     assert stored(tmp_path)["ripple"]["repeats"] == [
-        {"seed": seed, "exhaustive": exhaustive, "verdict": "ripple"} for seed, exhaustive in kept
+        {"seed": seed, "exhaustive": exhaustive, "verdict": "ripple"} for seed, exhaustive in expected
     ]
     assert {**stored(tmp_path)["ripple"], "repeats": 0} == {**a_record(), "repeats": 0}
 
 
-def test_the_command_lists_stories(capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_lists_stories(capsys: pytest.CaptureFixture[str]) -> None:
     assert __main__.main(["list", "thermometer"]) == 0
     assert "Buckman" in capsys.readouterr().out
     assert __main__.main(["list"]) == 0
-    told = capsys.readouterr().out
-    assert [name for name in ZOO if f"{name} (" not in told] == []
+    text = capsys.readouterr().out
+    assert [name for name in ZOO if f"{name} (" not in text] == []
 
 
 def test_unknown_names_are_refused(capsys: pytest.CaptureFixture[str]) -> None:

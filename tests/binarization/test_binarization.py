@@ -1,4 +1,4 @@
-"""The unit test of attacks: passed by attacks that work, failed by those that a mask or their weakness defeats."""
+"""The binarization test: attacks that work pass it, weak or misled attacks fail it."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from audits.defenses.shattered import Detached, GradientKiller, Quantization
 from pytest_gradmask import assert_attack_passes_binarization_test, load_model
 from pytest_gradmask.attacks.bypass.bpda import bypassed
 from pytest_gradmask.attacks.losses import logit_margin
 from pytest_gradmask.attacks.pgd import apgd, pgd
-from pytest_gradmask.binarization.run import BinarizationTest, Outcome, binarization_test
+from pytest_gradmask.binarization.run import BinarizationTest, binarization_test
+from pytest_gradmask.binarization.single_image import Outcome
 from pytest_gradmask.defense import Defense
 from pytest_gradmask.errors import DefenseError, InputError
 from pytest_gradmask.loading.datasets import load_dataset
@@ -58,7 +59,7 @@ def convnet(features: int = 32, seed: int = 0) -> nn.Sequential:
 
 
 def on_toy(
-    defense: nn.Module | Defense, attack: Callable[..., torch.Tensor] = PGD, seed: int = 0, **arguments: Any
+    defense: nn.Module | Defense, attack: Callable[..., Tensor] = PGD, seed: int = 0, **arguments: Any
 ) -> BinarizationTest:
     labels = torch.arange(len(IMAGES)) % 4
     return binarization_test(
@@ -66,14 +67,14 @@ def on_toy(
     )
 
 
-def unmoved(_model: nn.Module, images: torch.Tensor, _labels: torch.Tensor, **_: Any) -> torch.Tensor:
+def unmoved(_model: nn.Module, images: Tensor, _labels: Tensor, **_: Any) -> Tensor:
     """An attack that returns its input."""
     return images
 
 
 def noise(
-    _model: nn.Module, images: torch.Tensor, _labels: torch.Tensor, *, threat: ThreatModel, generator: torch.Generator
-) -> torch.Tensor:
+    _model: nn.Module, images: Tensor, _labels: Tensor, *, threat: ThreatModel, generator: torch.Generator
+) -> Tensor:
     """An attack that returns a random corner of the ball."""
     sign = torch.randn(images.shape, generator=generator).sign()
     return threat.project(images + threat.eps * sign, images)
@@ -84,7 +85,7 @@ both_norms = pytest.mark.parametrize("threat", [THREAT, ThreatModel(0.8, "L2")],
 
 @both_norms
 @pytest.mark.parametrize("attack", [PGD, partial(apgd, steps=10)], ids=["pgd", "apgd"])
-def test_an_attack_that_works_passes(attack: Callable[..., torch.Tensor], threat: ThreatModel) -> None:
+def test_working_attack_passes(attack: Callable[..., Tensor], threat: ThreatModel) -> None:
     result = on_toy(convnet(), attack, threat=threat)
     assert result.ok
     assert not result.fails
@@ -94,7 +95,7 @@ def test_an_attack_that_works_passes(attack: Callable[..., torch.Tensor], threat
 
 @both_norms
 @pytest.mark.parametrize("front", [KillGradient, Detach, Quantize])
-def test_behind_a_mask_it_fails_and_bpda_passes(front: Callable[[], nn.Module], threat: ThreatModel) -> None:
+def test_masked_gradients_fail_and_bpda_passes(front: Callable[[], nn.Module], threat: ThreatModel) -> None:
     model = masked(front, convnet())
     blind = on_toy(model, threat=threat)
     assert blind.fails
@@ -104,15 +105,15 @@ def test_behind_a_mask_it_fails_and_bpda_passes(front: Callable[[], nn.Module], 
 
 @both_norms
 @pytest.mark.parametrize("attack", [unmoved, noise])
-def test_an_attack_that_does_not_search_fails(attack: Callable[..., torch.Tensor], threat: ThreatModel) -> None:
+def test_attack_without_search_fails(attack: Callable[..., Tensor], threat: ThreatModel) -> None:
     result = on_toy(convnet(), attack, threat=threat)
     assert result.fails
     assert result.passed == 0
     assert result.queries == 0
 
 
-def test_a_success_outside_of_the_ball_does_not_count() -> None:
-    def far(*arguments: Any, threat: ThreatModel, generator: torch.Generator) -> torch.Tensor:
+def test_success_outside_the_ball_does_not_count() -> None:
+    def far(*arguments: Any, threat: ThreatModel, generator: torch.Generator) -> Tensor:
         return pgd(*arguments, threat=ThreatModel(2 * threat.eps), steps=10, generator=generator)
 
     result = on_toy(convnet(), far)
@@ -120,9 +121,9 @@ def test_a_success_outside_of_the_ball_does_not_count() -> None:
     assert result.passed == 0
 
 
-def test_a_gradient_that_saturates_stops_the_cross_entropy_and_not_the_margin() -> None:
+def test_saturation_stops_cross_entropy_but_not_logit_margin() -> None:
     class Scale(nn.Module):
-        def forward(self, logits: torch.Tensor) -> torch.Tensor:
+        def forward(self, logits: Tensor) -> Tensor:
             return 1e5 * logits
 
     model = nn.Sequential(convnet(), Scale()).eval()
@@ -137,11 +138,11 @@ class Features(nn.Module):
         super().__init__()
         self.network = convnet()[:-1]
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         return self.network(images)  # type: ignore[no-any-return]
 
 
-def test_without_a_linear_layer_the_logits_are_told_apart() -> None:
+def test_without_linear_layer_the_head_is_on_logits() -> None:
     result = on_toy(Features().eval())
     assert result.on_logits == result.tested + result.trivial > 0
     assert result.ok
@@ -149,30 +150,30 @@ def test_without_a_linear_layer_the_logits_are_told_apart() -> None:
 
 
 class Picky(nn.Module):
-    """A classifier that insists on its number of classes after the linear layer."""
+    """A classifier that needs its number of classes after the linear layer."""
 
     def __init__(self) -> None:
         super().__init__()
         self.model = convnet()
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         return self.model(images) + torch.zeros(4)  # type: ignore[no-any-return]
 
 
-def test_a_layer_that_cannot_be_replaced_is_left_alone() -> None:
+def test_layer_that_cannot_be_replaced() -> None:
     result = on_toy(Picky().eval())
     assert result.on_logits == len(IMAGES) - result.unseparable
 
 
-def test_few_features_make_the_test_too_easy_and_that_shows() -> None:
+def test_few_features_make_images_trivial() -> None:
     result = on_toy(convnet(features=1), noise)
     assert result.trivial > 0
     assert not result.ok
 
 
-def test_a_defense_that_sees_no_difference_cannot_be_tested() -> None:
+def test_constant_features_are_unseparable() -> None:
     class Blind(nn.Module):
-        def forward(self, images: torch.Tensor) -> torch.Tensor:
+        def forward(self, images: Tensor) -> Tensor:
             return images.round() * 0
 
     result = on_toy(masked(Blind, convnet()))
@@ -182,61 +183,61 @@ def test_a_defense_that_sees_no_difference_cannot_be_tested() -> None:
     assert not result.fails
 
 
-def test_probabilities_are_no_obstacle() -> None:
+def test_defense_that_returns_probabilities() -> None:
     defense = Defense(Softmax(convnet()).eval(), outputs="probabilities")
     assert on_toy(defense).ok
     assert on_toy(Defense(masked(Detach, Softmax(convnet()).eval()), outputs="probabilities")).fails
 
 
-def test_randomized_logits_are_voted_on() -> None:
+def test_randomized_logits_are_averaged() -> None:
     model = Noisy(convnet(), 0.03).eval()
     assert on_toy(model, partial(PGD, eot=4)).ok
     assert on_toy(Noisy(masked(KillGradient, convnet()), 0.03).eval(), partial(PGD, eot=4)).fails
 
 
 class Dropped(nn.Module):
-    """Heavy dropout, left on, before the last layer: noise drowns whatever is planted."""
+    """Heavy dropout, left on, before the last layer: its noise hides every embedded adversarial example."""
 
     def __init__(self, model: nn.Sequential) -> None:
         super().__init__()
         *body, head = model
         self.model = nn.Sequential(*body, nn.Dropout(0.8), head)
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         self.model[-2].train()
-        logits: torch.Tensor = self.model(images)
+        logits: Tensor = self.model(images)
         self.model[-2].eval()
         return logits
 
 
-def test_randomness_that_drowns_what_is_planted_can_be_held() -> None:
+def test_frozen_random_numbers_make_noisy_defense_testable() -> None:
     model = Dropped(convnet()).eval()
     assert on_toy(model).tested < on_toy(model, frozen=True).tested
     assert on_toy(model, frozen=True).ok
     assert on_toy(masked(KillGradient, Dropped(convnet())), frozen=True).fails
 
 
-def test_holding_a_deterministic_defense_changes_nothing() -> None:
+def test_frozen_has_no_effect_on_deterministic_defense() -> None:
     assert on_toy(convnet(), frozen=True) == on_toy(convnet())
 
 
-def test_an_ensemble_is_attacked_through_the_mixture_of_its_members() -> None:
+def test_ensemble_is_attacked_through_its_mixture() -> None:
     backbone = convnet()
     members = [Composite(front(), backbone) for front in (nn.Identity, KillGradient)]
     ensemble = RandomizedEnsemble(members).eval()
     assert on_toy(ensemble, through=Mixture(members).eval()).ok
 
 
-def test_another_model_cannot_be_given_the_same_test() -> None:
-    with pytest.raises(InputError, match="through: Sequential does not contain the linear layer"):
+def test_through_another_model_is_refused() -> None:
+    with pytest.raises(InputError, match="through: Sequential does not contain the last linear layer"):
         on_toy(convnet(), through=convnet(seed=1))
 
 
 def test_the_seed_decides() -> None:
-    def drawn(seed: int) -> tuple[BinarizationTest, list[torch.Tensor]]:
+    def drawn(seed: int) -> tuple[BinarizationTest, list[Tensor]]:
         returned = []
 
-        def remember(*arguments: Any, **options: Any) -> torch.Tensor:
+        def remember(*arguments: Any, **options: Any) -> Tensor:
             returned.append(PGD(*arguments, **options))
             return returned[-1]
 
@@ -255,7 +256,7 @@ def test_no_trace_is_left() -> None:
     state = {name: value.clone() for name, value in model.state_dict().items()}
     given, flags = IMAGES.clone(), [(module.training, len(module._forward_hooks)) for module in model.modules()]
 
-    def rude(target: nn.Module, images: torch.Tensor, _labels: torch.Tensor, **_: Any) -> torch.Tensor:
+    def rude(target: nn.Module, images: Tensor, _labels: Tensor, **_: Any) -> Tensor:
         torch.manual_seed(1)
         target.train()
         return images.add_(5)
@@ -270,8 +271,8 @@ def test_no_trace_is_left() -> None:
     assert all(parameter.requires_grad and parameter.grad is None for parameter in model.parameters())
 
 
-def test_what_the_attack_raises_is_passed_on() -> None:
-    def broken(*_: Any, **__: Any) -> torch.Tensor:
+def test_exception_of_the_attack_is_passed_on() -> None:
+    def broken(*_: Any, **__: Any) -> Tensor:
         raise ZeroDivisionError("mine")
 
     with pytest.raises(ZeroDivisionError, match="mine"):
@@ -286,8 +287,8 @@ def test_what_the_attack_raises_is_passed_on() -> None:
         ({"attack": lambda model, images, labels, **_: images[0]}, r"attack: returned \(3, 8, 8\)"),
         ({"generator": 3}, "generator=3: must be a CPU generator"),
         ({"through": "me"}, "through='me': must be a torch.nn.Module"),
-        ({"gap": 0.0}, "gap=0.0: must be a share of eps"),
-        ({"gap": 1.0}, "gap=1.0: must be a share of eps"),
+        ({"separation": 0.0}, "separation=0.0: must be a share of eps"),
+        ({"separation": 1.0}, "separation=1.0: must be a share of eps"),
         ({"inner": 1}, "inner=1: must be a whole number of at least 2"),
         ({"boundary": 0}, "boundary=0: must be a whole number of at least 1"),
         ({"forwards": 0}, "forwards=0: must be a whole number of at least 1"),
@@ -300,7 +301,7 @@ def test_bad_arguments_are_refused(arguments: dict[str, Any], message: str) -> N
         on_toy(convnet(), **arguments)
 
 
-def test_what_an_audit_refuses_is_refused() -> None:
+def test_input_that_audits_refuse_is_refused() -> None:
     with pytest.raises(InputError, match="images: dtype is uint8"):
         binarization_test(PGD, convnet(), IMAGES.byte(), torch.zeros(8).long(), threat=THREAT, generator=seeded())
     with pytest.raises(DefenseError, match="train mode"):
@@ -330,34 +331,32 @@ def outcomes(**counts: int) -> tuple[Outcome, ...]:
     ],
     ids=str,
 )
-def test_what_passes_and_what_surely_fails(counts: dict[str, int], ok: bool, fails: bool) -> None:
-    result = BinarizationTest(outcomes(**counts), 0.99)
+def test_ok_and_fails_by_counts(counts: dict[str, int], ok: bool, fails: bool) -> None:
+    result = BinarizationTest(outcomes=outcomes(**counts), confidence=0.99)
     assert (result.ok, result.fails) == (ok, fails)
     assert result.tested == counts.get("passed", 0) + counts.get("failed", 0)
 
 
-def asserted(model: nn.Module, attack: Callable[..., torch.Tensor] = PGD, count: int = 8) -> None:
+def asserted(model: nn.Module, attack: Callable[..., Tensor] = PGD, count: int = 8) -> None:
     labels = predictions(model, IMAGES[:count])
     assert_attack_passes_binarization_test(attack, model, IMAGES[:count], labels, threat=THREAT, generator=seeded())
 
 
-def test_the_assertion_is_silent_where_the_attack_passes() -> None:
+def test_assertion_is_silent_if_the_attack_passes() -> None:
     asserted(convnet())
 
 
-def test_the_assertion_says_what_was_found_how_sure_that_is_and_what_to_do() -> None:
+def test_message_of_the_assertion() -> None:
     with pytest.raises(AssertionError) as failure:
         asserted(masked(KillGradient, convnet()))
     message = str(failure.value)
-    assert message.startswith("expected pgd to pass its unit test on Sequential, but it found 0 of 8 planted")
+    assert message.startswith("expected pgd to pass the binarization test on Sequential, but it found 0 of 8 embedded")
     assert "0.0% [0.0%, 43.8%] at 99% confidence" in message
     assert "through=bypassed(...)" in message
 
 
-def test_the_assertion_does_not_pass_on_too_few_images() -> None:
-    with pytest.raises(
-        AssertionError, match=r"(?s)found 3 of 3 .*no pass, and no proof of failure.*more than 3 images"
-    ):
+def test_assertion_fails_on_too_few_images() -> None:
+    with pytest.raises(AssertionError, match=r"(?s)found 3 of 3 .*does not prove a failure.*More than 3 images"):
         asserted(convnet(), count=3)
 
 
@@ -376,7 +375,7 @@ def on_resnet(model: nn.Module, through: nn.Module | None = None) -> Binarizatio
 
 @pytest.mark.slow
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
-def test_a_trained_classifier_lets_it_pass(resnet: nn.Module, norm: Norm) -> None:
+def test_pgd_passes_on_trained_classifier(resnet: nn.Module, norm: Norm) -> None:
     threat = ThreatModel(8 / 255 if norm == "Linf" else 0.5, norm)
     data = load_dataset("embedded", samples=8)
     assert_attack_passes_binarization_test(
@@ -386,7 +385,7 @@ def test_a_trained_classifier_lets_it_pass(resnet: nn.Module, norm: Norm) -> Non
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mask", ["gradient-killer", "quantization", "detached", "deep"])
-def test_a_mask_before_a_trained_classifier_fails_it_and_bpda_passes(resnet: nn.Module, mask: str) -> None:
+def test_mask_before_trained_classifier(resnet: nn.Module, mask: str) -> None:
     if mask == "deep":
         images = load_dataset("embedded").images
         front: nn.Module = calibrated_front_end(images, residual_std=0.01, seed=0, depth=65, width=16)

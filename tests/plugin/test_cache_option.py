@@ -25,7 +25,7 @@ def tests(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(test_it=TESTS)
 
 
-def test_a_second_run_finds_what_the_first_has_kept(pytester: pytest.Pytester) -> None:
+def test_a_second_run_uses_the_cache(pytester: pytest.Pytester) -> None:
     assert run(pytester) == [False, False]
     assert list((pytester.path / ".pytest_cache").rglob("gradmask/*/*.result"))
     assert run(pytester) == [True, True]
@@ -33,7 +33,7 @@ def test_a_second_run_finds_what_the_first_has_kept(pytester: pytest.Pytester) -
     assert run(pytester, "--cache-clear") == [False, False]
 
 
-def test_no_cache_neither_finds_nor_keeps(pytester: pytest.Pytester) -> None:
+def test_no_cache_neither_reads_nor_writes(pytester: pytest.Pytester) -> None:
     assert run(pytester, "--gradmask-no-cache") == [False, False]
     assert run(pytester) == [False, False]
     assert run(pytester, "--gradmask-no-cache") == [False, False]
@@ -45,7 +45,7 @@ def test_the_ini_value_turns_the_cache_off(pytester: pytest.Pytester) -> None:
     assert run(pytester) == [False, False]
 
 
-def test_a_folder_of_ones_own(pytester: pytest.Pytester, tmp_path: Path) -> None:
+def test_a_folder_can_be_chosen(pytester: pytest.Pytester, tmp_path: Path) -> None:
     folder = tmp_path / "some" / "where"
     assert run(pytester, f"--gradmask-cache={folder}") == [False, False]
     assert list(folder.rglob("*.result"))
@@ -53,7 +53,7 @@ def test_a_folder_of_ones_own(pytester: pytest.Pytester, tmp_path: Path) -> None
     assert run(pytester, f"--gradmask-cache={folder}", "-p", "no:cacheprovider") == [True, True]
 
 
-def test_without_pytests_cache_nothing_is_kept(pytester: pytest.Pytester) -> None:
+def test_without_pytests_cache_nothing_is_stored(pytester: pytest.Pytester) -> None:
     assert run(pytester, "-p", "no:cacheprovider") == [False, False]
     assert not (pytester.path / ".pytest_cache").exists()
 

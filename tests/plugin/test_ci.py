@@ -1,4 +1,4 @@
-"""What a run leaves for continuous integration: partial runs, JUnit, GitHub Actions, badges, baselines."""
+"""Continuous integration: partial runs, JUnit, GitHub Actions, badges, baselines."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_no_audit():
             pytest.param("pytest.skip('no')", (), 0, 3, [], id="skipped"),
         ],
     )
-    def test_it_writes_what_there_is_and_keeps_pytests_exit_status(
+    def test_a_partial_run_is_written(
         self,
         pytester: pytest.Pytester,
         stop: str,
@@ -107,7 +107,7 @@ def test_no_audit():
         assert found["not_run"] == [f"test_it.py::{test}" for test in not_run]
         assert len(found["audits"]) == ran
 
-    def test_a_fixture_that_fails_leaves_its_test_not_run(self, pytester: pytest.Pytester) -> None:
+    def test_a_failed_fixture_leaves_its_test_not_run(self, pytester: pytest.Pytester) -> None:
         code = "import pytest\n@pytest.fixture\ndef broken(): 1 / 0\ndef test_it(broken, gradmask): pass"
         assert run(pytester, "--gradmask-json=o.json", code=code).ret == 1
         assert read(pytester.path / "o.json")["not_run"] == ["test_it.py::test_it"]
@@ -119,16 +119,18 @@ def test_no_audit():
         assert result.ret == 1
         found = read(pytester.path / "o.json")
         assert (found["complete"], found["not_run"], len(found["audits"])) == (False, ["test_broken.py"], 2)
-        result.stdout.fnmatch_lines(["The run is not complete: *1 of what was to audit did not run (test_broken.py)."])
+        result.stdout.fnmatch_lines(
+            ["The run is not complete: *1 of the selected tests or files did not run (test_broken.py)."]
+        )
 
-    def test_a_worker_that_crashes_leaves_its_test_not_run(self, pytester: pytest.Pytester) -> None:
+    def test_a_crashed_workers_test_is_not_run(self, pytester: pytest.Pytester) -> None:
         code = self.ORDER.replace("{stop}", "import os; os._exit(1)")
         assert run(pytester, "-n1", "--gradmask-json=o.json", code=code).ret == 1
         found = read(pytester.path / "o.json")
         assert (found["complete"], found["not_run"]) == (False, ["test_it.py::test_stop"])
         assert [audit["test"][-5:] for audit in found["audits"]] == ["first", "later"]
 
-    def test_a_run_that_ends_with_its_only_worker_counts_what_is_left(self, pytester: pytest.Pytester) -> None:
+    def test_tests_without_a_worker_are_not_run(self, pytester: pytest.Pytester) -> None:
         code = self.ORDER.replace("{stop}", "import os; os._exit(1)")
         result = run(pytester, "-n1", "--max-worker-restart=0", "--gradmask-json=o.json", code=code)
         assert result.ret != 0
@@ -190,18 +192,18 @@ class TestGitHub:
         assert "&lt;b&gt;&#124;x&#124;&lt;/b&gt; |" in rows[0]
         assert {row.count("|") for row in rows if row} == {header.count("|")}
 
-    def test_a_crashed_worker_is_an_error_at_its_test(self, pytester: pytest.Pytester) -> None:
+    def test_a_crashed_worker_is_an_error(self, pytester: pytest.Pytester) -> None:
         result = run(pytester, "-n1", code="import os\ndef test_crash(gradmask): os._exit(1)")
         title = "title=failed%3A test_it.py%3A%3Atest_crash::The test failed before it had audited anything."
         result.stdout.fnmatch_lines([f"::error file={pytester.path.name}/test_it.py,{title}"])
         assert "**The run is not complete**: pytest ended" in (pytester.path / "summary.md").read_text()
 
-    def test_a_failure_that_is_no_audits_is_not_ours_to_tell(self, pytester: pytest.Pytester) -> None:
+    def test_other_failures_have_no_annotation(self, pytester: pytest.Pytester) -> None:
         result = run(pytester, code="def test_other(): assert 0")
         assert not [line for line in result.outlines if line.startswith("::")]
         assert not (pytester.path / "summary.md").exists()
 
-    def test_a_summary_that_cannot_be_written_is_a_warning(
+    def test_an_unwritable_summary_is_a_warning(
         self, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(pytester.path / "no" / "such.md"))
@@ -209,18 +211,20 @@ class TestGitHub:
         assert result.ret == 0
         result.stdout.fnmatch_lines(["warning: the step summary cannot be written*such.md*"])
 
-    def test_elsewhere_nothing_is_said(self, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_no_annotations_outside_of_actions(
+        self, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.delenv("GITHUB_ACTIONS")
         result = run(pytester, code=MIXED)
         assert not [line for line in result.outlines if line.startswith("::")]
         assert not (pytester.path / "summary.md").exists()
 
-    def test_what_is_worse_than_the_baseline_is_an_error(self, pytester: pytest.Pytester) -> None:
+    def test_worse_than_the_baseline_is_an_error(self, pytester: pytest.Pytester) -> None:
         run(pytester, "--gradmask-baseline=b.json", "--gradmask-baseline-update", code=FINE)
         result = run(pytester, "--gradmask-baseline=b.json", code=FINE.replace("[30]", "[3]"))
-        place = f"file={pytester.path.name}/test_it.py,line=4"
+        location = f"file={pytester.path.name}/test_it.py,line=4"
         result.stdout.fnmatch_lines(
-            [f"::error {place},title=worse%3A robust accuracy of *::baseline: 75.0%25, now: 7.5%25*"]
+            [f"::error {location},title=worse%3A robust accuracy of *::baseline: 75.0%25, now: 7.5%25*"]
         )
         assert "worse " in (pytester.path / "summary.md").read_text()
 
@@ -239,7 +243,7 @@ class TestBadge:
             ),
         ],
     )
-    def test_it_tells_the_worst(self, pytester: pytest.Pytester, code: str, message: str, color: str) -> None:
+    def test_it_shows_the_worst_verdict(self, pytester: pytest.Pytester, code: str, message: str, color: str) -> None:
         run(pytester, "--gradmask-badge=badge.json", code=code)
         assert read(pytester.path / "badge.json") == {
             "schemaVersion": 1, "label": "gradient masking", "message": message, "color": color,
@@ -262,9 +266,7 @@ class TestBaseline:
         return pytester.path / "b.json"
 
     @with_workers
-    def test_the_same_run_passes_and_a_worse_one_fails(
-        self, pytester: pytest.Pytester, baseline: Path, workers: tuple[str, ...]
-    ) -> None:
+    def test_only_a_worse_run_fails(self, pytester: pytest.Pytester, baseline: Path, workers: tuple[str, ...]) -> None:
         assert len(read(baseline)["audits"]) == 2
         same = run(pytester, self.FILE, *workers)
         assert same.ret == 0
@@ -302,7 +304,7 @@ class TestBaseline:
         ],
     )  # fmt: skip
     @pytest.mark.usefixtures("baseline")
-    def test_what_did_not_run_fails_where_it_should_have(
+    def test_missing_audits_fail_the_run(
         self, pytester: pytest.Pytester, options: tuple[str, ...], code: str, status: int, said: str
     ) -> None:
         pytester.makepyfile(test_other="def test_plain(): pass")
@@ -311,7 +313,7 @@ class TestBaseline:
         result.stdout.fnmatch_lines([said])
 
     @pytest.mark.usefixtures("baseline")
-    def test_what_only_the_last_failures_leave_out_is_not_missed(self, pytester: pytest.Pytester) -> None:
+    def test_audits_left_out_by_lf_are_not_missing(self, pytester: pytest.Pytester) -> None:
         again = (*RUN[:-2], self.FILE, "--lf")
         pytester.makepyfile(test_it=FINE + "    assert 0")
         assert pytester.runpytest(*again).ret == 1
@@ -321,7 +323,7 @@ class TestBaseline:
         result.stdout.fnmatch_lines(["1 not run, 3 same"])
 
     @pytest.mark.usefixtures("baseline")
-    def test_a_file_of_tests_that_is_gone_is_missed(self, pytester: pytest.Pytester) -> None:
+    def test_audits_of_a_deleted_file_are_missing(self, pytester: pytest.Pytester) -> None:
         (pytester.path / "test_it.py").unlink()
         pytester.makepyfile(test_other="def test_plain(): pass")
         result = run(pytester, self.FILE)
@@ -329,7 +331,7 @@ class TestBaseline:
         result.stdout.fnmatch_lines(["2 missing"])
 
     @pytest.mark.usefixtures("baseline")
-    def test_other_settings_are_a_failure_that_names_them(self, pytester: pytest.Pytester) -> None:
+    def test_other_settings_are_not_comparable(self, pytester: pytest.Pytester) -> None:
         result = run(
             pytester, self.FILE, code=FINE.replace("record(gradmask)", "record(gradmask, settings={'seed': 5})")
         )
@@ -339,7 +341,7 @@ class TestBaseline:
     @pytest.mark.parametrize(
         ("content", "expected"), [(None, "is not there"), ("{", "cannot be read"), ('{"version": 0}', "has version 0")]
     )
-    def test_what_cannot_be_compared_with_is_a_usage_error_before_any_test(
+    def test_a_bad_baseline_is_a_usage_error(
         self, pytester: pytest.Pytester, content: str | None, expected: str
     ) -> None:
         if content is not None:
@@ -349,7 +351,7 @@ class TestBaseline:
         result.stderr.fnmatch_lines([f"*--gradmask-baseline: b.json {expected}*--gradmask-baseline-update*"])
         result.stdout.no_fnmatch_line("*test_it.py*")
 
-    def test_a_run_that_audits_nothing_does_not_need_the_file(self, pytester: pytest.Pytester) -> None:
+    def test_without_audits_the_file_may_be_missing(self, pytester: pytest.Pytester) -> None:
         pytester.makepyfile(test_it=FINE)
         pytester.runpytest(self.FILE).assert_outcomes(skipped=2)
 
@@ -360,7 +362,7 @@ class TestBaseline:
             ("def test_plain(): pass", "no test has audited anything", 1),
         ],
     )
-    def test_a_run_without_all_its_audits_is_no_new_baseline(
+    def test_a_partial_run_is_no_new_baseline(
         self, pytester: pytest.Pytester, baseline: Path, code: str, why: str, status: int
     ) -> None:
         before = baseline.read_text()
@@ -375,7 +377,7 @@ class TestBaseline:
         result.stderr.fnmatch_lines(["*--gradmask-baseline-update: say which file to write*"])
 
     @pytest.mark.parametrize("other", ["json", "badge"])
-    def test_one_file_for_two_things_is_a_usage_error(self, pytester: pytest.Pytester, other: str) -> None:
+    def test_one_file_for_two_options_is_refused(self, pytester: pytest.Pytester, other: str) -> None:
         result = run(pytester, "--gradmask-baseline=./x.json", f"--gradmask-{other}=x.json", code=FINE)
         assert result.ret == pytest.ExitCode.USAGE_ERROR
         result.stderr.fnmatch_lines([f"*--gradmask-baseline=x.json: is the file of --gradmask-{other}, too*"])

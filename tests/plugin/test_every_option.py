@@ -16,23 +16,23 @@ TESTS = Path(__file__).parent
 #: For each option the test that shows what it does. The same for ini values below. A new option needs a line in both.
 OPTIONS = {
     "--gradmask": "test_options.py::test_with_the_option_audits_run",
-    "--gradmask-badge": "test_ci.py::TestBadge::test_it_tells_the_worst",
-    "--gradmask-baseline": "test_ci.py::TestBaseline::test_the_same_run_passes_and_a_worse_one_fails",
+    "--gradmask-badge": "test_ci.py::TestBadge::test_it_shows_the_worst_verdict",
+    "--gradmask-baseline": "test_ci.py::TestBaseline::test_only_a_worse_run_fails",
     "--gradmask-baseline-update": "test_ci.py::TestBaseline::baseline",
     "--gradmask-budget": "test_options.py::test_an_option_goes_before_its_ini_value",
-    "--gradmask-cache": "test_cache_option.py::test_a_folder_of_ones_own",
-    "--gradmask-data": "test_options.py::test_data_that_is_not_there_is_a_usage_error",
+    "--gradmask-cache": "test_cache_option.py::test_a_folder_can_be_chosen",
+    "--gradmask-data": "test_options.py::test_missing_data_is_a_usage_error",
     "--gradmask-device": "test_options.py::test_missing_cuda_is_a_usage_error",
     "--gradmask-download": "test_options.py::test_missing_data_is_downloaded_on_request_only",
     "--gradmask-engine": "../execution/test_ray_engine.py::test_pytest_on_a_cluster_writes_the_same_json",
-    "--gradmask-html": "test_html_option.py::test_two_runs_give_the_same_page_whatever_the_workers",
+    "--gradmask-html": "test_html_option.py::test_workers_do_not_change_the_page",
     "--gradmask-init": "test_starter.py::test_the_test_it_writes_gives_a_verdict",
     "--gradmask-json": "test_reporting.py::test_verdicts_reach_the_terminal_and_the_json_file",
     "--gradmask-model": "test_model_option.py::test_the_model_of_the_command_line",
-    "--gradmask-no-cache": "test_cache_option.py::test_no_cache_neither_finds_nor_keeps",
+    "--gradmask-no-cache": "test_cache_option.py::test_no_cache_neither_reads_nor_writes",
     "--gradmask-samples": "test_fixtures.py::test_images_are_chosen_by_option_and_seed",
-    "--gradmask-timeout": "test_timeout.py::test_a_defense_that_hangs_is_inconclusive_and_the_others_go_on",
-    "--gradmask-seed": "test_cache_option.py::test_a_second_run_finds_what_the_first_has_kept",
+    "--gradmask-timeout": "test_timeout.py::test_a_hanging_defense_is_inconclusive",
+    "--gradmask-seed": "test_cache_option.py::test_a_second_run_uses_the_cache",
 }
 INI_VALUES = {
     "gradmask": "test_options.py::test_the_ini_value_turns_audits_on",
@@ -44,13 +44,13 @@ INI_VALUES = {
     "gradmask_data": "test_options.py::test_ini_values_of_data_and_places",
     "gradmask_device": "test_options.py::test_the_ini_value_turns_audits_on",
     "gradmask_download": "test_options.py::test_missing_data_is_downloaded_on_request_only",
-    "gradmask_engine": "../execution/test_engine.py::test_a_cluster_that_does_not_answer_is_a_usage_error",
-    "gradmask_html": "test_html_option.py::test_no_page_is_written_where_audits_are_skipped",
+    "gradmask_engine": "../execution/test_engine.py::test_silent_cluster_is_a_usage_error",
+    "gradmask_html": "test_html_option.py::test_no_page_without_audits",
     "gradmask_json": "test_options.py::test_ini_values_of_data_and_places",
     "gradmask_model": "test_model_option.py::test_the_model_of_the_command_line",
     "gradmask_no_cache": "test_cache_option.py::test_the_ini_value_turns_the_cache_off",
     "gradmask_samples": "test_options.py::test_ini_values_of_data_and_places",
-    "gradmask_timeout": "test_timeout.py::test_a_defense_that_hangs_is_inconclusive_and_the_others_go_on",
+    "gradmask_timeout": "test_timeout.py::test_a_hanging_defense_is_inconclusive",
     "gradmask_seed": "test_options.py::test_the_header_prints_the_effective_settings",
 }
 TABLE = OPTIONS | INI_VALUES
@@ -96,7 +96,7 @@ def test_the_tables_have_every_option_and_ini_value(registered: Recorder) -> Non
     assert sorted(registered.ini_values) == sorted(INI_VALUES)
 
 
-def test_every_option_has_an_ini_value_of_the_same_name(registered: Recorder) -> None:
+def test_every_option_has_its_ini_value(registered: Recorder) -> None:
     names = {name.removeprefix("--").replace("-", "_") for name in registered.options}
     assert names - set(registered.ini_values) == {"gradmask_init"}  # it is no setting, but something to do
     assert names >= set(registered.ini_values)
@@ -109,7 +109,7 @@ def test_it_says_what_it_does(registered: Recorder, name: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "test"), TABLE.items(), ids=TABLE)
-def test_its_test_is_there_and_its_file_uses_it(name: str, test: str) -> None:
+def test_its_test_exists(name: str, test: str) -> None:
     file, _, function = test.partition("::")
     assert function in functions(TESTS / file)
     source = (TESTS / file).read_text().replace(r"\n", " ")
@@ -119,5 +119,5 @@ def test_its_test_is_there_and_its_file_uses_it(name: str, test: str) -> None:
 def test_the_scan_sees_what_is_missing() -> None:
     # So that the tests above cannot pass on a scan that finds everything.
     found = functions(TESTS / "test_ci.py")
-    assert "TestBadge::test_it_tells_the_worst" in found
-    assert not {"test_it_tells_the_worst", "TestBadge"} & found
+    assert "TestBadge::test_it_shows_the_worst_verdict" in found
+    assert not {"test_it_shows_the_worst_verdict", "TestBadge"} & found

@@ -45,7 +45,7 @@ def test_images_are_chosen_by_option_and_seed(pytester: pytest.Pytester) -> None
     pytester.runpytest(*RUN, "--gradmask-samples=5").assert_outcomes(passed=3)
 
 
-def test_a_test_cannot_spoil_the_images_of_the_next(pytester: pytest.Pytester) -> None:
+def test_tests_do_not_share_images(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(
         """
         import pytest
@@ -61,7 +61,7 @@ def test_a_test_cannot_spoil_the_images_of_the_next(pytester: pytest.Pytester) -
     pytester.runpytest(*RUN).assert_outcomes(passed=2)
 
 
-def test_too_many_samples_is_an_error_that_says_how_many_there_are(pytester: pytest.Pytester) -> None:
+def test_too_many_samples_are_an_error(pytester: pytest.Pytester) -> None:
     pytester.makepyfile("def test_images(gradmask, eval_batch): pass")
     result = pytester.runpytest(*RUN, "--gradmask-samples=21")
     result.assert_outcomes(errors=1)

@@ -16,7 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pytest_gradmask.plugin.marker import _ARGUMENTS, read_marker
-from pytest_gradmask.plugin.settings import _OPTIONS, Settings
+from pytest_gradmask.plugin.options import OPTIONS
+from pytest_gradmask.plugin.settings import Settings
 
 #: What is right for some option, to be taken for another, cut, doubled and garbled.
 SOUND = (
@@ -56,7 +57,7 @@ def test_an_option_and_its_ini_value(cases: int, record_property: Record) -> Non
     taken = 0
 
     @settings(max_examples=cases)
-    @given(st.sampled_from(_OPTIONS), texts)
+    @given(st.sampled_from(OPTIONS), texts)
     def parse(option: Any, text: str) -> None:
         nonlocal taken
         said = error_of(argparse.ArgumentTypeError, lambda: option.parse(text))

@@ -39,7 +39,7 @@ CONFTEST = """
         return images
 
     def suspicious(model, images, labels, *, threat, generator):
-        return [Finding("suspicious", f"{len(images)} images look at me")]
+        return [Finding("suspicious", f"{len(images)} images are suspicious")]
 
     def pytest_gradmask_attacks(config, defense):
         return [tenths]
@@ -60,7 +60,7 @@ def test_a_conftest_adds_attacks_probes_and_reports(pytester: pytest.Pytester, w
     pytester.makepyfile(test_it=TESTS)
     if workers:
         pytest.importorskip("xdist")
-    # The hooks are the conftest's, whichever process runs the test; the report is told once.
+    # The hooks are the conftest's, whichever process runs the test; the report hook is called once.
     spread = ("-n", str(workers)) if workers else ("-p", "no:xdist")
     pytester.runpytest(*RUN, "--gradmask-json=out.json", *spread).assert_outcomes(passed=1)
     (audit,) = read(pytester.path / "out.json")
@@ -71,13 +71,13 @@ def test_a_conftest_adds_attacks_probes_and_reports(pytester: pytest.Pytester, w
     assert line.startswith("MASKED pgd apgd-ce fab-t tenths ")
 
 
-def test_without_it_the_verdict_is_another(pytester: pytest.Pytester) -> None:
+def test_without_the_conftest_the_verdict_differs(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(test_it=TESTS)
     pytester.runpytest(*RUN, "--gradmask-json=out.json").assert_outcomes(passed=1)
     assert read(pytester.path / "out.json")[0]["verdict"] == "NOT_MASKED"
 
 
-def test_a_conftest_speaks_for_its_own_folder_only(pytester: pytest.Pytester) -> None:
+def test_a_conftest_applies_to_its_folder_only(pytester: pytest.Pytester) -> None:
     for name, conftest in (("inside", CONFTEST), ("outside", "")):
         folder = pytester.mkdir(name)
         (folder / "conftest.py").write_text("\n".join(line[4:] for line in conftest.splitlines()))
@@ -88,7 +88,7 @@ def test_a_conftest_speaks_for_its_own_folder_only(pytester: pytest.Pytester) ->
     assert verdicts == {"inside": "MASKED", "outside": "NOT_MASKED"}
 
 
-def test_a_hook_that_raises_fails_the_test_and_is_no_verdict(pytester: pytest.Pytester) -> None:
+def test_a_hook_that_raises_fails_the_test(pytester: pytest.Pytester) -> None:
     pytester.makeconftest("def pytest_gradmask_attacks(config, defense):\n    raise ValueError('no such attack')\n")
     pytester.makepyfile(test_it=TESTS)
     result = pytester.runpytest(*RUN, "--gradmask-json=out.json")
@@ -103,7 +103,7 @@ def test_a_hook_of_an_unknown_name_is_refused(pytester: pytest.Pytester) -> None
     assert "unknown hook 'pytest_gradmask_atacks'" in "\n".join(result.outlines + result.errlines)
 
 
-def test_a_report_that_raises_loses_nothing_and_is_told(pytester: pytest.Pytester) -> None:
+def test_a_report_hook_that_raises(pytester: pytest.Pytester) -> None:
     pytester.makeconftest("def pytest_gradmask_report(config, audits, provenance):\n    raise ValueError('no paper')\n")
     pytester.makepyfile(test_it=TESTS)
     result = pytester.runpytest(*RUN, "--gradmask-json=out.json")

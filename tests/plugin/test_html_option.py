@@ -16,7 +16,7 @@ from tests.report.report_toys import timeless_json
 pytest.importorskip("jinja2", reason="needs jinja2: pip install 'pytest-gradmask[report]'")
 pytest.importorskip("matplotlib", reason="needs matplotlib: pip install 'pytest-gradmask[report]'")
 
-# Tests that run pytest in their own process forget what it loads: these load once, and patches reach them.
+# Tests that run pytest inside this process unload what it imports. Modules imported here stay, and can be patched.
 import contourpy  # noqa: F401
 import matplotlib.backends.backend_svg
 import matplotlib.figure  # noqa: F401
@@ -70,7 +70,7 @@ def figures(file: Path) -> list[dict[str, Any]]:
     return [timeless_json(audit) for audit in json.loads(file.read_text())["audits"]]
 
 
-def test_two_runs_give_the_same_page_whatever_the_workers(pytester: pytest.Pytester) -> None:
+def test_workers_do_not_change_the_page(pytester: pytest.Pytester) -> None:
     pytest.importorskip("xdist")
     pytester.makepyfile(test_it=TESTS)
     for name, more in (("plain", ("-p", "no:xdist")), ("spread", ("-n2",))):
@@ -78,14 +78,14 @@ def test_two_runs_give_the_same_page_whatever_the_workers(pytester: pytest.Pytes
         result.assert_outcomes(passed=3)
         result.stdout.fnmatch_lines([f"written to {name}.html"])
     plain, spread = ((pytester.path / f"{name}.html").read_text() for name in ("plain", "spread"))
-    for told in (
+    for text in (
         "Sequential: ",
-        "MASKED (gap of",
+        "MASKED (masking gap of",
         "train mode",
         "Transfer matrices of other tests",
         "Robust accuracy against eps. apgd-ce",
     ):
-        assert told in plain
+        assert text in plain
     assert plain.count("data:image/png") == 3 * 4
     assert "could not be" not in plain
     assert timeless(plain) == timeless(spread)
@@ -95,7 +95,7 @@ def test_two_runs_give_the_same_page_whatever_the_workers(pytester: pytest.Pytes
     assert "outcomes" not in str(content)
 
 
-def test_without_the_option_nothing_is_collected_and_verdicts_are_the_same(
+def test_without_the_option_no_evidence_is_collected(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytester.makepyfile(test_it=ONE)
@@ -110,9 +110,7 @@ def test_without_the_option_nothing_is_collected_and_verdicts_are_the_same(
     assert figures(pytester.path / "with.json") == figures(pytester.path / "without.json")
 
 
-def test_what_goes_wrong_while_collecting_fails_no_test(
-    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_errors_in_evidence_fail_no_test(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*arguments: Any, **keywords: Any) -> None:
         raise MemoryError(f"no room for {len(arguments)} and {len(keywords)}")
 
@@ -120,7 +118,7 @@ def test_what_goes_wrong_while_collecting_fails_no_test(
     pytester.makepyfile(test_it=ONE)
     pytester.runpytest(*RUN, "--gradmask-html=out.html").assert_outcomes(passed=1)
     page = (pytester.path / "out.html").read_text()
-    assert "MASKED (gap of" in page
+    assert "MASKED (masking gap of" in page
     assert page.count("could not be made: MemoryError: no room") == 4
 
 
@@ -132,7 +130,7 @@ def test_an_interrupted_run_without_audits_has_a_page(pytester: pytest.Pytester)
     assert "No audit ran to its end" in page
 
 
-def test_no_page_is_written_where_audits_are_skipped(pytester: pytest.Pytester) -> None:
+def test_no_page_without_audits(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(test_it=ONE)
     pytester.makeini("[pytest]\ngradmask_html = out.html")
     pytester.runpytest().assert_outcomes(skipped=1)
@@ -152,20 +150,20 @@ def test_a_missing_package_is_a_usage_error(
 
 
 @pytest.mark.parametrize("option", ["html", "json"])
-def test_a_directory_that_cannot_be_written_to_is_a_usage_error(
+def test_an_unwritable_directory_is_a_usage_error(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, option: str
 ) -> None:
     def refused(dir: Path) -> None:  # noqa: A002
         raise PermissionError(13, "Permission denied", str(dir))
 
-    monkeypatch.setattr("pytest_gradmask.plugin.settings.tempfile.TemporaryFile", refused)
+    monkeypatch.setattr("pytest_gradmask.plugin.options.tempfile.TemporaryFile", refused)
     pytester.makepyfile(test_it=ONE)
     result = pytester.runpytest(f"--gradmask-{option}=out")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines([f"*--gradmask-{option}*'out'*cannot be written to*Permission denied*"])
 
 
-def test_one_file_for_both_reports_is_a_usage_error(pytester: pytest.Pytester) -> None:
+def test_one_file_for_both_reports_is_refused(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(test_it=ONE)
     result = pytester.runpytest("--gradmask", "--gradmask-html=out", "--gradmask-json=./out")
     assert result.ret == pytest.ExitCode.USAGE_ERROR

@@ -22,7 +22,7 @@ BAD_MARKERS = {
 
 @pytest.mark.parametrize(("arguments", "expected"), BAD_MARKERS.values(), ids=BAD_MARKERS)
 @pytest.mark.parametrize("options", [[], ["--gradmask", "--gradmask-device=cpu"]], ids=["skipped", "run"])
-def test_a_bad_marker_is_a_usage_error_before_anything_runs(
+def test_a_bad_marker_is_a_usage_error(
     pytester: pytest.Pytester, arguments: str, expected: str, options: list[str]
 ) -> None:
     pytester.makepyfile(
@@ -54,10 +54,10 @@ def test_the_closest_marker_wins_argument_by_argument(pytester: pytest.Pytester)
 
         @pytest.mark.gradmask(eps=0.2, budget="ci", margin=0.07, confidence=0.95, samples=3)
         def test_audit(gradmask, threat_model, eval_batch):
-            own = gradmask.settings
-            assert threat_model == own.threat
-            assert (own.threat.eps, own.threat.norm, own.seed) == (0.2, "L2", 5)
-            assert (own.budget.name, own.margin, own.confidence) == ("ci", 0.07, 0.95)
+            settings = gradmask.settings
+            assert threat_model == settings.threat
+            assert (settings.threat.eps, settings.threat.norm, settings.seed) == (0.2, "L2", 5)
+            assert (settings.budget.name, settings.margin, settings.confidence) == ("ci", 0.07, 0.95)
             assert len(eval_batch.labels) == 3
         """
     )

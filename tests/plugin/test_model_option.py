@@ -43,7 +43,7 @@ def test_the_model_of_the_command_line(pytester: pytest.Pytester) -> None:
     pytester.runpytest(*RUN).assert_outcomes(passed=1)
 
 
-def test_weights_of_a_local_file_and_a_folder_of_imagenet(pytester: pytest.Pytester) -> None:
+def test_local_weights_and_an_imagenet_folder(pytester: pytest.Pytester) -> None:
     network = timm.create_model("test_efficientnet")
     torch.save({f"their.{key}": value for key, value in network.state_dict().items()}, "weights.pth")
     for name in ("n01440764", "n01443537"):
@@ -74,7 +74,7 @@ def test_the_model_can_be_parametrized(pytester: pytest.Pytester) -> None:
     pytester.runpytest(*RUN).assert_outcomes(passed=2)
 
 
-def test_without_a_model_it_says_which_option_is_missing(pytester: pytest.Pytester) -> None:
+def test_without_a_model_the_error_names_the_option(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(TEST)
     result = pytester.runpytest(*RUN)
     result.assert_outcomes(errors=1)
@@ -94,9 +94,7 @@ USAGE = {
 
 @pytest.mark.parametrize(("option", "value", "said"), USAGE.values(), ids=USAGE)
 @pytest.mark.parametrize("ini", [False, True], ids=["option", "ini"])
-def test_what_cannot_be_is_a_usage_error(
-    pytester: pytest.Pytester, option: str, value: str, said: str, ini: bool
-) -> None:
+def test_a_bad_spec_is_a_usage_error(pytester: pytest.Pytester, option: str, value: str, said: str, ini: bool) -> None:
     pytester.makepyfile(TEST)
     if ini:
         pytester.makeini(f"[pytest]\ngradmask_{option} = {value}")
@@ -106,7 +104,7 @@ def test_what_cannot_be_is_a_usage_error(
     result.stdout.no_fnmatch_line("*test_it*")
 
 
-def test_a_missing_file_is_no_concern_of_other_runs(pytester: pytest.Pytester) -> None:
+def test_runs_without_audits_need_no_files(pytester: pytest.Pytester) -> None:
     pytester.makeini("[pytest]\ngradmask_model = timm:resnet18@absent.pth\ngradmask_data = imagenet:absent")
     pytester.makepyfile("def test_other(): pass")
     pytester.runpytest().assert_outcomes(passed=1)
@@ -123,7 +121,7 @@ ERRORS = {
 
 
 @pytest.mark.parametrize(("spec", "said"), ERRORS.items(), ids=ERRORS)
-def test_what_shows_on_loading_is_an_error_of_the_fixture(
+def test_loading_errors_are_errors_of_the_fixture(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, spec: str, said: str
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", "nowhere")
@@ -146,8 +144,8 @@ def test_permission_to_download_reaches_the_model(pytester: pytest.Pytester, mon
 
 
 @pytest.mark.parametrize("permitted", [True, False])
-def test_a_terminal_shows_how_far_a_download_is(pytester: pytest.Pytester, permitted: bool) -> None:
-    """What libraries print while they load is captured elsewhere, as all that tests print."""
+def test_a_terminal_shows_a_download(pytester: pytest.Pytester, permitted: bool) -> None:
+    """Without a terminal, what libraries print while they load is captured, like all output of tests."""
     pytester.makepyfile(
         "def test_it(gradmask, gradmask_model): print('what a test prints')",
         my_project=PROJECT + "\n    print('12 % of the file')",
@@ -157,7 +155,7 @@ def test_a_terminal_shows_how_far_a_download_is(pytester: pytest.Pytester, permi
     run = subprocess.Popen([*command, *["--gradmask-download"] * permitted], stdout=theirs, stderr=theirs)
     os.close(theirs)
     shown = b""
-    with suppress(OSError):  # how a terminal tells its end
+    with suppress(OSError):  # raised at the end of a terminal's output
         while part := os.read(ours, 10_000):
             shown += part
     os.close(ours)

@@ -60,14 +60,14 @@ def test_an_unknown_option_is_a_usage_error(pytester: pytest.Pytester) -> None:
     assert result.ret == pytest.ExitCode.USAGE_ERROR
 
 
-def test_without_the_option_audits_are_skipped_with_a_reason(pytester: pytest.Pytester) -> None:
+def test_without_the_option_audits_are_skipped(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(AUDIT_TEST)
     result = pytester.runpytest("-rs")
     result.assert_outcomes(passed=1, skipped=1)
     result.stdout.fnmatch_lines(["*SKIPPED*--gradmask*"])
 
 
-def test_a_test_that_uses_the_fixture_is_an_audit_without_a_marker(pytester: pytest.Pytester) -> None:
+def test_a_test_with_the_fixture_is_an_audit(pytester: pytest.Pytester) -> None:
     pytester.makepyfile("def test_audit(gradmask): raise RuntimeError")
     pytester.runpytest().assert_outcomes(skipped=1)
 
@@ -98,7 +98,7 @@ def test_an_option_goes_before_its_ini_value(pytester: pytest.Pytester) -> None:
 def test_ini_values_of_data_and_places(pytester: pytest.Pytester) -> None:
     np.savez(pytester.path / "mine.npz", images=np.full((3, 8, 8, 3), 99, np.uint8), labels=np.arange(3))
     lines = ["gradmask = true", "gradmask_device = cpu", "gradmask_data = npz:mine.npz", "gradmask_json = out.json"]
-    pytester.makeini("\n".join(["[pytest]", *lines, "gradmask_cache = kept", "gradmask_samples = 2"]))
+    pytester.makeini("\n".join(["[pytest]", *lines, "gradmask_cache = stored", "gradmask_samples = 2"]))
     pytester.makepyfile(
         """
         from pytest_gradmask import audit
@@ -111,7 +111,7 @@ def test_ini_values_of_data_and_places(pytester: pytest.Pytester) -> None:
     )
     pytester.runpytest().assert_outcomes(passed=1)
     assert (pytester.path / "out.json").is_file()
-    assert list((pytester.path / "kept").rglob("*.result"))
+    assert list((pytester.path / "stored").rglob("*.result"))
 
 
 @pytest.mark.parametrize(
@@ -142,7 +142,7 @@ def test_missing_data_is_downloaded_on_request_only(
     pytester.runpytest(*run, *option).assert_outcomes(passed=1)
 
 
-def test_the_header_is_silent_where_no_audit_was_asked_for(pytester: pytest.Pytester) -> None:
+def test_no_header_without_audits(pytester: pytest.Pytester) -> None:
     result = pytester.runpytest()
     result.stdout.no_fnmatch_line("gradmask:*")
 
@@ -163,7 +163,7 @@ def test_missing_cuda_is_a_usage_error(pytester: pytest.Pytester, monkeypatch: p
 
 
 @pytest.mark.parametrize("spec", ["npz:nowhere.npz", "imagefolder:nowhere", "npz:"])
-def test_data_that_is_not_there_is_a_usage_error(pytester: pytest.Pytester, spec: str) -> None:
+def test_missing_data_is_a_usage_error(pytester: pytest.Pytester, spec: str) -> None:
     pytester.makepyfile(AUDIT_TEST)
     result = pytester.runpytest("--gradmask", "--gradmask-device=cpu", f"--gradmask-data={spec}")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
@@ -173,10 +173,10 @@ def test_data_that_is_not_there_is_a_usage_error(pytester: pytest.Pytester, spec
 def test_the_plugin_starts_without_torch(tmp_path: Path) -> None:
     script = (
         "import sys, pytest\n"
-        "class Look:\n"
+        "class Report:\n"
         "    def pytest_sessionfinish(self):\n"
         "        print('heavy:', [m for m in ('torch', 'numpy', 'scipy', 'timm') if m in sys.modules])\n"
-        "pytest.main(['-p', 'pytest_gradmask.plugin', '--collect-only', '-q'], plugins=[Look()])\n"
+        "pytest.main(['-p', 'pytest_gradmask.plugin', '--collect-only', '-q'], plugins=[Report()])\n"
     )
     alone = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}  # other plugins import what they like
     result = subprocess.run(

@@ -1,4 +1,4 @@
-"""The line that says what an audit is doing, and how long it goes on."""
+"""The line that shows what an audit is doing, and how long it still takes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pytest_gradmask.plugin.progress import Clock, describe, in_words
 
 RUN = ("--gradmask", "--gradmask-device=cpu")
 
-#: A terminal that someone watches, and an audit that only says what it would do.
+#: A terminal that a person watches, and an audit that only sends events.
 WATCHED = """
 import pytest
 from pytest_gradmask.auditing.events import AttackStarted, Message
@@ -51,7 +51,7 @@ def shown(pytester: pytest.Pytester, *options: str, watched: bool = True) -> str
     return result.stdout.str().replace("\r", "\n")
 
 
-def test_each_step_takes_the_place_of_the_one_before(pytester: pytest.Pytester) -> None:
+def test_each_event_replaces_the_one_before(pytester: pytest.Pytester) -> None:
     lines = [line.strip() for line in shown(pytester).splitlines()]
     start = lines.index("test_it.py::test_it: preflight")
     assert lines[start + 1 : start + 4] == [
@@ -70,7 +70,7 @@ def test_each_step_takes_the_place_of_the_one_before(pytester: pytest.Pytester) 
         pytest.param(("-n1",), True, "", id="xdist"),
     ],
 )
-def test_where_nobody_watches_it_says_nothing(
+def test_nothing_is_shown_if_nobody_watches(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], watched: bool, ci: str
 ) -> None:
     if "-n1" in options:
@@ -79,19 +79,19 @@ def test_where_nobody_watches_it_says_nothing(
     assert "images" not in shown(pytester, "--tb=line", *options, watched=watched)
 
 
-def test_a_step_is_text_with_numbers() -> None:
-    step = started("bpda", 14, 40, "square", "placebo")
-    assert str(step) == "bpda on 14 of 40 images"
-    assert (step.attack, step.images, step.seen, step.later) == ("bpda", 14, 40, ("square", "placebo"))
+def test_an_event_has_text_and_numbers() -> None:
+    event = started("bpda", 14, 40, "square", "placebo")
+    assert str(event) == "bpda on 14 of 40 images"
+    assert (event.attack, event.images, event.seen, event.later) == ("bpda", 14, 40, ("square", "placebo"))
 
 
-def test_without_experience_there_is_no_guess() -> None:
+def test_no_estimate_without_earlier_runs() -> None:
     clock = Clock({})
     assert clock.begin(started("pgd", 10, 10, "bpda"), 0.0) is None
     assert clock.begin(started("bpda", 10, 10), 1.0) is None
 
 
-def test_the_next_batch_is_expected_to_be_as_fast_as_the_one_before() -> None:
+def test_the_next_batch_is_as_fast_as_the_last() -> None:
     clock = Clock({})
     clock.begin(started("pgd", 10, 10, "bpda"), 0.0)
     clock.begin(started("bpda", 5, 10), 1.0)  # pgd took 0.1 s an image
@@ -99,38 +99,38 @@ def test_the_next_batch_is_expected_to_be_as_fast_as_the_one_before() -> None:
     assert clock.begin(started("bpda", 10, 30), 5.0) == pytest.approx(10 * 0.4)
 
 
-def test_what_other_audits_took_is_scaled_to_this_one() -> None:
+def test_rates_of_other_audits_are_scaled() -> None:
     clock = Clock({"pgd": 1.0, "bpda": 4.0})
     assert clock.begin(started("pgd", 10, 10, "bpda"), 0.0) == pytest.approx(50)
     assert clock.begin(started("bpda", 10, 10), 1.0) == pytest.approx(10 * 4.0 * 0.1)  # ten times as fast
 
 
-def test_an_attack_that_got_no_images_forgets_nothing() -> None:
+def test_an_attack_without_images_changes_no_rate() -> None:
     clock = Clock({})
     clock.begin(started("pgd", 10, 10), 0.0)
     clock.end(5.0)
     clock.begin(started("pgd", 0, 10), 6.0)
     clock.end(7.0)
     clock.end(90.0)
-    assert clock.own == {"pgd": 0.5}
+    assert clock.current == {"pgd": 0.5}
 
 
 @pytest.mark.parametrize(
-    ("step", "seconds", "expected"),
+    ("event", "seconds", "expected"),
     [
         (started("bpda", 14, 40, "square", "placebo"), 125.0,
-         "bpda on 14 of 40 images, then 2 more, about 2 min to the next look at the verdict"),
+         "bpda on 14 of 40 images, then 2 more, about 2 min to the next interim analysis"),
         (started("placebo", 3, 200), 4.0, "placebo on 3 of 200 images, a few seconds left"),
         (started("placebo", 3, 200), None, "placebo on 3 of 200 images"),
     ],
 )  # fmt: skip
-def test_a_step_in_words(step: AttackStarted, seconds: float | None, expected: str) -> None:
-    assert describe(step, seconds, 200) == expected
+def test_an_event_in_words(event: AttackStarted, seconds: float | None, expected: str) -> None:
+    assert describe(event, seconds, 200) == expected
 
 
 @pytest.mark.parametrize(
     ("seconds", "expected"),
     [(0, "a few seconds"), (44, "about 40 s"), (100, "about 2 min"), (3600, "about 60 min"), (9000, "about 2.5 h")],
 )
-def test_times_are_no_more_exact_than_estimates(seconds: float, expected: str) -> None:
+def test_times_are_rounded(seconds: float, expected: str) -> None:
     assert in_words(seconds) == expected

@@ -10,7 +10,7 @@ import pytest
 
 from tests.report.report_toys import timeless_json
 
-#: A linear model that labels noise by its own prediction, bare and behind a front end that kills the gradient.
+#: A linear model, alone and behind a front end that kills the gradient. Its predictions are the labels.
 DEFENSES = """
     import pytest
     import torch
@@ -80,7 +80,7 @@ def test_verdicts_reach_the_terminal_and_the_json_file(pytester: pytest.Pytester
     assert masked["seconds"] > 0
     assert masked["reasons"]
     run = json.loads((pytester.path / "out.json").read_text())
-    assert run["version"] == 1
+    assert run["version"] == 2
     assert run["provenance"]["settings"]["budget"] == "smoke"
 
 
@@ -139,11 +139,11 @@ def test_an_inconclusive_audit_fails_both_assertions(pytester: pytest.Pytester) 
     )
     result = pytester.runpytest(*RUN, "--gradmask-json=out.json")
     result.assert_outcomes(failed=2)
-    result.stdout.fnmatch_lines(["*about * images settle it*", "*This is no pass*"])
+    result.stdout.fnmatch_lines(["*about * images decide*", "*This does not pass*"])
     assert {audit["verdict"] for audit in read(pytester.path / "out.json")} == {"INCONCLUSIVE"}
 
 
-def test_an_audit_that_raises_is_inconclusive_in_the_json(pytester: pytest.Pytester) -> None:
+def test_an_audit_that_raises_is_inconclusive(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(
         DEFENSES
         + """
@@ -176,7 +176,7 @@ def test_an_interrupted_run_still_writes_what_it_has(pytester: pytest.Pytester) 
     assert (run["complete"], run["exit_status"], run["not_run"]) == (False, 2, [])
 
 
-def test_no_json_is_written_where_audits_are_skipped(pytester: pytest.Pytester) -> None:
+def test_no_json_without_audits(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(TESTS)
     pytester.runpytest("--gradmask-json=out.json").assert_outcomes(skipped=2)
     assert not (pytester.path / "out.json").exists()

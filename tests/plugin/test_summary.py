@@ -1,4 +1,4 @@
-"""The summary after a run: the worst first, short where there is much."""
+"""The summary after a run: worst verdicts first, and cut short for many audits."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def many(masked: int = 0, unclear: int = 0, fine: int = 0) -> dict[str, Any]:
     return plain_run(*(plain_audit(f"t.py::test_{n:03}", verdict) for n, verdict in enumerate(verdicts)))
 
 
-def test_the_worst_come_first_in_the_order_of_tests() -> None:
+def test_worst_verdicts_come_first() -> None:
     header, *rows, empty, counts = summary(many(2, 1, 2), every=False)
     assert header.split()[0] == "verdict"
     assert [(row.split()[0], row[-3:]) for row in rows] == [
@@ -22,7 +22,7 @@ def test_the_worst_come_first_in_the_order_of_tests() -> None:
     assert (empty, counts) == ("", "5 audits: 2 MASKED, 1 INCONCLUSIVE, 2 NOT_MASKED")
 
 
-def test_of_many_audits_the_worst_are_listed_and_the_rest_counted() -> None:
+def test_many_audits_are_cut_short() -> None:
     run = many(3, 2, 95)
     lines = summary(run, every=False)
     assert len(lines) == 1 + 20 + 3
@@ -34,7 +34,7 @@ def test_of_many_audits_the_worst_are_listed_and_the_rest_counted() -> None:
     assert len(summary(run, every=True)) == 1 + 100 + 2
 
 
-def test_twenty_audits_are_not_many() -> None:
+def test_twenty_audits_are_all_listed() -> None:
     assert not any(line.startswith("...") for line in summary(many(fine=20), every=False))
 
 
@@ -43,13 +43,13 @@ def test_a_run_that_is_not_complete_says_why() -> None:
     lines = summary(plain_run(plain_audit(), complete=False, exit_status=2, not_run=missing), every=False)
     assert lines[-2:] == [
         "1 audit: 1 NOT_MASKED",
-        "The run is not complete: pytest ended with exit status 2, 4 of what was to audit did not run "
+        "The run is not complete: pytest ended with exit status 2, 4 of the selected tests or files did not run "
         "(t.py::test_a, t.py::test_b, t.py::test_c, ...).",
     ]
     assert summary(plain_run(complete=False, exit_status=2), every=False)[0] == "0 audits: none ran"
 
 
-def test_an_audit_that_raised_has_no_figures_and_a_cached_one_no_time() -> None:
+def test_raised_and_cached_audits_in_the_table() -> None:
     raised = plain_audit(verdict="INCONCLUSIVE", clean_accuracy=None, gradient_attacks=None, all_attacks=None, gap=None)
     _, first, second, *_ = summary(plain_run(raised, plain_audit(cached=True)), every=False)
     assert first.split() == ["INCONCLUSIVE", "-", "-", "-", "-", "0.0", "test_it.py::test_toy"]

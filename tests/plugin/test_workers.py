@@ -32,12 +32,12 @@ def gpus(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
 @pytest.mark.parametrize("device", ["auto", "cuda"])
 def test_each_worker_has_a_gpu_in_turn(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     gpus(monkeypatch, 2)
-    places = [settings(device, worker, 5).torch_device for worker in range(5)]
-    assert places == ["cuda:0", "cuda:1", "cuda:0", "cuda:1", "cuda:0"]
+    devices = [settings(device, worker, 5).torch_device for worker in range(5)]
+    assert devices == ["cuda:0", "cuda:1", "cuda:0", "cuda:1", "cuda:0"]
 
 
 @pytest.mark.parametrize(
-    ("arguments", "place"),
+    ("arguments", "device"),
     [
         pytest.param({"worker": 3, "workers": 4, "device": "cuda:1"}, "cuda:1", id="the user's choice"),
         pytest.param({"worker": 3, "workers": 4, "device": "cpu"}, "cpu", id="the user's choice of none"),
@@ -45,9 +45,11 @@ def test_each_worker_has_a_gpu_in_turn(device: str, monkeypatch: pytest.MonkeyPa
         pytest.param({}, "cuda", id="no workers"),
     ],
 )
-def test_unless_it_is_not_for_us_to_say(arguments: dict[str, Any], place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_device_that_is_chosen_otherwise(
+    arguments: dict[str, Any], device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     gpus(monkeypatch, 2)
-    assert settings(**arguments).torch_device == place
+    assert settings(**arguments).torch_device == device
 
 
 def test_without_gpus_workers_use_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,8 +89,8 @@ TESTS = (
     from pytest_gradmask.plugin import machines
     from pytest_gradmask.plugin.stash import SETTINGS
 
-    def look(model, images, labels, *, threat, generator):
-        look.threads = torch.get_num_threads()
+    def count(model, images, labels, *, threat, generator):
+        count.threads = torch.get_num_threads()
         model(images)
         return images
 
@@ -96,8 +98,8 @@ TESTS = (
         monkeypatch.setattr(machines, "_cpus", lambda: 6)
         torch.set_num_threads(4)
         model = masked()
-        gradmask.audit(Defense(model, attacks=[look]), *batch(model))
-        assert (look.threads, torch.get_num_threads()) == (3, 4)
+        gradmask.audit(Defense(model, attacks=[count]), *batch(model))
+        assert (count.threads, torch.get_num_threads()) == (3, 4)
 
     def test_device(request, worker_id, monkeypatch):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -107,9 +109,7 @@ TESTS = (
 )
 
 
-def test_workers_know_their_number_and_report_to_one_place(
-    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_workers_report_to_the_controller(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("xdist")
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     pytester.makepyfile(test_it=TESTS)

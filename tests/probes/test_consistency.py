@@ -17,6 +17,7 @@ from pytest_gradmask.execution.isolation import no_trace
 from pytest_gradmask.loading.datasets import load_dataset
 from pytest_gradmask.loading.models.composites import RandomizedEnsemble
 from pytest_gradmask.probes.consistency import Recording, check_again, check_consistency, keep_original
+from pytest_gradmask.randomized.streams import RandomStream
 from pytest_gradmask.threat import ThreatModel
 from pytest_gradmask.verdict.results import Finding, Verdict
 from tests.probes.probe_toys import ON_GRID, Ripple, off_grid
@@ -25,7 +26,6 @@ from tests.toys import (
     Counting,
     Noisy,
     Quantize,
-    RandomStream,
     Spy,
     audited,
     convolutional,

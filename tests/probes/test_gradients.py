@@ -1,18 +1,18 @@
-"""Gradients that are zero, vanish, explode, are not finite, or are cut off from the images."""
+"""Gradients that are zero, vanish, explode, are not finite, or are not connected to the images."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pytest_gradmask.probes.gradients import exploding_gradient, nan_gradient, vanishing_gradient, zero_gradient
 from pytest_gradmask.threat import Norm, ThreatModel
 from pytest_gradmask.verdict.results import Finding
-from tests.probes.probe_toys import SMALL, Rule, Scale, active, front, off_grid
+from tests.probes.probe_toys import SMALL, Rule, Scale, front, off_grid, traced
 from tests.toys import Detach, KillGradient, Quantize, convolutional, linear, masked, oracle
 
-HEALTHY = {
+UNMASKED = {
     "linear": linear(),
     "convolutional": convolutional(),
     "two classes": linear(2),
@@ -23,26 +23,26 @@ HEALTHY = {
 every_norm = pytest.mark.parametrize("norm", ["Linf", "L2"])
 
 
-def look(model: nn.Module, threat: ThreatModel = SMALL) -> list[Finding]:
-    path = active(model, threat)
+def findings_of(model: nn.Module, threat: ThreatModel = SMALL) -> list[Finding]:
+    trace = traced(model, threat)
     return [
-        *zero_gradient(oracle(model), path),
-        *nan_gradient(path),
-        *vanishing_gradient(path),
-        *exploding_gradient(path),
+        *zero_gradient(oracle(model), trace),
+        *nan_gradient(trace),
+        *vanishing_gradient(trace),
+        *exploding_gradient(trace),
     ]
 
 
 @every_norm
 @pytest.mark.parametrize("eps", [1e-6, 0.002, 0.1])
-@pytest.mark.parametrize("model", HEALTHY.values(), ids=HEALTHY.keys())
-def test_a_healthy_gradient_is_no_finding(model: nn.Module, eps: float, norm: Norm) -> None:
-    assert look(model, ThreatModel(eps, norm)) == []
+@pytest.mark.parametrize("model", UNMASKED.values(), ids=UNMASKED.keys())
+def test_useful_gradient_has_no_finding(model: nn.Module, eps: float, norm: Norm) -> None:
+    assert findings_of(model, ThreatModel(eps, norm)) == []
 
 
 @pytest.mark.parametrize("make", [KillGradient, Quantize])
-def test_a_gradient_of_zero_undermines_attacks(make: type[nn.Module]) -> None:
-    (finding,) = look(masked(make))
+def test_zero_gradient_undermines_attacks(make: type[nn.Module]) -> None:
+    (finding,) = findings_of(masked(make))
     assert (finding.id, finding.undermines_attacks) == ("zero-gradient", True)
     assert "exactly zero at 12 of 12 images" in finding.message
 
@@ -54,23 +54,23 @@ def test_a_gradient_of_zero_undermines_attacks(make: type[nn.Module]) -> None:
         pytest.param(nn.Sequential(linear(), Detach()), id="output detached"),
     ],
 )
-def test_an_interrupted_graph_is_told_from_a_gradient_of_zero(model: nn.Module) -> None:
-    findings = look(model.eval())
+def test_interrupted_graph_is_a_further_finding(model: nn.Module) -> None:
+    findings = findings_of(model.eval())
     assert [finding.id for finding in findings] == ["zero-gradient", "interrupted-graph"]
     assert all(finding.undermines_attacks for finding in findings)
 
 
-def test_a_dead_zone_is_counted_by_image() -> None:
-    def rule(images: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+def test_images_with_zero_gradient_are_counted() -> None:
+    def rule(images: Tensor, gradient: Tensor) -> Tensor:
         return gradient * (images.flatten(1).mean(1) > 0.5).view(-1, 1, 1, 1)
 
-    (finding,) = look(front(rule))
+    (finding,) = findings_of(front(rule))
     assert finding.id == "zero-gradient"
     assert "at 12 of 12 images" not in finding.message
 
 
-def test_a_gradient_that_is_zero_at_the_clean_image_only_is_no_finding() -> None:
-    assert look(front(lambda images, gradient: gradient * off_grid(images))) == []
+def test_zero_gradient_only_at_the_clean_image() -> None:
+    assert findings_of(front(lambda images, gradient: gradient * off_grid(images))) == []
 
 
 @pytest.mark.parametrize(
@@ -86,19 +86,19 @@ def test_a_gradient_that_is_zero_at_the_clean_image_only_is_no_finding() -> None
         ),
     ],
 )
-def test_gradients_that_are_not_finite_undermine_attacks(rule: Rule) -> None:
-    (finding,) = look(front(rule))
+def test_infinite_gradients_undermine_attacks(rule: Rule) -> None:
+    (finding,) = findings_of(front(rule))
     assert (finding.id, finding.undermines_attacks) == ("nan-gradient", True)
     assert "12 of 12 images" in finding.message
 
 
 @every_norm
-def test_a_vanishing_gradient_is_found_and_undermines_nothing(norm: Norm) -> None:
-    (finding,) = look(front(lambda images, gradient: 1e-6 * gradient), ThreatModel(0.002, norm))
+def test_vanishing_gradient_does_not_undermine_attacks(norm: Norm) -> None:
+    (finding,) = findings_of(front(lambda images, gradient: 1e-6 * gradient), ThreatModel(0.002, norm))
     assert (finding.id, finding.undermines_attacks) == ("vanishing-gradient", False)
 
 
 @every_norm
-def test_an_exploding_gradient_is_found_and_undermines_nothing(norm: Norm) -> None:
-    (finding,) = look(front(lambda images, gradient: 1e4 * gradient), ThreatModel(0.002, norm))
+def test_exploding_gradient_does_not_undermine_attacks(norm: Norm) -> None:
+    (finding,) = findings_of(front(lambda images, gradient: 1e4 * gradient), ThreatModel(0.002, norm))
     assert (finding.id, finding.undermines_attacks) == ("exploding-gradient", False)

@@ -120,7 +120,7 @@ def test_two_exchanged_classes_are_found_among_honest_ones() -> None:
         (10, [*range(1, 10), 0], "the labels are 1 too low"),
         (1000, [999, *range(999)], "the labels are 1 too high"),
         (10, list(range(10))[::-1], "the order is reversed"),
-        (2, [1, 0], "the labels are 1 too low"),
+        (2, [1, 0], "the order is reversed"),
     ],
 )
 def test_usual_mistakes_are_named(classes: int, order: list[int], words: str) -> None:

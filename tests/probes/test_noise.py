@@ -1,15 +1,15 @@
-"""Gradients that do not say what the loss does."""
+"""Gradients that do not predict the change of the loss."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pytest_gradmask.probes.noise import gradient_noise
 from pytest_gradmask.threat import Norm, ThreatModel
 from pytest_gradmask.verdict.results import Finding
-from tests.probes.probe_toys import SMALL, Ripple, Scale, active, front
+from tests.probes.probe_toys import SMALL, Ripple, Scale, front, traced
 from tests.toys import KillGradient, convolutional, linear, masked, oracle, seeded
 
 SMOOTH = {
@@ -23,59 +23,59 @@ SMOOTH = {
 
 
 def noise(model: nn.Module, threat: ThreatModel = SMALL, seed: int = 0) -> list[Finding]:
-    return gradient_noise(oracle(model), active(model, threat), seeded(seed))
+    return gradient_noise(oracle(model), traced(model, threat), seeded(seed))
 
 
 @pytest.mark.parametrize("threat", [SMALL, ThreatModel(0.03, "L2"), ThreatModel(1e-6)], ids=str)
 @pytest.mark.parametrize("model", SMOOTH.values(), ids=SMOOTH.keys())
-def test_a_smooth_loss_has_no_noise(model: nn.Module, threat: ThreatModel) -> None:
+def test_smooth_loss_has_no_noise(model: nn.Module, threat: ThreatModel) -> None:
     assert noise(model, threat) == []
 
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
-def test_a_fast_ripple_is_noise_and_undermines_attacks(norm: Norm, seed: int) -> None:
+def test_fast_ripple_undermines_attacks(norm: Norm, seed: int) -> None:
     model = nn.Sequential(Ripple(gain=20, frequency=1e5), linear()).eval()
     (finding,) = noise(model, ThreatModel(0.004 if norm == "Linf" else 0.05, norm), seed)
     assert (finding.id, finding.undermines_attacks) == ("gradient-noise", True)
     assert "at 0.0625 eps" in finding.message
 
 
-def test_a_gradient_that_is_right_for_small_steps_undermines_nothing() -> None:
-    # Within a sixteenth of eps the ripple keeps its direction; within a quarter it has turned round.
+def test_gradient_right_for_small_steps() -> None:
+    # The gradient of the ripple keeps its sign within a sixteenth of eps, but not within a quarter of it.
     threat = ThreatModel(0.004)
     model = nn.Sequential(Ripple(gain=20, frequency=0.8 / (threat.eps / 16)), linear()).eval()
     (finding,) = noise(model, threat)
     assert (finding.id, finding.undermines_attacks) == ("gradient-noise", False)
 
 
-def test_a_gradient_that_points_the_wrong_way_is_noise() -> None:
+def test_gradient_with_the_wrong_sign_is_noise() -> None:
     (finding,) = noise(front(lambda images, gradient: -gradient))
     assert finding.undermines_attacks
     assert "-1.00 at 0.25 eps" in finding.message
 
 
-def test_noise_that_hides_in_an_exploding_gradient_is_seen() -> None:
-    def rule(images: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+def test_exploding_gradient_noise_is_found() -> None:
+    def rule(images: Tensor, gradient: Tensor) -> Tensor:
         return 1e30 * gradient * (torch.sin(1e5 * images).sign())
 
     assert [finding.id for finding in noise(front(rule))] == ["gradient-noise"]
 
 
-def test_nothing_is_said_where_there_is_no_gradient_to_compare() -> None:
+def test_no_finding_without_a_gradient() -> None:
     assert noise(masked(KillGradient)) == []
     assert noise(front(lambda images, gradient: gradient * torch.nan)) == []
 
 
-def test_nothing_is_asked_where_the_gradient_breaks_every_image() -> None:
+def test_no_query_if_the_gradient_breaks_every_image() -> None:
     model = linear()
     target = oracle(model)
-    assert gradient_noise(target, active(model, ThreatModel(0.2)), seeded()) == []
+    assert gradient_noise(target, traced(model, ThreatModel(0.2)), seeded()) == []
     assert target.forwards == 0
 
 
 def test_the_cost_is_as_documented() -> None:
     model = linear()
     target = oracle(model)
-    gradient_noise(target, active(model, ThreatModel(1e-4)), seeded())
+    gradient_noise(target, traced(model, ThreatModel(1e-4)), seeded())
     assert (target.forwards, target.backwards) == (24 * 12, 0)

@@ -1,4 +1,4 @@
-"""Batches and defenses that no audit can judge are refused, with the reason and the fix."""
+"""Batches and defenses that cannot be audited are refused, with the reason and the fix."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pytest_gradmask.defense import Defense
 from pytest_gradmask.errors import DefenseError, InputError
@@ -19,7 +19,7 @@ IMAGES = draw(6, 3, 8, 8)
 LABELS = torch.tensor([0, 1, 2, 3, 0, 1])
 
 
-def spoiled(value: float) -> torch.Tensor:
+def spoiled(value: float) -> Tensor:
     images = IMAGES.clone()
     images[4, 1, 2, 3] = value
     return images
@@ -51,7 +51,7 @@ def spoiled(value: float) -> torch.Tensor:
         pytest.param(IMAGES * 255, r"outside the bounds \(0.0, 1.0\); divide by 255", id="0 to 255"),
     ],
 )
-def test_bad_images(images: torch.Tensor, message: str) -> None:
+def test_bad_images(images: Tensor, message: str) -> None:
     with pytest.raises(InputError, match=message):
         check_batch(images, LABELS[: len(images)], ThreatModel())
 
@@ -67,7 +67,7 @@ def test_bad_images(images: torch.Tensor, message: str) -> None:
         pytest.param(LABELS[0], r"labels: shape is \(\); must be \(6,\)", id="scalar"),
     ],
 )
-def test_bad_labels(labels: torch.Tensor, message: str) -> None:
+def test_bad_labels(labels: Tensor, message: str) -> None:
     with pytest.raises(InputError, match=message):
         check_batch(IMAGES, labels, ThreatModel())
 
@@ -78,7 +78,7 @@ def test_labels_of_any_integer_type(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("images", [torch.zeros(1, 1, 1, 1), torch.ones(1, 3, 300, 200), draw(2, 8, 5, 5)])
-def test_good_images(images: torch.Tensor) -> None:
+def test_good_images(images: Tensor) -> None:
     check_batch(images, LABELS[: len(images)], ThreatModel())
 
 
@@ -89,27 +89,27 @@ def test_bounds_are_those_of_the_threat_model() -> None:
 
 
 class Returns(nn.Module):
-    """Whatever a function of the images returns."""
+    """Returns the result of a function of the images."""
 
-    def __init__(self, answer: Callable[[torch.Tensor], object]) -> None:
+    def __init__(self, function: Callable[[Tensor], object]) -> None:
         super().__init__()
-        self.answer = answer
+        self.function = function
 
-    def forward(self, images: torch.Tensor) -> object:
-        return self.answer(images)
+    def forward(self, images: Tensor) -> object:
+        return self.function(images)
 
 
-def look(defense: Defense | nn.Module, labels: torch.Tensor = LABELS) -> Preflight:
+def checked(defense: Defense | nn.Module, labels: Tensor = LABELS) -> Preflight:
     defense = defense if isinstance(defense, Defense) else Defense(defense)
     return check_defense(defense, oracle(defense.model, outputs=defense.outputs), IMAGES, labels)
 
 
-def returns(answer: Callable[[torch.Tensor], object]) -> nn.Module:
-    return Returns(answer).eval()
+def returns(function: Callable[[Tensor], object]) -> nn.Module:
+    return Returns(function).eval()
 
 
-def partly_nan(images: torch.Tensor) -> torch.Tensor:
-    logits: torch.Tensor = linear()(images).detach()
+def partly_nan(images: Tensor) -> Tensor:
+    logits: Tensor = linear()(images).detach()
     logits[:2, 1] = torch.nan
     return logits
 
@@ -145,19 +145,19 @@ def partly_nan(images: torch.Tensor) -> torch.Tensor:
         ),
     ],
 )
-def test_defenses_that_cannot_be_judged(model: Defense | nn.Module, message: str) -> None:
+def test_defenses_that_cannot_be_audited(model: Defense | nn.Module, message: str) -> None:
     with pytest.raises(DefenseError, match=message):
-        look(model)
+        checked(model)
 
 
 class Fickle(nn.Module):
-    """Answers otherwise from its second call on."""
+    """Has another forward from its third call on."""
 
-    def __init__(self, later: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    def __init__(self, later: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
         self.model, self.later, self.calls = linear(), later, 0
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         self.calls += 1
         return self.later(images) if self.calls > 2 else self.model(images)
 
@@ -172,47 +172,45 @@ class Fickle(nn.Module):
         pytest.param(lambda x: linear()(x)[1:], r"Fickle maps 2 images to shape \(1, 4\)", id="images"),
     ],
 )
-def test_a_defense_that_breaks_down_later_is_told_as_one(
-    later: Callable[[torch.Tensor], torch.Tensor], message: str
-) -> None:
+def test_defense_that_fails_in_a_later_call(later: Callable[[Tensor], Tensor], message: str) -> None:
     with pytest.raises(DefenseError, match=message):
-        look(Fickle(later).eval())
+        checked(Fickle(later).eval())
 
 
-def test_a_batch_norm_left_in_train_mode_is_named() -> None:
+def test_batch_norm_in_train_mode_is_named() -> None:
     model = nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), linear()).eval()
     model[1].train()
     with pytest.raises(DefenseError, match=r"the batch norm layer '1' is in train mode.*call model.eval\(\)"):
-        look(model)
+        checked(model)
 
 
-def test_dropout_left_on_by_intention_may_stay() -> None:
+def test_dropout_in_train_mode_is_allowed() -> None:
     model = nn.Sequential(nn.Dropout(0.5), linear()).eval()
     model[0].train()
-    seen = look(model)
-    assert seen.randomized
+    result = checked(model)
+    assert result.randomized
 
 
 @pytest.mark.parametrize("labels", [LABELS + 1, LABELS - 1], ids=["above", "below"])
-def test_labels_out_of_range(labels: torch.Tensor) -> None:
+def test_labels_out_of_range(labels: Tensor) -> None:
     with pytest.raises(InputError, match=r"labels: range from .* but Sequential has 4 classes; .* in 0..3"):
-        look(linear(), labels)
+        checked(linear(), labels)
 
 
 def test_a_sound_defense() -> None:
-    seen = look(linear())
-    assert seen == Preflight(classes=4, randomized=False, findings=())
+    result = checked(linear())
+    assert result == Preflight(classes=4, randomized=False, findings=())
 
 
 def test_declared_probabilities_are_a_finding() -> None:
-    seen = look(Defense(Softmax(linear()).eval(), outputs="probabilities"))
-    assert [finding.id for finding in seen.findings] == ["probabilities"]
+    result = checked(Defense(Softmax(linear()).eval(), outputs="probabilities"))
+    assert [finding.id for finding in result.findings] == ["probabilities"]
 
 
 def test_a_half_precision_defense_is_sound() -> None:
-    seen = look(convolutional().half())
-    assert not seen.randomized
-    assert seen.findings == ()
+    result = checked(convolutional().half())
+    assert not result.randomized
+    assert result.findings == ()
 
 
 @pytest.mark.parametrize(
@@ -223,25 +221,25 @@ def test_a_half_precision_defense_is_sound() -> None:
     ],
 )
 def test_a_randomized_defense_is_a_finding(model: nn.Module) -> None:
-    seen = look(model.eval())
-    assert seen.randomized
-    assert [finding.id for finding in seen.findings] == ["randomized"]
-    assert not seen.findings[0].undermines_attacks
+    result = checked(model.eval())
+    assert result.randomized
+    assert [finding.id for finding in result.findings] == ["randomized"]
+    assert not result.findings[0].undermines_attacks
 
 
-def test_images_that_change_each_others_logits_are_a_finding() -> None:
+def test_batch_dependence_is_a_finding() -> None:
     class Mean(nn.Module):
-        def forward(self, images: torch.Tensor) -> torch.Tensor:
+        def forward(self, images: Tensor) -> Tensor:
             return linear()(images - images.mean(0))  # type: ignore[no-any-return]
 
-    seen = look(Mean().eval())
-    assert not seen.randomized
-    assert [finding.id for finding in seen.findings] == ["batch-dependence"]
-    assert seen.findings[0].undermines_attacks
-    assert "alone and in a batch" in seen.findings[0].message
+    result = checked(Mean().eval())
+    assert not result.randomized
+    assert [finding.id for finding in result.findings] == ["batch-dependence"]
+    assert result.findings[0].undermines_attacks
+    assert "alone and in a batch" in result.findings[0].message
 
 
-def test_the_images_are_left_alone() -> None:
+def test_images_are_not_changed() -> None:
     before = IMAGES.clone()
-    look(returns(lambda images: linear()(images.mul_(0.5))))
+    checked(returns(lambda images: linear()(images.mul_(0.5))))
     assert torch.equal(before, IMAGES)

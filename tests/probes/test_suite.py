@@ -1,4 +1,4 @@
-"""All probes at once: on trained models, on randomized defenses, and without a trace."""
+"""All probes together: on trained models, on randomized defenses, and without side effects."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import functools
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pytest_gradmask import load_model
 from pytest_gradmask.loading.datasets import load_dataset
@@ -28,14 +28,14 @@ def trained(name: str) -> nn.Module:
 
 
 def probe_trained(model: nn.Module, eps: float, images: int = 12) -> list[Finding]:
-    """Findings on images of CIFAR-10 that the model gets right; eps in 255ths."""
-    right = predictions(model, DATA.images) == DATA.labels
-    batch = DATA.images[right][:images], DATA.labels[right][:images]
+    """Findings on images of CIFAR-10 that the model classifies correctly; eps in 255ths."""
+    is_correct = predictions(model, DATA.images) == DATA.labels
+    batch = DATA.images[is_correct][:images], DATA.labels[is_correct][:images]
     return probe_defense(oracle(model), *batch, ThreatModel(eps / 255), seeded())
 
 
 def probe(model: nn.Module, threat: ThreatModel = SMALL, randomized: bool = False) -> list[Finding]:
-    return probe_defense(oracle(model), ON_GRID, LABELS, threat, seeded(), randomized)
+    return probe_defense(oracle(model), ON_GRID, LABELS, threat, seeded(), randomized=randomized)
 
 
 def undermining(findings: list[Finding]) -> set[str]:
@@ -44,11 +44,11 @@ def undermining(findings: list[Finding]) -> set[str]:
 
 @pytest.mark.parametrize("name", ["resnet-standard", "resnet-adversarial", "vgg-standard"])
 @pytest.mark.parametrize(("eps", "images"), [(8, 12), (0.5, 6)])
-def test_trained_models_without_a_mask_have_no_finding(name: str, eps: float, images: int) -> None:
+def test_trained_models_have_no_finding(name: str, eps: float, images: int) -> None:
     assert probe_trained(trained(name), eps, images) == []
 
 
-def test_logits_a_hundredth_of_the_size_are_no_finding() -> None:
+def test_small_logits_have_no_finding() -> None:
     assert probe_trained(nn.Sequential(trained("vgg-standard"), Scale(0.01)).eval(), 0.5, images=6) == []
 
 
@@ -61,19 +61,19 @@ def test_logits_a_hundredth_of_the_size_are_no_finding() -> None:
         pytest.param(lambda: Ripple(gain=20, frequency=2000), id="ripple"),
     ],
 )
-def test_a_front_end_that_shatters_gradients_undermines_attacks(front: object) -> None:
+def test_shattered_gradients_undermine_attacks(front: object) -> None:
     model = nn.Sequential(front(), trained("vgg-standard")).eval()  # type: ignore[operator]
     assert "gradient-noise" in undermining(probe_trained(model, 8, images=8))
 
 
-class OwnNoise(nn.Module):
-    """Noise on the logits from a generator that nobody else can freeze."""
+class PrivateNoise(nn.Module):
+    """Noise on the logits from a random generator of its own, which cannot be frozen."""
 
     def __init__(self, scale: float) -> None:
         super().__init__()
         self.backbone, self.scale, self.generator = linear(), scale, seeded()
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         logits = self.backbone(images)
         return logits + self.scale * torch.randn(logits.shape, generator=self.generator)  # type: ignore[no-any-return]
 
@@ -90,11 +90,11 @@ def dropout() -> nn.Module:
     [
         pytest.param(Noisy(linear(), 0.5).eval(), id="noise"),
         pytest.param(dropout(), id="dropout"),
-        pytest.param(OwnNoise(0.5).eval(), id="noise of its own"),
+        pytest.param(PrivateNoise(0.5).eval(), id="private noise"),
         pytest.param(RandomizedEnsemble([linear(), linear(seed=1)]).eval(), id="ensemble"),
     ],
 )
-def test_randomness_alone_undermines_nothing(model: nn.Module, threat: ThreatModel) -> None:
+def test_randomness_does_not_undermine_attacks(model: nn.Module, threat: ThreatModel) -> None:
     assert undermining(probe(model, threat, randomized=True)) == set()
 
 
@@ -103,19 +103,19 @@ def test_randomness_alone_undermines_nothing(model: nn.Module, threat: ThreatMod
     [
         pytest.param(Noisy(masked(KillGradient), 0.5).eval(), id="noise"),
         pytest.param(RandomizedEnsemble([masked(KillGradient), masked(KillGradient)]).eval(), id="ensemble"),
-        pytest.param(nn.Sequential(KillGradient(), OwnNoise(0.5)).eval(), id="noise of its own"),
+        pytest.param(nn.Sequential(KillGradient(), PrivateNoise(0.5)).eval(), id="private noise"),
     ],
 )
-def test_a_mask_under_randomness_is_found(model: nn.Module) -> None:
+def test_masked_randomized_defense_is_found(model: nn.Module) -> None:
     assert undermining(probe(model, randomized=True)) >= {"zero-gradient", "unbounded-attack-fails"}
 
 
-def test_a_ripple_under_randomness_is_noise() -> None:
+def test_randomized_ripple_is_gradient_noise() -> None:
     model = Noisy(nn.Sequential(Ripple(gain=20, frequency=1e5), linear()), 0.5).eval()
     assert "gradient-noise" in undermining(probe(model, ThreatModel(0.004), randomized=True))
 
 
-def test_the_same_seed_gives_the_same_findings_and_no_trace_is_left() -> None:
+def test_seed_decides_and_nothing_is_changed() -> None:
     model = masked(KillGradient)
     before = global_state()
     assert probe(model) == probe(model)
@@ -124,7 +124,7 @@ def test_the_same_seed_gives_the_same_findings_and_no_trace_is_left() -> None:
     assert not any(module.training for module in model.modules())
 
 
-def test_an_undefended_model_costs_a_few_passes() -> None:
+def test_cost_of_an_undefended_model() -> None:
     target = oracle(linear())
     probe_defense(target, ON_GRID, LABELS, ThreatModel(0.2), seeded())
     assert target.forwards + target.backwards <= 7 * 12

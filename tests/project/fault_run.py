@@ -1,4 +1,4 @@
-"""An audit in a process of its own: ``python -m tests.project.fault_run CACHE DELAY [FAULT NUMBER]``.
+"""An audit in a new process: ``python -m tests.project.fault_run CACHE DELAY [FAULT NUMBER]``.
 
 Says when it begins, and prints its result and warnings as JSON.
 """
@@ -15,7 +15,7 @@ import warnings
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pytest_gradmask.auditing.run import audit
 from pytest_gradmask.report.json import to_json
@@ -33,7 +33,7 @@ class Slow(nn.Module):
         self.front, self.model = KillGradient(), linear()
         self.delay, self.at_most = delay, at_most
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         time.sleep(self.delay)
         torch.empty(max(0, len(images) - self.at_most), _GIBIBYTE // 4)
         return self.model(self.front(images))  # type: ignore[no-any-return]

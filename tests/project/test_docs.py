@@ -15,10 +15,11 @@ import pytest_gradmask
 from docs.pages import OUTSIDE, hooks, linked, marker_arguments, reference, registered
 from pytest_gradmask import plugin
 from pytest_gradmask.verdict.interim import _FIRST, _LAST, _OTHERS
-from pytest_gradmask.verdict.stats import paired_interval
+from pytest_gradmask.verdict.paired import upper_bound
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
+PACKAGE = ROOT / "pytest_gradmask"
 
 
 @pytest.fixture(scope="module")
@@ -80,12 +81,27 @@ def _pages(entry: object) -> list[str]:
     return [page for each in inside for page in _pages(each)]  # type: ignore[attr-defined]
 
 
+def test_the_glossary_is_in_alphabetical_order() -> None:
+    words = re.findall(r"^\| (.+?) \| .+ \| .*\|$", (DOCS / "glossary.md").read_text(), re.MULTILINE)[2:]
+    assert len(words) > 50
+    assert words == sorted(words, key=str.lower)
+
+
+@pytest.mark.parametrize("page", ["ARCHITECTURE.md", "CONTRIBUTING.md"])
+def test_files_that_a_page_names_exist(page: str) -> None:
+    text = (ROOT / page).read_text()
+    named = set(re.findall(r"[\w./*-]+/[\w.*-]*\.(?:py|md|json|toml)\b|(?<=`)[\w./-]+/(?=`)", text))
+    assert len(named) > 10
+    missing = [name for name in named if not any(list(base.glob(name)) for base in (ROOT, PACKAGE))]
+    assert set(missing) <= {"pytest_gradmask/attacks/NAME.py"}
+
+
 def test_the_figures_of_the_statistics_page_are_right() -> None:
     text = (DOCS / "statistics.md").read_text()
-    rows = re.findall(r"^\| ([\d,]+) \| ([\d.]+) points \|$", text, re.MULTILINE)
+    rows = re.findall(r"^\| ([\d,]+) \| ([\d.]+) percentage points \|$", text, re.MULTILINE)
     assert len(rows) == 4
     for images, points in rows:
-        bound = paired_interval(0, 0, int(images.replace(",", "")), 0.99)[1]
+        bound = upper_bound(0, 0, int(images.replace(",", "")), 0.99)
         assert float(points) == pytest.approx(100 * bound, abs=0.05)
     for share in (_FIRST, _OTHERS, _LAST):
         assert re.search(rf"\b{share}\b", text)

@@ -44,7 +44,7 @@ def test_an_example_is_complete(folder: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_the_tests_of_an_example_pass(folder: str) -> None:
-    # In a process of its own: the examples' modules and options are not ours.
+    # In a new process, because the examples have their own modules and options.
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "--gradmask", "--gradmask-device=cpu", "-p", "no:cacheprovider"],
         cwd=EXAMPLES / folder, capture_output=True, text=True, check=False,

@@ -1,6 +1,6 @@
 """What happens to real runs: they are killed, the disk is full, memory is short. No verdict changes.
 
-Each test runs an audit in processes of its own, once by default and 50 times under the marker ``nightly``.
+Each test runs an audit in new processes, once by default and 50 times under the marker ``nightly``.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def test_killed_at_any_moment_it_goes_on_and_finds_the_same(
 ) -> None:
     expected, seconds = undisturbed
     moments = random.Random(0)
-    killed = kept = 0
+    killed = with_results = 0
     for number in range(tries):
         cache = tmp_path / str(number)
         process = begin(cache)
@@ -88,14 +88,14 @@ def test_killed_at_any_moment_it_goes_on_and_finds_the_same(
         process.send_signal(signal.SIGKILL)
         process.communicate()
         killed += process.returncode == -signal.SIGKILL
-        kept += entries(cache) > 0
+        with_results += entries(cache) > 0
         assert ended(begin(cache)) == {"audit": expected, "warnings": []}
     record_property("tries", tries)
     record_property(
-        "result", f"{killed} were killed as they ran, {kept} of them with results; all end with the same JSON"
+        "result", f"{killed} were killed as they ran, {with_results} of them with results; all end with the same JSON"
     )
     assert killed >= tries / 2
-    assert kept
+    assert with_results
 
 
 @tries
@@ -130,22 +130,22 @@ def test_every_flipped_byte_is_noticed(flips: int, tmp_path: Path, record_proper
 
     expected, stored = run(), {file: file.read_bytes() for file in cache.rglob("*.result")}
     (whole,) = (file for file, content in stored.items() if b'"verdict"' in content)
-    kept = {file: file.read_bytes() for file in models.iterdir()}
-    places = random.Random(0)
+    originals = {file: file.read_bytes() for file in models.iterdir()}
+    positions = random.Random(0)
     for _ in range(flips):
-        file = places.choice(sorted(stored | kept))
-        content = bytearray((stored | kept)[file])
-        content[places.randrange(len(content))] ^= places.randrange(1, 256)
+        file = positions.choice(sorted(stored | originals))
+        content = bytearray((stored | originals)[file])
+        content[positions.randrange(len(content))] ^= positions.randrange(1, 256)
         if file != whole and file in stored:
             whole.unlink()  # or what it is made of is not read
         file.write_bytes(content)
-        if file in kept:
+        if file in originals:
             with pytest.raises(CheckpointError):
                 run()
         else:
             with pytest.warns(UserWarning, match=f"{file.name} is damaged"):
                 assert run() == expected
-        file.write_bytes((stored | kept)[file])
+        file.write_bytes((stored | originals)[file])
     record_property("tries", flips)
     record_property("result", "each noticed: weights and cards are refused, results computed again to the same")
 

@@ -82,11 +82,13 @@ def test_every_module_has_its_layer() -> None:
 
 @every_module
 def test_imports_point_down(name: str) -> None:
-    own = name.split(".")[0]
+    folder = name.split(".")[0]
     for imported in own_imports(MODULES[name]):
         assert imported, f"{name} imports from the package itself, which imports everything"
         other = imported.split(".")[0]
-        assert other == own or LAYERS.index(other) > LAYERS.index(own), f"{name} imports {imported}, which is above it"
+        assert other == folder or LAYERS.index(other) > LAYERS.index(folder), (
+            f"{name} imports {imported}, which is above it"
+        )
 
 
 def test_imports_have_no_cycle() -> None:

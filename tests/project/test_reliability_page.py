@@ -1,4 +1,4 @@
-"""docs/reliability.md is what was measured."""
+"""docs/reliability.md shows the stored results."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ JUNIT = """<testsuites><testsuite>
 </testsuite></testsuites>"""
 
 
-def test_the_page_is_that_of_the_stored_results() -> None:
+def test_page_shows_stored_results() -> None:
     assert PAGE.read_text() == text()
 
 
-def test_nightly_tests_are_told_with_what_they_have_recorded(tmp_path: Path) -> None:
+def test_nightly_tests_are_shown_with_properties(tmp_path: Path) -> None:
     (tmp_path / "junit.xml").write_text(JUNIT)
     found = list(measurement.tests(tmp_path / "junit.xml"))
     assert [each["outcome"] for each in found] == ["passed", "failed", "skipped"]
@@ -47,7 +47,7 @@ def test_mutants_are_counted_module_by_module(tmp_path: Path) -> None:
     store("mutants", found | {"versions": {}}, tmp_path)
     page = text(tmp_path)
     assert "| `stats.py` | 4 | 2 | 50% |\n| all | 4 | 2 | **50.0%** |" in page
-    assert "1 mutants were not tried" in page
+    assert "1 mutants were not tested" in page
 
 
 def test_coverage_and_versions_have_their_sections(tmp_path: Path) -> None:
@@ -61,7 +61,7 @@ def test_coverage_and_versions_have_their_sections(tmp_path: Path) -> None:
     assert "| lowest | 3.11 | 2.6 | 9 passed |" in page
 
 
-def test_the_command_measures_what_it_is_told_and_writes_the_page(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_command_measures_and_writes_the_page(monkeypatch: pytest.MonkeyPatch) -> None:
     done: list[str] = []
     for name in command.MEASUREMENTS:
         monkeypatch.setitem(command.MEASUREMENTS, name, dict)

@@ -1,4 +1,4 @@
-"""Nothing is let in: what no other test is the place for."""
+"""Tests have no network access."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 No verdict and no figure changes.
 
-Each test starts pytest in processes of its own, once by default and 50 times under the marker ``nightly``.
+Each test starts pytest in new processes, once by default and 50 times under the marker ``nightly``.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def test_it(gradmask, number):
     assert audit.verdict.name == ("MASKED" if masked else "NOT_MASKED")
 """
 
-#: Pytest. Where this process ignores Ctrl-C, as those in the background of a shell do, its children would, too.
+#: Runs pytest. A background process of a shell ignores Ctrl-C, and so would its children without this code.
 START = """
 import signal, sys, pytest
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -73,7 +73,7 @@ class Project:
 
     @contextmanager
     def running(self, name: str, *options: str, **more: str) -> Iterator[subprocess.Popen[str]]:
-        """Pytest, from its first line on, in a group of processes of its own."""
+        """Pytest in a new process group, after its first line of output."""
         command = [
             sys.executable, "-uc", START, "--gradmask", "--gradmask-device=cpu",
             f"--gradmask-json={name}.json", f"--gradmask-cache={name}", *options,
@@ -86,10 +86,10 @@ class Project:
         )  # fmt: skip
         try:
             assert process.stdout is not None
-            said = [""]
-            while not re.search(r"collected \d|^\d+ workers? \[", said[-1]):
-                said.append(process.stdout.readline())
-                assert said[-1], "".join(said)
+            lines = [""]
+            while not re.search(r"collected \d|^\d+ workers? \[", lines[-1]):
+                lines.append(process.stdout.readline())
+                assert lines[-1], "".join(lines)
             yield process
         finally:
             if process.poll() is None:
@@ -97,13 +97,13 @@ class Project:
             process.communicate()
 
     def report(self, name: str) -> dict[str, Any]:
-        """What a run has told, its audits by test and without what only says when."""
+        """The report of a run, with its audits by test and without their times."""
         found: dict[str, Any] = json.loads((self.folder / f"{name}.json").read_text())
         found["audits"] = {audit["test"]: {**timeless_json(audit), "cached": None} for audit in found["audits"]}
         return found
 
     def whole(self, name: str, *options: str) -> Audits:
-        """The audits of a run that is left in peace."""
+        """The audits of a run without a disturbance."""
         with self.running(name, *options) as process:
             out, _ = process.communicate(timeout=300)
             assert process.returncode == 0, out
@@ -121,22 +121,22 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
 
 @pytest.fixture(scope="module")
 def undisturbed(project: Project) -> Audits:
-    """The audits of a run that nothing happens to."""
+    """The audits of a run without a disturbance."""
     audits = project.whole("undisturbed")
     assert [audit["verdict"] for audit in audits.values()] == ["NOT_MASKED", "MASKED"] * (TESTS // 2)
     return audits
 
 
 def agrees(found: dict[str, Any], expected: Audits) -> bool:
-    """Every audit that is told is that of an undisturbed run, and the others are named."""
-    told = found["audits"]
-    assert told.items() <= expected.items()
-    assert sorted([*told, *found["not_run"]]) == sorted(expected)
-    return len(told) == len(expected)
+    """Check reported audits against an undisturbed run, and that the report names the others. Whether all are there."""
+    audits = found["audits"]
+    assert audits.items() <= expected.items()
+    assert sorted([*audits, *found["not_run"]]) == sorted(expected)
+    return len(audits) == len(expected)
 
 
 def in_the_midst(process: subprocess.Popen[str], moments: random.Random) -> None:
-    """Wait for one or two of the audits to end, and a little longer: two workers, too, still have something to do."""
+    """Wait until one or two audits have ended, and a little longer. Two workers then still have audits to run."""
     assert process.stdout is not None
     ends = [time.monotonic()]
     for _ in range(moments.randint(1, 2)):
@@ -216,7 +216,7 @@ def test_ctrl_c_leaves_a_partial_report(
     tries: int, project: Project, undisturbed: Audits, record_property: Record
 ) -> None:
     moments = random.Random(0)
-    told = 0
+    reported = 0
     for number in range(tries):
         name = f"interrupted-{number}"
         with project.running(name, "-v") as process:
@@ -227,7 +227,9 @@ def test_ctrl_c_leaves_a_partial_report(
         found = project.report(name)
         assert not agrees(found, undisturbed)
         assert (found["complete"], found["exit_status"]) == (False, 2)
-        told += len(found["audits"])
+        reported += len(found["audits"])
         assert project.whole(name) == undisturbed
     record_property("tries", tries)
-    record_property("result", f"a report marked partial each time, {told} audits in them, each the same; exit status 2")
+    record_property(
+        "result", f"a report marked partial each time, {reported} audits in them, each the same; exit status 2"
+    )

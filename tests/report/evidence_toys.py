@@ -1,4 +1,4 @@
-"""Audits of toys with what a report shows beyond them, each made once."""
+"""Audits of toy defenses with their evidence, each made once."""
 
 from __future__ import annotations
 
@@ -38,5 +38,5 @@ def masked_case() -> Case:
 
 @functools.cache
 def honest_case() -> Case:
-    """No defense at all."""
+    """An undefended model."""
     return case(Defense(linear(), name="honest"))

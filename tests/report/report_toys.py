@@ -1,4 +1,4 @@
-"""Audits in their JSON form, made by hand: what reports say does not depend on how the figures came about."""
+"""Audits in their JSON form, made by hand, for tests of reports that need no real audits."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def plain_audit(
     settings: Mapping[str, Any] | None = None,
     **changes: Any,
 ) -> dict[str, Any]:
-    """An audit; ``clean`` is by default all right, ``settings`` replace those of its provenance."""
+    """An audit; by default every image is correct without an attack. ``settings`` replace those of its provenance."""
     clean = clean or [1] * len(robust)
     return {
         **crash_to_json(test, "toy", RuntimeError()),
@@ -82,12 +82,12 @@ def plain_run(*audits: Mapping[str, Any], **changes: Any) -> dict[str, Any]:
 
 
 def record(gradmask: Gradmask, verdict: str = "NOT_MASKED", **changes: Any) -> None:
-    """As if this test had audited, with this outcome."""
+    """Record an audit with this outcome, without running one."""
     gradmask._record(plain_audit(gradmask._node.nodeid, verdict, **changes))
 
 
 def timeless_json(audit: dict[str, Any]) -> dict[str, Any]:
-    """An audit, changed in place, without what only says how long it took."""
+    """An audit without its times, changed in place."""
     audit["seconds"] = None
     for attack in audit["robust_accuracy"].values():
         attack["seconds"] = None

@@ -1,4 +1,4 @@
-"""What a report shows beyond an audit: true, plain data, without a trace, and never in the way of a verdict."""
+"""The evidence of a report: correct, plain data, without side effects, and never an error of the audit."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pytest_gradmask.attacks.losses import logit_margin
 from pytest_gradmask.defense import Defense
 from pytest_gradmask.report.evidence.collection import collect_evidence
 from pytest_gradmask.report.evidence.curves import _EPS
-from pytest_gradmask.report.evidence.gradients import OWN
+from pytest_gradmask.report.evidence.gradients import DEFENSE_GRADIENT
 from pytest_gradmask.report.evidence.pictures import _png
 from pytest_gradmask.report.gradient_charts import mean_cosines
 from pytest_gradmask.threat import ThreatModel
@@ -60,22 +60,22 @@ def test_outcomes_are_those_of_the_audit() -> None:
     assert {each["name"]: each["broken"] for each in outcomes["attacks"]} == {r.name: list(r.broken) for r in done}
 
 
-def test_where_gradients_are_masked_only_the_adaptive_curve_falls() -> None:
+def test_masked_gradients_have_a_flat_curve() -> None:
     case = masked_case()
     assert case.audit.verdict is Verdict.MASKED
     gradient, adaptive = curve(case, "apgd-ce", "by_eps"), curve(case, "bpda", "by_eps")
-    place = _EPS.index(1.0)
-    assert gradient[place] > 0.7
-    assert adaptive[place] < 0.2
+    index = _EPS.index(1.0)
+    assert gradient[index] > 0.7
+    assert adaptive[index] < 0.2
     assert adaptive == sorted(adaptive, reverse=True)
     assert curve(case, "apgd-ce", "by_budget")[-1] > 0.7
     assert curve(case, "bpda", "by_budget")[-1] < 0.2
 
 
-def test_without_a_mask_the_gradient_curve_falls() -> None:
-    falling = curve(honest_case(), "apgd-ce", "by_eps")
-    assert falling[_EPS.index(1.0)] < 0.2
-    assert falling == sorted(falling, reverse=True)
+def test_without_masking_the_gradient_curve_goes_down() -> None:
+    accuracies = curve(honest_case(), "apgd-ce", "by_eps")
+    assert accuracies[_EPS.index(1.0)] < 0.2
+    assert accuracies == sorted(accuracies, reverse=True)
 
 
 def test_a_larger_budget_costs_more_passes() -> None:
@@ -84,11 +84,11 @@ def test_a_larger_budget_costs_more_passes() -> None:
     assert passes == sorted(set(passes))
 
 
-def test_noise_tells_a_zero_gradient_and_a_good_one() -> None:
-    own, around = masked_case().evidence["noise"]["ways"]
+def test_noise_of_a_zero_gradient() -> None:
+    direct, around = masked_case().evidence["noise"]["ways"]
     images = masked_case().evidence["noise"]["images"]
-    assert (own["name"], own["zero"], around["zero"]) == (OWN, images, 0)
-    assert all(value is None for values in own["cosines"] for value in values)
+    assert (direct["name"], direct["zero"], around["zero"]) == (DEFENSE_GRADIENT, images, 0)
+    assert all(value is None for values in direct["cosines"] for value in values)
     for way in (around, honest_case().evidence["noise"]["ways"][0]):
         assert min(mean or 0.0 for mean in mean_cosines(way)) > 0.9
 
@@ -96,15 +96,15 @@ def test_noise_tells_a_zero_gradient_and_a_good_one() -> None:
 def test_landscapes_are_margins_inside_the_ball() -> None:
     case = masked_case()
     landscape = case.evidence["landscapes"]["images"][0]
-    place = landscape["image"]
+    image = landscape["image"]
     with torch.no_grad():
-        clean = logit_margin(case.defense.model(IMAGES[place : place + 1]), case.labels[place : place + 1]).item()
-    own, around, random = landscape["lines"]
-    for line in (own, around, random):
+        clean = logit_margin(case.defense.model(IMAGES[image : image + 1]), case.labels[image : image + 1]).item()
+    direct, around, random = landscape["lines"]
+    for line in (direct, around, random):
         assert line["margins"][len(line["margins"]) // 2] == pytest.approx(clean, abs=1e-3)
-    assert (own["zero"], around["zero"], random["zero"]) == (True, False, False)
-    assert set(own["margins"]) == {own["margins"][0]}
-    assert max(around["margins"]) > 0 > max(own["margins"])
+    assert (direct["zero"], around["zero"], random["zero"]) == (True, False, False)
+    assert set(direct["margins"]) == {direct["margins"][0]}
+    assert max(around["margins"]) > 0 > max(direct["margins"])
     across = landscape["maps"][1]["margins"]
     middle = len(across) // 2
     # Of two directions of signs, the ball is a diamond: whole along its axes, nothing in its corners.
@@ -134,20 +134,18 @@ def test_pictures_show_the_images_and_what_broke_them() -> None:
 
 
 @pytest.mark.parametrize(("shape", "size", "mode"), [((3, 300, 200), (67, 100), "RGB"), ((2, 8, 8), (8, 8), "L")])
-def test_large_images_are_thinned_and_odd_channels_shown_alone(
-    shape: tuple[int, ...], size: tuple[int, int], mode: str
-) -> None:
+def test_large_images_and_odd_channels(shape: tuple[int, ...], size: tuple[int, int], mode: str) -> None:
     made = pixels(_png(torch.rand(shape)))
     assert (made.size, made.mode) == (size, mode)
 
 
-def test_hashes_tell_defenses_and_images_apart() -> None:
+def test_hashes_of_defenses_and_images() -> None:
     first, second = masked_case().evidence["hashes"], honest_case().evidence["hashes"]
     assert first["defense"] != second["defense"]
     assert len(first["images and labels"]) == 64
 
 
-def test_it_leaves_no_trace_and_is_the_same_again() -> None:
+def test_it_changes_nothing_and_is_reproducible() -> None:
     case = masked_case()
     seed_all(5)
     before = global_state()
@@ -158,23 +156,23 @@ def test_it_leaves_no_trace_and_is_the_same_again() -> None:
     assert {**again, "seconds": 0} == {**case.evidence, "seconds": 0}
 
 
-def look(audit: Audit, model: nn.Module, labels: torch.Tensor, threat: ThreatModel = THREAT) -> dict[str, Any]:
+def evidence_of(audit: Audit, model: nn.Module, labels: torch.Tensor, threat: ThreatModel = THREAT) -> dict[str, Any]:
     return collect_evidence(audit, model, IMAGES, labels, threat=threat)
 
 
-def test_what_a_defense_raises_afterwards_is_told_and_not_raised() -> None:
+def test_what_a_defense_raises_is_not_raised() -> None:
     case = honest_case()
 
     class Gone(nn.Module):
         def forward(self, images: torch.Tensor) -> torch.Tensor:
             raise OSError(f"the server is gone: {len(images)} images unanswered")
 
-    evidence = look(case.audit, Gone().eval(), case.labels)
+    evidence = evidence_of(case.audit, Gone().eval(), case.labels)
     assert all("the server is gone" in evidence[name]["error"] for name in PARTS)
     assert evidence["outcomes"] == case.evidence["outcomes"]
 
 
-def test_parts_that_can_be_made_are_made_where_another_cannot() -> None:
+def test_one_part_can_fail_alone() -> None:
     class OnlyFewAtOnce(nn.Module):
         """Refuses batches of the size that landscapes use."""
 
@@ -187,22 +185,22 @@ def test_parts_that_can_be_made_are_made_where_another_cannot() -> None:
                 raise ValueError("too many")
             return self.model(images)  # type: ignore[no-any-return]
 
-    evidence = look(masked_case().audit, OnlyFewAtOnce().eval(), masked_case().labels)
+    evidence = evidence_of(masked_case().audit, OnlyFewAtOnce().eval(), masked_case().labels)
     assert [name for name in PARTS if "error" in evidence[name]] == ["landscapes"]
 
 
-def test_where_nothing_is_right_it_says_so() -> None:
+def test_without_correct_images() -> None:
     labels = (predictions(linear(), IMAGES) + 1) % 4
-    evidence = look(audited(linear(), labels=labels), linear(), labels)
+    evidence = evidence_of(audited(linear(), labels=labels), linear(), labels)
     assert all("no image is classified correctly" in evidence[name]["error"] for name in PARTS)
 
 
-def test_it_works_on_a_randomized_defense_and_in_another_norm() -> None:
+def test_a_randomized_defense_in_another_norm() -> None:
     threat = ThreatModel(1.0, "L2")
     model = Noisy(linear(), 0.1).eval()
     labels = predictions(linear(), IMAGES)
     few = draw(4, 3, 8, 8)
     audit = audited(Defense(model), few, labels=predictions(linear(), few), threat=threat)
     assert audit.predictions
-    evidence = look(audit, model, labels, threat)
+    evidence = evidence_of(audit, model, labels, threat)
     assert not [name for name in PARTS if "error" in evidence[name]]

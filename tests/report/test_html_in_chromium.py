@@ -1,4 +1,4 @@
-"""A look at the report in a browser: every section of it is there, and something is drawn in each."""
+"""The report in a browser: every section is there, and something is drawn in each."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from PIL import Image
 
 from pytest_gradmask.report.html import render
 from pytest_gradmask.report.json import to_json, transfer_to_json
+from pytest_gradmask.report.records import AuditRecord
 from tests.report.evidence_toys import masked_case
 from tests.report.test_html_report import PROVENANCE
 from tests.transfer.transfer_toys import pairwise
@@ -46,7 +47,8 @@ def screenshot(page: Path, width: int) -> Image.Image:
 def test_every_section_is_drawn(tmp_path: Path, width: int) -> None:
     case = masked_case()
     audit = {**to_json(case.audit), "test": "test_it.py::test_it"}
-    page = render([audit], [case.evidence], [transfer_to_json(audit["test"], pairwise(80, 20))], PROVENANCE)
+    record = AuditRecord(audit=audit, evidence=case.evidence)
+    page = render([record], [transfer_to_json(audit["test"], pairwise(80, 20))], PROVENANCE)
     edges = "".join(
         f"#audit-1-{name} {{ border-left: 4px solid rgb{mark(number)} !important; }}"
         for number, name in enumerate(SECTIONS)

@@ -1,4 +1,4 @@
-"""The HTML report: whole, well formed, readable without eyes or colours, and safe with whatever names it shows."""
+"""The HTML report: complete, well formed, accessible, and safe for any names that it shows."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from pytest_gradmask.report import charts
 from pytest_gradmask.report.explanations import explanations
 from pytest_gradmask.report.html import render, write_html
 from pytest_gradmask.report.json import crash_to_json, to_json, transfer_to_json
+from pytest_gradmask.report.records import AuditRecord
 from tests.report.evidence_toys import honest_case, masked_case
 from tests.transfer.transfer_toys import pairwise
 
@@ -37,7 +38,7 @@ VOID = {"meta", "img", "br"}
 
 
 class Page(HTMLParser):
-    """What a browser would see: tags with attributes, and the text of each kind of element."""
+    """The page as a browser parses it: tags with attributes, and the text of each kind of element."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -67,15 +68,21 @@ class Page(HTMLParser):
         return re.sub(r"\s+", " ", "".join(data for tag, data in self.texts if tag != "style"))
 
 
+def records(
+    audits: Sequence[Mapping[str, Any]], evidence: Sequence[Mapping[str, Any]] | None = None
+) -> list[AuditRecord]:
+    """Each audit with its evidence, by default none."""
+    evidence = [{} for _ in audits] if evidence is None else evidence
+    return [AuditRecord(audit=dict(audit), evidence=dict(each)) for audit, each in zip(audits, evidence, strict=True)]
+
+
 def page(
     audits: Sequence[Mapping[str, Any]] = (),
     evidence: Sequence[Mapping[str, Any]] | None = None,
     transfers: Sequence[Mapping[str, Any]] = (),
     **arguments: Any,
 ) -> Page:
-    found = Page(
-        render(audits, [{} for _ in audits] if evidence is None else evidence, transfers, PROVENANCE, **arguments)
-    )
+    found = Page(render(records(audits, evidence), transfers, PROVENANCE, **arguments))
     assert found.open == []
     return found
 
@@ -98,7 +105,7 @@ def evil_audit() -> dict[str, Any]:
     return {**audit, "robust_accuracy": attacks, "findings": [finding], "reasons": [EVIL], "bypassed": [EVIL]}
 
 
-def test_a_page_needs_nothing_else() -> None:
+def test_a_page_needs_no_other_file() -> None:
     found = with_everything()
     assert not found.all("script", "link", "iframe", "object")
     sources = [attributes["src"] or "" for attributes in found.all("img")]
@@ -111,7 +118,7 @@ def test_a_page_needs_nothing_else() -> None:
     assert policy == "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
-def test_charts_are_well_formed_and_bring_nothing_along() -> None:
+def test_charts_are_well_formed() -> None:
     for attributes in with_everything().all("img"):
         kind, _, data = (attributes["src"] or "").partition(";base64,")
         if kind == "data:image/svg+xml":
@@ -148,9 +155,9 @@ def test_ids_are_unique_and_links_lead_somewhere() -> None:
 def test_a_page_says_what_was_found() -> None:
     text = with_everything().text()
     audit = masked_case().audit
-    for told in (
-        "once adaptive attacks join them: MASKED (gap of",
-        "once adaptive attacks join them: NOT_MASKED (gap of",
+    for expected in (
+        "once adaptive attacks join them: MASKED (masking gap of",
+        "once adaptive attacks join them: NOT_MASKED (masking gap of",
         audit.reasons[0],
         next(finding.message for finding in audit.findings if finding.id == "zero-gradient"),
         "it is exactly zero at",
@@ -161,10 +168,10 @@ def test_a_page_says_what_was_found() -> None:
         "Transfer matrices of other tests",
         "What the findings mean",
     ):
-        assert told in text
+        assert expected in text
 
 
-def test_every_attack_and_its_figures_are_in_the_table() -> None:
+def test_every_attack_is_in_the_table() -> None:
     text = page([to_json(masked_case().audit)]).text()
     for result in masked_case().audit.attacks:
         assert result.name in text
@@ -188,21 +195,21 @@ def test_names_and_messages_are_shown_and_never_run() -> None:
     assert "could not be drawn" not in found.text()
 
 
-def test_an_audit_that_crashed_and_one_without_evidence_have_their_place() -> None:
+def test_a_crashed_audit_and_one_without_evidence() -> None:
     crash = crash_to_json("test_it.py::test_train", "net", ValueError("train mode"))
     found = page([crash, to_json(masked_case().audit)])
     assert "net: INCONCLUSIVE, as the audit raised ValueError: train mode." in found.text()
     assert "Accuracy against eps" not in found.text()
 
 
-def test_a_part_that_could_not_be_made_says_why() -> None:
+def test_a_part_that_could_not_be_made() -> None:
     evidence = {"curves": {"error": "OSError: gone"}, "pictures": {"error": "OSError: lost"}}
     text = page([to_json(masked_case().audit)], [evidence]).text()
-    assert "could not be made: OSError: gone. The verdict does not rest on it." in text
+    assert "could not be made: OSError: gone. The verdict does not depend on it." in text
     assert "could not be made: OSError: lost." in text
 
 
-def test_a_chart_that_cannot_be_drawn_leaves_the_page_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_chart_that_cannot_be_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(outcomes: Mapping[str, Any]) -> None:
         raise RuntimeError(f"no ink for {len(outcomes['images'])} images")
 
@@ -213,33 +220,33 @@ def test_a_chart_that_cannot_be_drawn_leaves_the_page_whole(monkeypatch: pytest.
     assert "Adversarial examples" in found.text()
 
 
-def test_without_an_audit_and_after_an_interruption_there_is_a_page() -> None:
-    found = page(whole=False)
+def test_a_page_without_audits() -> None:
+    found = page(complete=False)
     assert "No audit ran to its end" in found.text()
     assert "The run is not complete" in found.text()
     assert "interrupted" not in page([to_json(masked_case().audit)]).text()
 
 
-def test_the_order_of_audits_leaves_no_mark() -> None:
+def test_the_order_of_audits_does_not_matter() -> None:
     audits = [crash_to_json(test, "net", ValueError(test)) for test in ("b", "a")]
     evidence = [{"pictures": masked_case().evidence["pictures"]}, {}]
     there, back = (
-        render(list(some), list(shown), [], PROVENANCE)
+        render(records(some, shown), [], PROVENANCE)
         for some, shown in ((audits, evidence), (audits[::-1], evidence[::-1]))
     )
     assert there == back
 
 
-def test_explanations_escape_html_and_keep_links_among_themselves() -> None:
-    told = explanations(["zero-gradient", "interrupted-graph", "no-such-finding"])
-    assert list(told) == ["interrupted-graph", "zero-gradient"]
-    assert '<a href="#finding-zero-gradient">' in told["interrupted-graph"]
+def test_explanations_escape_html_and_link_findings() -> None:
+    texts = explanations(["zero-gradient", "interrupted-graph", "no-such-finding"])
+    assert list(texts) == ["interrupted-graph", "zero-gradient"]
+    assert '<a href="#finding-zero-gradient">' in texts["interrupted-graph"]
     alone = explanations(["interrupted-graph"])["interrupted-graph"]
     assert "#finding-" not in alone
     assert "zero-gradient" in alone
 
 
-def test_a_page_replaces_the_old_one_only_when_it_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_page_is_replaced_atomically(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "report.html"
     file.write_text("old")
 
@@ -250,8 +257,8 @@ def test_a_page_replaces_the_old_one_only_when_it_is_whole(tmp_path: Path, monke
     with monkeypatch.context() as patch:
         patch.setattr(Path, "write_text", cut_off)
         with pytest.raises(OSError, match="disk full"):
-            write_html(file, [], [], [], PROVENANCE)
+            write_html(file, [], [], PROVENANCE)
     assert file.read_text() == "old"
     assert list(tmp_path.iterdir()) == [file]
-    write_html(file, [], [], [], PROVENANCE)
+    write_html(file, [], [], PROVENANCE)
     assert file.read_text().startswith("<!doctype html>")

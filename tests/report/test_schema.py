@@ -1,4 +1,4 @@
-"""The published schema of ``--gradmask-json``: real files keep to it, and nothing that it does not know is written."""
+"""The published schema of ``--gradmask-json``: real files match it, and it allows no other fields."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def run() -> dict[str, Any]:
     return plain_run(to_json(crashing), to_json(noisy))
 
 
-def test_a_run_with_every_verdict_keeps_to_the_schema(pytester: pytest.Pytester) -> None:
+def test_every_verdict_matches_the_schema(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(test_it=EVERY_VERDICT)
     pytester.runpytest(*RUN, "--gradmask-json=out.json").assert_outcomes(passed=2, failed=2)
     found = json.loads((pytester.path / "out.json").read_text())
@@ -77,7 +77,7 @@ def test_a_run_with_every_verdict_keeps_to_the_schema(pytester: pytest.Pytester)
         assert sum(audit["per_image"]["robust"]) == pytest.approx((audit["all_attacks"] or {"count": 0})["count"])
 
 
-def test_a_partial_run_keeps_to_the_schema(pytester: pytest.Pytester) -> None:
+def test_a_partial_run_matches_the_schema(pytester: pytest.Pytester) -> None:
     pytester.makepyfile("def test_first(gradmask): raise RuntimeError\ndef test_second(gradmask): pass")
     pytester.runpytest(*RUN, "--gradmask-json=out.json", "-x")
     found = json.loads((pytester.path / "out.json").read_text())
@@ -85,7 +85,7 @@ def test_a_partial_run_keeps_to_the_schema(pytester: pytest.Pytester) -> None:
     assert not found["complete"]
 
 
-def test_failed_attacks_and_randomized_defenses_keep_to_the_schema(run: dict[str, Any]) -> None:
+def test_failed_attacks_and_randomized_defenses_match(run: dict[str, Any]) -> None:
     validate(run)
     crashing, noisy = run["audits"]
     assert crashing["robust_accuracy"]["failing"]["value"] is None
@@ -99,7 +99,7 @@ def test_failed_attacks_and_randomized_defenses_keep_to_the_schema(run: dict[str
      ("audits", 0, "gap"), ("audits", 0, "per_image"), ("audits", 0, "provenance"), ("audits", 0, "clean_accuracy")],
     ids=str,
 )  # fmt: skip
-def test_a_field_that_the_schema_does_not_know_is_refused(run: dict[str, Any], where: tuple[Any, ...]) -> None:
+def test_an_unknown_field_is_refused(run: dict[str, Any], where: tuple[Any, ...]) -> None:
     changed = json.loads(json.dumps(run))
     found = changed
     for key in where:
@@ -119,7 +119,7 @@ def test_a_value_out_of_range_is_refused(run: dict[str, Any], key: str, value: A
         validate(changed)
 
 
-def test_audits_made_by_hand_for_other_tests_keep_to_the_schema() -> None:
+def test_handmade_audits_match_the_schema() -> None:
     validate(plain_run(plain_audit(), plain_audit(verdict="MASKED", robust=[0.5, 1])))
 
 
@@ -134,7 +134,7 @@ def test_every_field_is_described_required_and_closed() -> None:
             assert "description" in field or "description" in SCHEMA["$defs"][field["$ref"].rpartition("/")[2]], name
 
 
-def test_the_version_stands_in_one_place(run: dict[str, Any]) -> None:
+def test_the_version_is_that_of_the_schema(run: dict[str, Any]) -> None:
     assert run["version"] == VERSION == SCHEMA["properties"]["version"]["const"]
 
 

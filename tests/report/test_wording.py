@@ -1,4 +1,4 @@
-"""Sentences that can be quoted."""
+"""Sentences and figures of an audit that can be quoted."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ def judged(verdict: str, **more: Any) -> dict[str, Any]:
 
 SENTENCES = {
     "MASKED": "At eps 8/255 (Linf) on 200 images, resnet's robust accuracy is 95 % [90.1, 98] under gradient attacks, "
-    "but 5 % [2.1, 10] once adaptive attacks join them: MASKED (gap of 90 points [83, 95.1] beyond a placebo of the "
-    "same budget, confidence 99 %).",
+    "but 5 % [2.1, 10] once adaptive attacks join them: MASKED (masking gap of 90 percentage points [83, 95.1] beyond "
+    "a placebo of the same budget, confidence 99 %).",
     "NOT_MASKED": "At eps 8/255 (Linf) on 200 images, resnet's robust accuracy is 95 % [90.1, 98] under gradient "
-    "attacks and 5 % [2.1, 10] once adaptive attacks join them: NOT_MASKED (gap of 90 points [83, 95.1], so none above "
-    "the margin of 5 points, confidence 99 %).",
+    "attacks and 5 % [2.1, 10] once adaptive attacks join them: NOT_MASKED (masking gap of 90 percentage points "
+    "[83, 95.1], so it is not above the margin of 5 percentage points, confidence 99 %).",
     "INCONCLUSIVE": "At eps 8/255 (Linf) on 200 images, resnet's robust accuracy is 95 % [90.1, 98] under gradient "
     "attacks and 5 % [2.1, 10] once adaptive attacks join them, which is INCONCLUSIVE: a first reason; a second one.",
 }
@@ -47,7 +47,7 @@ def test_each_verdict_has_a_sentence(verdict: str, sentence: str) -> None:
     assert verdict_sentence(judged(verdict)).replace("\N{NO-BREAK SPACE}", " ") == sentence
 
 
-def test_without_figures_it_says_why() -> None:
+def test_without_figures_there_are_reasons() -> None:
     assert (
         verdict_sentence(judged("INCONCLUSIVE", gap=None)) == "resnet: INCONCLUSIVE, as a first reason; a second one."
     )
@@ -67,7 +67,7 @@ def test_without_figures_it_says_why() -> None:
         (0.031372551, "8/255"),
     ],
 )
-def test_a_radius_is_given_as_papers_do(eps: float, text: str) -> None:
+def test_a_radius_is_written_as_in_papers(eps: float, text: str) -> None:
     assert eps_text(eps) == text
 
 
@@ -75,7 +75,7 @@ def test_in_other_bounds_a_radius_is_a_number() -> None:
     assert threat_text({"norm": "L2", "eps": 1.0, "bounds": [-1, 1]}) == "eps 1 (L2)"
 
 
-def test_percentages_have_one_decimal_where_they_need_it() -> None:
+def test_percentages_have_at_most_one_decimal() -> None:
     assert [percent(value).replace("\N{NO-BREAK SPACE}", " ") for value in (0.05, 0.0549, 1)] == [
         "5 %",
         "5.5 %",

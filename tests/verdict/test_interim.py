@@ -12,7 +12,7 @@ from pytest_gradmask.verdict.stats import clopper_pearson
 
 
 @given(st.integers(1, 20_000), st.floats(0.001, 0.9), st.floats(0.51, 0.9999))
-def test_looks_share_the_error_and_end_with_all_images(images: int, margin: float, confidence: float) -> None:
+def test_analyses_share_the_error(images: int, margin: float, confidence: float) -> None:
     analyses = plan_analyses(images, margin, confidence)
     sizes = [analysis.images for analysis in analyses]
     assert sizes == sorted(set(sizes))
@@ -20,7 +20,11 @@ def test_looks_share_the_error_and_end_with_all_images(images: int, margin: floa
     assert all(size >= min(20, images) for size in sizes)
     assert {analysis.number for analysis in analyses} == {len(analyses)}
     assert sum(analysis.upper_share for analysis in analyses) == pytest.approx(1)
-    assert sum(1 - analysis.lower_level(confidence) for analysis in analyses) == pytest.approx(1 - confidence)
+    for attacks in (1, 4):
+        completes = [False] * (attacks - 1) + [True]
+        shares = [analysis.lower_share(attacks, complete=each) for analysis in analyses for each in completes]
+        assert len(shares) == analyses[0].decisions(attacks)
+        assert sum(shares) == pytest.approx(1)
     assert sum(1 - analysis.upper_level(confidence) for analysis in analyses) == pytest.approx(1 - confidence)
 
 
@@ -40,11 +44,18 @@ def test_two_analyses_can_exclude_a_gap(images: int, margin: float) -> None:
 
 
 @pytest.mark.parametrize(("images", "margin"), [(1, 0.25), (20, 0.25), (38, 0.1)])
-def test_few_images_get_one_look(images: int, margin: float) -> None:
-    assert plan_analyses(images, margin, 0.99) == [InterimAnalysis(images)]
-    assert (InterimAnalysis(images).lower_level(0.99), InterimAnalysis(images).upper_level(0.99)) == (0.99, 0.99)
+def test_few_images_get_one_analysis(images: int, margin: float) -> None:
+    assert plan_analyses(images, margin, 0.99) == [InterimAnalysis(images, after_each_attack=True)]
+    alone = InterimAnalysis(images)
+    assert (alone.lower_share(7, complete=True), alone.upper_level(0.99)) == (1.0, 0.99)
 
 
-def test_a_large_audit_looks_early() -> None:
+def test_the_last_decision_has_most_of_the_error() -> None:
+    first, *_, last = plan_analyses(200, 0.05, 0.99)
+    assert last.lower_share(4, complete=True) == 0.8
+    assert last.lower_share(4, complete=False) == first.lower_share(4, complete=True) < 0.02
+
+
+def test_a_large_audit_has_an_early_analysis() -> None:
     assert plan_analyses(200, 0.05, 0.99)[0].images < 50
     assert plan_analyses(10_000, 0.02, 0.99)[0].images < 50

@@ -8,8 +8,17 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from pytest_gradmask.verdict.paired import above_p, below_p, lower_bound, rejected_below, score, upper_bound
-from pytest_gradmask.verdict.stats import mcnemar_p, paired_interval
+from pytest_gradmask.verdict.paired import (
+    above_p,
+    below_p,
+    images_to_establish_gap,
+    images_to_exclude_gap,
+    lower_bound,
+    rejected_below,
+    score,
+    upper_bound,
+)
+from pytest_gradmask.verdict.stats import clopper_pearson, mcnemar_p
 
 
 def outcomes(trials: int) -> np.ndarray[tuple[int, int], np.dtype[np.int64]]:
@@ -60,9 +69,9 @@ def test_it_rejects_where_the_conditional_test_does() -> None:
 
 def test_bounds_against_the_conservative_ones() -> None:
     # Where nothing is broken nothing beats the binomial bound. Where both attacks break images, much does.
-    assert upper_bound(0, 0, 200, 0.99) == pytest.approx(paired_interval(0, 0, 200, 0.99)[1], abs=5e-4)
-    assert upper_bound(10, 10, 200, 0.99) < 0.65 * paired_interval(10, 10, 200, 0.99)[1]
-    assert lower_bound(30, 2, 200, 0.99) > paired_interval(30, 2, 200, 0.99)[0]
+    assert upper_bound(0, 0, 200, 0.99) == pytest.approx(clopper_pearson(0, 200, 0.99)[1], abs=5e-4)
+    assert upper_bound(10, 10, 200, 0.99) < 0.65 * clopper_pearson(10, 200, 0.99)[1]
+    assert lower_bound(10, 10, 200, 0.99) == -upper_bound(10, 10, 200, 0.99)
 
 
 @pytest.mark.parametrize(("ours", "theirs", "trials"), [(0, 0, 20), (3, 1, 20), (0, 4, 36), (12, 5, 60)])
@@ -76,3 +85,26 @@ def test_bounds_are_the_hypotheses_not_rejected(ours: int, theirs: int, trials: 
 def test_without_images_nothing_is_known() -> None:
     assert (below_p(0, 0, 0, 0.1), upper_bound(0, 0, 0, 0.99), lower_bound(0, 0, 0, 0.99)) == (1.0, 1.0, -1.0)
     assert not rejected_below(np.zeros(3), np.zeros(3), 0, 0.1, 0.01).any()
+
+
+@pytest.mark.parametrize(("rate", "other"), [(0.3, 0.0), (0.3, 0.1), (1.0, 0.0), (0.08, 0.02)])
+def test_images_to_establish_a_gap_are_about_enough(rate: float, other: float) -> None:
+    needed = images_to_establish_gap(rate, other, 0.99)
+    assert needed is not None
+    assert above_p(round(rate * needed), round(other * needed), needed, 0.0) < 0.02
+    few = needed // 2
+    assert above_p(round(rate * few), round(other * few), few, 0.0) > 0.01
+
+
+@pytest.mark.parametrize(("margin", "rate", "other"), [(0.25, 0.1, 0.1), (0.05, 0.0, 0.0), (0.05, 0.02, 0.02)])
+def test_images_to_exclude_a_gap_are_about_enough(margin: float, rate: float, other: float) -> None:
+    needed = images_to_exclude_gap(margin, rate, other, 0.99)
+    assert needed is not None
+    assert below_p(round(rate * needed), round(other * needed), needed, margin) < 0.02
+    few = needed // 2
+    assert below_p(round(rate * few), round(other * few), few, margin) > 0.01
+
+
+def test_no_number_of_images_shows_what_is_not_there() -> None:
+    assert images_to_establish_gap(0.1, 0.1, 0.99) is None
+    assert images_to_exclude_gap(0.05, 0.15, 0.1, 0.99) is None

@@ -6,20 +6,24 @@ from dataclasses import replace
 from typing import Any
 
 from pytest_gradmask.verdict.interim import InterimAnalysis
+from pytest_gradmask.verdict.paired import (
+    above_p,
+    images_to_establish_gap,
+    images_to_exclude_gap,
+    lower_bound,
+    upper_bound,
+)
 from pytest_gradmask.verdict.results import AttackResult, Gap, Prediction, Verdict
 from pytest_gradmask.verdict.rule import decide, measure_gap
 from pytest_gradmask.verdict.stats import (
     difference_bounds,
-    images_to_establish,
-    images_to_exclude,
-    mcnemar_p,
     mean_p,
-    paired_interval,
 )
 from tests.verdict.test_rule import UNDERMINED, evidence, failed, judge, result
 
 MASKED_REASONS = (
-    "adaptive attacks break {excess} of 20 images{average} that neither a gradient attack nor the placebo breaks: a "
+    "of 20 images classified correctly, adaptive attacks break {excess}{average} that neither a gradient attack nor "
+    "the placebo breaks: a "
     "gap of {gap}, above the margin of 25 percentage points",
     "bpda alone breaks 19; in a paired test, all adaptive attacks together against the placebo give p = {p:.2g}",
 )
@@ -29,11 +33,11 @@ def test_the_reasons_of_masked_word_by_word() -> None:
     decision = judge(20, evidence(gradient=[0], adaptive=range(1, 20)))
     assert decision.gap is not None
     first, second = MASKED_REASONS
-    told = (first.format(excess=19, average="", gap=decision.gap), second.format(p=decision.gap.p_value))
-    assert decision.reasons == told
+    expected = (first.format(excess=19, average="", gap=decision.gap), second.format(p=decision.gap.p_value))
+    assert decision.reasons == expected
 
 
-def test_a_randomized_defense_is_told_of_on_average() -> None:
+def test_reasons_of_a_randomized_defense() -> None:
     sure, lost = Prediction(1.0, 1.0, 10, True), Prediction(0.0, 0.0, 10, False)
     attacks = [
         replace(each, predictions={index: lost if each.name == "bpda" and index else sure for index in range(20)})
@@ -46,7 +50,7 @@ def test_a_randomized_defense_is_told_of_on_average() -> None:
     assert decision.reasons[0] == MASKED_REASONS[0].format(excess=19, average=" on average", gap=decision.gap)
 
 
-def test_votes_tell_whether_gradient_attacks_leave_hardly_anything() -> None:
+def test_chances_decide_whether_anything_is_left() -> None:
     # By single answers every image is broken; by votes each is right in every third forward.
     third = Prediction(1 / 3, 1 / 3, 300, False)
     predictions = dict.fromkeys(range(200), Prediction(1.0, 1.0, 10, True))
@@ -74,7 +78,7 @@ def test_by_default_there_is_one_look_at_all_images() -> None:
     early = decide([True] * 20, attacks, [], analysis=InterimAnalysis(200, number=2), **settings)
     assert early.gap is not None
     assert early.gap == measure_gap([True] * 20, {}, attacks, 0.99, InterimAnalysis(200, number=2))
-    assert early.gap.analyses == 4  # of two attacks each
+    assert early.gap.analyses == 2
 
 
 def test_why_nothing_could_be_compared_word_by_word() -> None:
@@ -115,17 +119,19 @@ def test_what_the_placebo_breaks_beyond_gradient_attacks_counts_against_them() -
 
 def test_how_many_images_decide_word_by_word() -> None:
     decision = judge(20, evidence(adaptive=range(8), placebo=[19]), margin=0.1)
-    needed = images_to_establish(8 / 20, 1 / 20, 0.99, 2)
-    assert decision.images_needed == needed is not None
+    needed = images_to_establish_gap(8 / 20, 1 / 20, 0.99)
+    assert needed is not None
+    assert decision.images_needed == max(needed, 21)
     assert decision.reasons == (
-        f"the gap of {decision.gap} is above the margin of 10 percentage points, but 20 images do not decide",
-        f"if it goes on like this, about {needed} images decide",
+        f"the gap of {decision.gap} is above the margin of 10 percentage points, but 20 images classified correctly "
+        "do not decide",
+        f"if it goes on like this, about {decision.images_needed} images decide",
     )
 
 
 def test_how_many_images_exclude_a_gap_word_by_word() -> None:
     decision = judge(20, evidence(adaptive=range(3)), margin=0.2)
-    needed = images_to_exclude(0.2, 3 / 20, 0.99)
+    needed = images_to_exclude_gap(0.2, 3 / 20, 0.0, 0.99)
     assert decision.images_needed == needed is not None
     assert decision.reasons == (
         f"a gap of {decision.gap} leaves open whether it is above the margin of 20 percentage points",
@@ -134,7 +140,7 @@ def test_how_many_images_exclude_a_gap_word_by_word() -> None:
 
 
 def test_where_more_images_will_hardly_help_word_by_word() -> None:
-    decision = judge(20, evidence(adaptive=range(8), placebo=range(8, 16)))
+    decision = judge(20, evidence(adaptive=range(5)))
     assert decision.reasons[-1] == (
         "more images of this kind will hardly decide: use a larger budget or another margin"
     )
@@ -153,10 +159,16 @@ def test_a_gap_figure_by_figure() -> None:
         *evidence(gradient=[0], adaptive=range(8), placebo=[18, 19]),
         AttackResult("transfer", "adaptive", status="skipped", note="nothing to bypass"),
     ]
-    low, high = paired_interval(7, 2, 20, 0.99)
-    # Two attacks ran, so there are two comparisons.
+    low, high = lower_bound(7, 2, 20, 0.99), upper_bound(7, 2, 20, 0.99)
     expected = Gap(
-        excess=7, placebo_only=2, total=20, estimate=0.25, low=low, high=high, p_value=2 * mcnemar_p(7, 2), analyses=2
+        excess=7,
+        placebo_only=2,
+        total=20,
+        estimate=0.25,
+        low=low,
+        high=high,
+        p_value=above_p(7, 2, 20, 0.0),
+        analyses=1,
     )
     assert measure_gap([True] * 20, {}, attacks, 0.99) == expected
 
@@ -172,5 +184,5 @@ def test_a_randomized_gap_figure_by_figure() -> None:
     low, high = difference_bounds(differences, 0.99)
     assert gap == Gap(
         excess=6.0, placebo_only=0.0, total=20, estimate=0.3, low=low, high=high,
-        p_value=2 * mean_p(differences, 0.0, -1.0), analyses=2,
+        p_value=mean_p(differences, 0.0, -1.0), analyses=1,
     )  # fmt: skip

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from pytest_gradmask.verdict.interim import InterimAnalysis
 from pytest_gradmask.verdict.results import AttackResult, Finding, Kind, Status, Verdict
 from pytest_gradmask.verdict.rule import Decision, decide, measure_gap
 from pytest_gradmask.verdict.stats import clopper_pearson
@@ -53,7 +55,7 @@ def test_masked() -> None:
     assert decision.verdict is Verdict.MASKED
     assert decision.gap is not None
     assert (decision.gap.excess, decision.gap.placebo_only, decision.gap.estimate) == (19, 0, 0.95)
-    assert "19 of 20 images" in decision.reasons[0]
+    assert "of 20 images classified correctly, adaptive attacks break 19" in decision.reasons[0]
     assert "bpda" in decision.reasons[1]
     assert decision.images_needed is None
 
@@ -62,7 +64,8 @@ def test_undefended_without_survivors_is_not_masked() -> None:
     decision = judge(20, evidence(gradient=range(20)))
     assert decision.verdict is Verdict.NOT_MASKED
     assert decision.reasons == (
-        "no gap above 25 percentage points: it is 0.0 [-23.3, 20.6] at 99% confidence on 20 images",
+        "no gap above 25 percentage points: it is 0.0 [-21.4, 21.4] at 99% confidence on 20 images classified "
+        "correctly",
     )
 
 
@@ -75,12 +78,12 @@ def test_a_harmless_gap_is_not_masked() -> None:
     assert judge(200, evidence(adaptive=range(4)), margin=0.1).verdict is Verdict.NOT_MASKED
 
 
-@pytest.mark.parametrize(("standing", "expected"), [(0, Verdict.NOT_MASKED), (1, Verdict.INCONCLUSIVE)])
+@pytest.mark.parametrize(("survivors", "expected"), [(0, Verdict.NOT_MASKED), (1, Verdict.INCONCLUSIVE)])
 def test_a_finding_is_moot_where_gradient_attacks_leave_surely_less_than_the_margin(
-    standing: int, expected: Verdict
+    survivors: int, expected: Verdict
 ) -> None:
     # At 99 %, none of 20 is surely below 25 points, one of 20 is not.
-    assert judge(20, evidence(gradient=range(standing, 20)), [UNDERMINED]).verdict is expected
+    assert judge(20, evidence(gradient=range(survivors, 20)), [UNDERMINED]).verdict is expected
 
 
 @pytest.mark.parametrize(
@@ -152,7 +155,7 @@ def test_too_few_images_to_exclude_a_gap(total: int) -> None:
     assert decision.verdict is Verdict.INCONCLUSIVE
     assert decision.images_needed == 17
     assert "about 17 images" in decision.reasons[-1]
-    assert judge(17, evidence(gradient=range(17))).verdict is Verdict.NOT_MASKED
+    assert judge(18, evidence(gradient=range(18))).verdict is Verdict.NOT_MASKED
 
 
 @pytest.mark.parametrize("total", [1, 3, 6])
@@ -160,13 +163,13 @@ def test_too_few_images_to_establish_a_gap(total: int) -> None:
     decision = judge(total, evidence(adaptive=range(total)))
     assert decision.verdict is Verdict.INCONCLUSIVE
     assert decision.images_needed is not None
-    enough = decision.images_needed
+    enough = decision.images_needed + 3  # it is an estimate
     assert judge(enough, evidence(adaptive=range(enough))).verdict is Verdict.MASKED
 
 
 def test_images_that_would_not_help_are_not_asked_for() -> None:
-    # The placebo breaks as many as the adaptive attacks, and both more than the margin.
-    decision = judge(20, evidence(adaptive=range(8), placebo=range(8, 16)))
+    # The gap is exactly the margin: more images of this kind show neither that it is above nor that it is below.
+    decision = judge(20, evidence(adaptive=range(5)))
     assert decision.verdict is Verdict.INCONCLUSIVE
     assert decision.images_needed is None
     assert "more images of this kind will hardly decide" in decision.reasons[-1]
@@ -191,12 +194,14 @@ def test_neither_a_failed_adaptive_attack_nor_a_finding_stops_masked(findings: l
     assert judge(20, attacks, findings).verdict is Verdict.MASKED
 
 
-def test_spared_attacks_do_not_stop_masked_but_count_as_comparisons() -> None:
+def test_early_decisions_have_a_small_share_of_the_error() -> None:
     skipped_early = [AttackResult(f"early-{number}", "adaptive", status="skipped-early") for number in range(10)]
-    enough, few = evidence(adaptive=range(20)), evidence(adaptive=range(8))
-    assert judge(20, [*enough, *skipped_early]).verdict is Verdict.MASKED
-    assert judge(20, few, margin=0.1).verdict is Verdict.MASKED
-    assert judge(20, [*few, *skipped_early], margin=0.1).verdict is Verdict.INCONCLUSIVE
+    analysis = InterimAnalysis(20, after_each_attack=True)
+    settings: dict[str, Any] = {"margin": 0.1, "confidence": 0.99, "analysis": analysis}
+    enough, few = [*evidence(adaptive=range(20)), *skipped_early], [*evidence(adaptive=range(8)), *skipped_early]
+    assert decide([True] * 20, enough, [], complete=False, **settings).verdict is Verdict.MASKED
+    assert decide([True] * 20, few, [], complete=True, **settings).verdict is Verdict.MASKED
+    assert decide([True] * 20, few, [], complete=False, **settings).verdict is Verdict.INCONCLUSIVE
 
 
 def test_a_failed_gradient_attack_stops_masked() -> None:
@@ -248,10 +253,10 @@ def test_a_verdict_keeps_its_promises(
     assert decision.reasons
     if decision.verdict is Verdict.NOT_MASKED:
         assert all(attack.status != "failed" for attack in attacks)
-        standing = sum(clean) - len(
+        survivors = sum(clean) - len(
             {index for attack in attacks if attack.kind == "gradient" for index in attack.broken}
         )
-        assert UNDERMINED not in findings or clopper_pearson(standing, len(clean), 0.95)[1] < margin
+        assert UNDERMINED not in findings or clopper_pearson(survivors, len(clean), 0.95)[1] < margin
         assert decision.gap is not None
         assert decision.gap.high < margin
     elif decision.verdict is Verdict.MASKED:
@@ -294,3 +299,28 @@ def test_a_stronger_adaptive_attack_never_speaks_against_masking(
         assert after is Verdict.MASKED
     if after is Verdict.NOT_MASKED:
         assert before is Verdict.NOT_MASKED
+
+
+def test_the_gap_is_a_share_of_the_correct_images() -> None:
+    # 10 of 200 images are classified correctly, and adaptive attacks break them all: blatant masking.
+    clean = [True] * 10 + [False] * 190
+    decision = judge(200, evidence(adaptive=range(10)), clean=clean)
+    assert (decision.verdict, decision.gap.estimate if decision.gap else None) == (Verdict.MASKED, 1.0)
+    # 3 correct images are too few for a verdict, whatever becomes of them.
+    few = [True] * 3 + [False] * 57
+    for broken in ((), range(3)):
+        assert judge(60, evidence(adaptive=broken), clean=few, margin=0.1).verdict is Verdict.INCONCLUSIVE
+
+
+def test_where_nothing_is_left_failures_do_not_matter() -> None:
+    adaptive_failed, gradient_failed = failed("square", "adaptive"), failed("fab-t", "gradient")
+    for each in (adaptive_failed, gradient_failed):
+        assert judge(40, [*evidence(gradient=range(40)), each]).verdict is Verdict.NOT_MASKED
+        assert judge(40, [*evidence(), each]).verdict is Verdict.INCONCLUSIVE
+
+
+def test_an_attack_of_the_user_waives_no_finding() -> None:
+    attacks = evidence(gradient=range(40))
+    assert judge(40, attacks, [UNDERMINED]).verdict is Verdict.NOT_MASKED
+    attacks[0] = replace(attacks[0], by_user=True)
+    assert judge(40, attacks, [UNDERMINED]).verdict is Verdict.INCONCLUSIVE

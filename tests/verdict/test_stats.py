@@ -9,17 +9,15 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import binom, binomtest, multinomial
+from scipy.stats import binom, binomtest
 
 from pytest_gradmask.verdict.stats import (
     accuracy_bounds,
     clopper_pearson,
     difference_bounds,
-    images_to_establish,
     images_to_exclude,
     mcnemar_p,
     mean_p,
-    paired_interval,
 )
 
 ROUNDING = 1e-12
@@ -70,32 +68,6 @@ def outcomes(trials: int) -> Iterator[tuple[int, int]]:
     return ((ours, theirs) for ours in range(trials + 1) for theirs in range(trials + 1 - ours))
 
 
-@pytest.mark.parametrize("confidence", [0.8, 0.99])
-def test_paired_interval_covers_every_difference(confidence: float) -> None:
-    trials = 10
-    bounds = {outcome: paired_interval(*outcome, trials, confidence) for outcome in outcomes(trials)}
-    grid = [step / 10 for step in range(11)]
-    for ours, theirs in ((p, q) for p in grid for q in grid if p + q <= 1 + ROUNDING):
-        truth = ours - theirs
-        rest = max(0.0, 1 - ours - theirs)
-        below = above = 0.0
-        for (a, b), (low, high) in bounds.items():
-            chance = multinomial.pmf([a, b, trials - a - b], trials, [ours, theirs, rest])
-            below += chance * (low <= truth + ROUNDING)
-            above += chance * (high >= truth - ROUNDING)
-        assert below >= confidence - 1e-9
-        assert above >= confidence - 1e-9
-
-
-@pytest.mark.parametrize("trials", [5, 24])
-def test_paired_interval_holds_its_estimate_and_agrees_with_the_exact_test(trials: int) -> None:
-    for ours, theirs in outcomes(trials):
-        low, high = paired_interval(ours, theirs, trials, 0.95)
-        assert -1 <= low <= (ours - theirs) / trials <= high <= 1
-        if low > 0:
-            assert mcnemar_p(ours, theirs) < 0.05
-
-
 @pytest.mark.parametrize("confidence", [0.95, 0.99])
 @pytest.mark.parametrize("margin", [0.02, 0.05, 0.25, 0.9, 0.995])
 def test_images_to_exclude_at_a_rate_of_zero(margin: float, confidence: float) -> None:
@@ -114,30 +86,6 @@ def test_images_to_exclude_suffices_and_one_fewer_does_not(margin: float, rate: 
 @pytest.mark.parametrize("rate", [0.05, 0.2])
 def test_no_number_of_images_excludes_a_margin_that_the_rate_reaches(rate: float) -> None:
     assert images_to_exclude(0.05, rate, 0.99) is None
-
-
-@pytest.mark.parametrize("comparisons", [1, 2, 5])
-@pytest.mark.parametrize(("rate", "other"), [(0.3, 0.0), (0.3, 0.1), (1.0, 0.0), (0.08, 0.02)])
-def test_images_to_establish_suffices_and_one_fewer_does_not(rate: float, other: float, comparisons: int) -> None:
-    needed = images_to_establish(rate, other, 0.99, comparisons)
-    assert needed is not None
-    ours, theirs = round(rate * needed), round(other * needed)
-    assert mcnemar_p(ours, theirs) * comparisons < 0.01
-    assert paired_interval(ours, theirs, needed, 0.99)[0] > 0
-    fewer = needed - 1
-    assert mcnemar_p(round(rate * fewer), round(other * fewer)) >= 0.01 / max(comparisons, 2)
-
-
-@pytest.mark.parametrize(("rate", "other"), [(0.1, 0.1), (0.0, 0.2), (0.5001, 0.4999)])
-def test_no_number_of_images_establishes_a_gap_that_is_not_there(rate: float, other: float) -> None:
-    assert images_to_establish(rate, other, 0.99, 3) is None
-
-
-@given(st.integers(0, 60), st.integers(0, 60), st.floats(0.51, 0.999))
-def test_bounds_are_finite_and_ordered(ours: int, theirs: int, confidence: float) -> None:
-    low, high = paired_interval(ours, theirs, 120, confidence)
-    assert math.isfinite(low)
-    assert low <= high
 
 
 @pytest.mark.parametrize("mean", [-0.3, 0.0, 0.2])

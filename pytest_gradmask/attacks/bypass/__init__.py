@@ -1,1 +1,1 @@
-"""BPDA: which parts of a defense to bypass, and what stands in for them on the backward pass."""
+"""BPDA: which parts of a defense to bypass, and which approximation replaces them on the backward pass."""

@@ -1,7 +1,8 @@
-"""BPDA: replace parts of a defense on the backward pass. `attacks.bypass_search` finds out which parts.
+"""BPDA: replace parts of a defense on the backward pass. `attacks.bypass.search` finds out which parts.
 
-Backward pass differentiable approximation (Athalye, Carlini and Wagner 2018): the forward pass stays that of the
-defense; on the backward pass a submodule is taken for the identity, or for a differentiable substitute.
+Backward pass differentiable approximation (Athalye, Carlini and Wagner 2018, arXiv:1802.00420): the forward pass
+stays that of the defense. On the backward pass, a submodule is replaced by the identity or by another differentiable
+approximation.
 """
 
 from __future__ import annotations
@@ -12,71 +13,72 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from pytest_gradmask.attacks.bypass.approximations import Approximation
 
 Forward = Callable[..., Any]
 
 
 @dataclass(frozen=True, slots=True)
 class FromImages:
-    """A substitute for all that happens between the defense's images and a submodule's input.
+    """An approximation of everything between the defense's images and the input of a submodule.
 
-    For code that stands in a ``forward`` and is no submodule of its own: ``bypass={"net": FromImages()}`` takes what
-    ``net`` is given for the images themselves, or for ``function(images)``.
+    It is for code in a ``forward`` that is not a submodule itself. With ``bypass={"net": FromImages()}``, the backward
+    pass treats the input of ``net`` as the images themselves, or as ``function(images)``.
 
     Attributes:
-        function: differentiable, from the images to something shaped like the submodule's input; None: the identity.
+        function: differentiable, from the images to a tensor of the shape of the submodule's input; None: the identity.
     """
 
-    function: Callable[[torch.Tensor], torch.Tensor] | None = None
+    function: Approximation | None = None
 
 
 class _StraightThrough(torch.autograd.Function):
-    """Value of one tensor, gradient of another."""
+    """Returns the value of one tensor, with the gradient of another."""
 
     @staticmethod
-    def forward(ctx: Any, surrogate: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    def forward(ctx: Any, approximated: Tensor, value: Tensor) -> Tensor:
         return value.clone()
 
     @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         return gradients[0], None
 
 
-#: From a submodule's forward and the images the model was given to the forward to run instead.
-Rewire = Callable[[Forward, torch.Tensor], Forward]
+#: Takes the forward of a submodule and the images of the model, and returns the forward that replaces it.
+Rewire = Callable[[Forward, Tensor], Forward]
 
 
 class Rewired(nn.Module):
-    """A model some of whose submodules run another forward, but only while this wrapper runs the model.
+    """A model in which some submodules have another forward, but only while this wrapper runs the model.
 
     Args:
-        model: left as it is between calls.
-        forwards: for each dotted name, what makes the forward to run instead.
+        model: not changed between calls.
+        rewires: for each dotted name of a submodule, the function that makes its other forward.
     """
 
-    def __init__(self, model: nn.Module, forwards: Mapping[str, Rewire]) -> None:
+    def __init__(self, model: nn.Module, rewires: Mapping[str, Rewire]) -> None:
         super().__init__()
         self.model = model
-        self._forwards = dict(forwards)
+        self._rewires = dict(rewires)
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         modules = dict(self.model.named_modules())
-        makers = {modules[name]: make for name, make in self._forwards.items()}
-        with _forwards_replaced(makers, images):
-            # The model may write into its input, and substitutes must see what it was given.
+        with _forwards_replaced({modules[name]: rewire for name, rewire in self._rewires.items()}, images):
+            # The model may write into its input, but approximations need the images that it was given.
             return self.model(images.clone())  # type: ignore[no-any-return]
 
 
 @contextmanager
-def _forwards_replaced(makers: Mapping[nn.Module, Rewire], images: torch.Tensor) -> Iterator[None]:
-    own = {module: module.__dict__.get("forward") for module in makers}
+def _forwards_replaced(rewires: Mapping[nn.Module, Rewire], images: Tensor) -> Iterator[None]:
+    before = {module: module.__dict__.get("forward") for module in rewires}
     try:
-        for module, make in makers.items():
-            module.__dict__["forward"] = make(module.forward, images)
+        for module, rewire in rewires.items():
+            module.__dict__["forward"] = rewire(module.forward, images)
         yield
     finally:
-        for module, forward in own.items():
+        for module, forward in before.items():
             if forward is None:
                 module.__dict__.pop("forward", None)
             else:
@@ -84,61 +86,69 @@ def _forwards_replaced(makers: Mapping[nn.Module, Rewire], images: torch.Tensor)
 
 
 def bypassed(model: nn.Module, approximations: Mapping[str, Any]) -> Rewired:
-    """The model with the same outputs, whose gradient skips the named submodules.
+    """The model with the same outputs, but with a gradient that skips the named submodules.
 
     Args:
         model: the defense.
-        approximations: dotted name of each submodule to bypass, with a differentiable function from its input to
-            something shaped like its output, None for the identity, or `FromImages` to bypass what comes before it.
+        approximations: the dotted name of each submodule to bypass. Its value is a differentiable function from its
+            input to a tensor of the shape of its output, None for the identity, or `FromImages` to bypass the code
+            before it.
     """
-
-    def before(function: Callable[[torch.Tensor], torch.Tensor] | None) -> Rewire:
-        def make(original: Forward, images: torch.Tensor) -> Forward:
-            def forward(value: torch.Tensor) -> torch.Tensor:
-                surrogate = images if function is None else function(images)
-                return original(_StraightThrough.apply(surrogate, value.detach()))  # type: ignore[no-any-return]
-
-            return forward
-
-        return make
-
-    def instead(approximation: Callable[[torch.Tensor], torch.Tensor] | None) -> Rewire:
-        def make(original: Forward, _: torch.Tensor) -> Forward:
-            def forward(images: torch.Tensor) -> torch.Tensor:
-                with torch.no_grad():  # no graph through the submodule: BPDA is cheaper than the true gradient
-                    value = original(images.clone())  # a front end may write into its input
-                surrogate = images if approximation is None else approximation(images)
-                return _StraightThrough.apply(surrogate, value)  # type: ignore[no-any-return]
-
-            return forward
-
-        return make
-
     return Rewired(
         model,
         {
-            name: before(approximation.function) if isinstance(approximation, FromImages) else instead(approximation)
+            name: _replace_input_gradient(approximation.function)
+            if isinstance(approximation, FromImages)
+            else _replace_gradient(approximation)
             for name, approximation in approximations.items()
         },
     )
 
 
-def removed(model: nn.Module, approximations: Mapping[str, Any]) -> Rewired:
-    """The model without what `bypassed` bypasses: substitutes run forward, too. What remains is the backbone."""
+def _replace_gradient(approximation: Approximation | None) -> Rewire:
+    """A submodule with the gradient of an approximation."""
 
-    def make_for(approximation: Any) -> Rewire:
-        def make(original: Forward, images: torch.Tensor) -> Forward:
+    def rewire(original: Forward, _: Tensor) -> Forward:
+        def forward(inputs: Tensor) -> Tensor:
+            with torch.no_grad():  # no graph through the submodule: BPDA is cheaper than the true gradient
+                value = original(inputs.clone())  # a front end may write into its input
+            approximated = inputs if approximation is None else approximation(inputs)
+            return _StraightThrough.apply(approximated, value)  # type: ignore[no-any-return]
+
+        return forward
+
+    return rewire
+
+
+def _replace_input_gradient(function: Approximation | None) -> Rewire:
+    """A submodule whose input has the gradient of a function of the images."""
+
+    def rewire(original: Forward, images: Tensor) -> Forward:
+        def forward(inputs: Tensor) -> Tensor:
+            approximated = images if function is None else function(images)
+            return original(_StraightThrough.apply(approximated, inputs.detach()))  # type: ignore[no-any-return]
+
+        return forward
+
+    return rewire
+
+
+def removed(model: nn.Module, approximations: Mapping[str, Any]) -> Rewired:
+    """The model with the approximations of `bypassed` on the forward pass, too. What remains is the backbone."""
+
+    def replace_forward(approximation: Any) -> Rewire:
+        def rewire(original: Forward, images: Tensor) -> Forward:
             if isinstance(approximation, FromImages):
                 return lambda _: original(images if approximation.function is None else approximation.function(images))
-            return approximation or (lambda given: given)
+            return approximation or (lambda inputs: inputs)
 
-        return make
+        return rewire
 
-    return Rewired(model, {name: make_for(approximation) for name, approximation in approximations.items()})
+    return Rewired(model, {name: replace_forward(approximation) for name, approximation in approximations.items()})
 
 
 def described(approximations: Mapping[str, Any]) -> tuple[str, ...]:
-    """What is bypassed, in words for a report."""
+    """The bypassed parts, in words for a report."""
     return tuple(
         f"all before {name}" if isinstance(approximation, FromImages) else name
         for name, approximation in approximations.items()

@@ -1,4 +1,4 @@
-"""Watching what goes into and comes out of the submodules of a model while it runs."""
+"""Hooks on the inputs and outputs of all submodules of a model while it runs."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ def hooked(
     """Call functions before and after each submodule runs.
 
     Args:
-        model: not watched itself; no hook is left on it.
-        enter: gets a submodule's dotted name and its inputs; returns other inputs, or None.
-        leave: gets its name and its output.
+        model: has no hook itself, only its submodules have. All hooks are removed at the end.
+        enter: gets the dotted name of a submodule and its inputs. It returns other inputs, or None.
+        leave: gets the dotted name and the output.
     """
     hooks = []
     for name, module in model.named_modules():
         if name:
-            # Bound by default arguments: the loop goes on to other names.
+            # Default arguments bind the current name: the variable changes with the loop.
             hooks.append(module.register_forward_pre_hook(lambda _, inputs, name=name: enter(name, inputs)))
             hooks.append(module.register_forward_hook(lambda _, inputs, output, name=name: leave(name, output)))
     try:

@@ -1,77 +1,78 @@
-"""Logits inside a defense that it disguises before it returns them: by a scale, a softmax, a disturbance, rounding."""
+"""Inner logits: logits that a defense changes before it returns them, by a scale, a softmax, noise or rounding."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pytest_gradmask.attacks.bypass.hooks import hooked
 from pytest_gradmask.attacks.oracle import as_logits, parameter_dtype
 from pytest_gradmask.defense import Outputs
 
 
-def find_inner_logits(model: nn.Module, images: torch.Tensor, outputs: Outputs = "logits", *, forwards: int = 1) -> str:
-    """Find a submodule that returns the logits from which the model makes its outputs.
+def find_inner_logits(model: nn.Module, images: Tensor, outputs: Outputs = "logits", *, forwards: int = 1) -> str:
+    """Find a submodule that returns the logits from which the model computes its outputs.
 
-    In each pass it runs once, its output has the shape of the model's and the same largest class on every image, and
-    is not the same but for a constant. Of several the one that finishes first is taken.
+    The submodule runs once in each forward pass. Its output has the shape of the model's output and the same largest
+    class for every image, but differs from it by more than a constant. If there are several such submodules, the one
+    that finishes first is taken.
 
     Args:
         model: in eval mode.
         images: N x C x H x W; eight are enough.
         outputs: what the model returns.
-        forwards: passes to watch; a randomized ensemble asks another member each time.
+        forwards: number of forward passes to observe. A randomized ensemble uses another member in each.
 
     Returns:
-        Its dotted name; empty if there is none.
+        The dotted name of the submodule; empty if there is none.
     """
     images = images.to(parameter_dtype(model))
-    passes = [_inside_one_pass(model, images, outputs) for _ in range(forwards)]
-    return next((name for name in passes[0] if all(name in others for others in passes)), "")
+    candidates = [_candidates_in_one_pass(model, images, outputs) for _ in range(forwards)]
+    return next((name for name in candidates[0] if all(name in others for others in candidates)), "")
 
 
-def _inside_one_pass(model: nn.Module, images: torch.Tensor, outputs: Outputs) -> list[str]:
-    seen: dict[str, list[torch.Tensor]] = {}
+def _candidates_in_one_pass(model: nn.Module, images: Tensor, outputs: Outputs) -> list[str]:
+    found: dict[str, list[Tensor]] = {}
 
     def leave(name: str, output: Any) -> None:
-        if isinstance(output, torch.Tensor) and output.ndim == 2 and output.is_floating_point():
-            seen.setdefault(name, []).append(output.detach().float().clone())
+        if isinstance(output, Tensor) and output.ndim == 2 and output.is_floating_point():
+            found.setdefault(name, []).append(output.detach().float().clone())
 
     with hooked(model, leave=leave), torch.no_grad():
         final = as_logits(model(images.clone()), outputs)
     return [
         name
-        for name, found in seen.items()
-        if len(found) == 1 and found[0].shape == final.shape and _disguised(found[0], final)
+        for name, inner in found.items()
+        if len(inner) == 1 and inner[0].shape == final.shape and _same_class_but_changed(inner[0], final)
     ]
 
 
-def _disguised(inner: torch.Tensor, final: torch.Tensor) -> bool:
+def _same_class_but_changed(inner: Tensor, final: Tensor) -> bool:
     same_class = bool((inner.argmax(1) == final.argmax(1)).all())
     inner, final = (each - each.mean(1, keepdim=True) for each in (inner, final))
     return same_class and not torch.allclose(inner, final, rtol=1e-3, atol=1e-4)
 
 
 class InnerLogits(nn.Module):
-    """A model that returns what one of its submodules does.
+    """A model that returns the output of one of its submodules.
 
     Args:
-        model: left as it is between calls.
-        name: of the submodule, which runs once in each forward pass.
+        model: not changed between calls.
+        name: dotted name of the submodule, which must run once in each forward pass.
     """
 
     def __init__(self, model: nn.Module, name: str) -> None:
         super().__init__()
         self.model, self.name = model, name
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        found: list[torch.Tensor] = []
+    def forward(self, images: Tensor) -> Tensor:
+        logits: list[Tensor] = []
         inner = self.model.get_submodule(self.name)
-        handle = inner.register_forward_hook(lambda module, inputs, output: found.append(output))
+        handle = inner.register_forward_hook(lambda module, inputs, output: logits.append(output))
         try:
             self.model(images)
         finally:
             handle.remove()
-        return found[0]
+        return logits[0]

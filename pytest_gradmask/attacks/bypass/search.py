@@ -1,147 +1,157 @@
-"""Find out what BPDA should bypass: parts of a defense whose gradient is missing, or which hardly change an image.
+"""Find out what BPDA should bypass: parts of a defense that have no gradient, or that hardly change an image.
 
-Nothing is asked of the user and no source is read: the defense runs on a few images, and every submodule is watched.
+The search needs no input from the user and does not read the source code. It runs the defense on a few images and
+observes every submodule.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from pytest_gradmask.attacks.bypass.approximations import fit_affine, fit_convolution
+from pytest_gradmask.attacks.bypass.approximations import Approximation, fit_affine, fit_convolution
 from pytest_gradmask.attacks.bypass.bpda import FromImages, bypassed
 from pytest_gradmask.attacks.bypass.hooks import hooked
 from pytest_gradmask.attacks.oracle import parameter_dtype
 
-#: On how many images to look, and in how many forwards where a defense is randomized.
+#: Number of images for the search, and number of forward passes if a defense is randomized.
 SEARCH_IMAGES, SEARCH_FORWARDS = 8, 16
-#: A bypass candidate's output differs from its input by at most this share of the input's norm.
+#: The output of a front end differs from its input by at most this share of the input's norm.
 CLOSENESS = 0.3
-#: Least cosine between the true backward pass and that of the map which the forward pass nearly is.
+#: Least cosine between the true gradient and the gradient of the affine map that the forward pass nearly is.
 _ALIGNED = 0.9
 
 Approximations = dict[str, Any]
 
 
 @dataclass(slots=True)
-class _Seen:
-    """What all calls of a submodule so far have in common, each with one tensor in and one out."""
+class _Behaviour:
+    """Properties of a submodule that hold in all of its calls so far. A call has one tensor as input and as output."""
 
-    near: bool = True  # image in, nearly the same image out
-    blocks: bool = True  # no gradient comes through
-    picks: bool = True  # every value is passed on or set to zero, and not as a ReLU does
-    same_shape: bool = True
-
-
-def _nothing() -> _Seen:
-    return _Seen(near=False, blocks=False, picks=False, same_shape=False)
+    near_identity: bool = True  # the input is an image, and the output nearly the same image
+    blocks_gradient: bool = True
+    sparsifies: bool = True  # each value is passed on or set to zero, and some positive values are set to zero
+    keeps_shape: bool = True
 
 
-def find_bypass(model: nn.Module, images: torch.Tensor, *, forwards: int = 1, seed: int = 0) -> Approximations:
-    """Find what to bypass, and with what.
+def _no_candidate() -> _Behaviour:
+    return _Behaviour(near_identity=False, blocks_gradient=False, sparsifies=False, keeps_shape=False)
 
-    - A submodule that looks like a **front end**: image in, nearly the same image out, within `CLOSENESS` of the
-      input's norm on average. The identity stands in for it. What passes its very input on is none.
-    - **Code before a submodule** that is no submodule of its own: what comes in is nearly the images, up to a scale
-      and an offset for each channel, but their gradient does not come out that way. That map of the images stands in.
-    - A submodule, or code before one, that **blocks the gradient** and keeps height and width: a small convolutional
-      network is fitted to what it does. Where none fits, the identity stands in if the shape is kept.
-    - An **activation that picks** some of its inputs and sets the others to zero (k-WTA; Xiao, Zhong and Zheng 2020):
-      a ReLU stands in.
 
-    Of nested candidates of the first kind the outermost is taken, of those that block a gradient the innermost.
+def find_bypass(model: nn.Module, images: Tensor, *, forwards: int = 1, seed: int = 0) -> Approximations:
+    """Find the parts of a defense to bypass, and an approximation for each.
+
+    - A **front end** is a submodule whose input is an image and whose output is nearly the same image, within
+      `CLOSENESS` of the input's norm on average. It is replaced by the identity. A submodule that returns its input
+      unchanged does not need a bypass.
+    - **Code before a submodule** can change the images without being a submodule itself. It is bypassed if its output
+      is nearly the images, up to a scale and an offset for each channel, but has another gradient. It is replaced by
+      this affine map.
+    - A submodule, or code before one, can **block the gradient**. If it keeps height and width, a small convolutional
+      network is fitted to it. If no network fits, it is replaced by the identity, provided that it keeps the shape.
+    - A **sparsifying activation** passes some of its inputs on and sets the others to zero (k-WTA; Xiao, Zhong and
+      Zheng 2020, arXiv:1905.10510). It is replaced by a ReLU.
+
+    Of nested front ends the outermost is taken, and of nested submodules that block the gradient the innermost.
 
     Args:
         model: the defense, in eval mode.
         images: N x C x H x W; eight are enough.
-        forwards: passes to watch; a randomized ensemble shows its members one at a time.
+        forwards: number of forward passes to observe. A randomized ensemble uses one member at a time.
         seed: of the fits. The model's own random numbers come from the global generators.
 
     Returns:
-        Dotted name of each submodule to bypass, in the order of ``model.named_modules()``, with its substitute, as
-        `bypassed` takes them.
+        The dotted name of each submodule to bypass, in the order of ``model.named_modules()``, with its approximation
+        in the form that `bypassed` takes.
     """
     images = images.detach().to(parameter_dtype(model), copy=True)
     try:
-        seen = _observe(model, images, forwards)
+        observed = _observe(model, images, forwards)
     except Exception:  # some models refuse images that need a gradient
-        seen = _observe(model, images, forwards, differentiate=False)
-    near = [name for name, each in seen.items() if each.near]
-    blocking = [name for name, each in seen.items() if each.blocks]
-    found: Approximations = {name: None for name in near if not _inside(name, near)}
-    for name, each in seen.items():
-        if _covered(name, found):
+        observed = _observe(model, images, forwards, differentiate=False)
+    front_ends = [name for name, behaviour in observed.items() if behaviour.near_identity]
+    blocking = [name for name, behaviour in observed.items() if behaviour.blocks_gradient]
+    found: Approximations = {name: None for name in front_ends if not _is_inside(name, front_ends)}
+    for name, behaviour in observed.items():
+        if _is_covered(name, found):
             continue
-        if each.blocks and not any(_inside(other, [name]) for other in blocking):
-            approximation = fit_convolution(*_pairs(model, name, images, forwards), seed)
-            if approximation is not None or each.same_shape:
+        if behaviour.blocks_gradient and not any(_is_inside(other, [name]) for other in blocking):
+            approximation = fit_convolution(*_inputs_and_outputs(model, name, images, forwards), seed)
+            if approximation is not None or behaviour.keeps_shape:
                 found[name] = approximation
-        elif each.picks:
+        elif behaviour.sparsifies:
             found[name] = torch.relu
-    found |= _before(model, images, forwards, found, seed)
+    found |= _find_code_before_submodules(model, images, forwards, found, seed)
     return {name: found[name] for name, _ in model.named_modules() if name in found}
 
 
-def _inside(name: str, others: Iterable[str]) -> bool:
+def _is_inside(name: str, others: Iterable[str]) -> bool:
     return any(name.startswith(other + ".") for other in others)
 
 
-def _covered(name: str, found: Approximations) -> bool:
-    return name in found or _inside(name, found)
+def _is_covered(name: str, found: Approximations) -> bool:
+    return name in found or _is_inside(name, found)
 
 
-def _observe(model: nn.Module, images: torch.Tensor, forwards: int, *, differentiate: bool = True) -> dict[str, _Seen]:
-    """Watch every submodule over some passes; without ``differentiate``, none blocks a gradient."""
-    seen: dict[str, _Seen] = {}
-    entered: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+def _observe(model: nn.Module, images: Tensor, forwards: int, *, differentiate: bool = True) -> dict[str, _Behaviour]:
+    """Observe every submodule over some forward passes. Without ``differentiate``, none counts as blocking."""
+    observed: dict[str, _Behaviour] = {}
+    running: dict[str, tuple[Tensor, Tensor]] = {}
 
-    def enter(name: str, inputs: tuple[Any, ...]) -> tuple[torch.Tensor] | None:
-        seen.setdefault(name, _Seen())
-        entered.pop(name, None)
-        if len(inputs) != 1 or not isinstance(inputs[0], torch.Tensor) or not inputs[0].is_floating_point():
-            seen[name] = _nothing()
+    def enter(name: str, inputs: tuple[Any, ...]) -> tuple[Tensor] | None:
+        observed.setdefault(name, _Behaviour())
+        running.pop(name, None)
+        if len(inputs) != 1 or not isinstance(inputs[0], Tensor) or not inputs[0].is_floating_point():
+            observed[name] = _no_candidate()
             return None
-        given = inputs[0].clone()  # in the graph, if there is one
-        if differentiate and not given.requires_grad:
-            given.requires_grad_(True)
-        entered[name] = given, given.clone()  # the submodule may write into what it gets
-        return (entered[name][1],)
+        source = inputs[0].clone()  # part of the graph, if there is one
+        if differentiate and not source.requires_grad:
+            source.requires_grad_(True)
+        running[name] = source, source.clone()  # the submodule may write into its argument
+        return (running[name][1],)
 
     def leave(name: str, output: Any) -> None:
-        if name not in entered:
+        if name not in running:
             return
-        given, argument = entered.pop(name)
-        if not isinstance(output, torch.Tensor) or not output.is_floating_point():
-            seen[name] = _nothing()
+        source, argument = running.pop(name)
+        if not isinstance(output, Tensor) or not output.is_floating_point():
+            observed[name] = _no_candidate()
             return
-        each, value, result = seen[name], given.detach(), output.detach()
-        same = result.shape == value.shape
-        image = value.shape[1:] == images.shape[1:]
-        passed_on = output is argument and torch.equal(result, value)
-        each.near &= same and image and not passed_on and _distance(result, value) <= CLOSENESS
-        each.blocks &= differentiate and not bool(_pulled_back(output, given).any())
-        each.picks &= same and not image and _picks(result, value)
-        each.same_shape &= same
+        behaviour, before, after = observed[name], source.detach(), output.detach()
+        same_shape = after.shape == before.shape
+        is_image = before.shape[1:] == images.shape[1:]
+        unchanged = output is argument and torch.equal(after, before)
+        behaviour.near_identity &= (
+            same_shape and is_image and not unchanged and _relative_change(after, before) <= CLOSENESS
+        )
+        behaviour.blocks_gradient &= differentiate and not bool(_random_vjp(output, source).any())
+        behaviour.sparsifies &= same_shape and not is_image and _sparsifies(after, before)
+        behaviour.keeps_shape &= same_shape
 
     with hooked(model, enter, leave), torch.set_grad_enabled(differentiate):
         for _ in range(forwards):
             model(images.clone())
-    return {name: seen[name] for name, _ in model.named_modules() if name in seen}
+    return {name: observed[name] for name, _ in model.named_modules() if name in observed}
 
 
-def _before(model: nn.Module, images: torch.Tensor, forwards: int, found: Approximations, seed: int) -> Approximations:
-    """Code between the images and the first submodule that is not bypassed, or the first in that one, and so on."""
+def _find_code_before_submodules(
+    model: nn.Module, images: Tensor, forwards: int, found: Approximations, seed: int
+) -> Approximations:
+    """Approximations of code before a submodule, given those of submodules.
+
+    Candidates are the first submodule that is not bypassed, the first submodule inside of it, and so on.
+    """
     more: Approximations = {}
-    entered: dict[str, torch.Tensor] = {}
+    entered: dict[str, Tensor] = {}
     left: list[str] = []
 
     def enter(name: str, inputs: tuple[Any, ...]) -> None:
-        image = bool(inputs) and isinstance(inputs[0], torch.Tensor) and inputs[0].ndim == 4
-        if image and not left and not _covered(name, found):
+        is_image = bool(inputs) and isinstance(inputs[0], Tensor) and inputs[0].ndim == 4
+        if is_image and not left and not _is_covered(name, found):
             entered[name] = inputs[0].clone()
 
     def leave(name: str, _: Any) -> None:
@@ -156,71 +166,73 @@ def _before(model: nn.Module, images: torch.Tensor, forwards: int, found: Approx
             point = images.clone().requires_grad_(True)
             try:
                 rewired(point)
-            except Exception:  # as above
+            except Exception:  # some models refuse images that need a gradient
                 return more
-            for name, given in entered.items():
+            for name, inputs in entered.items():
                 if name in more:
                     break
-                approximation = _instead(given, point, seed)
+                approximation = _approximate_from_images(inputs, point, seed)
                 if approximation is not None:
                     more[name] = FromImages(approximation)
                     break
     return more
 
 
-def _instead(given: torch.Tensor, point: torch.Tensor, seed: int) -> Callable[[torch.Tensor], torch.Tensor] | None:
-    """A map from the images to what a submodule is given, or None if the gradient is fine as it is."""
-    if given.shape[2:] != point.shape[2:]:
+def _approximate_from_images(inputs: Tensor, point: Tensor, seed: int) -> Approximation | None:
+    """A map from the images (``point``) to the input of a submodule; None if its gradient is right already."""
+    if inputs.shape[2:] != point.shape[2:]:
         return None
-    true = _pulled_back(given, point)
-    if given.shape == point.shape:
-        affine, error = fit_affine(point.detach(), given.detach())
+    true_vjp = _random_vjp(inputs, point)
+    if inputs.shape == point.shape:
+        affine, error = fit_affine(point.detach(), inputs.detach())
         if error <= CLOSENESS:
-            return affine if _cosine(true, _pulled_back(affine(point), point)) < _ALIGNED else None
-    return None if bool(true.any()) else fit_convolution(point.detach(), given.detach(), seed)
+            return affine if _cosine(true_vjp, _random_vjp(affine(point), point)) < _ALIGNED else None
+    return None if bool(true_vjp.any()) else fit_convolution(point.detach(), inputs.detach(), seed)
 
 
-def _pairs(model: nn.Module, name: str, images: torch.Tensor, forwards: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """What a submodule makes of what it is given."""
-    given: list[torch.Tensor] = []
-    made: list[torch.Tensor] = []
+def _inputs_and_outputs(model: nn.Module, name: str, images: Tensor, forwards: int) -> tuple[Tensor, Tensor]:
+    """All inputs of a submodule in some forward passes, and its outputs."""
+    all_inputs: list[Tensor] = []
+    all_outputs: list[Tensor] = []
 
-    def enter(each: str, inputs: tuple[Any, ...]) -> None:
-        if each == name:
-            given.append(inputs[0].clone())
+    def enter(entered: str, inputs: tuple[Any, ...]) -> None:
+        if entered == name:
+            all_inputs.append(inputs[0].clone())
 
-    def leave(each: str, output: Any) -> None:
-        if each == name:
-            made.append(output.clone())
+    def leave(left: str, output: Any) -> None:
+        if left == name:
+            all_outputs.append(output.clone())
 
     with hooked(model, enter, leave), torch.no_grad():
         for _ in range(forwards):
             model(images.clone())
-    return torch.cat(given), torch.cat(made)
+    return torch.cat(all_inputs), torch.cat(all_outputs)
 
 
-def _distance(output: torch.Tensor, given: torch.Tensor) -> float:
-    change = (output.float() - given.float()).flatten(1).norm(dim=1)
-    return float((change / given.float().flatten(1).norm(dim=1).clamp_min(1e-12)).mean())
+def _relative_change(output: Tensor, inputs: Tensor) -> float:
+    """Norm of the change as a share of the input's norm, on average over the images."""
+    change = (output.float() - inputs.float()).flatten(1).norm(dim=1)
+    return float((change / inputs.float().flatten(1).norm(dim=1).clamp_min(1e-12)).mean())
 
 
-def _picks(output: torch.Tensor, given: torch.Tensor) -> bool:
+def _sparsifies(output: Tensor, inputs: Tensor) -> bool:
+    """Whether each value is kept or set to zero. A ReLU does not count: it sets no positive value to zero."""
     zero = output == 0
-    return bool((zero | (output == given)).all() & (zero & (given > 0)).any() & ~zero.all())
+    return bool((zero | (output == inputs)).all() & (zero & (inputs > 0)).any() & ~zero.all())
 
 
-def _pulled_back(output: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
-    """Gradient of a random functional of ``output`` with respect to ``source``; zeros where there is none."""
+def _random_vjp(output: Tensor, source: Tensor) -> Tensor:
+    """Vector-Jacobian product of a fixed random vector: the gradient with respect to ``source``, or zeros."""
     if not output.requires_grad:
         return torch.zeros_like(source)
     generator = torch.Generator().manual_seed(0)
     direction = torch.randn(output.shape, generator=generator).to(output)
     try:
         (gradient,) = torch.autograd.grad(output, source, direction, retain_graph=True, allow_unused=True)
-    except Exception:  # the defense is not ours: a backward pass that raises lets no gradient through
+    except Exception:  # code of the user: a backward pass that raises lets no gradient through
         return torch.zeros_like(source)
     return torch.zeros_like(source) if gradient is None else gradient
 
 
-def _cosine(first: torch.Tensor, second: torch.Tensor) -> float:
+def _cosine(first: Tensor, second: Tensor) -> float:
     return float(torch.nn.functional.cosine_similarity(first.flatten(), second.flatten(), dim=0))

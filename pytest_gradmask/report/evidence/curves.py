@@ -1,4 +1,4 @@
-"""Robust accuracy against eps, and against the budget of the attack, on few images."""
+"""Robust accuracy against eps and against the iterations of an attack, on few images."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from pytest_gradmask.auditing.bench import Bench
 from pytest_gradmask.auditing.budgets import Budget
@@ -14,10 +15,10 @@ from pytest_gradmask.auditing.plan import plan_attacks
 from pytest_gradmask.threat import ThreatModel
 from pytest_gradmask.verdict.results import AttackResult, accuracy
 
-#: Shares of the audit's eps, and of the budget's iterations, at which attacks run. One of each is the rerun itself.
+#: Attacks run at these multiples of the audit's eps, and of the budget's iterations. The rerun is the multiple 1.
 _EPS = (0.25, 0.5, 1.0, 2.0, 4.0)
 _BUDGETS = (0.25, 0.5, 1.0, 2.0)
-#: Forward and backward passes that the points beyond the reruns may cost together; fewer images if they cost more.
+#: Largest number of forward and backward passes for all points beyond the reruns. It limits the number of images.
 _PASSES = {"cpu": 2500, "cuda": 25_000}
 _FEWEST = 6
 _CONFIDENCE = 0.99
@@ -26,59 +27,59 @@ _SCALED = ("apgd_steps", "fab_steps", "square_queries", "bpda_steps", "zero_orde
 
 @dataclass(frozen=True, slots=True)
 class Rerun:
-    """One attack on all images that are classified correctly, with the budget as it is.
+    """One attack on all images that are classified correctly, with the budget unchanged.
 
     Attributes:
         name: of the attack.
-        result: as audits score it.
-        given: indices of the images.
-        returned: what the attack returned for them; empty if there are none, or it failed.
+        result: scored as in audits.
+        attacked: indices of the images.
+        returned: the images that the attack returned for them; empty if there are none, or if it failed.
     """
 
     name: str
     result: AttackResult
-    given: tuple[int, ...]
-    returned: torch.Tensor
+    attacked: tuple[int, ...]
+    returned: Tensor
 
 
 def run_again(
-    bench: Bench, name: str, given: Sequence[int], *, eps: float = 1.0, budget: float = 1.0, stream_name: str = ""
+    bench: Bench, name: str, indices: Sequence[int], *, eps: float = 1.0, budget: float = 1.0, stream_name: str = ""
 ) -> Rerun:
-    """Run an attack of the plan, with this share of the threat model's eps and of the budget's iterations."""
+    """Run a planned attack with these multiples of the threat model's eps and of the budget's iterations."""
     planned = next(
         each for each in plan_attacks(bench.surface, _scaled(bench.budget, budget), quick=True) if each.name == name
     )
-    returned: list[torch.Tensor] = []
+    returned: list[Tensor] = []
 
-    def kept(*arguments: Any, **keywords: Any) -> torch.Tensor:
+    def recorded(*arguments: Any, **keywords: Any) -> Tensor:
         returned.append(planned.run(*arguments, **keywords))
         return returned[-1]
 
     threat = bench.scorer.threat
     scorer = replace(bench.scorer, threat=replace(threat, eps=eps * threat.eps))
-    result = scorer.run(replace(planned, run=kept), given, stream_name)
-    whole = torch.cat(returned).detach() if returned and result.status == "done" else torch.empty(0)
-    return Rerun(name, result, tuple(sorted(given)), whole)
+    result = scorer.run(replace(planned, run=recorded), indices, stream_name)
+    images = torch.cat(returned).detach() if returned and result.status == "done" else torch.empty(0)
+    return Rerun(name, result, tuple(sorted(indices)), images)
 
 
 def curves(bench: Bench, reruns: Sequence[Rerun], sample: int) -> dict[str, Any]:
     """Robust accuracy under each attack alone, at several eps and budgets.
 
-    What a smaller ball holds, a larger one holds, too: at each eps, an image counts as broken if it was at a smaller
-    one. Budgets are tried each for itself.
+    A larger ball contains the smaller ones. So an image that is broken at one eps counts as broken at every larger eps.
+    Each budget is measured on its own.
 
     Args:
         bench: with the images.
         reruns: one for each attack.
-        sample: the first so many images are a fair sample, of which at most all are taken.
+        sample: so many of the images, from the first on, are a random sample. At most these are used.
     """
-    each = sum(_passes(rerun.result) for rerun in reruns)
-    place = bench.scorer.images.device.type
+    passes = sum(_passes(rerun.result) for rerun in reruns)
+    device = bench.scorer.images.device.type
     points = len(_EPS) - 1 + sum(_BUDGETS) - 1
-    count = min(sample, max(_FEWEST, int(_PASSES.get(place, 2500) / max(points * each, 1))))
+    count = min(sample, max(_FEWEST, int(_PASSES.get(device, 2500) / max(points * passes, 1))))
     threat = bench.scorer.threat
-    wide = threat.bounds[1] - threat.bounds[0] if threat.norm == "Linf" else float("inf")
-    shares = [share for share in _EPS if share * threat.eps <= wide]
+    widest = threat.bounds[1] - threat.bounds[0] if threat.norm == "Linf" else float("inf")
+    shares = [share for share in _EPS if share * threat.eps <= widest]
     return {
         "images": count,
         "confidence": _CONFIDENCE,
@@ -97,21 +98,19 @@ def curves(bench: Bench, reruns: Sequence[Rerun], sample: int) -> dict[str, Any]
 
 
 def _points(bench: Bench, rerun: Rerun, shares: Sequence[float], count: int, threat: ThreatModel) -> dict[str, Any]:
-    given = {index for index in rerun.given if index < count}
-    own = _only(rerun.result, given)
+    attacked = {index for index in rerun.attacked if index < count}
+    unchanged = _restricted(rerun.result, attacked)
     so_far: list[AttackResult] = []
     by_eps, by_budget = [], []
     for share in shares:
         if share == 1:
-            so_far.append(own)
+            so_far.append(unchanged)
         else:
-            standing = given.difference(*(result.decided for result in so_far))
-            so_far.append(
-                done(run_again(bench, rerun.name, sorted(standing), eps=share, stream_name=f" at {share} eps"))
-            )
+            active = attacked.difference(*(result.decided for result in so_far))
+            so_far.append(done(run_again(bench, rerun.name, sorted(active), eps=share, stream_name=f" at {share} eps")))
         by_eps.append({"eps": share * threat.eps, **_share(bench, so_far, count)})
     for share in _BUDGETS:
-        result = own if share == 1 else done(run_again(bench, rerun.name, sorted(given), budget=share))
+        result = unchanged if share == 1 else done(run_again(bench, rerun.name, sorted(attacked), budget=share))
         by_budget.append({"share": share, "passes": round(_passes(result), 1), **_share(bench, [result], count)})
     return {"by_eps": by_eps, "by_budget": by_budget}
 
@@ -122,13 +121,17 @@ def _scaled(budget: Budget, share: float) -> Budget:
 
 
 def done(rerun: Rerun) -> AttackResult:
-    """Its result; `RuntimeError` if it has none."""
+    """The result of a rerun.
+
+    Raises:
+        RuntimeError: the attack failed.
+    """
     if rerun.result.status != "done":
         raise RuntimeError(f"{rerun.name} failed: {rerun.result.note}")
     return rerun.result
 
 
-def _only(result: AttackResult, indices: set[int]) -> AttackResult:
+def _restricted(result: AttackResult, indices: set[int]) -> AttackResult:
     return replace(
         result,
         broken=tuple(index for index in result.broken if index in indices),
@@ -143,5 +146,5 @@ def _share(bench: Bench, results: Sequence[AttackResult], count: int) -> dict[st
 
 
 def _passes(result: AttackResult) -> float:
-    """Forward and backward passes an image."""
+    """Forward and backward passes for each image."""
     return (result.forwards + result.backwards) / max(len(result.attacked), 1)

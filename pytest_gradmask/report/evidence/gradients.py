@@ -1,4 +1,4 @@
-"""What a gradient is worth: its agreement with the loss at several distances, and the loss along it."""
+"""How useful a gradient is to an attack: its agreement with the loss at several distances, and the loss along it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from pytest_gradmask.attacks.bypass.bpda import bypassed, described
 from pytest_gradmask.attacks.bypass.inner_logits import InnerLogits
@@ -23,12 +24,12 @@ from pytest_gradmask.threat import ThreatModel
 
 #: Distances at which gradients are compared with the loss, as shares of eps.
 _RADII = (1 / 64, 1 / 16, 1 / 4, 1 / 2, 1.0)
-_PAIRS = 4  # of queries an image and distance
-_IMAGES = 8  # whose gradients are compared
-_LANDSCAPES = 2  # images whose loss is drawn
-_LINE, _GRID = 33, 17  # points along a direction, and along each side of a map; both odd, so that 0 is one
+_PAIRS = 4  # pairs of queries for each image and distance
+_IMAGES = 8  # images for gradient noise
+_LANDSCAPES = 2  # images for loss landscapes
+_LINE, _GRID = 33, 17  # points along a direction, and along each side of a map; both odd, so that 0 is one of them
 _CHUNK = 100
-OWN = "the defense's own gradient"
+DEFENSE_GRADIENT = "the defense's own gradient"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +38,8 @@ class Views:
 
     Attributes:
         bench: with the images.
-        oracle: the defense or, where the members of an ensemble are known, their mixture.
-        ways: to its gradient: its own and, where something can be bypassed, the one around that; by name.
+        oracle: the defense or, if the members of an ensemble are known, their mixture.
+        ways: by name, the defense's gradient and, if BPDA bypasses something, the gradient around that.
     """
 
     bench: Bench
@@ -47,10 +48,10 @@ class Views:
 
     @classmethod
     def of(cls, bench: Bench) -> Views:
-        """Of a defense on the bench."""
+        """The views of a defense on the bench."""
         surface = bench.surface
-        own = surface.oracle(surface.attacked)
-        ways = {OWN: own}
+        oracle = surface.oracle(surface.attacked)
+        ways = {DEFENSE_GRADIENT: oracle}
         names = [*described(surface.approximations), *([f"all after {surface.inner}"] if surface.inner else [])]
         if names:
             around = surface.rewired(bypassed)
@@ -58,26 +59,26 @@ class Views:
             ways[f"the gradient around what BPDA bypasses ({', '.join(names)})"] = (
                 Oracle(model, surface.stream) if surface.inner else surface.oracle(model)
             )
-        return cls(bench, own, ways)
+        return cls(bench, oracle, ways)
 
     @property
     def threat(self) -> ThreatModel:
-        """Of the audit."""
+        """The threat model of the audit."""
         return self.bench.scorer.threat
 
-    def batch(self, indices: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    def batch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         """The images at these indices, and their labels."""
         chosen = list(indices)
         return self.bench.scorer.images[chosen], self.bench.scorer.labels[chosen]
 
     def generator(self, name: str) -> torch.Generator:
-        """Random numbers for one purpose; those of the defense begin anew with them."""
+        """Random numbers for one purpose. The random numbers of the defense are seeded anew, too."""
         seed = self.bench.scorer.seed
         self.oracle.reseed(subseed(seed, f"defense under {name}"))
         return torch.Generator().manual_seed(subseed(seed, name))
 
-    def gradients(self, images: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Of the margin at the images, by each way; N x C x H x W."""
+    def gradients(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """The gradient of the logit margin at the images, N x C x H x W, for each way to differentiate."""
         eot = self.bench.surface.eot
         return {
             name: value_and_grad(way, images, labels, logit_margin, eot).gradient for name, way in self.ways.items()
@@ -85,17 +86,17 @@ class Views:
 
 
 def noise(views: Views, indices: Sequence[int]) -> dict[str, Any]:
-    """For each way to a gradient, the cosines with the gradient of the loss smoothed over several distances.
+    """For each gradient, its cosines with the gradient of the loss smoothed over several distances.
 
     Args:
         views: of the defense.
-        indices: of images that are classified correctly; the first 8 are taken.
+        indices: of images that are classified correctly; the first 8 are used.
     """
     if not indices:
         raise RuntimeError("no image of the sample is classified correctly without an attack")
     images, labels = views.batch(indices[:_IMAGES])
     generator = views.generator("gradient noise of evidence")
-    with views.oracle.frozen():  # of a randomized defense one draw, if it can be had
+    with views.oracle.frozen():  # one draw of a randomized defense, if its random numbers can be frozen
         with torch.no_grad():
             largest = views.oracle(images).abs().amax(1)
         ways = []
@@ -127,16 +128,16 @@ def noise(views: Views, indices: Sequence[int]) -> dict[str, Any]:
     return {"images": len(images), "radii": list(_RADII), "eps": views.threat.eps, "ways": ways}
 
 
-def landscapes(views: Views, indices: Sequence[int], given: Sequence[int]) -> dict[str, Any]:
-    """The margin inside the ball around two images, along gradients and a random direction of signs.
+def landscapes(views: Views, indices: Sequence[int], numbers: Sequence[int]) -> dict[str, Any]:
+    """The logit margin inside the ball around two images, along gradients and a random direction of signs.
 
     Args:
         views: of the defense.
-        indices: of images that are classified correctly, the most telling first.
-        given: for each image of the bench, its number in the report.
+        indices: of images that are classified correctly, the most informative first.
+        numbers: for each image of the bench, its number in the report.
     """
-    few = list(dict.fromkeys(indices))[:_LANDSCAPES]
-    images, labels = views.batch(few)
+    chosen = list(dict.fromkeys(indices))[:_LANDSCAPES]
+    images, labels = views.batch(chosen)
     generator = views.generator("landscapes of evidence")
     signs = (torch.randint(0, 2, images.shape, generator=generator) * 2 - 1).to(images)
     random = views.threat.step(signs)
@@ -146,13 +147,13 @@ def landscapes(views: Views, indices: Sequence[int], given: Sequence[int]) -> di
             for name, gradient in views.gradients(images, labels).items()
         }
         drawn = []
-        for place, index in enumerate(few):
-            image, label = images[place : place + 1], labels[place : place + 1]
-            across = random[place]
-            directions = {name: step[place] for name, step in steps.items()}
+        for row, index in enumerate(chosen):
+            image, label = images[row : row + 1], labels[row : row + 1]
+            across = random[row]
+            directions = {name: step[row] for name, step in steps.items()}
             drawn.append(
                 {
-                    "image": given[index],
+                    "image": numbers[index],
                     "label": int(label),
                     "lines": [
                         {"along": name, "zero": not bool(along.any()), "margins": _line(views, image, label, along)}
@@ -167,29 +168,27 @@ def landscapes(views: Views, indices: Sequence[int], given: Sequence[int]) -> di
     return {"eps": views.threat.eps, "norm": views.threat.norm, "images": drawn}
 
 
-def _line(views: Views, image: torch.Tensor, label: torch.Tensor, along: torch.Tensor) -> list[float | None]:
+def _line(views: Views, image: Tensor, label: Tensor, along: Tensor) -> list[float | None]:
     sizes = torch.linspace(-1, 1, _LINE).to(image) * views.threat.eps
     return _margins(views, image, label, sizes.view(-1, 1, 1, 1) * along)
 
 
-def _map(
-    views: Views, image: torch.Tensor, label: torch.Tensor, along: torch.Tensor, across: torch.Tensor
-) -> list[list[float | None]]:
-    """Rows go along the random direction, columns along the other; None outside of the ball."""
+def _map(views: Views, image: Tensor, label: Tensor, along: Tensor, across: Tensor) -> list[list[float | None]]:
+    """The logit margins on a grid. Rows vary the random direction, columns the other one. None outside of the ball."""
     sizes = (torch.linspace(-1, 1, _GRID).to(image) * views.threat.eps).view(-1, 1, 1, 1)
     rows = []
     for size in sizes:
         offsets = sizes * along + size * across
         inside = views.threat.distance(image + offsets, image) <= views.threat.eps + views.threat.tolerance
-        found = iter(_margins(views, image, label, offsets[inside]))
-        rows.append([next(found) if kept else None for kept in inside.tolist()])
+        margins = iter(_margins(views, image, label, offsets[inside]))
+        rows.append([next(margins) if is_inside else None for is_inside in inside.tolist()])
     return rows
 
 
-def _margins(views: Views, image: torch.Tensor, label: torch.Tensor, offsets: torch.Tensor) -> list[float | None]:
+def _margins(views: Views, image: Tensor, label: Tensor, offsets: Tensor) -> list[float | None]:
     points = (image + offsets).clamp(*views.threat.bounds)
 
-    def part(start: int, end: int) -> torch.Tensor:
+    def part(start: int, end: int) -> Tensor:
         some = points[start:end]
         return mean_logit_margins(views.oracle, some, label.expand(len(some)), views.bench.surface.eot)
 
@@ -197,5 +196,5 @@ def _margins(views: Views, image: torch.Tensor, label: torch.Tensor, offsets: to
 
 
 def _plain(value: float) -> float | None:
-    """Five digits, and None for what JSON has no number for."""
+    """The value with five digits, or None if JSON cannot represent it."""
     return float(f"{value:.5g}") if math.isfinite(value) else None

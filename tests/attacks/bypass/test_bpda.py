@@ -1,4 +1,4 @@
-"""Bypassing parts of a defense on the backward pass."""
+"""Parts of a defense that are bypassed on the backward pass."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pytest_gradmask.attacks.bypass.bpda import FromImages, bypassed, described, removed
 from pytest_gradmask.loading.models.composites import Composite
@@ -33,8 +33,8 @@ FRONT_ENDS: dict[str, Callable[[], nn.Module]] = {
 every_front_end = pytest.mark.parametrize("make", FRONT_ENDS.values(), ids=FRONT_ENDS.keys())
 
 
-def gradient(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
-    """Of the sum of the first logits with respect to the images."""
+def gradient(model: nn.Module, images: Tensor) -> Tensor:
+    """Gradient of the sum of the first logits with respect to the images."""
     point = images.clone().requires_grad_(True)
     return torch.autograd.grad(model(point.clone())[:, 0].sum(), point)[0]
 
@@ -45,7 +45,7 @@ def overridden(model: nn.Module) -> list[str]:
 
 
 @every_front_end
-def test_bypassed_keeps_the_output_and_takes_the_front_end_for_the_identity(make: Callable[[], nn.Module]) -> None:
+def test_bypassed_front_end_is_the_identity(make: Callable[[], nn.Module]) -> None:
     backbone, images = linear(), draw(4, 3, 8, 8)
     model = nn.Sequential(make(), backbone).eval()
     rewired = bypassed(model, {"0": None})
@@ -56,9 +56,9 @@ def test_bypassed_keeps_the_output_and_takes_the_front_end_for_the_identity(make
     assert torch.equal(gradient(rewired, images), gradient(backbone, images))
 
 
-def test_the_gradient_is_taken_at_the_front_ends_output() -> None:
+def test_gradient_at_the_output_of_the_front_end() -> None:
     class Square(nn.Module):
-        def forward(self, images: torch.Tensor) -> torch.Tensor:
+        def forward(self, images: Tensor) -> Tensor:
             return images.flatten(1) ** 2
 
     images = draw(3, 3, 8, 8)
@@ -68,7 +68,7 @@ def test_the_gradient_is_taken_at_the_front_ends_output() -> None:
     assert torch.equal(found, gradient(nn.Sequential(*model[1:]), quantized))
 
 
-def test_a_substitute_lends_its_gradient_only() -> None:
+def test_approximation_changes_the_gradient_only() -> None:
     backbone, images = linear(), draw(4, 3, 8, 8)
     model = nn.Sequential(Quantize(), backbone)
     rewired = bypassed(model, {"0": lambda images: 3 * images})
@@ -92,12 +92,12 @@ def test_several_at_once() -> None:
     assert (gradient(bypassed(model, {"0": None}), images) == 0).all()
 
 
-def test_nothing_to_bypass_changes_nothing() -> None:
+def test_empty_bypass() -> None:
     images, model = draw(4, 3, 8, 8), convolutional()
     assert torch.equal(gradient(bypassed(model, {}), images), gradient(model, images))
 
 
-def test_removed_passes_the_input_on() -> None:
+def test_removed_front_end() -> None:
     images, backbone = draw(4, 3, 8, 8), convolutional()
     model = Composite(NearIdentityConv(scale=1.0), backbone)
     assert torch.equal(removed(model, {"front_end": None})(images), backbone(images))
@@ -106,9 +106,9 @@ def test_removed_passes_the_input_on() -> None:
 
 
 @pytest.mark.parametrize("rewire", [bypassed, removed])
-def test_the_model_is_unchanged_afterwards_even_if_it_raises(rewire: Callable[..., nn.Module]) -> None:
+def test_model_is_unchanged_if_it_raises(rewire: Callable[..., nn.Module]) -> None:
     class Raise(nn.Module):
-        def forward(self, images: torch.Tensor) -> torch.Tensor:
+        def forward(self, images: Tensor) -> Tensor:
             raise RuntimeError(f"no images like these {len(images)}")
 
     model = nn.Sequential(NearIdentityConv(), Raise())
@@ -117,18 +117,18 @@ def test_the_model_is_unchanged_afterwards_even_if_it_raises(rewire: Callable[..
     assert overridden(model) == []
 
 
-def test_a_front_end_that_raises_leaves_the_model_unchanged() -> None:
+def test_model_is_unchanged_if_its_front_end_raises() -> None:
     model = nn.Sequential(nn.Conv2d(5, 5, 3), linear())
     with pytest.raises(RuntimeError):
         bypassed(model, {"0": None})(draw(2, 3, 8, 8))
     assert overridden(model) == []
 
 
-def test_a_forward_that_was_replaced_before_stays_so() -> None:
+def test_replaced_forward_is_restored() -> None:
     model = nn.Sequential(Quantize(), linear())
     images = draw(2, 3, 8, 8)
 
-    def brighter(images: torch.Tensor) -> torch.Tensor:
+    def brighter(images: Tensor) -> Tensor:
         return images + 1
 
     model[0].forward = brighter
@@ -137,7 +137,7 @@ def test_a_forward_that_was_replaced_before_stays_so() -> None:
     assert model[0].__dict__["forward"] is brighter
 
 
-def test_rewired_models_do_not_disturb_one_another() -> None:
+def test_rewired_models_are_independent() -> None:
     model, images = nn.Sequential(Quantize(), linear()), draw(2, 3, 8, 8)
     first, second = bypassed(model, {"0": None}), removed(model, {"0": None})
     before = model(images)
@@ -148,21 +148,21 @@ def test_rewired_models_do_not_disturb_one_another() -> None:
 
 
 class Inline(nn.Module):
-    """Changes its images in its own forward, in front of ``net``."""
+    """Changes its images in its ``forward``, before ``net``."""
 
-    def __init__(self, change: Callable[[torch.Tensor], torch.Tensor], net: nn.Module) -> None:
+    def __init__(self, change: Callable[[Tensor], Tensor], net: nn.Module) -> None:
         super().__init__()
         self.change, self.net = change, net
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         return self.net(self.change(images))  # type: ignore[no-any-return]
 
 
-def quantized(images: torch.Tensor) -> torch.Tensor:
+def quantized(images: Tensor) -> Tensor:
     return torch.round(images * 16) / 16
 
 
-def test_what_comes_before_a_submodule_is_bypassed() -> None:
+def test_code_before_a_submodule_is_bypassed() -> None:
     images, backbone = draw(4, 3, 8, 8), linear()
     model = Inline(quantized, backbone)
     rewired = bypassed(model, {"net": FromImages()})
@@ -171,7 +171,7 @@ def test_what_comes_before_a_submodule_is_bypassed() -> None:
     assert torch.equal(gradient(rewired, images), gradient(backbone, images))
 
 
-def test_what_comes_before_a_submodule_has_a_substitute() -> None:
+def test_approximation_of_code_before_a_submodule() -> None:
     images, backbone = draw(4, 3, 8, 8), linear()
     model = Inline(lambda images: 1 - 2 * quantized(images), backbone)
     rewired = bypassed(model, {"net": FromImages(lambda images: 1 - 2 * images)})
@@ -179,27 +179,27 @@ def test_what_comes_before_a_submodule_has_a_substitute() -> None:
     torch.testing.assert_close(gradient(rewired, images), -2 * gradient(backbone, images))
 
 
-def test_a_substitute_sees_the_images_although_the_model_writes_into_them() -> None:
+def test_approximation_gets_the_original_images() -> None:
     images, backbone = draw(4, 3, 8, 8), linear()
     model = Inline(lambda images: images.mul_(0).add_(0.5), backbone)
     rewired = removed(model, {"net": FromImages()})
     assert torch.equal(rewired(images.clone()), backbone(images))
 
 
-def test_removed_passes_what_stands_in_for_all_before_a_submodule() -> None:
+def test_removed_code_before_a_submodule() -> None:
     images, backbone = draw(4, 3, 8, 8), linear()
     model = Inline(quantized, backbone)
     assert torch.equal(removed(model, {"net": FromImages()})(images), backbone(images))
     assert torch.equal(removed(model, {"net": FromImages(torch.sqrt)})(images), backbone(images.sqrt()))
 
 
-def test_removed_runs_substitutes_forward() -> None:
+def test_removed_runs_approximations_forward() -> None:
     images, backbone = draw(4, 3, 8, 8), linear()
     model = nn.Sequential(Quantize(), backbone)
     assert torch.equal(removed(model, {"0": torch.sqrt})(images), backbone(images.sqrt()))
 
 
-def test_reports_say_what_is_bypassed() -> None:
+def test_described() -> None:
     assert described({"front_end": None, "act": torch.relu, "net": FromImages()}) == (
         "front_end",
         "act",

@@ -1,4 +1,4 @@
-"""Finding out what to bypass."""
+"""The search for parts to bypass."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pytest_gradmask.attacks.bypass.approximations import fit_affine, fit_convolution
 from pytest_gradmask.attacks.bypass.bpda import FromImages, bypassed
@@ -29,32 +29,32 @@ from tests.toys import (
 
 
 @every_front_end
-def test_find_bypass_finds_a_front_end_in_a_sequential(make: Callable[[], nn.Module]) -> None:
+def test_front_end_in_a_sequential(make: Callable[[], nn.Module]) -> None:
     model = nn.Sequential(make(), convolutional()).eval()
     assert list(find_bypass(model, draw(8, 3, 8, 8))) == ["0"]
 
 
 @every_front_end
-def test_find_bypass_finds_a_front_end_in_a_custom_module(make: Callable[[], nn.Module]) -> None:
+def test_front_end_in_a_custom_module(make: Callable[[], nn.Module]) -> None:
     class Custom(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.classifier = nn.ModuleDict({"net": convolutional()})
             self.purifier = nn.Sequential(make())
 
-        def forward(self, images: torch.Tensor) -> torch.Tensor:
+        def forward(self, images: Tensor) -> Tensor:
             return self.classifier["net"](self.purifier(images))  # type: ignore[no-any-return]
 
     assert list(find_bypass(Custom().eval(), draw(8, 3, 8, 8))) == ["purifier"]
 
 
-def test_find_bypass_keeps_the_outermost_of_nested_candidates_only() -> None:
+def test_outermost_of_nested_front_ends() -> None:
     chain = nn.Sequential(nn.Sequential(Quantize(), Detach()), Quantize())
     model = nn.Sequential(chain, convolutional()).eval()
     assert list(find_bypass(model, draw(8, 3, 8, 8))) == ["0"]
 
 
-def test_find_bypass_finds_front_ends_one_after_the_other() -> None:
+def test_consecutive_front_ends() -> None:
     model = nn.Sequential(Quantize(), NearIdentityConv(), convolutional()).eval()
     assert list(find_bypass(model, draw(8, 3, 8, 8))) == ["0", "1"]
 
@@ -62,36 +62,36 @@ def test_find_bypass_finds_front_ends_one_after_the_other() -> None:
 class Chatty(nn.Module):
     """Returns its image and a word."""
 
-    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, str]:
+    def forward(self, images: Tensor) -> tuple[Tensor, str]:
         return images * 1, "hello"
 
 
 class Sum(nn.Module):
     """Takes two images."""
 
-    def forward(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    def forward(self, first: Tensor, second: Tensor) -> Tensor:
         return (first + second) / 2
 
 
 class Odd(nn.Module):
-    """Has submodules that are no front ends, for reasons other than their distance from the identity."""
+    """Has submodules with other inputs and outputs than those of a front end."""
 
     def __init__(self) -> None:
         super().__init__()
         self.chatty, self.sum, self.backbone = Chatty(), Sum(), convolutional()
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         return self.backbone(self.sum(images, self.chatty(images)[0]))  # type: ignore[no-any-return]
 
 
 class Reused(nn.Module):
-    """Uses a submodule twice: near the identity only for the brighter of its two inputs, which comes last."""
+    """Uses a submodule twice. It is near the identity only for the second input, which is brighter."""
 
     def __init__(self) -> None:
         super().__init__()
         self.quantize, self.backbone = Quantize(), convolutional()
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         return self.backbone(self.quantize(images / 100) + self.quantize(images))  # type: ignore[no-any-return]
 
 
@@ -107,17 +107,17 @@ class Reused(nn.Module):
         pytest.param(Odd(), id="odd signatures"),
     ],
 )
-def test_find_bypass_finds_nothing_in(model: nn.Module) -> None:
+def test_models_without_a_bypass(model: nn.Module) -> None:
     assert list(find_bypass(model.eval(), draw(8, 3, 8, 8))) == []
 
 
-def test_a_submodule_must_be_near_the_identity_whenever_it_is_used() -> None:
+def test_front_end_in_all_of_its_calls() -> None:
     found = find_bypass(Reused().eval(), draw(8, 3, 8, 8))
-    assert list(found) == ["quantize"]  # for it blocks the gradient
+    assert list(found) == ["quantize"]  # because it blocks the gradient
     assert found["quantize"] is not None
 
 
-def test_find_bypass_sees_every_member_of_a_randomized_ensemble() -> None:
+def test_all_members_of_a_randomized_ensemble() -> None:
     members = [nn.Sequential(make(), convolutional()) for make in (Quantize, KillGradient, NearIdentityConv)]
     model = RandomizedEnsemble(members).eval()
     torch.manual_seed(0)
@@ -125,13 +125,13 @@ def test_find_bypass_sees_every_member_of_a_randomized_ensemble() -> None:
     assert len(find_bypass(model, draw(8, 3, 8, 8), forwards=1)) == 1
 
 
-def test_find_bypass_gives_a_half_precision_model_half_precision_images() -> None:
+def test_half_precision_model() -> None:
     model = nn.Sequential(NearIdentityConv(), linear()).eval().half()
     assert list(find_bypass(model, draw(8, 3, 8, 8))) == ["0"]
 
 
 @pytest.mark.parametrize("raises", [False, True])
-def test_find_bypass_leaves_no_trace(raises: bool) -> None:
+def test_model_and_images_are_unchanged(raises: bool) -> None:
     def interrupt(_: nn.Module, inputs: Any, output: Any) -> None:
         if raises:
             raise RuntimeError(f"no {type(inputs)} {type(output)}")
@@ -152,7 +152,7 @@ def test_find_bypass_leaves_no_trace(raises: bool) -> None:
 # code before a submodule
 
 
-def scaled(images: torch.Tensor) -> torch.Tensor:
+def scaled(images: Tensor) -> Tensor:
     return (images - 0.5) / 0.25
 
 
@@ -167,9 +167,7 @@ def scaled(images: torch.Tensor) -> torch.Tensor:
     ],
     ids=["quantized", "detached", "quantized and scaled", "inverted", "ripple"],
 )
-def test_code_before_a_submodule_is_found_if_its_gradient_misleads(
-    change: Callable[[torch.Tensor], torch.Tensor], slope: float
-) -> None:
+def test_code_with_a_misleading_gradient(change: Callable[[Tensor], Tensor], slope: float) -> None:
     model, images = Inline(change, convolutional()).eval(), draw(8, 3, 8, 8)
     found = find_bypass(model, images)
     assert list(found) == ["net"]
@@ -177,17 +175,17 @@ def test_code_before_a_submodule_is_found_if_its_gradient_misleads(
     approximation = found["net"].function
     assert approximation is not None
     point = images.clone().requires_grad_(True)
-    (gradient_norms,) = torch.autograd.grad(approximation(point).sum(), point)
-    torch.testing.assert_close(gradient_norms, torch.full_like(images, slope), rtol=0.05, atol=0)
+    (gradient,) = torch.autograd.grad(approximation(point).sum(), point)
+    torch.testing.assert_close(gradient, torch.full_like(images, slope), rtol=0.05, atol=0)
     assert torch.equal(bypassed(model, found)(images), model(images))
 
 
 @pytest.mark.parametrize("change", [scaled, lambda images: images.clamp(0, 1), lambda images: images * 1])
-def test_honest_code_before_a_submodule_is_left_alone(change: Callable[[torch.Tensor], torch.Tensor]) -> None:
+def test_code_with_a_useful_gradient(change: Callable[[Tensor], Tensor]) -> None:
     assert find_bypass(Inline(change, convolutional()).eval(), draw(8, 3, 8, 8)) == {}
 
 
-def test_code_after_a_front_end_is_found_as_well() -> None:
+def test_code_after_a_front_end() -> None:
     model = nn.Sequential(NearIdentityConv(), Inline(quantized, convolutional())).eval()
     found = find_bypass(model, draw(8, 3, 8, 8))
     assert list(found) == ["0", "1.net"]
@@ -196,26 +194,26 @@ def test_code_after_a_front_end_is_found_as_well() -> None:
     assert not (gradient(bypassed(model, found), draw(8, 3, 8, 8)) == 0).all()
 
 
-# what blocks the gradient
+# parts that block the gradient
 
 
 class Thermometer(nn.Module):
-    """Nine thresholds a channel (Buckman et al. 2018)."""
+    """Thermometer encoding with nine thresholds for each channel (Buckman et al. 2018)."""
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         return torch.cat([(images > level / 10).float() for level in range(1, 10)], 1)
 
 
-class Reading(nn.Module):
-    """Reads a thermometer."""
+class Decoding(nn.Module):
+    """Decodes a thermometer encoding."""
 
-    def forward(self, codes: torch.Tensor) -> torch.Tensor:
+    def forward(self, codes: Tensor) -> Tensor:
         return codes.view(len(codes), 9, 3, *codes.shape[2:]).mean(1)
 
 
 @pytest.mark.parametrize("inline", [False, True])
-def test_a_network_is_fitted_to_what_blocks_the_gradient(inline: bool) -> None:
-    net, images = nn.Sequential(Reading(), convolutional()), draw(8, 3, 8, 8)
+def test_network_is_fitted_to_blocking_code(inline: bool) -> None:
+    net, images = nn.Sequential(Decoding(), convolutional()), draw(8, 3, 8, 8)
     model = (Inline(Thermometer(), net) if inline else nn.Sequential(Thermometer(), net)).eval()
     found = find_bypass(model, images)
     assert len(found) == 1
@@ -225,9 +223,9 @@ def test_a_network_is_fitted_to_what_blocks_the_gradient(inline: bool) -> None:
     assert bool((torch.nn.functional.cosine_similarity(true, ours) > 0.5).all())
 
 
-def test_the_identity_stands_in_for_a_blocking_activation() -> None:
+def test_identity_replaces_a_blocking_activation() -> None:
     class Step(nn.Module):
-        def forward(self, values: torch.Tensor) -> torch.Tensor:
+        def forward(self, values: Tensor) -> Tensor:
             return (values > 0).float()
 
     model = nn.Sequential(nn.Flatten(), nn.Linear(192, 16), Step(), nn.Linear(16, 4)).eval()
@@ -236,30 +234,30 @@ def test_the_identity_stands_in_for_a_blocking_activation() -> None:
 
 class _Broken(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, images: torch.Tensor) -> torch.Tensor:
+    def forward(ctx: Any, images: Tensor) -> Tensor:
         return images * 0.5
 
     @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         raise RuntimeError(f"no backward pass for {len(gradients)} gradients")
 
 
 class Broken(nn.Module):
     """Has a backward pass that raises."""
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         return _Broken.apply(images)  # type: ignore[no-any-return]
 
 
-def test_a_backward_pass_that_raises_blocks_the_gradient() -> None:
+def test_backward_pass_that_raises() -> None:
     model, images = nn.Sequential(Broken(), convolutional()).eval(), draw(8, 3, 8, 8)
     found = find_bypass(model, images)
     assert list(found) == ["0"]
     assert bool(gradient(bypassed(model, found), images).any())
 
 
-def test_front_ends_are_found_although_the_model_refuses_gradients() -> None:
-    def refuse(images: torch.Tensor) -> torch.Tensor:
+def test_model_that_refuses_gradients() -> None:
+    def refuse(images: Tensor) -> Tensor:
         if images.requires_grad:
             raise RuntimeError("no way back")
         return images
@@ -268,36 +266,36 @@ def test_front_ends_are_found_although_the_model_refuses_gradients() -> None:
     assert find_bypass(model, draw(8, 3, 8, 8)) == {"0": None}
 
 
-def test_the_innermost_of_nested_modules_that_block_is_taken() -> None:
+def test_innermost_of_nested_blocking_modules() -> None:
     inner = nn.Sequential(nn.Conv2d(3, 5, 3, padding=1), Quantize(), nn.Conv2d(5, 5, 3, padding=1))
     model = nn.Sequential(inner, nn.Flatten(), nn.Linear(320, 4)).eval()
     assert list(find_bypass(model, draw(8, 3, 8, 8))) == ["0.1"]
 
 
 class Winners(nn.Module):
-    """The largest fifth of all values goes on (k-WTA; Xiao et al. 2020)."""
+    """Keeps the largest fifth of all values (k-WTA; Xiao et al. 2020, arXiv:1905.10510)."""
 
-    def forward(self, values: torch.Tensor) -> torch.Tensor:
+    def forward(self, values: Tensor) -> Tensor:
         flat = values.flatten(1)
         least = flat.topk(flat.shape[1] // 5, dim=1).values[:, -1:]
         return (flat * (flat >= least)).view_as(values)
 
 
 @pytest.mark.parametrize(("activation", "found"), [(Winners(), {"1": torch.relu}), (nn.ReLU(), {}), (nn.GELU(), {})])
-def test_a_relu_stands_in_for_an_activation_that_picks(activation: nn.Module, found: dict[str, Any]) -> None:
+def test_relu_replaces_a_sparsifying_activation(activation: nn.Module, found: dict[str, Any]) -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 3), activation, nn.Flatten(), nn.Linear(288, 4)).eval()
     assert find_bypass(model, draw(8, 3, 8, 8)) == found
 
 
-def test_what_keeps_no_shape_and_blocks_is_left_alone() -> None:
+def test_blocking_modules_that_change_the_shape() -> None:
     model = nn.Sequential(convolutional(), nn.Softmax(1), Detach(), nn.Linear(4, 3)).eval()
     assert find_bypass(model, draw(8, 3, 8, 8)) == {"2": None}
     model = nn.Sequential(nn.Sequential(nn.Flatten(), nn.Linear(192, 9)), Inline(torch.detach, nn.Linear(9, 4))).eval()
     assert find_bypass(model, draw(8, 3, 8, 8)) == {}
 
 
-def test_the_global_random_state_is_left_alone() -> None:
-    model = nn.Sequential(Thermometer(), Reading(), convolutional()).eval()
+def test_global_random_state_is_unchanged() -> None:
+    model = nn.Sequential(Thermometer(), Decoding(), convolutional()).eval()
     before = torch.get_rng_state()
     find_bypass(model, draw(8, 3, 8, 8))
     assert torch.equal(torch.get_rng_state(), before)
@@ -306,7 +304,7 @@ def test_the_global_random_state_is_left_alone() -> None:
 # fits
 
 
-def test_an_affine_map_is_found_exactly() -> None:
+def test_fit_affine() -> None:
     images = draw(4, 3, 8, 8)
     slope, offset = torch.tensor([2.0, -1.0, 0.5]).view(1, 3, 1, 1), torch.tensor([0.1, 1.0, 0.0]).view(1, 3, 1, 1)
     approximation, error = fit_affine(images, images * slope + offset)
@@ -315,14 +313,14 @@ def test_an_affine_map_is_found_exactly() -> None:
     assert fit_affine(images, draw(4, 3, 8, 8, seed=1))[1] > 0.9
 
 
-def test_nothing_is_fitted_to_noise_or_to_another_size() -> None:
+def test_no_fit_to_noise_or_another_size() -> None:
     images = draw(8, 3, 16, 16)
     assert fit_convolution(images, draw(8, 3, 16, 16, seed=1), seed=0) is None
     assert fit_convolution(images, images[:, :, ::2], seed=0) is None
     assert fit_convolution(images, torch.ones(8, 3, 16, 16), seed=0) is None
 
 
-def test_fits_repeat_with_their_seed() -> None:
+def test_seed_decides_the_fit() -> None:
     images = draw(8, 3, 8, 8)
     first, again, other = (fit_convolution(images, 1 - images, seed=seed) for seed in (0, 0, 1))
     assert first is not None
