@@ -26,7 +26,8 @@ from pytest_gradmask.verdict.results import Finding
 #: Images that are asked, each at three points: itself, a corner of the ball and the end of a short attack.
 _IMAGES = 4
 _STEPS = 3
-#: Largest difference of logits, relative to the size of all, that counts as rounding; as in the preflight.
+#: Largest difference of logits, relative to the size of all, that counts as rounding; as in the preflight. On 12
+#: trained models, with front ends of 65 layers too, all ways of asking but that off the grid give at most 3e-7.
 _SAME = 0.02
 #: The same in units of the precision of the defense, for half precision.
 _ROUNDINGS = 16
@@ -35,7 +36,8 @@ _FEWEST = 2
 #: Changes of a pixel in 255ths that the grid of 8 bits does not show, and how many points are changed so.
 _OFF_GRID, _BESIDE = (0.1, 0.49), 4
 #: A point on the grid is unlike those around it if it differs from each by this multiple of their largest difference.
-_LEAP = 2.0
+#: At most 1.3 at all points of the package's 12 trained models at two eps, and 2.3 at those of 37 known defenses.
+_LEAP = 4.0
 #: A defense with more parameters and buffers than this (in bytes) is not copied.
 _LARGEST = 4e9
 #: How often the same points are asked in a row, to see whether the answers change.
