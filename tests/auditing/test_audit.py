@@ -321,6 +321,7 @@ def test_nan_logits_under_attack_count_as_broken() -> None:
     assert result.attack("apgd-ce").broken
     assert result.verdict is Verdict.INCONCLUSIVE
     assert [finding.id for finding in result.findings if finding.undermines_attacks] == [
+        "behaves-differently",
         "nan-gradient",
         "unbounded-attack-fails",
     ]
