@@ -6,6 +6,7 @@ every other figure, stays as it was.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from pytest_gradmask.attacks.oracle import Oracle
 from pytest_gradmask.probes.differences import RESOLVED, Comparison, Subject, backward, compare, differences
 from pytest_gradmask.probes.double import computing_in_double, double_copy
-from pytest_gradmask.probes.locate import Place, locate
+from pytest_gradmask.probes.locate import locate
 from pytest_gradmask.threat import ThreatModel
 from pytest_gradmask.verdict.results import Finding
 
@@ -25,12 +26,14 @@ from pytest_gradmask.verdict.results import Finding
 #: again, alone and in more directions; at most two are.
 _POINTS, _DIRECTIONS, _CONFIRM, _SUSPECTS = 4, 3, 8, 2
 #: In float64: the steps to try, as shares of the range of pixels, so small that hardly a unit changes sides. The second
-#: is for functions whose derivative changes over the first. On honest models errors are 1e-7 and less.
+#: is for functions whose derivative changes over the first. On 62 honest models (audits/honest/models.py) errors are
+#: 3e-6 and less.
 _STEPS, _KINK, _DISAGREE = (1e-9, 1e-11), 0.02, 0.05
 #: Change of the logits, as a share of the largest, that two points a thousandth of the last step apart can only show
 #: where something is computed in float32.
 _NOT_DOUBLE = 1e-8
-#: In float32 of its own: the same, and the number of directions.
+#: In float32 of its own: the same, and the number of directions. The gradient of the defense itself has errors of up to
+#: 0.05 on honest models in float32 against differences in float64, and of up to 0.32 in bfloat16.
 _OWN_STEPS, _OWN_KINK, _OWN_DISAGREE, _OWN_DIRECTIONS = (3e-4, 3e-3), 0.05, 0.3, 8
 #: Points are off the grid of 8 bits and this share of the range inside the bounds, where a clamp has a kink.
 _INSIDE = 1e-3
@@ -65,8 +68,10 @@ def wrong_gradient(oracle: Oracle, images: Tensor, threat: ThreatModel, generato
     check = _Check(oracle, points, threat, generator)
     for attempt in (check.in_double, check.in_own_precision):
         try:
-            found = attempt()
-        except Exception:  # noqa: BLE001, S112 - a copy may be impossible for reasons that are nobody's fault
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # the user cannot help what a copy warns of
+                found = attempt()
+        except Exception:  # a copy may be impossible for reasons that are nobody's fault
             continue
         if found is not None:
             return found
@@ -155,7 +160,7 @@ class _Check:
 
     def _judge(self, subject: Subject, seen: _Seen) -> list[Finding]:
         wrong = (seen.comparison.errors() > subject.disagree).view(2, -1).any(0)
-        if subject.dtype == torch.float64:
+        if subject.dtype == torch.float64 and self.oracle.dtype == torch.float32:
             wrong |= self._own(seen, self.points)[0].errors() > _OWN_DISAGREE
         wrong &= seen.gradients[0].flatten(1).any(1)  # a gradient of zero has a finding of its own
         suspects = wrong.nonzero().flatten().tolist()
@@ -186,11 +191,14 @@ class _Check:
         )
         floor = torch.cat([(seen.noise[0] * each).norm(dim=1) for each in weights])
         comparison = compare(promised, ahead, behind, floor, subject.kink)
-        noise = float((seen.noise[0].abs().amax() * step / RESOLVED / logits.abs().amax().clamp_min(1e-300)))
+        noise = float(seen.noise[0].abs().amax() * step / RESOLVED / logits.abs().amax().clamp_min(1e-300))
         return _Seen(comparison, gradients, weights, logits, (ways, ahead, behind, floor), noise)
 
     def _own(self, seen: _Seen, points: Tensor) -> tuple[Comparison, Tensor]:
-        """The margin's gradient that the defense itself gives, and the comparison with it; not measured where its logits are others."""
+        """The comparison with the margin's gradient that the defense itself gives, and this gradient.
+
+        Not measured where the logits of the defense are not those of the copy.
+        """
         logits: list[Tensor] = []
 
         def recorded(inputs: Sequence[Tensor]) -> list[Tensor]:
@@ -207,7 +215,7 @@ class _Check:
         seen = self._see(subject, point, _CONFIRM)
         if bool((seen.comparison.errors() > subject.disagree).any()):
             return _Confirmed(point, seen, seen.comparison, seen.gradients[0])
-        if subject.dtype != torch.float64 or self.oracle.dtype == torch.float64:
+        if subject.dtype != torch.float64 or self.oracle.dtype != torch.float32:
             return None
         own, gradient = self._own(seen, point)
         if bool((own.errors() > _OWN_DISAGREE).any()) and own.cosine() < _FOLLOWED:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -93,15 +94,30 @@ def compare(promised: Tensor, ahead: Tensor, behind: Tensor, floor: Tensor, kink
 def backward(function: Function, inputs: Sequence[Tensor], weights: Sequence[Tensor]) -> list[Tensor]:
     """Gradient of the weighted sum of all outputs with respect to each input; zeros where none arrives.
 
-    By ``.backward()``: re-entrant checkpoints refuse ``autograd.grad``.
+    By ``.backward()`` where ``autograd.grad`` is refused, as by re-entrant checkpoints.
     """
+    try:
+        return _backward(function, inputs, weights, partial(torch.autograd.grad, allow_unused=True))
+    except RuntimeError:
+        return _backward(function, inputs, weights, _accumulated)
+
+
+def _backward(
+    function: Function, inputs: Sequence[Tensor], weights: Sequence[Tensor], differentiate: Callable[..., Any]
+) -> list[Tensor]:
     leaves = [each.detach().clone().requires_grad_(True) for each in inputs]
     with torch.enable_grad():
         outputs = function([leaf * 1 for leaf in leaves])  # a function may write into its input, but not into a leaf
-        pairs = [(out, weight) for out, weight in zip(outputs, weights, strict=True) if out.requires_grad]
+        pairs = [(out, weight.to(out)) for out, weight in zip(outputs, weights, strict=True) if out.requires_grad]
+        found = [None] * len(leaves)
         if pairs:
-            torch.autograd.backward([out for out, _ in pairs], [weight.to(out) for out, weight in pairs])
-    return [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves]
+            found = differentiate([out for out, _ in pairs], leaves, [weight for _, weight in pairs])
+    return [torch.zeros_like(leaf) if each is None else each for leaf, each in zip(leaves, found, strict=True)]
+
+
+def _accumulated(outputs: Sequence[Tensor], leaves: Sequence[Tensor], weights: Sequence[Tensor]) -> list[Tensor | None]:
+    torch.autograd.backward(outputs, weights)
+    return [leaf.grad for leaf in leaves]
 
 
 @dataclass(frozen=True, slots=True)

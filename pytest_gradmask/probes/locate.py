@@ -120,7 +120,7 @@ def _recording(model: nn.Module, calls: dict[nn.Module, _Call]) -> Iterator[None
         if module not in calls:
             calls[module] = _Call.of(args, kwargs)
 
-    def leave(module: nn.Module, args: Any, output: Any) -> None:
+    def leave(module: nn.Module, _: Any, output: Any) -> None:
         call = calls[module]
         if not call.outputs:
             outputs = _floats(output)
@@ -179,11 +179,10 @@ class _Search:
 
     def _blame(self, module: nn.Module, name: str, call: _Call, seen: Comparison, found: dict[str, Place]) -> None:
         title = name or "the model itself"
-        hooks = [*_hooks(module)]
+        hooks = _hooks(module)
         bare = self._compare(call, module.forward) if hooks else None
         if bare is not None and not self._wrong(bare):
-            culprits: list[Any] = hooks
-            places = [Place(f"{title}: hook {_named(hook)}", source(hook), seen.cosine(), False) for hook in culprits]
+            places = [Place(f"{title}, hook {_named(hook)}", source(hook), seen.cosine(), False) for hook in hooks]
         else:
             places = self._functions(module, title, call)
         if not places:
@@ -224,10 +223,8 @@ class _Search:
             arguments, weights = self._jittered(call.arguments()), self._weights(call, run)
             if not arguments or weights is None:
                 return None
-            return compare_module(
-                self.subject, self._bound(call, run), arguments, weights, self.generator, _DIRECTIONS
-            )
-        except Exception:  # noqa: BLE001 - a part of a defense may not run outside of it
+            return compare_module(self.subject, self._bound(call, run), arguments, weights, self.generator, _DIRECTIONS)
+        except Exception:  # a part of a defense may not run outside of it
             return None
 
     def _jittered(self, tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -257,9 +254,14 @@ class _Search:
         return call.bound(run, self.subject.inside)
 
 
-def _hooks(module: nn.Module) -> Iterator[Callable[..., Any]]:
-    for kind in ("_backward_pre_hooks", "_backward_hooks", "_forward_hooks", "_forward_pre_hooks"):
-        yield from getattr(module, kind, {}).values()
+def _hooks(module: nn.Module) -> list[Callable[..., Any]]:
+    """Hooks on a module: those of the backward pass if there are any, or else those of the forward pass."""
+    backward_kinds, forward_kinds = ("_backward_pre_hooks", "_backward_hooks"), ("_forward_pre_hooks", "_forward_hooks")
+    for kinds in (backward_kinds, forward_kinds):
+        found = [hook for kind in kinds for hook in getattr(module, kind, {}).values()]
+        if found:
+            return found
+    return []
 
 
 def _in_graph(outputs: Sequence[Tensor]) -> list[Any]:

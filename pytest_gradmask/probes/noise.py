@@ -11,7 +11,7 @@ from pytest_gradmask.threat import ThreatModel
 from pytest_gradmask.verdict.results import Finding
 
 #: Distances at which the loss is measured, as shares of eps: from an attack's last, small steps to its largest.
-_RADII = (1 / 16, 1 / 4, 1.0)
+RADII = (1 / 16, 1 / 4, 1.0)
 #: Among them the one that decides whether there is a finding.
 _TYPICAL = 1 / 4
 #: Cosine below which a gradient is noise. Undefended and adversarially trained models have 0.9 and more.
@@ -32,7 +32,7 @@ def gradient_noise(oracle: Oracle, trace: PGDTrace, generator: torch.Generator) 
     Costs 24 forwards for each of these images, and no backward; nothing where they are fewer than 3.
     """
     asked = trace.asked(1.0)
-    cosines = {radius: _cosines(oracle, trace, asked, radius, generator) for radius in _RADII if len(asked)}
+    cosines = {radius: _cosines(oracle, trace, asked, radius, generator) for radius in RADII if len(asked)}
     known = {radius: found.nanmean().item() for radius, found in cosines.items() if not found.isnan().all()}
     if not known.get(_TYPICAL, 1.0) < _NOISE:
         return []
