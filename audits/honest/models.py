@@ -44,7 +44,7 @@ class Checkpointed(nn.Module):
 class Rows(nn.Module):
     """An LSTM or GRU that reads an image row by row."""
 
-    def __init__(self, cell: type[nn.RNNBase]) -> None:
+    def __init__(self, cell: Callable[..., nn.Module]) -> None:
         super().__init__()
         self.cell = cell(96, 64, batch_first=True, bidirectional=True)
         self.head = nn.Linear(128, 10)
@@ -82,6 +82,8 @@ class Scaled(nn.Module):
 class Casting(nn.Module):
     """Asks for float32 wherever it can, as code does that was written for mixed precision."""
 
+    mean: Tensor
+
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
@@ -108,7 +110,7 @@ def convolutional(
     activation: Callable[[], nn.Module] = nn.ReLU, norm: str = "batch", pool: str = "max"
 ) -> nn.Sequential:
     """Three convolutions with an activation, a normalisation and a pooling."""
-    norms = {
+    norms: dict[str, Callable[[int], nn.Module]] = {
         "batch": nn.BatchNorm2d, "group": partial(nn.GroupNorm, 4), "instance": nn.InstanceNorm2d,
         "none": lambda channels: nn.Identity(),
     }  # fmt: skip
@@ -130,15 +132,16 @@ def _parametrized(wrap: Callable[[nn.Module], nn.Module]) -> nn.Module:
 def _torchvision(name: str) -> nn.Module:
     import torchvision
 
-    extra = {"init_weights": True, "aux_logits": False} if name == "googlenet" else {}
-    return torchvision.models.get_model(name, num_classes=10, **extra)  # type: ignore[no-any-return]
+    extra: dict[str, bool] = {"init_weights": True, "aux_logits": False} if name == "googlenet" else {}
+    model: nn.Module = torchvision.models.get_model(name, num_classes=10, **extra)
+    return model
 
 
 def _vit() -> nn.Module:
     import torchvision
 
-    model = torchvision.models.VisionTransformer(32, 8, 6, 6, 192, 768, num_classes=10)
-    nn.init.normal_(model.heads.head.weight, std=0.1)
+    model: nn.Module = torchvision.models.VisionTransformer(32, 8, 6, 6, 192, 768, num_classes=10)
+    nn.init.normal_(model.get_parameter("heads.head.weight"), std=0.1)
     return model
 
 

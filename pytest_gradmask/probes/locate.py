@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from pytest_gradmask.probes.calls import Call, TensorHooks, in_graph, recording, watching
 from pytest_gradmask.probes.differences import Comparison, Function, Subject, backward, compare_module
 
 _DIRECTIONS = 8
@@ -45,49 +43,6 @@ class Place:
         return f"{self.name}{source}" + (", a step with a gradient of its own" if self.is_step else "")
 
 
-@dataclass(slots=True)
-class _Call:
-    """One call of a module or function.
-
-    Attributes:
-        leaves: everything that its arguments hold; tensors are copies.
-        shape: how arguments are made of them.
-        active: numbers of the leaves that it is differentiated by.
-        outputs: how many floating-point tensors it returned.
-        arrived: the gradients that arrived at them, by number.
-    """
-
-    leaves: list[Any]
-    shape: Any
-    active: list[int]
-    outputs: int = 0
-    arrived: dict[int, Tensor] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, args: Any, kwargs: Any) -> _Call:
-        leaves, shape = tree_flatten((args, kwargs))
-        floats = [number for number, leaf in enumerate(leaves) if _is_float(leaf)]
-        active = [number for number in floats if leaves[number].requires_grad] or floats
-        return cls([leaf.detach().clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves], shape, active)
-
-    def arguments(self) -> list[Tensor]:
-        """The tensors that it is differentiated by."""
-        return [self.leaves[number] for number in self.active]
-
-    def bound(self, run: Callable[..., Any], inside: Callable[[], AbstractContextManager[None]]) -> Function:
-        """The call as a function of these tensors."""
-
-        def function(tensors: Sequence[Tensor]) -> list[Tensor]:
-            leaves = [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in self.leaves]
-            for number, tensor in zip(self.active, tensors, strict=True):
-                leaves[number] = tensor
-            args, kwargs = tree_unflatten(leaves, self.shape)
-            with inside():
-                return _floats(run(*args, **kwargs))
-
-        return function
-
-
 def locate(
     subject: Subject, whole: Function, point: Tensor, weights: Tensor, generator: torch.Generator
 ) -> list[Place]:
@@ -103,63 +58,19 @@ def locate(
         weights: of the logits.
         generator: draws directions.
     """
-    calls: dict[nn.Module, _Call] = {}
+    calls: dict[nn.Module, Call] = {}
     found: dict[str, Place] = {}
     with suppress(Exception):  # a defense may refuse hooks, or to be run in parts: the place is then not known
-        with _recording(subject.model, calls):
+        with recording(subject.model, calls):
             backward(whole, [point.to(subject.dtype)], [weights])
         _Search(subject, calls, generator).below(subject.model, "", found)
     return list(found.values())[:_MOST]
 
 
-@contextmanager
-def _recording(model: nn.Module, calls: dict[nn.Module, _Call]) -> Iterator[None]:
-    """Inside, keep the first call of each submodule."""
-
-    def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
-        if module not in calls:
-            calls[module] = _Call.of(args, kwargs)
-
-    def leave(module: nn.Module, _: Any, output: Any) -> None:
-        call = calls[module]
-        if not call.outputs:
-            outputs = _floats(output)
-            call.outputs = len(outputs)
-            _watch(call, outputs)
-
-    handles: list[Any] = []
-    try:
-        for module in model.modules():
-            handles.append(module.register_forward_pre_hook(enter, with_kwargs=True, prepend=True))
-            handles.append(module.register_forward_hook(leave, prepend=True))
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _watch(call: _Call, outputs: Sequence[Tensor]) -> None:
-    for number, output in enumerate(outputs):
-        if output.requires_grad:
-            output.register_hook(partial(_keep, call, number))
-
-
-def _keep(call: _Call, number: int, gradient: Tensor) -> None:
-    call.arrived.setdefault(number, gradient.clone())
-
-
-def _is_float(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.is_floating_point()
-
-
-def _floats(tree: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_flatten(tree)[0] if _is_float(leaf)]
-
-
 @dataclass(frozen=True, slots=True)
 class _Search:
     subject: Subject
-    calls: dict[nn.Module, _Call]
+    calls: dict[nn.Module, Call]
     generator: torch.Generator
 
     def below(self, module: nn.Module, name: str, found: dict[str, Place]) -> bool:
@@ -177,7 +88,7 @@ class _Search:
         self._blame(module, name, call, seen, found)
         return True
 
-    def _blame(self, module: nn.Module, name: str, call: _Call, seen: Comparison, found: dict[str, Place]) -> None:
+    def _blame(self, module: nn.Module, name: str, call: Call, seen: Comparison, found: dict[str, Place]) -> None:
         title = name or "the model itself"
         hooks = _hooks(module)
         bare = self._compare(call, module.forward) if hooks else None
@@ -186,7 +97,7 @@ class _Search:
         else:
             places = self._functions(module, title, call)
         if not places:
-            with _TensorHooks() as watch:
+            with TensorHooks() as watch:
                 self._run_once(call, module)
             extra = f", which sets the hook {_named(watch.seen[0])}" if watch.seen else ""
             places = [
@@ -196,12 +107,12 @@ class _Search:
         for place in places:
             found[str(place)] = place
 
-    def _functions(self, module: nn.Module, title: str, call: _Call) -> list[Place]:
+    def _functions(self, module: nn.Module, title: str, call: Call) -> list[Place]:
         """The autograd functions that a module's own graph contains and whose gradient is wrong."""
         places = []
-        for function in _in_graph(self._run_once(call, module)):
-            record: list[_Call] = []
-            with _watching(function, record):
+        for function in in_graph(self._run_once(call, module)):
+            record: list[Call] = []
+            with watching(function, record):
                 arguments = call.arguments()
                 weights = self._weights(call, module)
                 if weights is None:
@@ -217,7 +128,7 @@ class _Search:
     def _wrong(self, seen: Comparison) -> bool:
         return bool((seen.errors() > self.subject.disagree).any())
 
-    def _compare(self, call: _Call, run: Callable[..., Any]) -> Comparison | None:
+    def _compare(self, call: Call, run: Callable[..., Any]) -> Comparison | None:
         """None where it cannot be run by itself."""
         try:
             arguments, weights = self._jittered(call.arguments()), self._weights(call, run)
@@ -228,12 +139,13 @@ class _Search:
             return None
 
     def _jittered(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        tensors = [each.to(self.subject.dtype) for each in tensors]
         return [
             each + _JITTER * each.square().mean().sqrt() * torch.randn(each.shape, generator=self.generator).to(each)
             for each in tensors
         ]
 
-    def _weights(self, call: _Call, run: Callable[..., Any]) -> list[Tensor] | None:
+    def _weights(self, call: Call, run: Callable[..., Any]) -> list[Tensor] | None:
         """The gradients that arrived at the outputs; where none did, random ones."""
         with torch.no_grad():
             outputs = self._bound(call, run)([each.clone() for each in call.arguments()])
@@ -245,12 +157,12 @@ class _Search:
             weights.append(arrived.to(output))
         return weights or None
 
-    def _run_once(self, call: _Call, run: Callable[..., Any]) -> list[Tensor]:
+    def _run_once(self, call: Call, run: Callable[..., Any]) -> list[Tensor]:
         with torch.enable_grad():
             leaves = [each.requires_grad_(True) * 1 for each in self._jittered(call.arguments())]
             return self._bound(call, run)(leaves)
 
-    def _bound(self, call: _Call, run: Callable[..., Any]) -> Function:
+    def _bound(self, call: Call, run: Callable[..., Any]) -> Function:
         return call.bound(run, self.subject.inside)
 
 
@@ -262,64 +174,6 @@ def _hooks(module: nn.Module) -> list[Callable[..., Any]]:
         if found:
             return found
     return []
-
-
-def _in_graph(outputs: Sequence[Tensor]) -> list[Any]:
-    """Classes of the custom autograd functions in a graph."""
-    nodes, classes = [output.grad_fn for output in outputs], {}
-    seen = set()
-    while nodes:
-        node = nodes.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        function = getattr(node, "_forward_cls", None)
-        if function is not None and not function.__module__.startswith("torch."):
-            classes[function] = None
-        nodes += [each for each, _ in node.next_functions]
-    return list(classes)
-
-
-@contextmanager
-def _watching(function: Any, record: list[_Call]) -> Iterator[None]:
-    """Inside, keep the calls of an autograd function, and the gradients that arrive at it."""
-    plain_forward, plain_backward = function.forward, function.backward
-    with_context = function.setup_context is torch.autograd.Function.setup_context
-
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        record.append(_Call.of(args[1:] if with_context else args, kwargs))
-        return plain_forward(*args, **kwargs)
-
-    def watched(context: Any, *gradients: Any) -> Any:
-        if record:
-            for number, each in enumerate(gradients):
-                if isinstance(each, Tensor):
-                    record[0].arrived[number] = each.clone()
-        return plain_backward(context, *gradients)
-
-    before = {name: vars(function).get(name) for name in ("forward", "backward")}
-    function.forward, function.backward = staticmethod(forward), staticmethod(watched)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                delattr(function, name)
-            else:
-                setattr(function, name, value)
-
-
-class _TensorHooks(TorchFunctionMode):
-    """Notes hooks that are set on tensors."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: list[Any] = []
-
-    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if function is Tensor.register_hook:
-            self.seen.append(args[1])
-        return function(*args, **(kwargs or {}))
 
 
 def _named(hook: Any) -> str:

@@ -31,9 +31,7 @@ def gradient_noise(oracle: Oracle, trace: PGDTrace, generator: torch.Generator) 
 
     Costs 24 forwards for each of these images, and no backward; nothing where they are fewer than 3.
     """
-    asked = trace.asked(1.0)
-    cosines = {radius: _cosines(oracle, trace, asked, radius, generator) for radius in RADII if len(asked)}
-    known = {radius: found.nanmean().item() for radius, found in cosines.items() if not found.isnan().all()}
+    known = known_cosines(oracle, trace, generator)
     if not known.get(_TYPICAL, 1.0) < _NOISE:
         return []
     figures = ", ".join(f"{cosine:.2f} at {radius:.3g} eps" for radius, cosine in known.items())
@@ -46,6 +44,13 @@ def gradient_noise(oracle: Oracle, trace: PGDTrace, generator: torch.Generator) 
             undermines_attacks=all(cosine < _NOISE for cosine in known.values()),
         )
     ]
+
+
+def known_cosines(oracle: Oracle, trace: PGDTrace, generator: torch.Generator) -> dict[float, float]:
+    """Mean cosine over the standing images, for each radius at which it can be measured."""
+    asked = trace.asked(1.0)
+    cosines = {radius: _cosines(oracle, trace, asked, radius, generator) for radius in RADII if len(asked)}
+    return {radius: found.nanmean().item() for radius, found in cosines.items() if not found.isnan().all()}
 
 
 def _cosines(
@@ -96,6 +101,7 @@ def smoothed_cosines(
         Between -1 and 1; NaN where the gradient is zero, or the change of the margin too small to measure.
     """
     products, promises, changes = (torch.zeros(len(images), device=images.device) for _ in range(3))
+    finest = torch.full((), torch.finfo(torch.bfloat16).eps, device=images.device)
     size = radius * threat.eps
     if threat.norm == "L2":
         size /= images[0].numel() ** 0.5
@@ -107,12 +113,26 @@ def smoothed_cosines(
             ends = ((images + sign * size * signs).clamp(*threat.bounds) for sign in (1, -1))
             up, down = (end.to(oracle.dtype).to(images.dtype) for end in ends)  # as the defense will see them
             promise = (scaled * (up - down)).flatten(1).sum(1)
-            change = logit_margin(oracle(up), labels) - logit_margin(oracle(down), labels)
+            above, below = oracle(up), oracle(down)
+            change = logit_margin(above, labels) - logit_margin(below, labels)
+            finest = torch.minimum(finest, torch.minimum(_spacing(above), _spacing(below)))
             products += promise * change
             promises += promise**2
             changes += change**2
-    rounding = torch.finfo(oracle.dtype).eps * largest
+    rounding = finest.clamp_min(torch.finfo(oracle.dtype).eps) * largest
     measured = torch.maximum(promises.sqrt() * gradient_norms, changes.sqrt()) / pairs**0.5
     usable = (measured > _RESOLVED * rounding) & (promises > 0)
     cosine = products / (promises * changes).sqrt().clamp_min(torch.finfo(torch.float32).tiny)
     return cosine.masked_fill(~usable, float("nan"))
+
+
+def _spacing(logits: torch.Tensor) -> torch.Tensor:
+    """Rounding error, as a share, of the coarsest format that holds all of these logits; a scalar tensor.
+
+    A defense in float32 may compute in bfloat16 by autocast; its logits show it.
+    """
+    spacing = torch.full((), torch.finfo(torch.float32).eps, device=logits.device)
+    for dtype in (torch.float16, torch.bfloat16):
+        fits = (logits == logits.to(dtype).to(logits.dtype)).all()
+        spacing = torch.where(fits, torch.finfo(dtype).eps, spacing)
+    return spacing
