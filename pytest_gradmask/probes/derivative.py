@@ -260,7 +260,8 @@ class _Check:
             return [Finding("wrong-gradient", message, not followed)]
         weights = worst.seen.weights[0]
         places = locate(subject, partial(_logits, subject, self.oracle), worst.point, weights, self.generator)
-        smooth = [place for place in places if not place.is_step]
+        # What is random may have the gradient of its mean over draws, which attacks that average follow.
+        smooth = [place for place in places if not (place.is_step or place.is_random)]
         if followed and not smooth:
             return []  # a straight-through gradient that says what the loss does over the steps of an attack
         where = "; they part at " + " and ".join(str(place) for place in places) if places else ""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,16 +31,19 @@ class Place:
         source: file and line of its code; empty if unknown.
         cosine: of its gradient with the derivative.
         is_step: whether its outputs do not change when its inputs do, though it has a gradient (straight-through).
+        is_random: whether it draws random numbers. Its gradient may then be that of its mean over draws.
     """
 
     name: str
     source: str
     cosine: float
     is_step: bool
+    is_random: bool = False
 
     def __str__(self) -> str:
         source = f" ({self.source})" if self.source else ""
-        return f"{self.name}{source}" + (", a step with a gradient of its own" if self.is_step else "")
+        kinds = {", a step with a gradient of its own": self.is_step, ", which is random": self.is_random}
+        return f"{self.name}{source}" + "".join(kind for kind, applies in kinds.items() if applies)
 
 
 def locate(
@@ -104,8 +107,9 @@ class _Search:
                 Place(f"{title}, {type(module).__name__}.forward{extra}", source(type(module).forward), seen.cosine(),
                       seen.is_step())
             ]  # fmt: skip
+        is_random = self._is_random(call, module)
         for place in places:
-            found[str(place)] = place
+            found[str(place)] = replace(place, is_random=is_random)
 
     def _functions(self, module: nn.Module, title: str, call: Call) -> list[Place]:
         """The autograd functions that a module's own graph contains and whose gradient is wrong."""
@@ -124,6 +128,12 @@ class _Search:
                     name = f"{title}, autograd.Function {function.__name__}"
                     places.append(Place(name, source(function), seen.cosine(), seen.is_step()))
         return places
+
+    def _is_random(self, call: Call, module: nn.Module) -> bool:
+        run = call.bound(module, nullcontext)
+        with torch.no_grad(), self.subject.inside():
+            first, second = (run([each.to(self.subject.dtype) for each in call.arguments()]) for _ in range(2))
+        return any(not torch.equal(one, other) for one, other in zip(first, second, strict=True))
 
     def _wrong(self, seen: Comparison) -> bool:
         return bool((seen.errors() > self.subject.disagree).any())

@@ -50,14 +50,14 @@ class AddVector(torch.autograd.Function):
         (gradient,) = gradients
         vector = torch.randn(gradient.shape[1:], generator=seeded(3)).to(gradient)
         norms = gradient.flatten(1).norm(dim=1).view(-1, *[1] * (gradient.dim() - 1))
-        return gradient + 1.5 * norms * vector / vector.norm()
+        return gradient + 1.5 * norms * (vector / vector.norm())  # type: ignore[no-any-return]
 
 
 class OneDirection(torch.autograd.Function):
     """The identity in the newer form with a context set up apart; its gradient is rolled."""
 
     @staticmethod
-    def forward(inputs: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(inputs: Tensor) -> Tensor:
         return inputs.clone()
 
     @staticmethod
@@ -169,7 +169,8 @@ def test_they_are_found_without_a_copy(make: Callable[[], nn.Module]) -> None:
 
 def test_a_vector_added_in_a_resnet_is_named() -> None:
     model = load_model("resnet-standard").requires_grad_(False)
-    model[1].layer1 = nn.Sequential(model[1].layer1, Apply(AddVector.apply)).eval()
+    network = model.get_submodule("1")
+    network.layer1 = nn.Sequential(network.get_submodule("layer1"), Apply(AddVector.apply)).eval()
     (finding,) = check(model, DATA.images)
     assert finding.undermines_attacks
     assert "they part at 1.layer1.1, autograd.Function AddVector" in finding.message
@@ -231,6 +232,31 @@ def _straight_through(inputs: Tensor) -> Tensor:
 def test_a_wrong_gradient_behind_a_straight_through_one_is_found() -> None:
     model = nn.Sequential(Apply(StraightThrough.apply), in_the_middle(Apply(AddVector.apply))).eval()
     (finding,) = check(model)
+    assert finding.undermines_attacks
+    assert "autograd.Function AddVector" in finding.message
+
+
+class Sampled(nn.Module):
+    """Keeps values with a chance that grows with them, divided by it: its gradient is right on average over draws."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        with torch.no_grad():
+            chances = inputs.sigmoid()
+            factors = (torch.rand_like(chances) < chances).float() / chances
+        return inputs * factors
+
+
+def test_a_gradient_that_is_right_on_average_undermines_nothing() -> None:
+    target = oracle(in_the_middle(Sampled()))
+    with target.frozen():
+        found = wrong_gradient(target, ON_GRID, THREAT, seeded())
+    assert all(not each.undermines_attacks and "Sampled.forward" in each.message for each in found)
+
+
+def test_a_wrong_gradient_under_randomness_is_found() -> None:
+    target = oracle(Noisy(in_the_middle(Apply(AddVector.apply)), 0.5).eval())
+    with target.frozen():
+        (finding,) = wrong_gradient(target, ON_GRID, THREAT, seeded())
     assert finding.undermines_attacks
     assert "autograd.Function AddVector" in finding.message
 
