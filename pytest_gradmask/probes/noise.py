@@ -14,8 +14,8 @@ from pytest_gradmask.verdict.results import Finding
 RADII = (1 / 16, 1 / 4, 1.0)
 #: Among them the one that decides whether there is a finding.
 _TYPICAL = 1 / 4
-#: Cosine below which a gradient is noise. Undefended and adversarially trained models have 0.9 and more.
-_NOISE = 0.5
+#: Cosine below which a gradient is noise. @@HONEST@@
+_NOISE = 0.8
 #: Pairs of queries an image and radius. On three images, chance moves the mean cosine of pure noise by about 0.3.
 _PAIRS = 4
 #: Differences below this multiple of the rounding error of the logits say nothing: layers add up their own.

@@ -20,12 +20,14 @@ from pytest_gradmask.threat import ThreatModel
 from pytest_gradmask.verdict.results import Finding
 from tests.probes.probe_toys import ON_GRID, Ripple, Scale
 from tests.toys import (
+    IMAGES,
     Detach,
     KillGradient,
     Noisy,
     Quantize,
     RaisingBackward,
     Softmax,
+    audited,
     convolutional,
     global_state,
     linear,
@@ -405,3 +407,9 @@ def test_the_cost_is_as_documented(monkeypatch: pytest.MonkeyPatch) -> None:
     wrong_gradient(target, ON_GRID, THREAT, seeded())
     assert (target.forwards, target.backwards) == (4, 4)
     assert asked == [4] * 11
+
+
+def test_an_audit_asks_once() -> None:
+    found = audited(in_the_middle(Apply(AddVector.apply)), IMAGES).findings
+    assert [each.id for each in found].count("wrong-gradient") == 1
+    assert "wrong-gradient" not in {each.id for each in audited(convolutional(), IMAGES).findings}

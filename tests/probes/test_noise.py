@@ -55,6 +55,27 @@ def test_a_gradient_that_points_the_wrong_way_is_noise() -> None:
     assert "-1.00 at 0.25 eps" in finding.message
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_a_gradient_that_is_half_right_undermines_attacks(seed: int) -> None:
+    def rule(images: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+        vector = torch.randn(gradient.shape[1:], generator=seeded(3))
+        return (
+            gradient + 1.5 * gradient.flatten(1).norm(dim=1).view(-1, 1, 1, 1) * vector / vector.norm()
+        )  # cosine 0.55
+
+    model = front(rule)
+    (finding,) = gradient_noise(oracle(model), active(model, SMALL), seeded(seed))
+    assert finding.undermines_attacks
+
+
+def test_rounding_that_only_logits_show_is_no_noise() -> None:
+    class Coarse(nn.Module):
+        def forward(self, logits: torch.Tensor) -> torch.Tensor:
+            return logits.bfloat16().float()
+
+    assert noise(nn.Sequential(linear(), Coarse()).eval(), ThreatModel(1e-4)) == []
+
+
 def test_noise_that_hides_in_an_exploding_gradient_is_seen() -> None:
     def rule(images: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
         return 1e30 * gradient * (torch.sin(1e5 * images).sign())
