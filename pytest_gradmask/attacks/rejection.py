@@ -34,12 +34,13 @@ class RejectOption:
 
     Attributes:
         rejects: a class index or a function.
-        column: the class that means "rejected" in the logits of clean images; -1 before the first outputs.
+        column: the class that means "rejected" in the logits of clean images. Of a function, it is the one after all
+            classes, and -1 before the first outputs.
     """
 
     def __init__(self, rejects: Rejects) -> None:
         self.rejects = rejects
-        self.column = -1
+        self.column = rejects if isinstance(rejects, int) else -1
         self._outputs = 0
         self._label: int | None = None
 
@@ -50,8 +51,9 @@ class RejectOption:
             raw: outputs of a model, N x K.
             logits: the same as logits.
         """
-        self._outputs = self._outputs or raw.shape[1]
-        self.column = self.rejects if isinstance(self.rejects, int) else self._outputs
+        if self._outputs == 0:
+            self._outputs = raw.shape[1]
+            self.column = self.rejects if isinstance(self.rejects, int) else self._outputs
         if raw.shape[1] != self._outputs:
             return logits
         if isinstance(self.rejects, int):
