@@ -9,6 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from pytest_gradmask.attacks.rejection import RejectOption
 from pytest_gradmask.defense import Outputs
 from pytest_gradmask.errors import DefenseError, GradmaskError
 from pytest_gradmask.execution.batching import out_of_memory
@@ -70,12 +71,14 @@ class Oracle(nn.Module):
         members: if the model is the mixture of a randomized ensemble, its members. One pass of the mixture then counts
             as one pass for each member.
         weights: the probability of each member.
+        rejection: of a defense that may reject an image.
 
     Attributes:
         dtype: the floating-point type of the model.
         outputs: what the model returns.
         members: for each member, a function from images to its logits; empty unless the model is a mixture.
         weights: one for each member.
+        rejection: adds the class "rejected" to the logits, or joins it with the label under attack.
         forwards, backwards: number of images passed through the defense so far, in each direction.
         calls: number of passes so far in either direction, of batches of any size.
         largest: number of images in the largest batch so far.
@@ -92,9 +95,11 @@ class Oracle(nn.Module):
         *,
         members: Sequence[nn.Module] = (),
         weights: Sequence[float] = (),
+        rejection: RejectOption | None = None,
     ) -> None:
         super().__init__()
         self.model = model
+        self.rejection = rejection
         self.members = [partial(self._query, member, 1) for member in members]
         self.weights = tuple(weights)
         self._passes = max(1, len(members))
@@ -110,9 +115,17 @@ class Oracle(nn.Module):
         self.training = False  # eval() would change the flags of the model, which belong to the user
 
     @classmethod
-    def of_mixture(cls, mixture: Mixture, stream: RandomStream, outputs: Outputs = "logits") -> Oracle:
+    def of_mixture(
+        cls,
+        mixture: Mixture,
+        stream: RandomStream,
+        outputs: Outputs = "logits",
+        rejection: RejectOption | None = None,
+    ) -> Oracle:
         """The oracle of a mixture, which knows the members."""
-        return cls(mixture, stream, outputs, members=list(mixture.members), weights=mixture.weights)
+        return cls(
+            mixture, stream, outputs, members=list(mixture.members), weights=mixture.weights, rejection=rejection
+        )
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits, float32, N x K. If the graph of the model does not reach the images, their gradient is zero."""
@@ -130,6 +143,8 @@ class Oracle(nn.Module):
             )
         self._classes = raw.shape[1]
         logits = as_logits(raw, self.outputs)
+        if self.rejection is not None:
+            logits = self.rejection(raw, logits)
         if logits is raw:
             logits = logits.clone()  # an attack may write into the logits
         if torch.is_grad_enabled() and images.requires_grad:

@@ -171,6 +171,7 @@ def _joined(runs: Sequence[AttackResult], batches: int = 0) -> AttackResult | No
         predictions=predictions,
         note=example.note or skipped,
         invalid=sum(run.invalid for run in runs),
+        rejected=sum(run.rejected for run in runs),
         forwards=sum(run.forwards for run in runs),
         backwards=sum(run.backwards for run in runs),
         passes=max(run.passes for run in runs),
