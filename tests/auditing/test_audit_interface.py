@@ -140,7 +140,7 @@ def test_passes_are_counted_per_attack() -> None:
     assert {attack.name for attack in done if attack.backwards == 0} == {"square", "zero-order"}
 
 
-def test_a_defense_that_memory_does_not_suffice_for_is_told_as_one() -> None:
+def test_a_defense_too_large_for_memory() -> None:
     class Huge(nn.Module):
         def forward(self, _: torch.Tensor) -> torch.Tensor:
             raise MemoryError("no room")

@@ -78,12 +78,12 @@ def test_a_harmless_gap_is_not_masked() -> None:
     assert judge(200, evidence(adaptive=range(4)), margin=0.1).verdict is Verdict.NOT_MASKED
 
 
-@pytest.mark.parametrize(("standing", "expected"), [(0, Verdict.NOT_MASKED), (1, Verdict.INCONCLUSIVE)])
+@pytest.mark.parametrize(("survivors", "expected"), [(0, Verdict.NOT_MASKED), (1, Verdict.INCONCLUSIVE)])
 def test_a_finding_is_moot_where_gradient_attacks_leave_surely_less_than_the_margin(
-    standing: int, expected: Verdict
+    survivors: int, expected: Verdict
 ) -> None:
     # At 99 %, none of 20 is surely below 25 points, one of 20 is not.
-    assert judge(20, evidence(gradient=range(standing, 20)), [UNDERMINED]).verdict is expected
+    assert judge(20, evidence(gradient=range(survivors, 20)), [UNDERMINED]).verdict is expected
 
 
 @pytest.mark.parametrize(
@@ -253,10 +253,10 @@ def test_a_verdict_keeps_its_promises(
     assert decision.reasons
     if decision.verdict is Verdict.NOT_MASKED:
         assert all(attack.status != "failed" for attack in attacks)
-        standing = sum(clean) - len(
+        survivors = sum(clean) - len(
             {index for attack in attacks if attack.kind == "gradient" for index in attack.broken}
         )
-        assert UNDERMINED not in findings or clopper_pearson(standing, len(clean), 0.95)[1] < margin
+        assert UNDERMINED not in findings or clopper_pearson(survivors, len(clean), 0.95)[1] < margin
         assert decision.gap is not None
         assert decision.gap.high < margin
     elif decision.verdict is Verdict.MASKED:
