@@ -197,10 +197,9 @@ def _check(surface: AttackSurface, images: Tensor) -> None:
 
 def _scoreless(oracle: Oracle, images: Tensor, threat: ThreatModel) -> bool:
     """Whether the outputs mostly do not change at all when an image does; tried in three directions for each image."""
-    unchanged = []
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         before = oracle(images)
-        for _ in range(3):
-            unchanged.append((oracle(threat.random_start(images, generator)) == before).all(1))
+        points = [threat.random_start(images, generator) for _ in range(3)]
+        unchanged = [(oracle(each) == before).all(1) for each in points]
     return bool(torch.cat(unchanged).float().mean() > 0.5)

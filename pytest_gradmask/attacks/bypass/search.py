@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -110,8 +110,11 @@ def _observe(model: nn.Module, images: Tensor, forwards: int, *, differentiate: 
     """
     observed: dict[str, _Behaviour] = {}
     running: dict[str, tuple[Tensor, Tensor]] = {}
+    differentiated: list[str] = []  # the gradient of a checkpoint runs it again, in the middle of the forward pass
 
     def enter(name: str, inputs: tuple[Any, ...]) -> tuple[Tensor] | None:
+        if differentiated:
+            return None
         observed.setdefault(name, _Behaviour())
         running.pop(name, None)
         if len(inputs) != 1 or not isinstance(inputs[0], Tensor) or not inputs[0].is_floating_point():
@@ -124,7 +127,7 @@ def _observe(model: nn.Module, images: Tensor, forwards: int, *, differentiate: 
         return (running[name][1],)
 
     def leave(name: str, output: Any) -> None:
-        if name not in running:
+        if differentiated or name not in running:
             return
         source, argument = running.pop(name)
         if not isinstance(output, Tensor) or not output.is_floating_point():
@@ -137,7 +140,9 @@ def _observe(model: nn.Module, images: Tensor, forwards: int, *, differentiate: 
         behaviour.near_identity &= (
             same_shape and is_image and not unchanged and _relative_change(after, before) <= CLOSENESS
         )
+        differentiated.append(name)
         gradient = _random_vjp(output, source) if differentiate else None
+        differentiated.pop()
         behaviour.blocks_gradient &= differentiate and (gradient is None or not bool(gradient.any()))
         behaviour.backward_raises |= differentiate and gradient is None
         behaviour.sparsifies &= same_shape and not is_image and _sparsifies(after, before)
@@ -162,14 +167,14 @@ def _find_code_before_submodules(
     Candidates are the first submodule that is not bypassed, the first submodule inside of it, and so on.
     """
     more: Approximations = {}
-    entered: dict[str, Tensor] = {}
+    entered: dict[str, Tensor | None] = {}
     left: list[str] = []
 
     def enter(name: str, inputs: tuple[Any, ...]) -> None:
         is_image = bool(inputs) and isinstance(inputs[0], Tensor) and inputs[0].ndim == 4
-        # Without a graph, the code before it is not what stops the gradient, and another gradient would not help.
-        if is_image and torch.is_grad_enabled() and not left and not _is_covered(name, found):
-            entered[name] = inputs[0].clone()
+        if is_image and not left and not _is_covered(name, found):
+            # Without a graph, the code before it is not what stops the gradient, and another gradient would not help.
+            entered[name] = inputs[0].clone() if torch.is_grad_enabled() else None
 
     def leave(name: str, _: Any) -> None:
         if name in entered:
@@ -185,11 +190,11 @@ def _find_code_before_submodules(
                 output = rewired(point)
             except Exception:  # some models refuse images that need a gradient
                 return more
-            whole = partial(_backward_works, rewired, output)
+            whole = cache(partial(_backward_works, rewired, output))
             for name, inputs in entered.items():
                 if name in more:
                     break
-                approximation = _approximate_from_images(inputs, point, seed, whole)
+                approximation = None if inputs is None else _approximate_from_images(inputs, point, seed, whole)
                 if approximation is not None:
                     more[name] = FromImages(approximation)
                     break
