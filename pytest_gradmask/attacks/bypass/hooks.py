@@ -14,17 +14,58 @@ Enter = Callable[[str, tuple[Any, ...]], Any]
 Leave = Callable[[str, Any], None]
 
 
-def eagerly() -> AbstractContextManager[Any]:
-    """Inside, functions and modules of `torch.compile` run their Python code.
+@contextmanager
+def plainly() -> Iterator[None]:
+    """Inside, compiled code and code in checkpoints run as if they were neither.
 
-    Compiled code may call hooks at another time or not at all. Each hook also counts against the number of versions
-    that torch compiles, and beyond that limit the model of the user would stay slow.
+    Compiled code (`torch.compile`) may call hooks at another time or not at all. Each hook also counts against the
+    number of versions that torch compiles, and beyond that limit the model of the user would stay slow. Code in a
+    checkpoint (`torch.utils.checkpoint`) runs again in the backward pass, when a replaced forward is no longer there.
     """
+    with _eagerly(), _without_checkpoints():
+        yield
+
+
+def _eagerly() -> AbstractContextManager[Any]:
     compiler = sys.modules.get("torch._dynamo")  # not imported: nothing is compiled, and importing it takes seconds
     if compiler is None or torch.compiler.is_compiling():
         return nullcontext()
     stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
     return stance
+
+
+class _NoCheckpoint:
+    """Takes the place of torch's re-entrant checkpoint, and only runs the function."""
+
+    @staticmethod
+    def apply(function: Callable[..., Any], _: bool, *arguments: Any) -> Any:
+        return function(*arguments)
+
+
+def _no_checkpoint(*_: Any, **__: Any) -> Iterator[None]:
+    """Takes the place of what torch does before and after a function in a checkpoint that is not re-entrant."""
+    yield
+
+
+#: Private names of torch 2.6 to 2.14. Where they are missing, checkpoints remain, and a search may find less.
+_REPLACED = {
+    "CheckpointFunction": _NoCheckpoint,
+    "_checkpoint_without_reentrant_generator": _no_checkpoint,
+    "_checkpoint_without_reentrant_generator_impl": _no_checkpoint,
+}
+
+
+@contextmanager
+def _without_checkpoints() -> Iterator[None]:
+    module = sys.modules.get("torch.utils.checkpoint")
+    before = {name: getattr(module, name) for name in _REPLACED if hasattr(module, name)}
+    try:
+        for name in before:
+            setattr(module, name, _REPLACED[name])
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(module, name, value)
 
 
 def is_script(module: nn.Module) -> bool:
@@ -56,7 +97,7 @@ def hooked(
         enter: gets the dotted name of a submodule and its inputs. It returns other inputs, or None.
         leave: gets the dotted name and the output.
     """
-    with ExitStack() as stack, eagerly():
+    with ExitStack() as stack, plainly():
         for name, module in observable(model).items():
             stack.enter_context(hooked_module(name, module, enter, leave))
         yield
