@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -32,11 +32,13 @@ class Prepared:
         surface: the defense as its attacker sees it.
         scorer: runs attacks, and scores what they return.
         findings: of the preflight.
+        predictions: classes of all clean images, by the first forward; int64, N.
     """
 
     surface: AttackSurface
     scorer: Scorer
     findings: tuple[Finding, ...]
+    predictions: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
 
 
 @contextmanager
@@ -93,4 +95,4 @@ def prepared(
             oracle=oracle, images=images, labels=labels, threat=threat, seed=seed, sampler=sampler, cache=cache,
             key=key, engine=engine,
         )  # fmt: skip
-        yield Prepared(surface, scorer, tuple(findings))
+        yield Prepared(surface, scorer, tuple(findings), checked.predictions)

@@ -6,7 +6,7 @@ can be audited becomes a finding.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -33,11 +33,15 @@ _SAME_ALONE = 0.02
 
 @dataclass(frozen=True, slots=True)
 class Preflight:
-    """Properties of a defense that are known before it is attacked."""
+    """Properties of a defense that are known before it is attacked.
+
+    ``predictions`` are the classes that it answers to all clean images, int64, N.
+    """
 
     classes: int
     randomized: bool
     findings: tuple[Finding, ...]
+    predictions: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long), compare=False)
 
 
 def check_setting(confidence: float, seed: int = 0, margin: float = 0.05) -> None:
@@ -121,7 +125,7 @@ def check_defense(defense: Defense, oracle: Oracle, images: Tensor, labels: Tens
     """
     for model in (defense.model, *defense.members, *defense.sources):
         _check_eval_mode(model)
-    classes = _check_outputs(defense, images)
+    classes, predictions = _check_outputs(defense, images)
     if labels.min() < 0 or labels.max() >= classes:
         raise InputError(
             f"labels: range from {labels.min().item()} to {labels.max().item()}, but {defense.name} has {classes} "
@@ -154,7 +158,7 @@ def check_defense(defense: Defense, oracle: Oracle, images: Tensor, labels: Tens
                 )
     if defense.outputs == "probabilities":
         findings.append(Finding("probabilities", "the model returns probabilities; attacks used their logarithm"))
-    return Preflight(classes, randomized, tuple(findings))
+    return Preflight(classes, randomized, tuple(findings), predictions)
 
 
 def _check_eval_mode(model: nn.Module) -> None:
@@ -173,18 +177,19 @@ def _without_modes(model: nn.Module) -> bool:
     return isinstance(model, torch.fx.GraphModule) and "eval" in vars(model)
 
 
-def _check_outputs(defense: Defense, images: Tensor) -> int:
-    """Check the outputs for all images, batch by batch; returns the number of classes."""
+def _check_outputs(defense: Defense, images: Tensor) -> tuple[int, Tensor]:
+    """Check the outputs for all images, batch by batch; returns the number of classes and the predictions."""
 
-    def part(start: int, end: int) -> int:
+    def part(start: int, end: int) -> tuple[int, Tensor]:
         # Not through the oracle, which converts the output of the model.
         batch = images[start:end].to(parameter_dtype(defense.model), copy=True)
         with torch.no_grad():
             raw = output_of(defense.name, defense.model, batch)
         _check_output(defense, raw, images[start:end])
-        return raw.shape[1]
+        return raw.shape[1], raw.argmax(1)
 
-    return in_batches(part, len(images), _BATCH)[0]
+    parts = in_batches(part, len(images), _BATCH)
+    return parts[0][0], torch.cat([answers for _, answers in parts])
 
 
 def _check_output(defense: Defense, output: object, images: Tensor) -> None:

@@ -22,6 +22,10 @@ from pytest_gradmask.verdict.paired import above_p, lower_bound, upper_bound
 from pytest_gradmask.verdict.results import AttackResult, Finding, Gap, Kind, Prediction, Proportion, Verdict, chances
 from pytest_gradmask.verdict.stats import difference_bounds, mean_p
 
+#: Findings that refuse ``NOT_MASKED`` also where gradient attacks leave less than the margin: which images count as
+#: correct, or which defense was attacked, is then in doubt itself.
+_ANYWAY = ("behaves-differently", "chance-accuracy", "constant-predictions", "permuted-labels", "stateful")
+
 
 @dataclass(frozen=True, slots=True)
 class Decision:
@@ -181,7 +185,7 @@ def decide(
     )
     if verdict is Verdict.MASKED:
         return Decision(verdict, reasons.masked(gap, attacks, margin, randomized=bool(predictions)), gap)
-    undermining = [finding for finding in findings if finding.undermines_attacks] if matters else []
+    undermining = [finding for finding in findings if finding.undermines_attacks and (matters or finding.id in _ANYWAY)]
     obstacles = reasons.obstacles(failures, undermining, unconverged, margin)
     if verdict is Verdict.NOT_MASKED and not obstacles:
         return Decision(verdict, (reasons.not_masked(gap, margin, confidence),), gap)
