@@ -1,1 +1,1 @@
-"""Honest models: classifiers that hide nothing, to measure how often a finding is a false alarm."""
+"""Honest models: networks that hide no gradient, made by a script, to measure how often an audit says that they do."""

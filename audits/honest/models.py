@@ -1,37 +1,227 @@
-"""Honest models of many architectures, activations, normalisations and precisions.
+"""Honest models: small networks without any defense, varied in every respect that should not matter.
 
-Those of the package are trained. All others have random weights and batch statistics of the images; what they call an
-image is its label. Nothing in any of them hides a gradient.
+Each is a combination of architecture, training, scale of the logits, precision, wrapper and threat model. Everything
+is drawn from the number of the model, so that the list never changes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrizations
 from torch.utils.checkpoint import checkpoint
 
-from pytest_gradmask import load_model
+from audits.honest.pictures import CLASSES
+from pytest_gradmask import Dataset, ThreatModel, load_model, pgd
+from pytest_gradmask.auditing.research import random_state_kept
 
-_TRAINED = (
-    "resnet-standard", "resnet-adversarial", "vgg-standard", "vgg-adversarial", "vgg-mildly-adversarial",
-    "vit-standard", "vit-adversarial",
-)  # fmt: skip
-_TORCHVISION = (
-    "resnet18", "resnet50", "mobilenet_v2", "mobilenet_v3_small", "efficientnet_b0", "densenet121", "squeezenet1_1",
-    "shufflenet_v2_x1_0", "mnasnet1_0", "regnet_y_400mf", "convnext_tiny", "googlenet", "vgg11_bn",
-)  # fmt: skip
-_ACTIVATIONS = {
-    "relu": nn.ReLU, "leaky": nn.LeakyReLU, "gelu": nn.GELU, "silu": nn.SiLU, "softplus": nn.Softplus, "elu": nn.ELU,
-    "tanh": nn.Tanh, "hardswish": nn.Hardswish, "relu6": nn.ReLU6, "mish": nn.Mish,
+#: How many models the whole list has.
+NUMBER = 200
+_STEPS, _BATCH, _RATE = 60, 64, 2e-3
+
+#: Networks made here, for 3 x 32 x 32 images; the rest are checkpoints of this project.
+NETWORKS: dict[str, Callable[[], nn.Module]] = {
+    "linear": lambda: nn.Sequential(nn.Flatten(), nn.Linear(3072, CLASSES)),
+    "mlp": lambda: nn.Sequential(nn.Flatten(), nn.Linear(3072, 64), nn.ReLU(), nn.Linear(64, CLASSES)),
+    "mlp-tanh": lambda: nn.Sequential(nn.Flatten(), nn.Linear(3072, 64), nn.Tanh(), nn.Linear(64, CLASSES)),
+    "cnn": lambda: nn.Sequential(*_convolution(3, 16), *_convolution(16, 32), *_classifier(32)),
+    "cnn-norm": lambda: nn.Sequential(
+        *_convolution(3, 16, norm=True), *_convolution(16, 32, norm=True), *_classifier(32)
+    ),
+    "cnn-pooled": lambda: nn.Sequential(
+        *_convolution(3, 16, stride=1), nn.MaxPool2d(4), *_convolution(16, 32), *_classifier(32)
+    ),
+    "cnn-gelu": lambda: nn.Sequential(
+        nn.Conv2d(3, 16, 4, 4), nn.GELU(), nn.Conv2d(16, 32, 3, padding=1), nn.GELU(), *_classifier(32)
+    ),
+    "residual": lambda: nn.Sequential(*_convolution(3, 16, norm=True), _Residual(16), _Residual(16), *_classifier(16)),
+    "attention": lambda: _Attention(),
 }  # fmt: skip
+CHECKPOINTS = tuple(
+    f"{network}-{training}" for network in ("resnet", "vgg", "vit") for training in ("standard", "adversarial")
+)
+TRAININGS = ("random", "standard", "adversarial")
+SCALES = (0.01, 0.1, 1.0, 10.0)
+PRECISIONS = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
+WRAPPERS = (
+    "plain",
+    "plain",
+    "compiled",
+    "traced",
+    "scripted",
+    "frozen",
+    "graph",
+    "checkpoint",
+    "re-entrant checkpoint",
+)
+THREATS = {
+    "Linf 0.1/255": ThreatModel(0.1 / 255),
+    "Linf 1/255": ThreatModel(1 / 255),
+    "Linf 2/255": ThreatModel(2 / 255),
+    "Linf 8/255": ThreatModel(8 / 255),
+    "L2 0.25": ThreatModel(0.25, "L2"),
+}
 
 
-class Checkpointed(nn.Module):
-    """Computes its inner activations again on the way back."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Honest:
+    """How one honest model is made.
+
+    Attributes:
+        number: in the list; also the seed of everything random.
+        network: key of `NETWORKS`, or one of `CHECKPOINTS`.
+        training: ``random`` (weights as torch draws them), ``standard`` (60 steps of Adam on images that are not
+            audited), ``adversarial`` (the same on images of a PGD of 3 steps), or ``checkpoint``.
+        scale: factor of the logits.
+        precision: key of `PRECISIONS`.
+        wrapper: one of `WRAPPERS`.
+        threat: key of `THREATS`.
+    """
+
+    number: int
+    network: str
+    training: str
+    scale: float
+    precision: str
+    wrapper: str
+    threat: str
+
+    @property
+    def name(self) -> str:
+        """Unique, and in words."""
+        parts = [getattr(self, each) for each in asdict(self) if each != "number"]
+        return f"{self.number:03d} {', '.join(str(part) for part in parts)}"
+
+
+def honest_models() -> list[Honest]:
+    """The whole list. Each value of each property occurs about equally often."""
+    networks = [*NETWORKS] * 3 + [*CHECKPOINTS]  # most are made here: a checkpoint is slow on a CPU
+    columns = {
+        "network": _spread(networks, "network"),
+        "training": _spread(TRAININGS, "training"),
+        "scale": _spread(SCALES, "scale"),
+        "precision": _spread(["float32", *PRECISIONS], "precision"),
+        "wrapper": _spread(WRAPPERS, "wrapper"),
+        "threat": _spread([*THREATS], "threat"),
+    }
+    return [_valid(number, {name: values[number] for name, values in columns.items()}) for number in range(NUMBER)]
+
+
+def _spread(values: object, name: str) -> list[object]:
+    """The values, as often as needed, in random order."""
+    listed = list(values)  # type: ignore[call-overload]
+    repeated = [listed[index % len(listed)] for index in range(NUMBER)]
+    order = torch.randperm(NUMBER, generator=torch.Generator().manual_seed(sum(name.encode())))
+    return [repeated[index] for index in order]
+
+
+def _valid(number: int, values: dict[str, object]) -> Honest:
+    if values["network"] in CHECKPOINTS:
+        values["training"] = "checkpoint"
+        if values["wrapper"] in ("scripted", "frozen", "graph"):  # not every checkpoint can be compiled or traced so
+            values["wrapper"] = "traced"
+        if values["precision"] != "float32":  # slow on a CPU
+            values["precision"] = "float64" if str(values["network"]).startswith("resnet") else "float32"
+    if values["network"] == "attention" and values["wrapper"] == "graph":
+        values["wrapper"] = "plain"
+    return Honest(number=number, **values)  # type: ignore[arg-type]
+
+
+def build(honest: Honest, data: Dataset) -> nn.Module:
+    """Make a model, in eval mode.
+
+    Args:
+        honest: which.
+        data: images and labels to train on.
+    """
+    with random_state_kept(torch.device("cpu")):
+        torch.manual_seed(honest.number)
+        if honest.training == "checkpoint":
+            model = load_model(honest.network)
+        else:
+            model = NETWORKS[honest.network]()
+            if honest.training != "random":
+                _train(model, data, adversarial=honest.training == "adversarial", seed=honest.number)
+        model = nn.Sequential(model, _Scale(honest.scale)).to(PRECISIONS[honest.precision]).eval()
+        model.requires_grad_(False)
+        return _wrapped(model, honest.wrapper, data.images[:8].to(PRECISIONS[honest.precision]))
+
+
+def _wrapped(model: nn.Module, wrapper: str, images: Tensor) -> nn.Module:
+    wrap: dict[str, Callable[[], nn.Module]] = {
+        "plain": lambda: model,
+        "compiled": lambda: cast(nn.Module, torch.compile(model, backend="eager", dynamic=True)),
+        "traced": lambda: torch.jit.trace(model, images, check_trace=False),
+        "scripted": lambda: torch.jit.script(model),
+        "frozen": lambda: torch.jit.freeze(torch.jit.script(model)),
+        "graph": lambda: torch.fx.symbolic_trace(model),
+        "checkpoint": lambda: _Checkpointed(model, reentrant=False),
+        "re-entrant checkpoint": lambda: _Checkpointed(model, reentrant=True),
+    }
+    return wrap[wrapper]().eval() if wrapper.endswith("checkpoint") else wrap[wrapper]()
+
+
+def _train(model: nn.Module, data: Dataset, *, adversarial: bool, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    optimizer = torch.optim.Adam(model.parameters(), lr=_RATE)
+    for _ in range(_STEPS):
+        batch = torch.randint(len(data.images), (_BATCH,), generator=generator)
+        images, labels = data.images[batch], data.labels[batch]
+        if adversarial:
+            model.eval()
+            images = pgd(model, images, labels, threat=ThreatModel(4 / 255), steps=3, generator=generator)
+        model.train()
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(images), labels).backward()
+        optimizer.step()
+
+
+def _convolution(inputs: int, outputs: int, *, stride: int = 2, norm: bool = False) -> list[nn.Module]:
+    middle = [nn.BatchNorm2d(outputs)] if norm else []
+    return [nn.Conv2d(inputs, outputs, 3, stride, 1), *middle, nn.ReLU()]
+
+
+def _classifier(features: int) -> list[nn.Module]:
+    return [nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(16 * features, CLASSES)]
+
+
+class _Scale(nn.Module):
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, logits: Tensor) -> Tensor:
+        return self.factor * logits
+
+
+class _Residual(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.inside = nn.Sequential(nn.Conv2d(width, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU())
+
+    def forward(self, features: Tensor) -> Tensor:
+        return features + self.inside(features)  # type: ignore[no-any-return]
+
+
+class _Attention(nn.Module):
+    """Patches of 8 x 8 pixels, one layer of attention, and the mean of all tokens."""
+
+    def __init__(self, width: int = 32) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, width, 8, 8)
+        self.layer = nn.TransformerEncoderLayer(width, 4, 2 * width, dropout=0.0, batch_first=True, norm_first=True)
+        self.head = nn.Linear(width, CLASSES)
+
+    def forward(self, images: Tensor) -> Tensor:
+        tokens = self.patches(images).flatten(2).transpose(1, 2)
+        return self.head(self.layer(tokens).mean(1))  # type: ignore[no-any-return]
+
+
+class _Checkpointed(nn.Module):
+    """Does not store what is inside the model for the backward pass, but computes it again."""
 
     def __init__(self, model: nn.Module, *, reentrant: bool) -> None:
         super().__init__()
@@ -39,163 +229,3 @@ class Checkpointed(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return checkpoint(self.model, images, use_reentrant=self.reentrant)  # type: ignore[no-any-return]
-
-
-class Rows(nn.Module):
-    """An LSTM or GRU that reads an image row by row."""
-
-    def __init__(self, cell: Callable[..., nn.Module]) -> None:
-        super().__init__()
-        self.cell = cell(96, 64, batch_first=True, bidirectional=True)
-        self.head = nn.Linear(128, 10)
-
-    def forward(self, images: Tensor) -> Tensor:
-        read, _ = self.cell(images.permute(0, 2, 1, 3).flatten(2))
-        return self.head(read.mean(1))  # type: ignore[no-any-return]
-
-
-class Attention(nn.Module):
-    """Torch's transformer encoder over patches of 4 x 4 pixels."""
-
-    def __init__(self, *, norm_first: bool = False) -> None:
-        super().__init__()
-        self.patches = nn.Conv2d(3, 64, 4, stride=4)
-        layer = nn.TransformerEncoderLayer(64, 4, 128, batch_first=True, norm_first=norm_first)
-        self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
-        self.head = nn.Linear(64, 10)
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.head(self.encoder(self.patches(images).flatten(2).transpose(1, 2)).mean(1))  # type: ignore[no-any-return]
-
-
-class Scaled(nn.Module):
-    """Multiplies the logits."""
-
-    def __init__(self, model: nn.Module, factor: float) -> None:
-        super().__init__()
-        self.model, self.factor = model, factor
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.factor * self.model(images)  # type: ignore[no-any-return]
-
-
-class Casting(nn.Module):
-    """Asks for float32 wherever it can, as code does that was written for mixed precision."""
-
-    mean: Tensor
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-        self.register_buffer("mean", torch.full((1, 3, 1, 1), 0.5))
-
-    def forward(self, images: Tensor) -> Tensor:
-        centred = images.float().to(torch.float32) - torch.tensor(0.5, dtype=torch.float32).type_as(self.mean)
-        return self.model(centred).float()  # type: ignore[no-any-return]
-
-
-class Autocast(nn.Module):
-    """Computes in bfloat16 by autocast."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, images: Tensor) -> Tensor:
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            return self.model(images)  # type: ignore[no-any-return]
-
-
-def convolutional(
-    activation: Callable[[], nn.Module] = nn.ReLU, norm: str = "batch", pool: str = "max"
-) -> nn.Sequential:
-    """Three convolutions with an activation, a normalisation and a pooling."""
-    norms: dict[str, Callable[[int], nn.Module]] = {
-        "batch": nn.BatchNorm2d, "group": partial(nn.GroupNorm, 4), "instance": nn.InstanceNorm2d,
-        "none": lambda channels: nn.Identity(),
-    }  # fmt: skip
-    pools = {"max": nn.MaxPool2d(2), "average": nn.AvgPool2d(2), "none": nn.Identity()}
-    layers: list[nn.Module] = []
-    for before, after in ((3, 16), (16, 32), (32, 32)):
-        layers += [nn.Conv2d(before, after, 3, padding=1), norms[norm](after), activation(), pools[pool]]
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(512, 10))
-
-
-def _parametrized(wrap: Callable[[nn.Module], nn.Module]) -> nn.Module:
-    model = convolutional()
-    for module in list(model):
-        if isinstance(module, nn.Conv2d | nn.Linear):
-            wrap(module)
-    return model
-
-
-def _torchvision(name: str) -> nn.Module:
-    import torchvision
-
-    extra: dict[str, bool] = {"init_weights": True, "aux_logits": False} if name == "googlenet" else {}
-    model: nn.Module = torchvision.models.get_model(name, num_classes=10, **extra)
-    return model
-
-
-def _vit() -> nn.Module:
-    import torchvision
-
-    model: nn.Module = torchvision.models.VisionTransformer(32, 8, 6, 6, 192, 768, num_classes=10)
-    nn.init.normal_(model.get_parameter("heads.head.weight"), std=0.1)
-    return model
-
-
-def _settled(build: Callable[[], nn.Module], images: Tensor) -> nn.Module:
-    torch.manual_seed(0)
-    model = build()
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.momentum = None
-    with torch.no_grad():
-        model.train()(images)
-    return model.eval()
-
-
-def honest_models(images: Tensor, *, large: bool = True) -> Iterator[tuple[str, nn.Module]]:
-    """Name and model, in eval mode and without gradients of parameters.
-
-    Args:
-        images: N x 3 x 32 x 32, for the statistics of batch norm.
-        large: torchvision's models, too.
-    """
-    builds: dict[str, Callable[[], nn.Module]] = {
-        **{f"conv-{name}": partial(convolutional, each) for name, each in _ACTIVATIONS.items()},
-        **{f"conv-{norm}-norm": partial(convolutional, nn.GELU, norm) for norm in ("group", "instance", "none")},
-        "conv-average-pool": partial(convolutional, nn.ReLU, "batch", "average"),
-        "conv-max-pool-first": lambda: nn.Sequential(nn.MaxPool2d(2), convolutional()),
-        "weight-norm": partial(_parametrized, parametrizations.weight_norm),
-        "spectral-norm": partial(_parametrized, parametrizations.spectral_norm),
-        "orthogonal": partial(_parametrized, parametrizations.orthogonal),
-        "linear": lambda: nn.Sequential(nn.Flatten(), nn.Linear(3072, 10)),
-        "mlp": lambda: nn.Sequential(nn.Flatten(), nn.Linear(3072, 128), nn.ReLU(), nn.Linear(128, 10)),
-        "lstm": partial(Rows, nn.LSTM),
-        "gru": partial(Rows, nn.GRU),
-        "attention": Attention,
-        "attention-norm-first": partial(Attention, norm_first=True),
-        "casting": lambda: Casting(convolutional()),
-        "autocast": lambda: Autocast(convolutional()),
-    }
-    for name in _TRAINED:
-        yield name, load_model(name).requires_grad_(False)
-    if large:
-        builds |= {f"torchvision-{name}": partial(_torchvision, name) for name in _TORCHVISION}
-        builds["torchvision-vit"] = _vit
-    for name, build in builds.items():
-        yield name, _settled(build, images).requires_grad_(False)
-    for name in ("vgg-standard", "vit-adversarial"):
-        for factor in (1e-3, 1e3):
-            yield f"{name} times {factor:g}", Scaled(load_model(name), factor).eval().requires_grad_(False)
-        yield f"{name} in float64", load_model(name).double().requires_grad_(False)
-        yield f"{name} in bfloat16", load_model(name).bfloat16().requires_grad_(False)
-        yield f"{name} casting", Casting(load_model(name)).eval().requires_grad_(False)
-        for reentrant in (True, False):
-            kind = "re-entrant checkpoint" if reentrant else "checkpoint"
-            model = Checkpointed(load_model(name), reentrant=reentrant)
-            yield f"{name} behind a {kind}", model.eval().requires_grad_(False)
-        probabilities = nn.Sequential(load_model(name), nn.Softmax(1)).eval()
-        yield f"{name} with probabilities", probabilities.requires_grad_(False)

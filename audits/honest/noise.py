@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from audits.honest.models import honest_models
+from audits.honest.architectures import honest_models
 from pytest_gradmask.attacks.oracle import Oracle
 from pytest_gradmask.defense import Outputs
 from pytest_gradmask.loading.datasets import load_dataset

@@ -90,7 +90,7 @@ def prepared(
             defense, images, stream=stream, classes=checked.classes, randomized=checked.randomized, threat=threat,
             eot=budget.eot, rejection=rejection,
         )  # fmt: skip
-        sampler, findings = None, list(checked.findings)
+        sampler, findings = None, [*checked.findings, *surface.findings]
         if checked.randomized:
             ensemble = surface.oracle(surface.attacked) if defense.members else None
             sampler, unusual = plan_sampler(oracle, ensemble, images, pilot=budget.pilot_samples, margin=margin)

@@ -177,14 +177,19 @@ def check_defense(defense: Defense, oracle: Oracle, images: Tensor, labels: Tens
 
 
 def _check_eval_mode(model: nn.Module) -> None:
-    if model.training:
+    if getattr(model, "training", False) and not _without_modes(model):
         raise DefenseError(f"{type(model).__name__} is in train mode; call model.eval() first")
     for name, module in model.named_modules():
-        if module.training and isinstance(module, _BatchNorm):
+        if isinstance(module, _BatchNorm) and module.training:
             raise DefenseError(
                 f"the batch norm layer {name!r} is in train mode, so images change each other's logits; "
                 "call model.eval() first (dropout left on by intention may stay in train mode)"
             )
+
+
+def _without_modes(model: nn.Module) -> bool:
+    """Whether a model is an exported program, whose mode is that of its export: its own ``eval`` raises."""
+    return isinstance(model, torch.fx.GraphModule) and "eval" in vars(model)
 
 
 def _outputs(defense: Defense, images: Tensor) -> Tensor:
