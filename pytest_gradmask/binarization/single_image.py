@@ -15,9 +15,9 @@ from pytest_gradmask.attacks.protocol import AttackFunction
 from pytest_gradmask.binarization.classifier import (
     BinarizedClassifier,
     binarized_oracle,
-    boundary_points,
     fit_binarized_classifier,
 )
+from pytest_gradmask.binarization.restriction import restriction
 from pytest_gradmask.defense import Defense
 from pytest_gradmask.errors import InputError
 from pytest_gradmask.randomized.streams import RandomStream
@@ -27,6 +27,7 @@ Outcome = Literal["passed", "failed", "trivial", "unseparable"]
 
 #: Least number of random points in the control of each image, for attacks that make fewer queries.
 _CONTROL = 50
+SMOOTH = True
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,7 +82,7 @@ class ImageTest:
         attacked = self.binarized(self.through, classifier)
         x_adv = _run_attack(attack, attacked, image, self.threat, generator)
         valid = bool(self.threat.contains(x_adv, image))
-        control = boundary_points(image, max(attacked.forwards, _CONTROL), self.threat, generator)
+        control = classifier.restriction.corners(max(attacked.forwards, _CONTROL), self.threat, generator)
         if any(self.is_class_1(oracle, control)):
             outcome: Outcome = "trivial"
         else:
@@ -92,11 +93,12 @@ class ImageTest:
 
     def fit(self, image: Tensor, generator: torch.Generator) -> BinarizedClassifier | None:
         """Replace the last linear layer or, if that fails, put a head on the logits; None if both fail."""
+        restricted = restriction(image, self.threat, generator, smooth=SMOOTH)
         for linear, clean_logit_margin in self.logit_margins.items():
             classifier = fit_binarized_classifier(
                 self.oracle,
                 linear,
-                image,
+                restricted,
                 clean_logit_margin=clean_logit_margin,
                 threat=self.threat,
                 separation=self.separation,
