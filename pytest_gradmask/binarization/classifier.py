@@ -22,7 +22,7 @@ from pytest_gradmask.randomized.streams import RandomStream
 from pytest_gradmask.threat import ThreatModel
 
 #: Share of the score of the embedded adversarial example that is needed for class 1, from the score of the clean image.
-_CLOSENESS = 0.85
+CLOSENESS = 0.85
 _CLOSENESS_RANDOMIZED = 0.7
 _LEAST_MARGIN = 1e-6
 
@@ -245,24 +245,26 @@ def fit_binarized_classifier(
     radii = torch.rand(inner, generator=generator).clamp_min_(torch.arange(inner) % 2).to(image) * (1 - separation)
     inside = image + radii.view(-1, 1, 1, 1) * (restriction.corners(inner, threat, generator) - image)
     inner_features = features(torch.cat([image, inside]))
-    found = _discriminant(inner_features, features(restriction.corners(boundary, threat, generator)))
+    candidates = restriction.corners(boundary, threat, generator)
+    found = _discriminant(inner_features, features(candidates))
     if found is None:
         return None
-    centre, direction = found
-    example, example_score = search(lambda points: (features(points) - centre) @ direction, restriction, threat)
-    scores = (inner_features - centre) @ direction
-    clean_score = float(scores[0])
-    closeness = _CLOSENESS if forwards == 1 else _CLOSENESS_RANDOMIZED
+    chosen, centre, direction = found
+    example, example_score = search(
+        lambda points: (features(points) - centre) @ direction, restriction, candidates[chosen][None], threat
+    )
+    clean_score = float((inner_features[0] - centre) @ direction)
+    closeness = CLOSENESS if forwards == 1 else _CLOSENESS_RANDOMIZED
     threshold = clean_score + closeness * (example_score - clean_score)
-    if not (math.isfinite(threshold) and example_score > threshold > float(scores.max())):
+    if not (math.isfinite(threshold) and example_score > threshold > clean_score):
         return None
     scale = clean_logit_margin / (threshold - clean_score)
     head = BinaryHead(centre.float(), (scale * direction).float(), scale * threshold)
     return BinarizedClassifier(head, linear, restriction, example)
 
 
-def _discriminant(inner: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor] | None:
-    """Centre of the inner points, and the direction that separates the farthest candidate from them.
+def _discriminant(inner: Tensor, candidates: Tensor) -> tuple[int, Tensor, Tensor] | None:
+    """Index of the farthest candidate, centre of the inner points, and the direction that separates them.
 
     Solved in the space of the points, not of the features, which may be many more (Woodbury's identity).
     """
@@ -281,4 +283,4 @@ def _discriminant(inner: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor] | 
     distance = float(squares[chosen])
     if not (math.isfinite(distance) and distance > 0):
         return None
-    return centre, directions[chosen] / distance**0.5
+    return chosen, centre, directions[chosen] / distance**0.5

@@ -17,7 +17,7 @@ from pytest_gradmask.binarization.classifier import (
     binarized_oracle,
     fit_binarized_classifier,
 )
-from pytest_gradmask.binarization.restriction import restriction
+from pytest_gradmask.binarization.restriction import restricted_to_cells
 from pytest_gradmask.defense import Defense
 from pytest_gradmask.errors import InputError
 from pytest_gradmask.randomized.streams import RandomStream
@@ -27,7 +27,6 @@ Outcome = Literal["passed", "failed", "trivial", "unseparable"]
 
 #: Least number of random points in the control of each image, for attacks that make fewer queries.
 _CONTROL = 50
-SMOOTH = True
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,29 +91,40 @@ class ImageTest:
         )
 
     def fit(self, image: Tensor, generator: torch.Generator) -> BinarizedClassifier | None:
-        """Replace the last linear layer or, if that fails, put a head on the logits; None if both fail."""
-        restricted = restriction(image, self.threat, generator, smooth=SMOOTH)
-        for linear, clean_logit_margin in self.logit_margins.items():
-            classifier = fit_binarized_classifier(
-                self.oracle,
-                linear,
-                restricted,
-                clean_logit_margin=clean_logit_margin,
-                threat=self.threat,
-                separation=self.separation,
-                inner=self.inner,
-                boundary=self.boundary,
-                forwards=self.forwards,
-                chunk=self.chunk,
-                generator=generator,
-            )
-            if classifier is None:
-                continue
-            # Evaluated again, with new noise and in the same way as the result of an attack.
-            points = torch.cat([image, classifier.example])
-            if self.is_class_1(self.binarized(self.defense.model, classifier), points) == [False, True]:
-                return classifier
+        """Embed an adversarial example; None if that fails.
+
+        The first choices are a new last linear layer, and one kind of patterns at random. Where they fail, because
+        noise hides the example or the features do not separate it, the others are tried.
+        """
+        first = bool(torch.rand((), generator=generator) < 0.5)
+        for linear in self.logit_margins:
+            for smooth in (first, not first):
+                classifier = self.fit_to(linear, image, generator, smooth=smooth)
+                if classifier is None:
+                    continue
+                # Evaluated again, with new noise and in the same way as the result of an attack.
+                points = torch.cat([image, classifier.example])
+                if self.is_class_1(self.binarized(self.defense.model, classifier), points) == [False, True]:
+                    return classifier
         return None
+
+    def fit_to(
+        self, linear: nn.Linear | None, image: Tensor, generator: torch.Generator, *, smooth: bool
+    ) -> BinarizedClassifier | None:
+        """Embed an adversarial example with one kind of patterns; see `fit_binarized_classifier`."""
+        return fit_binarized_classifier(
+            self.oracle,
+            linear,
+            restricted_to_cells(image, self.threat, generator, smooth=smooth),
+            clean_logit_margin=self.logit_margins[linear],
+            threat=self.threat,
+            separation=self.separation,
+            inner=self.inner,
+            boundary=self.boundary,
+            forwards=self.forwards,
+            chunk=self.chunk,
+            generator=generator,
+        )
 
     def binarized(self, model: nn.Module, classifier: BinarizedClassifier) -> Oracle:
         return binarized_oracle(model, classifier, self.stream, self.defense.outputs)

@@ -1,0 +1,1 @@
+"""Measurements on honest models, whose gradients are correct: the numbers behind thresholds."""
