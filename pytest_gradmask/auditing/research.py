@@ -66,8 +66,8 @@ from pytest_gradmask.loading.models.front_ends import DnCNN, calibrated_front_en
 from pytest_gradmask.randomized.prediction import Sampler, draws_shared, plan_sampler, samples_needed
 from pytest_gradmask.randomized.streams import RandomStream
 from pytest_gradmask.verdict.interim import InterimAnalysis, plan_analyses
-from pytest_gradmask.verdict.results import accuracy
 from pytest_gradmask.verdict.paired import rejected_below
+from pytest_gradmask.verdict.results import accuracy
 from pytest_gradmask.verdict.rule import decide, judge, measure_gap
 from pytest_gradmask.verdict.stats import accuracy_bounds, clopper_pearson, mcnemar_p, mean_p
 
