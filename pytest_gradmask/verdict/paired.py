@@ -32,8 +32,6 @@ _Chances = Callable[[float, Floats | None], tuple[float, float]]
 
 #: Points of the nuisance parameter per square root of a trial: about a quarter of a standard deviation apart.
 _DENSITY, _FEWEST = 9, 32
-#: Points at which a bisection starts.
-_FEW = 12
 #: Local maxima above this share of the largest one are looked at closely. Between two points of the grid the chance
 #: differs by less.
 _CLOSE = 0.95
@@ -82,16 +80,17 @@ def evidence(ours: Any, theirs: Any, trials: int, difference: float) -> Floats:
     The smaller of two statistics. Tango's is the sharper one where both attacks break images of their own. The binomial
     test of ``ours`` alone is sharper where ``theirs`` is zero.
     """
-    by_score = score(ours, theirs, trials, difference)
-    return by_score if difference <= 0 else np.minimum(by_score, _alone(ours, trials, difference) - _AHEAD)
+    return np.minimum(score(ours, theirs, trials, difference), _alone(ours, trials, difference))
 
 
 def _alone(ours: Any, trials: int, difference: float) -> Floats:
     """The binomial p-value of ``ours``, as a normal score."""
     ours = np.asarray(ours, dtype=float)
+    if difference <= 0:
+        return np.full(ours.shape, np.inf)
     below, above = special.bdtr(ours, trials, difference), special.bdtrc(ours, trials, difference)
     # Of two complementary chances, the smaller one is exact.
-    return np.where(below < above, special.ndtri(below), -special.ndtri(above))
+    return np.where(below < above, special.ndtri(below), -special.ndtri(above)) - _AHEAD
 
 
 def below_p(ours: int, theirs: int, trials: int, difference: float) -> float:
@@ -178,8 +177,9 @@ def _upper_bound(ours: int, theirs: int, trials: int, confidence: float) -> floa
     if ours == trials:
         return 1.0
     bound, rejected = (ours - theirs) / trials, False
+    guess = bound + 2.5 * math.sqrt((ours + theirs + 2) / trials**2)
     while not rejected:
-        bound, worst = _last(chances, 1 - _PRECISION, bound, 1 - confidence, _PRECISION)
+        bound, worst = _last(chances, 1 - _PRECISION, bound, 1 - confidence, _PRECISION, guess=min(0.99, guess))
         # The order of outcomes changes with the hypothesis, so the p-value may rise again a little.
         above = bound + (1 - bound) * _FURTHER
         kept = [each for each in above if chances(each, worst)[0] > 1 - confidence]
@@ -196,10 +196,12 @@ def _critical(trials: int, difference: float, level: float) -> float:
 
     # No outcome is as extreme as the first limit, so nothing is rejected there. Every outcome is at the second one.
     first, second = score([0, trials], [trials, 0], trials, difference)
-    return _last(chances, float(first) - 1, float(second) + 1, level, _FINE)[0]
+    return _last(chances, float(first) - 1, float(second) + 1, level, _FINE, guess=float(special.ndtri(level)))[0]
 
 
-def _last(chances: _Chances, good: float, bad: float, level: float, precision: float) -> tuple[float, Floats]:
+def _last(
+    chances: _Chances, good: float, bad: float, level: float, precision: float, *, guess: float
+) -> tuple[float, Floats]:
     """The parameter nearest to ``bad`` at which the largest chance is at most ``level``, and the worst nuisances.
 
     At every value of the nuisance parameter, the chance rises from ``good`` to ``bad``. The bisection therefore asks
@@ -211,8 +213,9 @@ def _last(chances: _Chances, good: float, bad: float, level: float, precision: f
         bad: one where it is not, or the end of what is searched.
         level: of the test.
         precision: of the result, which is on the side of ``good``.
+        guess: of the result.
     """
-    angles: Floats = np.linspace(0, np.pi / 2, _FEW)
+    angles: Floats = np.array([chances(guess, None)[1]])
     while True:
         low, high = good, bad
         while abs(high - low) > precision:
@@ -284,7 +287,13 @@ def _most_ours(limit: float, trials: int, difference: float) -> Counts:
     low, high = np.full(trials + 1, -1), trials - theirs + 1
     while (high - low > 1).any():
         middle = (low + high) // 2
-        fits = evidence(np.maximum(middle, 0), theirs, trials, difference) <= limit + _ROUNDING
+        fits = score(np.maximum(middle, 0), theirs, trials, difference) <= limit + _ROUNDING
         move = high - low > 1
         low, high = np.where(move & fits, middle, low), np.where(move & ~fits, middle, high)
-    return np.maximum.accumulate(low)
+    alone = int(np.searchsorted(_all_alone(trials, difference), limit + _ROUNDING, side="right")) - 1
+    return np.maximum.accumulate(np.maximum(low, alone))
+
+
+@lru_cache(maxsize=64)
+def _all_alone(trials: int, difference: float) -> Floats:
+    return _alone(np.arange(trials + 1), trials, difference)
