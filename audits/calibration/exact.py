@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from itertools import count
 
 import numpy as np
 from numpy.typing import NDArray
@@ -82,15 +83,13 @@ def by_old_rule(decisions: int) -> Significant:
 
 
 def images_for_power(gap: float, margin: float, significant: Significant, power: float = 0.9) -> int:
-    """From how many images on an audit with this gap says ``MASKED`` with this chance; one attack finds the gap."""
-    images, lacking = 2, 2
-    while images < lacking + 20:  # the power falls a little wherever a larger number becomes necessary
+    """How many images an audit with this gap needs to say ``MASKED`` with this chance; one attack finds the gap."""
+    for images in count(2):
         broken = np.arange(images + 1)
         masked = significant(broken, images) & (broken > margin * images)
-        if binom.pmf(broken, images, gap)[masked].sum() < power:
-            lacking = images
-        images += 1
-    return lacking + 1
+        if binom.pmf(broken, images, gap)[masked].sum() >= power:
+            return images
+    raise AssertionError
 
 
 def not_masked_chances(images: int, margin: float, effect: float) -> tuple[float, float]:
@@ -101,7 +100,9 @@ def not_masked_chances(images: int, margin: float, effect: float) -> tuple[float
     """
     most = int(binom.isf(1e-9, images, effect)) + 1
     ours, theirs = np.mgrid[: most + 1, : most + 1]
-    chance = multinomial.pmf(np.stack([ours, theirs, images - ours - theirs], -1), images, [effect, effect, 1 - 2 * effect])
+    chance = multinomial.pmf(
+        np.stack([ours, theirs, images - ours - theirs], -1), images, [effect, effect, 1 - 2 * effect]
+    )
     old = clopper_pearson(ours, images, CONFIDENCE)[1] < margin
     new = rejected_below(ours, theirs, images, margin, 1 - CONFIDENCE)
     return float(chance[old].sum()), float(chance[new].sum())
