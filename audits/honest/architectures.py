@@ -145,7 +145,7 @@ def _vit() -> nn.Module:
     return model
 
 
-def _settled(build: Callable[[], nn.Module], images: Tensor) -> nn.Module:
+def _with_statistics(build: Callable[[], nn.Module], images: Tensor) -> nn.Module:
     torch.manual_seed(0)
     model = build()
     for module in model.modules():
@@ -186,7 +186,7 @@ def honest_models(images: Tensor, *, large: bool = True) -> Iterator[tuple[str, 
         builds |= {f"torchvision-{name}": partial(_torchvision, name) for name in _TORCHVISION}
         builds["torchvision-vit"] = _vit
     for name, build in builds.items():
-        yield name, _settled(build, images).requires_grad_(False)
+        yield name, _with_statistics(build, images).requires_grad_(False)
     for name in ("vgg-standard", "vit-adversarial"):
         for factor in (1e-3, 1e3):
             yield f"{name} times {factor:g}", Scaled(load_model(name), factor).eval().requires_grad_(False)

@@ -13,13 +13,16 @@ from pathlib import Path
 import torch
 
 from audits.honest.architectures import honest_models
-from pytest_gradmask.attacks.oracle import Oracle
-from pytest_gradmask.defense import Outputs
-from pytest_gradmask.loading.datasets import load_dataset
-from pytest_gradmask.probes.noise import RADII, known_cosines
-from pytest_gradmask.probes.trace import MAX_IMAGES, trace_pgd
-from pytest_gradmask.randomized.streams import RandomStream
-from pytest_gradmask.threat import ThreatModel
+from pytest_gradmask import ThreatModel, load_dataset
+from pytest_gradmask.auditing.research import (
+    MAX_IMAGES,
+    RADII,
+    Oracle,
+    Outputs,
+    RandomStream,
+    known_cosines,
+    trace_pgd,
+)
 
 RESULT = Path(__file__).parents[1] / "results" / "noise.json"
 THREATS = {

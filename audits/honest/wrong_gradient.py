@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pytest_gradmask.attacks.losses import logit_margin
+from pytest_gradmask.auditing.research import logit_margin
 
 
 class _Added(torch.autograd.Function):

@@ -99,7 +99,7 @@ class _Seen:
         gradients: of the two functions, each N x C x H x W, float64.
         weights: the two functions, as N x K weights of logits.
         logits: N x K.
-        slopes: the directions (D x N x C x H x W), the slopes ahead and behind (D x 2N) and their floor (2N).
+        derivatives: the directions (D x N x C x H x W), the slopes ahead and behind (D x 2N) and their floor (2N).
         noise: change of the logits between neighbouring points, as a share of the largest.
     """
 
@@ -107,7 +107,7 @@ class _Seen:
     gradients: list[Tensor]
     weights: list[Tensor]
     logits: Tensor
-    slopes: tuple[Tensor, ...]
+    derivatives: tuple[Tensor, ...]
     noise: float
 
     def tells(self) -> bool:
@@ -117,7 +117,7 @@ class _Seen:
 
     def against(self, gradient: Tensor, known: Tensor) -> Comparison:
         """The derivatives of the margin against another gradient of it, at the points that are known; bool, N."""
-        directions, ahead, behind, floor = self.slopes
+        directions, ahead, behind, floor = self.derivatives
         promised = (gradient.double() * directions).flatten(2).sum(2)
         count = len(self.logits)
         floor = floor[:count].masked_fill(~known, float("inf"))
