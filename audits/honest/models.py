@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -153,7 +153,7 @@ def build(honest: Honest, data: Dataset) -> nn.Module:
 def _wrapped(model: nn.Module, wrapper: str, images: Tensor) -> nn.Module:
     wrap: dict[str, Callable[[], nn.Module]] = {
         "plain": lambda: model,
-        "compiled": lambda: compiled(model),
+        "compiled": lambda: cast(nn.Module, torch.compile(model, backend="eager", dynamic=True)),
         "traced": lambda: torch.jit.trace(model, images, check_trace=False),
         "scripted": lambda: torch.jit.script(model),
         "frozen": lambda: torch.jit.freeze(torch.jit.script(model)),
@@ -162,12 +162,6 @@ def _wrapped(model: nn.Module, wrapper: str, images: Tensor) -> nn.Module:
         "re-entrant checkpoint": lambda: _Checkpointed(model, reentrant=True),
     }
     return wrap[wrapper]().eval() if wrapper.endswith("checkpoint") else wrap[wrapper]()
-
-
-def compiled(model: nn.Module) -> nn.Module:
-    """The model, compiled without a compiler, for batches of any size."""
-    made: Any = torch.compile(model, backend="eager", dynamic=True)
-    return made  # type: ignore[no-any-return]
 
 
 def _train(model: nn.Module, data: Dataset, *, adversarial: bool, seed: int) -> None:

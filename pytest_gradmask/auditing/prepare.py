@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pytest_gradmask.attacks.oracle import Oracle
+from pytest_gradmask.attacks.rejection import RejectOption
 from pytest_gradmask.auditing.budgets import Budget
 from pytest_gradmask.auditing.scoring import Scorer, subseed
 from pytest_gradmask.auditing.surface import AttackSurface, find_attack_surface, known_models
@@ -33,12 +34,14 @@ class Prepared:
         scorer: runs attacks, and scores what they return.
         findings: of the preflight.
         predictions: classes of all clean images, by the first forward; int64, N.
+        rejected: whether the defense rejects each clean image; empty for a defense without a reject option.
     """
 
     surface: AttackSurface
     scorer: Scorer
     findings: tuple[Finding, ...]
     predictions: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
+    rejected: tuple[bool, ...] = ()
 
 
 @contextmanager
@@ -79,12 +82,13 @@ def prepared(
     """
     with isolated(known_models(defense), images.device):
         stream = RandomStream(subseed(seed, "defense"), images.device)
-        oracle = Oracle(defense.model, stream, defense.outputs)
+        rejection = None if defense.rejects is None else RejectOption(defense.rejects)
+        oracle = Oracle(defense.model, stream, defense.outputs, rejection=rejection)
         with stream.active():
             checked = check_defense(defense, oracle, images, labels)
         surface = find_attack_surface(
             defense, images, stream=stream, classes=checked.classes, randomized=checked.randomized, threat=threat,
-            eot=budget.eot,
+            eot=budget.eot, rejection=rejection,
         )  # fmt: skip
         sampler, findings = None, [*checked.findings, *surface.findings]
         if checked.randomized:
@@ -95,4 +99,4 @@ def prepared(
             oracle=oracle, images=images, labels=labels, threat=threat, seed=seed, sampler=sampler, cache=cache,
             key=key, engine=engine,
         )  # fmt: skip
-        yield Prepared(surface, scorer, tuple(findings), checked.predictions)
+        yield Prepared(surface, scorer, tuple(findings), checked.predictions, checked.rejected)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from pytest_gradmask.attacks.bypass.bpda import described
 from pytest_gradmask.attacks.oracle import Oracle
+from pytest_gradmask.attacks.rejection import under_attack
 from pytest_gradmask.auditing.attack_check import ATTACK_FAILS, check_attacks
 from pytest_gradmask.auditing.budgets import Budget, get_budget
 from pytest_gradmask.auditing.events import Message, Progress, ignore
@@ -244,6 +245,14 @@ class AuditRun:
     def _probe(self) -> list[Finding]:
         """Findings of all probes. They use the first images that are classified correctly."""
         images, labels = self._correct()
+        rejection = self.ready.surface.rejection
+        if rejection is not None:  # its logits under attack are those of one label
+            chosen = labels == labels.mode().values
+            images, labels = images[chosen], labels[chosen]
+        with under_attack(rejection, labels) as safe:
+            return self._probe_on(images, safe)
+
+    def _probe_on(self, images: Tensor, labels: Tensor) -> list[Finding]:
         threat, seed, surface = self.ready.scorer.threat, self.ready.scorer.seed, self.ready.surface
         oracle = surface.oracle()
         oracle.reseed(subseed(seed, "defense under probes"))
@@ -310,6 +319,7 @@ class AuditRun:
             predictions=schedule.predictions,
             given=len(self.ready.scorer.images),
             exhaustive=self.exhaustive,
+            rejected=self.ready.rejected[: len(schedule.clean)],
         )
 
 

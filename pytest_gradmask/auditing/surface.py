@@ -13,6 +13,7 @@ from pytest_gradmask.attacks.bypass.bpda import bypassed
 from pytest_gradmask.attacks.bypass.inner_logits import find_inner_logits
 from pytest_gradmask.attacks.bypass.search import SEARCH_FORWARDS, SEARCH_IMAGES, find_bypass
 from pytest_gradmask.attacks.oracle import Oracle, parameter_dtype
+from pytest_gradmask.attacks.rejection import RejectOption
 from pytest_gradmask.defense import Defense
 from pytest_gradmask.errors import GradmaskError, InputError
 from pytest_gradmask.execution.batching import out_of_memory
@@ -32,7 +33,7 @@ class AttackSurface:
     Attributes:
         defense: what is audited.
         stream: random numbers of the defense.
-        classes: number of logits.
+        classes: number of logits that attacks see, which have no class "rejected".
         randomized: whether its answers differ from forward to forward.
         attacked: the module that adaptive attacks take gradients from: the model or, where the members of an
             ensemble are known, their mixture.
@@ -40,6 +41,7 @@ class AttackSurface:
         inner: a submodule of ``attacked`` that returns logits which the defense then disguises; empty if there is none.
         scoreless: whether the outputs do not change with the image, so that they do not guide a score-based attack.
         eot: forwards of ``attacked`` to average in each step; 1 unless its randomness has to be sampled.
+        rejection: of a defense that may reject an image.
         findings: of searches that failed.
     """
 
@@ -52,15 +54,21 @@ class AttackSurface:
     inner: str = ""
     scoreless: bool = False
     eot: int = 1
+    rejection: RejectOption | None = None
     findings: tuple[Finding, ...] = ()
 
     def oracle(self, model: nn.Module | None = None) -> Oracle:
         """A fresh counter around the defense, or around a model made of ``attacked``."""
-        if model is None:
-            return Oracle(self.defense.model, self.stream, self.defense.outputs)
         if isinstance(model, Mixture):
-            return Oracle.of_mixture(model, self.stream, self.defense.outputs)
-        return Oracle(model, self.stream, self.defense.outputs)
+            return Oracle.of_mixture(model, self.stream, self.defense.outputs, self.rejection)
+        model = self.defense.model if model is None else model
+        return Oracle(model, self.stream, self.defense.outputs, rejection=self.rejection)
+
+    def inner_oracle(self, model: nn.Module) -> Oracle:
+        """The same around a model that returns the inner logits, whatever the defense returns."""
+        # A function reads the outputs of the defense, which inner logits are not.
+        readable = self.rejection is not None and isinstance(self.rejection.rejects, int)
+        return Oracle(model, self.stream, rejection=self.rejection if readable else None)
 
     def rewired(self, rewire: Callable[[nn.Module, dict[str, object]], nn.Module]) -> nn.Module:
         """``attacked`` with its approximations: member by member if it is a mixture, whose members then stay known."""
@@ -85,6 +93,7 @@ def find_attack_surface(
     randomized: bool,
     threat: ThreatModel,
     eot: int,
+    rejection: RejectOption | None = None,
 ) -> AttackSurface:
     """What an adaptive attacker uses: what the user says, or else what a search finds.
 
@@ -97,6 +106,7 @@ def find_attack_surface(
         classes, randomized: known from the preflight.
         threat: where attacks may search.
         eot: forwards to average in each step on a randomized defense.
+        rejection: of a defense that may reject an image.
 
     Raises:
         InputError: the user bypasses a submodule that no member contains.
@@ -113,6 +123,7 @@ def find_attack_surface(
         randomized=randomized,
         attacked=attacked,
         eot=eot if randomized and not known else 1,
+        rejection=rejection,
     )
     few = images[:SEARCH_IMAGES]
     findings: list[Finding] = []

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from pytest_gradmask.attacks.oracle import Oracle, output_of, parameter_dtype
+from pytest_gradmask.attacks.oracle import Oracle, as_logits, output_of, parameter_dtype
 from pytest_gradmask.defense import Defense
 from pytest_gradmask.errors import DefenseError, InputError
 from pytest_gradmask.execution.batching import in_batches
+from pytest_gradmask.probes.rejection import check_rejects, examine_rejections, unused_class
 from pytest_gradmask.threat import ThreatModel
 from pytest_gradmask.verdict.results import Finding
 
@@ -35,12 +36,18 @@ _SAME_ALONE = 0.02
 class Preflight:
     """Properties of a defense that are known before it is attacked.
 
-    ``predictions`` are the classes that it answers to all clean images, int64, N.
+    Attributes:
+        classes: number of classes, without one that means "rejected".
+        randomized: whether the same image gets different logits.
+        findings: about unusual behaviour.
+        rejected: whether the defense rejects each clean image; empty for a defense without a reject option.
+        predictions: classes that it answers to all clean images, int64, N.
     """
 
     classes: int
     randomized: bool
     findings: tuple[Finding, ...]
+    rejected: tuple[bool, ...] = ()
     predictions: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long), compare=False)
 
 
@@ -121,17 +128,24 @@ def check_defense(defense: Defense, oracle: Oracle, images: Tensor, labels: Tens
     Raises:
         DefenseError: the defense is in train mode, its forward raises, its output is not a finite N x K tensor of
             floats, or it returns probabilities although logits were declared.
-        InputError: labels are out of range.
+        InputError: labels are out of range, or ``rejects`` does not fit the outputs.
     """
     for model in (defense.model, *defense.members, *defense.sources):
         _check_eval_mode(model)
-    classes, predictions = _check_outputs(defense, images)
+    raw = _outputs(defense, images)
+    classes = raw.shape[1]
     if labels.min() < 0 or labels.max() >= classes:
         raise InputError(
             f"labels: range from {labels.min().item()} to {labels.max().item()}, but {defense.name} has {classes} "
             f"classes; labels must be in 0..{classes - 1}"
         )
-    findings: list[Finding] = []
+    check_rejects(defense, raw, labels)
+    logits = as_logits(raw, defense.outputs)
+    rejected: tuple[bool, ...] = ()
+    if defense.rejects is None:
+        findings = unused_class(logits, labels)
+    else:
+        findings, rejected = examine_rejections(defense.rejects, raw, logits)
     sample = images[:_SAMPLE]
     with torch.no_grad():
         number = _REPEATS_OF_MEMBERS if defense.members else _REPEATS
@@ -158,7 +172,8 @@ def check_defense(defense: Defense, oracle: Oracle, images: Tensor, labels: Tens
                 )
     if defense.outputs == "probabilities":
         findings.append(Finding("probabilities", "the model returns probabilities; attacks used their logarithm"))
-    return Preflight(classes, randomized, tuple(findings), predictions)
+    classes_of_rejection = isinstance(defense.rejects, int)
+    return Preflight(classes - classes_of_rejection, randomized, tuple(findings), rejected, raw.argmax(1))
 
 
 def _check_eval_mode(model: nn.Module) -> None:
@@ -177,19 +192,18 @@ def _without_modes(model: nn.Module) -> bool:
     return isinstance(model, torch.fx.GraphModule) and "eval" in vars(model)
 
 
-def _check_outputs(defense: Defense, images: Tensor) -> tuple[int, Tensor]:
-    """Check the outputs for all images, batch by batch; returns the number of classes and the predictions."""
+def _outputs(defense: Defense, images: Tensor) -> Tensor:
+    """The outputs for all images as the model returns them, N x K, computed and checked batch by batch."""
 
-    def part(start: int, end: int) -> tuple[int, Tensor]:
+    def part(start: int, end: int) -> Tensor:
         # Not through the oracle, which converts the output of the model.
         batch = images[start:end].to(parameter_dtype(defense.model), copy=True)
         with torch.no_grad():
             raw = output_of(defense.name, defense.model, batch)
         _check_output(defense, raw, images[start:end])
-        return raw.shape[1], raw.argmax(1)
+        return raw
 
-    parts = in_batches(part, len(images), _BATCH)
-    return parts[0][0], torch.cat([answers for _, answers in parts])
+    return torch.cat(in_batches(part, len(images), _BATCH))
 
 
 def _check_output(defense: Defense, output: object, images: Tensor) -> None:

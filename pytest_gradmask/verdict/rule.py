@@ -76,11 +76,13 @@ def measure_gap(
     analysis: InterimAnalysis | None = None,
     *,
     complete: bool = True,
+    margin: float = 0.0,
 ) -> Gap | None:
     """The paired gap between adaptive attacks and placebo; None where either did not run, or no image is correct.
 
     Args:
         clean, predictions, attacks, confidence, analysis, complete: those of `decide`.
+        margin: of the verdict. The upper bound is below it only if the test of a gap of this size rejects it.
     """
     done = [result for result in attacks if result.kind == "gradient" or result.status == "done"]
     if not any(clean) or not {"adaptive", "placebo"} <= {result.kind for result in done}:
@@ -102,7 +104,7 @@ def measure_gap(
     else:
         excess, placebo_only = round(excess), round(placebo_only)
         low = lower_bound(excess, placebo_only, total, below)
-        high = upper_bound(excess, placebo_only, total, above)
+        high = upper_bound(excess, placebo_only, total, above, margin=margin)
         p_value = above_p(excess, placebo_only, total, 0.0)
     return Gap(
         excess=excess,
@@ -169,7 +171,7 @@ def decide(
     left = _proportion(under.by(own), analysis.upper_level(confidence), randomized=bool(predictions)).high
     matters = left >= margin
     failures = [result for result in attacks if result.status == "failed"] if matters else []
-    gap = measure_gap(clean, predictions, attacks, confidence, analysis, complete=complete)
+    gap = measure_gap(clean, predictions, attacks, confidence, analysis, complete=complete, margin=margin)
     if gap is None or any(result.kind != "adaptive" for result in failures):
         failed = failures or [result for result in attacks if result.status == "failed"]
         return Decision(Verdict.INCONCLUSIVE, reasons.no_comparison(failed, gap), gap)

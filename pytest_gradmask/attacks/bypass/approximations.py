@@ -77,6 +77,5 @@ def dequantized(module: nn.Module) -> Approximation | None:
     """The linear map of a dynamically quantized layer, with the same weights, in floating point; None for others."""
     if not isinstance(module, torch.ao.nn.quantized.dynamic.Linear):
         return None
-    weight: Tensor = module.weight().dequantize()
-    bias: Tensor | None = module.bias()
+    weight, bias = module.weight().dequantize(), module.bias()
     return lambda inputs: nn.functional.linear(inputs, weight.to(inputs), None if bias is None else bias.to(inputs))
