@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from pytest_gradmask.attacks.bypass.approximations import fit_affine, fit_convolution
+from pytest_gradmask.attacks.bypass.approximations import dequantized, fit_affine, fit_convolution
 from pytest_gradmask.attacks.bypass.bpda import FromImages, bypassed
 from pytest_gradmask.attacks.bypass.search import find_bypass
 from pytest_gradmask.loading.models.backbones import Normalize
@@ -369,3 +369,13 @@ def test_gradients_of_parameters_stay() -> None:
     find_bypass(model, draw(8, 3, 8, 8))
     after = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
     assert all(torch.equal(first, second) for first, second in zip(before, after, strict=True))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+def test_dynamic_int8_layer_in_floating_point() -> None:
+    layer = nn.Sequential(nn.Linear(6, 5))
+    quantized_layer = torch.ao.quantization.quantize_dynamic(layer, {nn.Linear}, dtype=torch.qint8)[0]
+    approximation, inputs = dequantized(quantized_layer), draw(4, 6)
+    assert approximation is not None
+    torch.testing.assert_close(approximation(inputs), layer(inputs), atol=0.02, rtol=0)
+    assert dequantized(layer[0]) is None
