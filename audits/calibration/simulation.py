@@ -163,8 +163,8 @@ def simulate(
             going = np.flatnonzero(ended.verdicts == INCONCLUSIVE)
             found = evidence(seen, before[going], drawn[going], last, stage, analysis)
             said = rule(found)
-            # After a single attack an audit only asks whether the defense masks; before the placebo has had all it is
-            # due, only whether it does not.
+            # After a single attack an audit only asks whether the defense masks. Before the placebo has had all that it
+            # is due, an audit only asks whether the defense does not mask.
             counts = np.isin(said, {None: [MASKED], 0: [NOT_MASKED]}[stage])
             if (last, stage) == (final, None) and analysis is analyses[-1]:
                 counts = np.full(len(going), True)
@@ -197,10 +197,10 @@ def evidence(
         stage: how far the placebo has come: as far as the adaptive attack of that number, -1 for not at all; None for
             as far as the adaptive attacks in each batch.
     """
-    final = seen.falls.shape[1] - 1
+    final = seen.broken.shape[1] - 1
     counted: list[Counts] = [np.zeros(len(newest), dtype=np.int64)] * 3
     for drawn, reached in ((earlier, final), (newest, last)):
-        broken, by_placebo = seen.falls[:, : reached + 1].any(1), seen.stage <= (reached if stage is None else stage)
+        broken, by_placebo = seen.broken[:, : reached + 1].any(1), seen.stage <= (reached if stage is None else stage)
         for which, what in enumerate((broken & ~by_placebo, by_placebo & ~broken, by_placebo)):
             counted[which] = counted[which] + drawn @ what.astype(np.int64)
     return Evidence(analysis, final + 1, last == final, *counted)
@@ -209,15 +209,15 @@ def evidence(
 def results(seen: Patterns, drawn: Counts, last: int, stage: int) -> tuple[list[bool], list[AttackResult]]:
     """One drawn audit as `decide` gets it: clean correctness, and results. Arguments as for `evidence`."""
     image = np.repeat(np.arange(len(drawn)), drawn)
-    everywhere, survivors = tuple(range(len(image))), tuple(np.flatnonzero(seen.standing[image]).tolist())
+    everywhere, survivors = tuple(range(len(image))), tuple(np.flatnonzero(seen.survives[image]).tolist())
 
     def indices(chosen: NDArray[np.bool_]) -> tuple[int, ...]:
         return tuple(np.flatnonzero(chosen[image]).tolist())
 
-    found = [AttackResult("apgd-ce", "gradient", attacked=everywhere, broken=indices(~seen.standing))]
+    found = [AttackResult("apgd-ce", "gradient", attacked=everywhere, broken=indices(~seen.survives))]
     for number, name in enumerate(ADAPTIVE):
         if number <= last:
-            found.append(AttackResult(name, "adaptive", attacked=survivors, broken=indices(seen.falls[:, number])))
+            found.append(AttackResult(name, "adaptive", attacked=survivors, broken=indices(seen.broken[:, number])))
         else:
             found.append(AttackResult(name, "adaptive", status="skipped-early"))
     found.append(AttackResult("placebo", "placebo", attacked=survivors, broken=indices(seen.stage <= stage)))
@@ -225,14 +225,26 @@ def results(seen: Patterns, drawn: Counts, last: int, stage: int) -> tuple[list[
 
 
 def disagreements(
-    population: Population, images: int, margin: float, audits: int, seed: int, each: int = 1
+    population: Population,
+    images: int,
+    margin: float,
+    audits: int,
+    seed: int,
+    *,
+    each: int = 1,
+    only_last: bool = False,
 ) -> list[str]:
-    """Where `audit_rule` and `decide` differ: ``each`` audits of each verdict, analysis and placebo (with, without)."""
+    """Where `audit_rule` and `decide` differ: ``each`` audits of each verdict, analysis and placebo (with, without).
+
+    Args:
+        only_last: only the last decision, with the placebo. `decide` takes its time.
+    """
     seen = patterns(population)
+    final = len(population.costs) - 1
     found = []
-    for analysis in plan_analyses(images, margin, CONFIDENCE):
+    for analysis in plan_analyses(images, margin, CONFIDENCE)[-1 if only_last else 0 :]:
         drawn = draw(population, analysis.images, audits, seed)
-        for last, placebo in product(range(len(population.costs)), (False, True)):
+        for last, placebo in [(final, True)] if only_last else product(range(final + 1), (False, True)):
             stage = last if placebo else -1
             numbers = audit_rule(margin)(evidence(seen, np.zeros_like(drawn), drawn, last, stage, analysis))
             for number, verdict in enumerate(VERDICTS):
@@ -240,7 +252,7 @@ def disagreements(
                     clean, attacks = results(seen, drawn[index], last, stage)
                     theirs = decide(
                         clean, attacks, (), margin=margin, confidence=CONFIDENCE, analysis=analysis,
-                        complete=last == len(population.costs) - 1,
+                        complete=last == final,
                     ).verdict  # fmt: skip
                     if theirs is not verdict:
                         where = f"audit {index} of {analysis.images} images after attack {last}"

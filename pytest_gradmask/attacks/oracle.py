@@ -75,6 +75,7 @@ class Oracle(nn.Module):
 
     Attributes:
         dtype: the floating-point type of the model.
+        outputs: what the model returns.
         members: for each member, a function from images to its logits; empty unless the model is a mixture.
         weights: one for each member.
         rejection: adds the class "rejected" to the logits, or joins it with the label under attack.
@@ -103,7 +104,7 @@ class Oracle(nn.Module):
         self.weights = tuple(weights)
         self._passes = max(1, len(members))
         self._stream = stream
-        self._outputs = outputs
+        self.outputs = outputs
         self._classes = 0
         self.dtype = parameter_dtype(model)
         self.forwards = 0
@@ -141,7 +142,7 @@ class Oracle(nn.Module):
                 f"{self._classes} classes; it must have as many logits for every image and in every call"
             )
         self._classes = raw.shape[1]
-        logits = as_logits(raw, self._outputs)
+        logits = as_logits(raw, self.outputs)
         if self.rejection is not None:
             logits = self.rejection(raw, logits)
         if logits is raw:
@@ -162,6 +163,10 @@ class Oracle(nn.Module):
         This makes a randomized defense deterministic, unless it has a random generator of its own.
         """
         return self._stream.frozen()
+
+    def drawing(self) -> AbstractContextManager[None]:
+        """Inside, the global generators are the defense's own: for running a copy of the model, or a part of it."""
+        return self._stream.active()
 
     def reseed(self, seed: int) -> None:
         """Restart the random numbers of the defense from a seed; audits do this between attacks."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -33,12 +33,14 @@ class Prepared:
         surface: the defense as its attacker sees it.
         scorer: runs attacks, and scores what they return.
         findings: of the preflight.
+        predictions: classes of all clean images, by the first forward; int64, N.
         rejected: whether the defense rejects each clean image; empty for a defense without a reject option.
     """
 
     surface: AttackSurface
     scorer: Scorer
     findings: tuple[Finding, ...]
+    predictions: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
     rejected: tuple[bool, ...] = ()
 
 
@@ -88,7 +90,7 @@ def prepared(
             defense, images, stream=stream, classes=checked.classes, randomized=checked.randomized, threat=threat,
             eot=budget.eot, rejection=rejection,
         )  # fmt: skip
-        sampler, findings = None, list(checked.findings)
+        sampler, findings = None, [*checked.findings, *surface.findings]
         if checked.randomized:
             ensemble = surface.oracle(surface.attacked) if defense.members else None
             sampler, unusual = plan_sampler(oracle, ensemble, images, pilot=budget.pilot_samples, margin=margin)
@@ -97,4 +99,4 @@ def prepared(
             oracle=oracle, images=images, labels=labels, threat=threat, seed=seed, sampler=sampler, cache=cache,
             key=key, engine=engine,
         )  # fmt: skip
-        yield Prepared(surface, scorer, tuple(findings), checked.rejected)
+        yield Prepared(surface, scorer, tuple(findings), checked.predictions, checked.rejected)

@@ -14,17 +14,16 @@ from torch import Tensor, nn
 
 from pytest_gradmask.attacks.bypass.bpda import Rewired
 from pytest_gradmask.attacks.losses import logit_margin
-from pytest_gradmask.attacks.oracle import Oracle, as_logits
+from pytest_gradmask.attacks.oracle import Oracle, as_logits, parameter_dtype
+from pytest_gradmask.binarization.restriction import Restriction, search
 from pytest_gradmask.defense import Outputs
 from pytest_gradmask.errors import InputError
 from pytest_gradmask.randomized.streams import RandomStream
 from pytest_gradmask.threat import ThreatModel
 
-#: Position of the decision threshold between the best inner point (0) and the embedded adversarial example (1). It is
-#: near the example, so that random points hardly reach it, and not at it, because of rounding errors. For randomized
-#: defenses it is in the middle, because of their noise.
-_CLOSENESS = 0.9
-_CLOSENESS_RANDOMIZED = 0.5
+#: Share of the score of the embedded adversarial example that is needed for class 1, from the score of the clean image.
+CLOSENESS = 0.85
+_CLOSENESS_RANDOMIZED = 0.7
 _LEAST_MARGIN = 1e-6
 
 
@@ -62,6 +61,17 @@ class _HeadOnLogits(nn.Module):
         return self.head(as_logits(self.model(images), self.outputs))  # type: ignore[no-any-return]
 
 
+class _Restricted(nn.Module):
+    """A model behind a restriction. It computes in float32, and the model in its own type."""
+
+    def __init__(self, restriction: Restriction, model: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.restriction, self.model, self.dtype = restriction, model, dtype
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.model(self.restriction(images).to(self.dtype))  # type: ignore[no-any-return]
+
+
 @dataclass(frozen=True, slots=True)
 class BinarizedClassifier:
     """A new last layer, and the adversarial example that it was fitted for.
@@ -69,11 +79,13 @@ class BinarizedClassifier:
     Attributes:
         head: classifies the clean image and the inner points as 0, and ``example`` as 1.
         linear: the layer that the head replaces. None: the head takes the logits as features.
-        example: the embedded adversarial example, 1 x C x H x W, at the boundary of the ball.
+        restriction: is applied to images before the defense.
+        example: the embedded adversarial example, 1 x C x H x W, inside the ball.
     """
 
     head: BinaryHead
     linear: nn.Linear | None
+    restriction: Restriction
     example: Tensor
 
 
@@ -95,10 +107,13 @@ def with_head(model: nn.Module, head: nn.Module, linear: nn.Linear) -> nn.Module
 def binarized_oracle(
     model: nn.Module, classifier: BinarizedClassifier, stream: RandomStream, outputs: Outputs
 ) -> Oracle:
-    """The model with the new head, in the form that attacks query: from images to two logits."""
+    """The model behind the restriction and with the new head, in the form that attacks query."""
     if classifier.linear is None:
-        return Oracle(_HeadOnLogits(model, classifier.head, outputs), stream)
-    return Oracle(with_head(model, classifier.head, classifier.linear), stream, outputs)
+        binarized: nn.Module = _HeadOnLogits(model, classifier.head, outputs)
+        outputs = "logits"
+    else:
+        binarized = with_head(model, classifier.head, classifier.linear)
+    return Oracle(_Restricted(classifier.restriction, binarized, parameter_dtype(model)), stream, outputs)
 
 
 def find_last_linear(
@@ -173,22 +188,6 @@ def _features(oracle: Oracle, linear: nn.Linear | None, points: Tensor) -> Tenso
     return torch.stack(calls).mean(0) if calls else points.new_full((len(points), linear.in_features), math.nan)
 
 
-def boundary_points(image: Tensor, count: int, threat: ThreatModel, generator: torch.Generator) -> Tensor:
-    """Random points at a distance of eps, clipped to the bounds.
-
-    They are corners of the cube (Linf), or points of the sphere in uniformly distributed directions (L2).
-
-    Args:
-        image: 1 x C x H x W.
-        count: number of points.
-        threat: of the norm, eps and bounds.
-        generator: draws the points; a CPU generator.
-    """
-    centres = image.expand(count, -1, -1, -1)
-    noise = torch.randn(centres.shape, generator=generator, dtype=image.dtype).to(image.device)
-    return threat.project(centres + threat.eps * threat.step(noise), centres)
-
-
 def median_logit_margin(
     oracle: Oracle, linear: nn.Linear | None, images: Tensor, labels: Tensor, forwards: int, chunk: int
 ) -> float:
@@ -206,7 +205,7 @@ def median_logit_margin(
 def fit_binarized_classifier(
     oracle: Oracle,
     linear: nn.Linear | None,
-    image: Tensor,
+    restriction: Restriction,
     *,
     clean_logit_margin: float,
     threat: ThreatModel,
@@ -221,12 +220,14 @@ def fit_binarized_classifier(
 
     The direction is Fisher's linear discriminant between the inner points and one boundary point. Of all candidates,
     this is the boundary point that is farthest from the inner points, measured by their covariance. The covariance is
-    shrunk halfway to a multiple of the identity, because there may be fewer points than features.
+    shrunk halfway to a multiple of the identity, because there may be fewer points than features. Any gradient finds a
+    point that is farther in this direction than a random one. So the embedded adversarial example is the best point
+    that a search without gradients finds, and the threshold is near its score.
 
     Args:
         oracle: the defense.
         linear: the layer to replace; None puts the head on the logits.
-        image: 1 x C x H x W.
+        restriction: of one image. All points are in its patterns.
         clean_logit_margin: difference of the two logits at the clean image, above 0; see `median_logit_margin`.
         threat: the ball around the image.
         separation: distance of the inner points from the boundary of the ball, as a share of eps.
@@ -235,31 +236,31 @@ def fit_binarized_classifier(
         chunk: points in one forward pass.
         generator: draws the points.
     """
-    inner_ball = ThreatModel(threat.eps * (1 - separation), threat.norm, threat.bounds)
-    centres = image.expand(inner - inner // 2, -1, -1, -1)
-    points = torch.cat(
-        [
-            image,
-            boundary_points(image, inner // 2, inner_ball, generator),
-            inner_ball.random_start(centres, generator),
-            boundary_points(image, boundary, threat, generator),
-        ]
-    )
-    features = _mean_features(oracle, linear, points, forwards, chunk)
-    inner_features, candidates = features[: 1 + inner], features[1 + inner :]
-    found = _discriminant(inner_features, candidates)
+    image = restriction.image
+
+    def features(points: Tensor) -> Tensor:
+        return _mean_features(oracle, linear, restriction(points), forwards, chunk)
+
+    # One half of the inner points is at the boundary of a smaller ball, and the other half anywhere inside it.
+    radii = torch.rand(inner, generator=generator).clamp_min_(torch.arange(inner) % 2).to(image) * (1 - separation)
+    inside = image + radii.view(-1, 1, 1, 1) * (restriction.corners(inner, threat, generator) - image)
+    inner_features = features(torch.cat([image, inside]))
+    candidates = restriction.corners(boundary, threat, generator)
+    found = _discriminant(inner_features, features(candidates))
     if found is None:
         return None
     chosen, centre, direction = found
-    scores = (inner_features - centre) @ direction
-    inner_best, example_score = float(scores.max()), float((candidates[chosen] - centre) @ direction)
-    if not example_score > inner_best:
+    example, example_score = search(
+        lambda points: (features(points) - centre) @ direction, restriction, candidates[chosen][None], threat
+    )
+    clean_score = float((inner_features[0] - centre) @ direction)
+    closeness = CLOSENESS if forwards == 1 else _CLOSENESS_RANDOMIZED
+    threshold = clean_score + closeness * (example_score - clean_score)
+    if not (math.isfinite(threshold) and example_score > threshold > clean_score):
         return None
-    closeness = _CLOSENESS if forwards == 1 else _CLOSENESS_RANDOMIZED
-    threshold = inner_best + closeness * (example_score - inner_best)
-    scale = clean_logit_margin / (threshold - float(scores[0]))
+    scale = clean_logit_margin / (threshold - clean_score)
     head = BinaryHead(centre.float(), (scale * direction).float(), scale * threshold)
-    return BinarizedClassifier(head, linear, points[1 + inner + chosen][None])
+    return BinarizedClassifier(head, linear, restriction, example)
 
 
 def _discriminant(inner: Tensor, candidates: Tensor) -> tuple[int, Tensor, Tensor] | None:

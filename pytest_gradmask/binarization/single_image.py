@@ -15,9 +15,9 @@ from pytest_gradmask.attacks.protocol import AttackFunction
 from pytest_gradmask.binarization.classifier import (
     BinarizedClassifier,
     binarized_oracle,
-    boundary_points,
     fit_binarized_classifier,
 )
+from pytest_gradmask.binarization.restriction import restricted_to_cells
 from pytest_gradmask.defense import Defense
 from pytest_gradmask.errors import InputError
 from pytest_gradmask.randomized.streams import RandomStream
@@ -81,7 +81,7 @@ class ImageTest:
         attacked = self.binarized(self.through, classifier)
         x_adv = _run_attack(attack, attacked, image, self.threat, generator)
         valid = bool(self.threat.contains(x_adv, image))
-        control = boundary_points(image, max(attacked.forwards, _CONTROL), self.threat, generator)
+        control = classifier.restriction.corners(max(attacked.forwards, _CONTROL), self.threat, generator)
         if any(self.is_class_1(oracle, control)):
             outcome: Outcome = "trivial"
         else:
@@ -91,28 +91,40 @@ class ImageTest:
         )
 
     def fit(self, image: Tensor, generator: torch.Generator) -> BinarizedClassifier | None:
-        """Replace the last linear layer or, if that fails, put a head on the logits; None if both fail."""
-        for linear, clean_logit_margin in self.logit_margins.items():
-            classifier = fit_binarized_classifier(
-                self.oracle,
-                linear,
-                image,
-                clean_logit_margin=clean_logit_margin,
-                threat=self.threat,
-                separation=self.separation,
-                inner=self.inner,
-                boundary=self.boundary,
-                forwards=self.forwards,
-                chunk=self.chunk,
-                generator=generator,
-            )
-            if classifier is None:
-                continue
-            # Evaluated again, with new noise and in the same way as the result of an attack.
-            points = torch.cat([image, classifier.example])
-            if self.is_class_1(self.binarized(self.defense.model, classifier), points) == [False, True]:
-                return classifier
+        """Embed an adversarial example; None if that fails.
+
+        The first choices are a new last linear layer, and one kind of patterns at random. Where they fail, because
+        noise hides the example or the features do not separate it, the others are tried.
+        """
+        first = bool(torch.rand((), generator=generator) < 0.5)
+        for linear in self.logit_margins:
+            for smooth in (first, not first):
+                classifier = self.fit_to(linear, image, generator, smooth=smooth)
+                if classifier is None:
+                    continue
+                # Evaluated again, with new noise and in the same way as the result of an attack.
+                points = torch.cat([image, classifier.example])
+                if self.is_class_1(self.binarized(self.defense.model, classifier), points) == [False, True]:
+                    return classifier
         return None
+
+    def fit_to(
+        self, linear: nn.Linear | None, image: Tensor, generator: torch.Generator, *, smooth: bool
+    ) -> BinarizedClassifier | None:
+        """Embed an adversarial example with one kind of patterns; see `fit_binarized_classifier`."""
+        return fit_binarized_classifier(
+            self.oracle,
+            linear,
+            restricted_to_cells(image, self.threat, generator, smooth=smooth),
+            clean_logit_margin=self.logit_margins[linear],
+            threat=self.threat,
+            separation=self.separation,
+            inner=self.inner,
+            boundary=self.boundary,
+            forwards=self.forwards,
+            chunk=self.chunk,
+            generator=generator,
+        )
 
     def binarized(self, model: nn.Module, classifier: BinarizedClassifier) -> Oracle:
         return binarized_oracle(model, classifier, self.stream, self.defense.outputs)

@@ -6,7 +6,7 @@ can be audited becomes a finding.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -41,12 +41,14 @@ class Preflight:
         randomized: whether the same image gets different logits.
         findings: about unusual behaviour.
         rejected: whether the defense rejects each clean image; empty for a defense without a reject option.
+        predictions: classes that it answers to all clean images, int64, N.
     """
 
     classes: int
     randomized: bool
     findings: tuple[Finding, ...]
     rejected: tuple[bool, ...] = ()
+    predictions: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long), compare=False)
 
 
 def check_setting(confidence: float, seed: int = 0, margin: float = 0.05) -> None:
@@ -170,18 +172,24 @@ def check_defense(defense: Defense, oracle: Oracle, images: Tensor, labels: Tens
                 )
     if defense.outputs == "probabilities":
         findings.append(Finding("probabilities", "the model returns probabilities; attacks used their logarithm"))
-    return Preflight(classes - isinstance(defense.rejects, int), randomized, tuple(findings), rejected)
+    classes_of_rejection = isinstance(defense.rejects, int)
+    return Preflight(classes - classes_of_rejection, randomized, tuple(findings), rejected, raw.argmax(1))
 
 
 def _check_eval_mode(model: nn.Module) -> None:
-    if model.training:
+    if getattr(model, "training", False) and not _without_modes(model):
         raise DefenseError(f"{type(model).__name__} is in train mode; call model.eval() first")
     for name, module in model.named_modules():
-        if module.training and isinstance(module, _BatchNorm):
+        if isinstance(module, _BatchNorm) and module.training:
             raise DefenseError(
                 f"the batch norm layer {name!r} is in train mode, so images change each other's logits; "
                 "call model.eval() first (dropout left on by intention may stay in train mode)"
             )
+
+
+def _without_modes(model: nn.Module) -> bool:
+    """Whether a model is an exported program, whose mode is that of its export: its own ``eval`` raises."""
+    return isinstance(model, torch.fx.GraphModule) and "eval" in vars(model)
 
 
 def _outputs(defense: Defense, images: Tensor) -> Tensor:

@@ -61,7 +61,7 @@ def test_a_robust_model_is_not_masked() -> None:
 
 
 @pytest.mark.parametrize(("bypass", "verdict"), [([], Verdict.INCONCLUSIVE), (["0"], Verdict.NOT_MASKED)])
-def test_where_attacks_find_nothing_one_of_them_has_to_pass_its_unit_test(
+def test_where_nothing_is_found_an_attack_has_to_pass(
     bypass: list[str], verdict: Verdict, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(run, "probe_defense", lambda *_, **__: [])  # the test alone has to see it
@@ -69,7 +69,7 @@ def test_where_attacks_find_nothing_one_of_them_has_to_pass_its_unit_test(
     assert result.robust_accuracy.value == 1
     assert result.verdict is verdict
     found = [finding.message for finding in result.findings if finding.id == "attack-fails-binarization-test"]
-    assert found == ([] if bypass else ["of examples planted in this defense, apgd-ce finds 0 of 8"])
+    assert found == ([] if bypass else ["of adversarial examples embedded in this defense, apgd-ce finds 0 of 8"])
 
 
 def test_attacks_that_cannot_be_tested_have_not_passed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,11 +81,11 @@ def test_attacks_that_cannot_be_tested_have_not_passed(monkeypatch: pytest.Monke
     assert audited(linear(), threat=ThreatModel(0.15)).verdict is Verdict.NOT_MASKED
 
 
-def test_a_unit_test_of_few_images_says_that_they_are_few() -> None:
+def test_an_attack_check_on_few_images_says_so() -> None:
     result = audited(linear(), images=IMAGES[:3], threat=ThreatModel(1e-6), margin=0.9, confidence=0.6)
     assert result.verdict is Verdict.INCONCLUSIVE
     expected = [finding.message for finding in result.findings]
-    assert expected == ["of examples planted in this defense, apgd-ce finds 3 of 3, too few to tell"]
+    assert expected == ["of adversarial examples embedded in this defense, apgd-ce finds 3 of 3, too few to decide"]
 
 
 @every_front_end
@@ -321,6 +321,7 @@ def test_nan_logits_under_attack_count_as_broken() -> None:
     assert result.attack("apgd-ce").broken
     assert result.verdict is Verdict.INCONCLUSIVE
     assert [finding.id for finding in result.findings if finding.undermines_attacks] == [
+        "behaves-differently",
         "nan-gradient",
         "unbounded-attack-fails",
     ]

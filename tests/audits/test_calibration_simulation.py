@@ -61,7 +61,7 @@ def agrees(events: int, trials: int, rate: float) -> bool:
 
 
 def uncorrected(evidence: Evidence) -> Counts:
-    """Every look at 80 % confidence by itself."""
+    """Every decision at 80 % confidence by itself."""
     return np.where(evidence.p_values() < 0.2, MASKED, INCONCLUSIVE)
 
 
@@ -149,11 +149,11 @@ def test_thresholds_by_hand() -> None:
 def test_tries_have_the_chance_and_the_correlation_they_are_said_to_have(correlation: float) -> None:
     seen = patterns(Population(0.5, 0.1, correlation))
     assert seen.chance.sum() == pytest.approx(1)
-    standing = np.where(seen.standing, seen.chance, 0) / 0.5
+    survivors = np.where(seen.survives, seen.chance, 0) / 0.5
     # After one attack the placebo has had the budget of one try.
-    tries = np.column_stack([seen.falls, seen.stage <= 0])
-    assert (standing @ tries).tolist() == pytest.approx([0.1] * 5)
-    both = float(standing @ (tries[:, 0] & tries[:, 4]))
+    tries = np.column_stack([seen.broken, seen.stage <= 0])
+    assert (survivors @ tries).tolist() == pytest.approx([0.1] * 5)
+    both = float(survivors @ (tries[:, 0] & tries[:, 4]))
     assert (both - 0.01) / 0.09 == pytest.approx(correlation)
 
 
@@ -210,7 +210,7 @@ class Drawn:
             reached = sum(due <= self.spent[batch] + 1e-9 for due in self.due)
             broken = {index for index, stage in enumerate(self.stages) if stage < reached}
         found = tuple(sorted(broken & set(given)))
-        return replace(empty_result(attack), attacked=tuple(given), broken=found, forwards=passes * len(given))
+        return replace(empty_result(attack), attacked=tuple(given), broken=found, passes=passes)
 
 
 def test_simulated_audits_end_as_real_ones(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -269,8 +269,10 @@ def test_the_rules_in_bulk_are_those_of_decide(images: int, effect: float, gap: 
 
 
 def test_a_disagreement_shows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("audits.calibration.simulation.judge", lambda margin: by_estimate)
-    assert "INCONCLUSIVE by decide" in " ".join(disagreements(Population(0.8, 0.1), 100, 0.05, audits=20, seed=0))
+    monkeypatch.setattr("audits.calibration.simulation.audit_rule", lambda margin: by_estimate)
+    for only_last in (False, True):
+        wrong = disagreements(Population(0.8, 0.1), 100, 0.05, audits=20, seed=0, only_last=only_last)
+        assert "INCONCLUSIVE by decide" in " ".join(wrong)
 
 
 def test_tests_in_bulk_are_those_of_the_package() -> None:
@@ -299,7 +301,7 @@ def stored() -> dict[str, Any]:
 def test_stored_rates_are_those_of_the_rules_of_today() -> None:
     fresh = [*with_a_gap(200, sizes=(20,)), *without_masking(200, sizes=(100,), correlations=(0.0,))]
     kept = [*stored()["with_a_gap"], *stored()["without_masking"]]
-    keys = ("images", "margin", "standing", "effect", "correlation", "gap", "finders")
+    keys = ("images", "margin", "survival", "effect", "correlation", "gap", "finders")
     matched = 0
     for row in fresh:
         (same,) = [k for k in kept if all(k[key] == row[key] for key in keys) and k.get("costs") == row.get("costs")]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from audits.defenses.shattered import Detached, GradientKiller, Quantization
+from audits.honest.wrong_gradient import size_for_cosine, wrong_gradient
 from pytest_gradmask import assert_attack_passes_binarization_test, load_model
 from pytest_gradmask.attacks.bypass.bpda import bypassed
 from pytest_gradmask.attacks.losses import logit_margin
@@ -112,6 +113,29 @@ def test_attack_without_search_fails(attack: Callable[..., Tensor], threat: Thre
     assert result.queries == 0
 
 
+def half_fgsm(model: nn.Module, images: Tensor, labels: Tensor, *, threat: ThreatModel, **_: Any) -> Tensor:
+    """One step of half of eps along the gradient of the logit margin."""
+    points = images.clone().requires_grad_(True)
+    (gradient,) = torch.autograd.grad(logit_margin(model(points), labels).sum(), points)
+    return threat.project(images + threat.eps / 2 * threat.step(gradient), images)
+
+
+@both_norms
+def test_step_of_half_of_eps_fails(threat: ThreatModel) -> None:
+    result = on_toy(convnet(), half_fgsm, threat=threat)
+    assert result.fails
+    assert result.passed == 0
+
+
+@both_norms
+def test_wrong_gradient_fails(threat: ThreatModel) -> None:
+    model, attack = convnet(), partial(apgd, steps=20)
+    size = size_for_cosine(model, model[1], IMAGES, predictions(model, IMAGES), 0.5)
+    with wrong_gradient(model[1], size):
+        assert on_toy(model, attack, threat=threat).fails
+    assert on_toy(model, attack, threat=threat).ok
+
+
 def test_success_outside_the_ball_does_not_count() -> None:
     def far(*arguments: Any, threat: ThreatModel, generator: torch.Generator) -> Tensor:
         return pgd(*arguments, threat=ThreatModel(2 * threat.eps), steps=10, generator=generator)
@@ -165,8 +189,12 @@ def test_layer_that_cannot_be_replaced() -> None:
     assert result.on_logits == len(IMAGES) - result.unseparable
 
 
-def test_few_features_make_images_trivial() -> None:
-    result = on_toy(convnet(features=1), noise)
+def test_few_pixels_make_images_trivial() -> None:
+    class Corner(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return images * (torch.arange(8) < 1) * (torch.arange(8) < 1)[:, None]
+
+    result = on_toy(masked(Corner, convnet()), noise)
     assert result.trivial > 0
     assert not result.ok
 
@@ -210,6 +238,7 @@ class Dropped(nn.Module):
         return logits
 
 
+@pytest.mark.slow
 def test_frozen_random_numbers_make_noisy_defense_testable() -> None:
     model = Dropped(convnet()).eval()
     assert on_toy(model).tested < on_toy(model, frozen=True).tested
@@ -367,7 +396,7 @@ def resnet() -> nn.Module:
 
 def on_resnet(model: nn.Module, through: nn.Module | None = None) -> BinarizationTest:
     data = load_dataset("embedded", samples=8)
-    attack = partial(pgd, steps=20)
+    attack = partial(apgd, steps=20)
     return binarization_test(
         attack, model, data.images, data.labels, threat=ThreatModel(), generator=seeded(), through=through
     )
@@ -375,11 +404,11 @@ def on_resnet(model: nn.Module, through: nn.Module | None = None) -> Binarizatio
 
 @pytest.mark.slow
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
-def test_pgd_passes_on_trained_classifier(resnet: nn.Module, norm: Norm) -> None:
+def test_apgd_passes_on_trained_classifier(resnet: nn.Module, norm: Norm) -> None:
     threat = ThreatModel(8 / 255 if norm == "Linf" else 0.5, norm)
     data = load_dataset("embedded", samples=8)
     assert_attack_passes_binarization_test(
-        partial(pgd, steps=20), resnet, data.images, data.labels, threat=threat, generator=seeded()
+        partial(apgd, steps=20), resnet, data.images, data.labels, threat=threat, generator=seeded()
     )
 
 
@@ -394,3 +423,19 @@ def test_mask_before_trained_classifier(resnet: nn.Module, mask: str) -> None:
     model = nn.Sequential(front, resnet).eval()
     assert on_resnet(model).fails
     assert on_resnet(model, through=bypassed(model, {"0": None})).ok
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("steps", [20, 50])
+def test_wrong_gradient_in_trained_classifier(resnet: nn.Module, steps: int) -> None:
+    data, threat = load_dataset("embedded", samples=8), ThreatModel()
+    layer = resnet.get_submodule("1.layer1")
+
+    def tested(attack: Callable[..., Tensor]) -> BinarizationTest:
+        return binarization_test(attack, resnet, data.images, data.labels, threat=threat, generator=seeded())
+
+    size = size_for_cosine(resnet, layer, data.images, data.labels, 0.5)
+    with wrong_gradient(layer, size):
+        assert tested(partial(apgd, steps=steps)).fails
+    assert tested(partial(apgd, steps=steps)).ok
+    assert tested(half_fgsm).passed == 0

@@ -64,7 +64,7 @@ def test_undefended_without_survivors_is_not_masked() -> None:
     decision = judge(20, evidence(gradient=range(20)))
     assert decision.verdict is Verdict.NOT_MASKED
     assert decision.reasons == (
-        "no gap above 25 percentage points: it is 0.0 [-21.4, 21.4] at 99% confidence on 20 images classified "
+        "no gap above 25 percentage points: it is 0.0 [-20.6, 20.6] at 99% confidence on 20 images classified "
         "correctly",
     )
 
@@ -252,11 +252,10 @@ def test_a_verdict_keeps_its_promises(
     decision = decide(clean, attacks, findings, margin=margin, confidence=0.95)
     assert decision.reasons
     if decision.verdict is Verdict.NOT_MASKED:
-        assert all(attack.status != "failed" for attack in attacks)
-        survivors = sum(clean) - len(
-            {index for attack in attacks if attack.kind == "gradient" for index in attack.broken}
-        )
-        assert UNDERMINED not in findings or clopper_pearson(survivors, len(clean), 0.95)[1] < margin
+        broken = {index for attack in attacks if attack.kind == "gradient" for index in attack.broken}
+        nothing_left = clopper_pearson(sum(clean) - len(broken), sum(clean), 0.95)[1] < margin
+        assert nothing_left or all(attack.status != "failed" for attack in attacks)
+        assert nothing_left or UNDERMINED not in findings
         assert decision.gap is not None
         assert decision.gap.high < margin
     elif decision.verdict is Verdict.MASKED:
