@@ -160,7 +160,7 @@ def _compared(name: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> I
     verdicts = before["verdict"], now["verdict"]
     if before["provenance"] and now["provenance"]:  # an audit that raised has no settings and no figures
         old, new = _settings(before), _settings(now)
-        differing = [key for key in old if old[key] != new[key]]
+        differing = [key for key in old if key in new and old[key] != new[key]]
         for key in differing:
             yield Row("not comparable", name, key, _short(old[key]), _short(new[key]))
         if differing:
@@ -178,6 +178,7 @@ def _settings(audit: Mapping[str, Any]) -> dict[str, Any]:
     return {
         **{key: provenance["threat"][key] for key in ("norm", "eps", "bounds")},
         **{key: provenance[key] for key in ("budget", "seed", "images_hash")},
+        **provenance.get("budget_settings", {}),
         **{key: audit[key] for key in ("margin", "confidence", "exhaustive")},
     }
 
