@@ -115,3 +115,7 @@ def test_page_counts_false_alarms(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert "| [zero-gradient](findings.md#zero-gradient) | yes | 1 of 3 | 33.3% |" in text
     assert "| [saturated-logits](findings.md#saturated-logits) |  | 1 of 3 |" in text
     assert f"| {replace(PLAIN, number=2).name} | zero-gradient |" in text
+
+
+def test_page_shows_the_stored_records() -> None:
+    assert page.markdown(stored()) in page.PAGE.read_text()
