@@ -1,6 +1,6 @@
 """How well honest gradients foresee the loss: the cosine of `pytest_gradmask.probes.noise` on honest models.
 
-``python -m audits.honest.noise`` writes ``audits/results/noise.json`` and prints the lowest figures. The threshold of
+``python -m audits.honest.noise`` writes ``noise.json`` beside this file and prints the lowest figures. The threshold of
 the finding ``gradient-noise`` lies below them. As in a probe, only the images are asked that a short PGD does not
 break, where those are three or more; most honest models are broken at once where eps is large.
 """
@@ -24,7 +24,7 @@ from pytest_gradmask.auditing.research import (
     trace_pgd,
 )
 
-RESULT = Path(__file__).parents[1] / "results" / "noise.json"
+RESULT = Path(__file__).with_name("noise.json")
 THREATS = {
     **{f"Linf {eps:g}/255": ThreatModel(eps / 255) for eps in (0.05, 0.1, 0.25, 0.5, 1, 2, 4, 8)},
     **{f"L2 {eps:g}": ThreatModel(eps, "L2") for eps in (0.01, 0.05, 0.1, 0.5)},

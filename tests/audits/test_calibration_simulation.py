@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
+import torch
 from scipy.stats import binomtest
 
 from audits.calibration import randomized
@@ -268,6 +269,7 @@ class Drawn:
         self.broken = {attack.name: set(attack.broken) for attack in attacks}
         self.due = [max(population.costs) * budget for budget in population.placebo_budgets()]
         self.spent: dict[str, int] = defaultdict(int)
+        self.images = self.labels = torch.zeros(0)
 
     def clean(self) -> tuple[list[bool], dict[int, Prediction]]:
         return list(self.right), {}
