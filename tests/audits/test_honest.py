@@ -75,12 +75,14 @@ def test_measurement_is_stored_and_resumed(tmp_path: Path, monkeypatch: pytest.M
 
     def record(honest: Honest, **_: Any) -> dict[str, Any]:
         measured.append(honest.number)
+        if measured == [0]:
+            return {"name": honest.name, "error": "DefenseError: not today"}
         return {"name": honest.name, "verdict": "NOT_MASKED", "findings": {}}
 
     monkeypatch.setattr(__main__, "measure", record)
     for end in ("2", "3"):
         assert __main__.main(["measure", "--end", end, "--output", str(file)]) == 0
-    assert measured == [0, 1, 2]
+    assert measured == [0, 1, 0, 2]
     assert list(stored(file)) == [model.name for model in honest_models()[:3]]
 
 
