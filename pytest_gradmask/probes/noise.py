@@ -14,7 +14,9 @@ from pytest_gradmask.verdict.results import Finding
 RADII = (1 / 16, 1 / 4, 1.0)
 #: Among them the one that decides whether there is a finding.
 _TYPICAL = 1 / 4
-#: Cosine below which a gradient is noise. @@HONEST@@
+#: Cosine below which a gradient is noise. On 61 honest models under 12 threat models (397 cases with images
+#: left, audits/results/noise.json) it is 0.92 and more at `_TYPICAL`, and 0.97 and more at the best of all radii. A
+#: gradient with a fixed vector added, a cosine of 0.55 with the derivative, has about 0.55 at all.
 _NOISE = 0.8
 #: Pairs of queries an image and radius. On three images, chance moves the mean cosine of pure noise by about 0.3.
 _PAIRS = 4

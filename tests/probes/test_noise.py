@@ -57,11 +57,10 @@ def test_a_gradient_that_points_the_wrong_way_is_noise() -> None:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_a_gradient_that_is_half_right_undermines_attacks(seed: int) -> None:
-    def rule(images: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+    def rule(_: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
         vector = torch.randn(gradient.shape[1:], generator=seeded(3))
-        return (
-            gradient + 1.5 * gradient.flatten(1).norm(dim=1).view(-1, 1, 1, 1) * vector / vector.norm()
-        )  # cosine 0.55
+        norms = gradient.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+        return gradient + 1.5 * norms * vector / vector.norm()  # a cosine of 0.55
 
     model = front(rule)
     (finding,) = gradient_noise(oracle(model), active(model, SMALL), seeded(seed))

@@ -1,0 +1,65 @@
+"""How far derivatives by autograd are from differences on honest models: `pytest_gradmask.probes.derivative`.
+
+``python -m audits.honest.derivative`` writes ``audits/results/derivative.json`` and prints the largest figures: for each
+model the largest error of a point as a share of the derivative's size, between float64 and float64, and between the
+gradient of the model itself and float64; and the findings of the check with four seeds, of which none may be.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from audits.honest.models import honest_models
+from pytest_gradmask.attacks.oracle import Oracle
+from pytest_gradmask.defense import Outputs
+from pytest_gradmask.loading.datasets import load_dataset
+from pytest_gradmask.probes.derivative import DerivativeCheck, points_near, wrong_gradient
+from pytest_gradmask.randomized.streams import RandomStream
+from pytest_gradmask.threat import ThreatModel
+
+RESULT = Path(__file__).parents[1] / "results" / "derivative.json"
+_THREAT, _SEEDS = ThreatModel(8 / 255), 4
+
+
+def measure(oracle: Oracle, images: torch.Tensor) -> dict[str, Any]:
+    """Largest errors, seconds of a check, and the messages of its findings."""
+    generator = torch.Generator().manual_seed(0)
+    points = points_near(images[:4], _THREAT, generator).to(oracle.dtype)
+    check = DerivativeCheck(oracle, points, _THREAT, generator)
+    seen = check.see(check.double_subjects()[0], points)
+    own, _ = check.own(seen, points)
+    started = time.monotonic()
+    found = [
+        finding.message
+        for seed in range(_SEEDS)
+        for finding in wrong_gradient(oracle, images[4 * seed :], _THREAT, torch.Generator().manual_seed(seed))
+    ]
+    return {
+        "error": float(f"{seen.comparison.errors().nan_to_num(0).max().item():.1e}"),
+        "own": float(f"{own.errors().nan_to_num(0).max().item():.1e}"),
+        "seconds": round((time.monotonic() - started) / _SEEDS, 2),
+        "findings": found,
+    }
+
+
+def main() -> None:
+    """Measure all models and write the result."""
+    images = load_dataset("embedded").images
+    table: dict[str, dict[str, Any]] = {}
+    for name, model in honest_models(images[:64]):
+        outputs: Outputs = "probabilities" if "probabilities" in name else "logits"
+        table[name] = measure(Oracle(model, RandomStream(0, torch.device("cpu")), outputs), images)
+        RESULT.write_text(json.dumps(table, indent=1) + "\n")
+    print(f"{len(table)} models, {sum(len(each['findings']) for each in table.values())} findings")
+    for figure in ("error", "own", "seconds"):
+        largest = sorted(((each[figure], name) for name, each in table.items()), reverse=True)
+        print(f"{figure}; largest:", *largest[:4], sep="\n  ")
+
+
+if __name__ == "__main__":
+    main()
