@@ -1,8 +1,9 @@
 """How far derivatives by autograd are from differences on honest models: `pytest_gradmask.probes.derivative`.
 
-``python -m audits.honest.derivative`` writes ``audits/results/derivative.json`` and prints the largest figures: for each
-model the largest error of a point as a share of the derivative's size, between float64 and float64, and between the
-gradient of the model itself and float64; and the findings of the check with four seeds, of which none may be.
+``python -m audits.honest.derivative`` writes ``audits/results/derivative.json`` and prints the largest figures; models
+that the file has already are not measured again. For each model: the largest error at a point as a share of the
+derivative's size, between float64 and float64, and between the gradient of the model itself and float64; and what the
+check finds with four seeds, which has to be nothing.
 """
 
 from __future__ import annotations
@@ -50,8 +51,10 @@ def measure(oracle: Oracle, images: torch.Tensor) -> dict[str, Any]:
 def main() -> None:
     """Measure all models and write the result."""
     images = load_dataset("embedded").images
-    table: dict[str, dict[str, Any]] = {}
+    table: dict[str, dict[str, Any]] = json.loads(RESULT.read_text()) if RESULT.exists() else {}
     for name, model in honest_models(images[:64]):
+        if name in table:
+            continue
         outputs: Outputs = "probabilities" if "probabilities" in name else "logits"
         table[name] = measure(Oracle(model, RandomStream(0, torch.device("cpu")), outputs), images)
         RESULT.write_text(json.dumps(table, indent=1) + "\n")

@@ -14,9 +14,9 @@ from pytest_gradmask.verdict.results import Finding
 RADII = (1 / 16, 1 / 4, 1.0)
 #: Among them the one that decides whether there is a finding.
 _TYPICAL = 1 / 4
-#: Cosine below which a gradient is noise. On 61 honest models under 12 threat models (397 cases with images
-#: left, audits/results/noise.json) it is 0.92 and more at `_TYPICAL`, and 0.97 and more at the best of all radii. A
-#: gradient with a fixed vector added, a cosine of 0.55 with the derivative, has about 0.55 at all.
+#: Cosine below which a gradient is noise. Measured on 61 honest models and 12 threat models; 52 models have images
+#: that a short PGD does not break, in 397 cases (audits/results/noise.json). The lowest is 0.916 at `_TYPICAL`, and
+#: 0.969 at the best of all radii. A gradient whose cosine with the derivative is 0.55 has about 0.55 here, too.
 _NOISE = 0.8
 #: Pairs of queries an image and radius. On three images, chance moves the mean cosine of pure noise by about 0.3.
 _PAIRS = 4

@@ -60,7 +60,8 @@ def test_a_gradient_that_is_half_right_undermines_attacks(seed: int) -> None:
     def rule(_: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
         vector = torch.randn(gradient.shape[1:], generator=seeded(3))
         norms = gradient.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
-        return gradient + 1.5 * norms * vector / vector.norm()  # a cosine of 0.55
+        wrong: torch.Tensor = gradient + 1.5 * norms * vector / vector.norm()  # a cosine of 0.55
+        return wrong
 
     model = front(rule)
     (finding,) = gradient_noise(oracle(model), active(model, SMALL), seeded(seed))
