@@ -27,7 +27,7 @@ from pytest_gradmask.verdict.results import Finding
 _POINTS, _DIRECTIONS, _CONFIRM, _SUSPECTS = 4, 3, 8, 2
 #: In float64: the steps to try, as shares of the range of pixels, so small that hardly a unit changes sides. The second
 #: is for functions whose derivative changes over the first. On 63 honest models errors are 3e-6 and less
-#: (audits/results/derivative.json).
+#: (audits/honest; 37 of them with four seeds each in audits/results/derivative.json).
 _STEPS, _KINK, _DISAGREE = (1e-9, 1e-11), 0.02, 0.05
 #: Change of the logits, as a share of the largest, that two points a thousandth of the last step apart can only show
 #: where something is computed in float32.
