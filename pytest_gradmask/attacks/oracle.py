@@ -29,7 +29,7 @@ def parameter_dtype(model: nn.Module) -> torch.dtype:
 def _constants(model: nn.Module) -> Iterator[Tensor]:
     """The tensors in the code of TorchScript. Freezing turns all parameters into such constants."""
     if isinstance(model, torch.jit.ScriptModule):
-        for node in model.inlined_graph.findAllNodes("prim::Constant"):
+        for node in model.inlined_graph.findAllNodes("prim::Constant"):  # type: ignore[attr-defined]  # not in torch's stubs
             if node.hasAttribute("value") and node.kindOf("value") == "t":
                 yield node.t("value")
 
