@@ -22,7 +22,7 @@ from pytest_gradmask.randomized.streams import RandomStream
 from pytest_gradmask.threat import ThreatModel
 
 #: Share of the score of the embedded adversarial example that is needed for class 1, from the score of the clean image.
-CLOSENESS = 0.85
+CLOSENESS = 0.8
 _CLOSENESS_RANDOMIZED = 0.7
 _LEAST_MARGIN = 1e-6
 
