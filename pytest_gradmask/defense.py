@@ -6,12 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-from torch import nn
+from torch import Tensor, nn
 
 from pytest_gradmask.errors import InputError
 from pytest_gradmask.threat import Access
 
 Outputs = Literal["logits", "probabilities"]
+#: The index of the class that means "rejected", or a function from outputs (N x K) to whether each is rejected (N).
+Rejects = int | Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,10 +80,15 @@ class Defense:
         attacks: of your own, as functions or as `Attack`; adaptive ones run before all others.
         outputs: ``"probabilities"`` if the model ends in a softmax; its logarithm is then attacked.
         name: for reports; by default the model's class.
+        rejects: of a defense that may reject an image: the index of the class that means "rejected", or a function of
+            the model's outputs (N x K). It returns a score (float, N, above 0 where the image is rejected), which
+            attacks follow, or only the decision (bool, N). A clean image is then correct if it is classified correctly
+            and accepted. An adversarial image is broken if it is misclassified and accepted.
 
     Raises:
         InputError: ``model``, ``members`` or ``sources`` are not modules, ``weights`` do not fit the members,
-            ``bypass`` names no submodule of the model, two ``attacks`` have one name, or ``outputs`` is unknown.
+            ``bypass`` names no submodule of the model, two ``attacks`` have one name, ``outputs`` is unknown, or
+            ``rejects`` is neither a class index nor a function.
     """
 
     model: nn.Module
@@ -92,6 +99,7 @@ class Defense:
     attacks: Sequence[Attack | Callable[..., Any]] = ()
     outputs: Outputs = "logits"
     name: str = field(default="")
+    rejects: Rejects | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.model, nn.Module):
@@ -104,6 +112,12 @@ class Defense:
                     raise InputError(f"{argument}: holds {entry!r}, which is not a torch.nn.Module")
         if self.outputs not in get_args(Outputs):
             raise InputError(f"outputs={self.outputs!r}: must be one of {', '.join(get_args(Outputs))}")
+        is_index = isinstance(self.rejects, int) and not isinstance(self.rejects, bool) and self.rejects >= 0
+        if not (self.rejects is None or is_index or callable(self.rejects)):
+            raise InputError(
+                f"rejects={self.rejects!r}: must be the index of the class that means rejected, counted from 0, or a "
+                "function of the outputs, such as lambda logits: 0.9 - logits.softmax(1).amax(1)"
+            )
         if self.weights is not None:
             if not self.members:
                 raise InputError(f"weights={self.weights!r}: there are no members to weigh; give members=, too")

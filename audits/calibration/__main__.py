@@ -1,6 +1,7 @@
 """``python -m audits.calibration``: docs/calibration.md and its picture, from audits/calibration/result.json.
 
-With ``--simulate`` it first repeats the simulation and writes that file, which takes some minutes on one core.
+With ``--simulate`` it first repeats the simulation and writes that file. This takes about a quarter of an hour on one
+core.
 """
 
 from __future__ import annotations
@@ -8,12 +9,23 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from itertools import count, product
 from pathlib import Path
 from typing import Any
 
-from audits.calibration.exact import chances, decision_shares, false_alarm_bound
-from audits.calibration.populations import FINDERS, Population, costs, patterns
+from audits.calibration import randomized
+from audits.calibration.exact import (
+    by_new_rule,
+    by_old_rule,
+    chances,
+    decision_shares,
+    false_alarm_bound,
+    images_for_power,
+    not_masked_chances,
+)
+from audits.calibration.populations import FINDERS, PlaceboGets, Population, costs, patterns
+from audits.calibration.randomized import RandomizedPopulation
 from audits.calibration.simulation import audit_rule, disagreements, simulate
 from pytest_gradmask.auditing.research import BUDGETS, replaced, versions
 
@@ -26,6 +38,9 @@ AUDITS = 10_000
 MARGINS = {20: 0.25, 50: 0.10, 200: 0.05, 1000: 0.02}
 #: So small that only the tests prevent false alarms: an audit that is ``MASKED`` at any margin is so at this one.
 NO_MARGIN = 0.001
+#: Up to so many images, each population is also judged by `decide`, and the gap's bounds are compared with the truth.
+#: Both take most of the time.
+_FEW = 200
 GAPS = (0.05, 0.1, 0.2, 0.4)
 SIZES = tuple(sorted({round(10 * 100 ** (step / 60)) for step in range(61)}))
 
@@ -69,20 +84,73 @@ def around_the_margin(audits: int = AUDITS, sizes: Sequence[int] = (200, 1000)) 
         yield _row(population, images, audits, MARGINS[images], seed) | {"share": share}
 
 
+def early_stopping(
+    audits: int = AUDITS,
+    settings: Sequence[tuple[int, float]] = ((200, 0.05), (1000, 0.02)),
+    shares: Sequence[float] = (0.5, 0.7, 0.9),
+    correlations: Sequence[float] = (0.0, 0.5),
+) -> Iterator[Row]:
+    """Audits without masking where adaptive attacks break a large share of the survivors and leave those at once.
+
+    The placebo gets what an unbroken image faced or, as a negative control, the mean passes of all attacked images.
+    """
+    gets: tuple[PlaceboGets, ...] = ("unbroken", "mean")
+    cases = product(settings, shares, correlations, gets)
+    for seed, ((images, margin), share, correlation, which) in zip(count(5000), cases, strict=False):
+        spent = costs(BUDGETS["ci"]) | {"restart": 1}  # so that the placebo gets no pass more than it is due
+        population = Population.breaking(share, correlation, placebo_gets=which, **spent)
+        yield _row(population, images, audits, margin, seed) | {"broken": share, "placebo_gets": which}
+
+
+def candidate_points(
+    audits: int = 1000, settings: Sequence[tuple[int, float]] = ((200, NO_MARGIN), (200, 0.05), (1000, 0.02))
+) -> Iterator[Row]:
+    """Audits of randomized defenses without masking, whose chances differ between the points that attacks return.
+
+    The placebo runs as often as there are adaptive attacks or, as a negative control, once.
+    """
+    for seed, ((images, margin), between, runs) in zip(
+        count(7000), product(settings, (0.0, 0.1), (7, 1)), strict=False
+    ):
+        population = RandomizedPopulation(runs, between_points=between)
+        tally = randomized.simulate(population, images, audits, margin, seed)
+        yield {"images": images, "margin": margin, "between": between, "runs": runs, "audits": audits, **asdict(tally)}
+
+
+def compared_rules() -> dict[str, list[list[float]]]:
+    """Exact figures of the rule up to version 0.1 and of the present one.
+
+    ``images``: the gap, and how many images it takes for a power of 90 % at a margin of 2 points and 16 decisions, by
+    either rule. ``not_masked``: images, margin and placebo effect, and the chance to exclude a gap of the margin.
+    """
+    return {
+        "images": [
+            [gap, *(images_for_power(gap, 0.02, rule(16)) for rule in (by_old_rule, by_new_rule))]
+            for gap in (0.05, 0.1, 0.2, 0.4)
+        ],
+        "not_masked": [
+            [images, margin, effect, *not_masked_chances(images, margin, effect)]
+            for images, margin in ((200, 0.05), (1000, 0.02))
+            for effect in (0.0, 0.005, 0.01, 0.02)
+        ],
+    }
+
+
 def power_curves() -> dict[str, list[list[float]]]:
     """Numbers of images with the exact power, for each gap: one attack finds the gap, and the margin is 5 %."""
     return {f"{gap:g}": [[size, chances(size, 0.05, gap)[0]] for size in SIZES] for gap in GAPS}
 
 
 def _row(population: Population, images: int, audits: int, margin: float, seed: int) -> Row:
-    wrong = disagreements(population, images, margin, min(audits, 1000), seed)
+    small = images <= _FEW
+    wrong = disagreements(population, images, margin, min(audits, 1000), seed, only_last=True) if small else []
     if wrong:
         raise RuntimeError(f"the simulation no longer has the rules of verdict.decide: {'; '.join(wrong)}")
-    tally = simulate(population, images, audits, audit_rule(margin), seed, margin)
+    tally = simulate(population, images, audits, audit_rule(margin), seed, margin, bounds=small)
     return {
         "images": images,
         "margin": margin,
-        "standing": population.standing,
+        "survival": population.survival,
         "effect": population.placebo,
         "correlation": population.correlation,
         "gap": population.gap,
@@ -103,6 +171,9 @@ def measure() -> dict[str, Any]:
         "without_masking": list(without_masking()),
         "with_a_gap": list(with_a_gap()),
         "around_the_margin": list(around_the_margin()),
+        "early_stopping": list(early_stopping()),
+        "candidate_points": list(candidate_points()),
+        "compared_rules": compared_rules(),
         "power": power_curves(),
         "versions": versions("numpy", "scipy", "pytest-gradmask"),
     }

@@ -113,7 +113,7 @@ class Tally:
         analyses: of the latter, how many ended after each adaptive attack.
         sizes: of the latter, how many ended at each number of images.
         misses: of the latter, in how many a gap of the true size or less is rejected, and in how many one of the true
-            size or more. The true gap is that of the attacks that ran.
+            size or more. The true gap is that of the attacks that ran. None if they were not compared.
     """
 
     audits: int
@@ -121,7 +121,7 @@ class Tally:
     in_turn: list[int]
     analyses: list[int]
     sizes: dict[int, int]
-    misses: list[int]
+    misses: list[int] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +137,14 @@ class _Ended:
 
 
 def simulate(
-    population: Population, images: int, audits: int, rule: Rule, seed: int = 0, margin: float = 0.05
+    population: Population,
+    images: int,
+    audits: int,
+    rule: Rule,
+    seed: int = 0,
+    margin: float = 0.05,
+    *,
+    bounds: bool = True,
 ) -> Tally:
     """Draw audits and judge them, all attacks at once and in turn.
 
@@ -148,6 +155,7 @@ def simulate(
 
     Args:
         margin: of the rule; it decides at how many images there are analyses.
+        bounds: whether to compare the gap's bounds with the true gap.
     """
     seen, generator = patterns(population), np.random.default_rng(seed)
     final = len(population.costs) - 1
@@ -163,15 +171,15 @@ def simulate(
             going = np.flatnonzero(ended.verdicts == INCONCLUSIVE)
             found = evidence(seen, before[going], drawn[going], last, stage, analysis)
             said = rule(found)
-            # After a single attack an audit only asks whether the defense masks; before the placebo has had all it is
-            # due, only whether it does not.
+            # After a single attack an audit only asks whether the defense masks. Before the placebo has had all that it
+            # is due, an audit only asks whether the defense does not mask.
             counts = np.isin(said, {None: [MASKED], 0: [NOT_MASKED]}[stage])
             if (last, stage) == (final, None) and analysis is analyses[-1]:
                 counts = np.full(len(going), True)
             ended.end(going[counts], said[counts], last, analysis)
             earlier, newest = seen.gap(final, stage), seen.gap(last, stage)
             truth = earlier + (newest - earlier) * drawn[0].sum() / analysis.images
-            if counts.any():
+            if bounds and counts.any():
                 misses = np.stack([found.established(truth), found.excluded(truth)])
                 missed[:, going[counts]] = misses[:, counts]
         before = before + drawn
@@ -182,7 +190,7 @@ def simulate(
         np.bincount(ended.verdicts, minlength=len(VERDICTS)).tolist(),
         np.bincount(ended.attacks, minlength=final + 1).tolist(),
         {analysis.images: int((ended.images == analysis.images).sum()) for analysis in analyses},
-        missed.sum(1).tolist(),
+        missed.sum(1).tolist() if bounds else None,
     )
 
 
@@ -197,10 +205,10 @@ def evidence(
         stage: how far the placebo has come: as far as the adaptive attack of that number, -1 for not at all; None for
             as far as the adaptive attacks in each batch.
     """
-    final = seen.falls.shape[1] - 1
+    final = seen.broken.shape[1] - 1
     counted: list[Counts] = [np.zeros(len(newest), dtype=np.int64)] * 3
     for drawn, reached in ((earlier, final), (newest, last)):
-        broken, by_placebo = seen.falls[:, : reached + 1].any(1), seen.stage <= (reached if stage is None else stage)
+        broken, by_placebo = seen.broken[:, : reached + 1].any(1), seen.stage <= (reached if stage is None else stage)
         for which, what in enumerate((broken & ~by_placebo, by_placebo & ~broken, by_placebo)):
             counted[which] = counted[which] + drawn @ what.astype(np.int64)
     return Evidence(analysis, final + 1, last == final, *counted)
@@ -209,15 +217,15 @@ def evidence(
 def results(seen: Patterns, drawn: Counts, last: int, stage: int) -> tuple[list[bool], list[AttackResult]]:
     """One drawn audit as `decide` gets it: clean correctness, and results. Arguments as for `evidence`."""
     image = np.repeat(np.arange(len(drawn)), drawn)
-    everywhere, survivors = tuple(range(len(image))), tuple(np.flatnonzero(seen.standing[image]).tolist())
+    everywhere, survivors = tuple(range(len(image))), tuple(np.flatnonzero(seen.survives[image]).tolist())
 
     def indices(chosen: NDArray[np.bool_]) -> tuple[int, ...]:
         return tuple(np.flatnonzero(chosen[image]).tolist())
 
-    found = [AttackResult("apgd-ce", "gradient", attacked=everywhere, broken=indices(~seen.standing))]
+    found = [AttackResult("apgd-ce", "gradient", attacked=everywhere, broken=indices(~seen.survives))]
     for number, name in enumerate(ADAPTIVE):
         if number <= last:
-            found.append(AttackResult(name, "adaptive", attacked=survivors, broken=indices(seen.falls[:, number])))
+            found.append(AttackResult(name, "adaptive", attacked=survivors, broken=indices(seen.broken[:, number])))
         else:
             found.append(AttackResult(name, "adaptive", status="skipped-early"))
     found.append(AttackResult("placebo", "placebo", attacked=survivors, broken=indices(seen.stage <= stage)))
@@ -225,14 +233,26 @@ def results(seen: Patterns, drawn: Counts, last: int, stage: int) -> tuple[list[
 
 
 def disagreements(
-    population: Population, images: int, margin: float, audits: int, seed: int, each: int = 1
+    population: Population,
+    images: int,
+    margin: float,
+    audits: int,
+    seed: int,
+    *,
+    each: int = 1,
+    only_last: bool = False,
 ) -> list[str]:
-    """Where `audit_rule` and `decide` differ: ``each`` audits of each verdict, analysis and placebo (with, without)."""
+    """Where `audit_rule` and `decide` differ: ``each`` audits of each verdict, analysis and placebo (with, without).
+
+    Args:
+        only_last: only the last decision, with the placebo. `decide` takes its time.
+    """
     seen = patterns(population)
+    final = len(population.costs) - 1
     found = []
-    for analysis in plan_analyses(images, margin, CONFIDENCE):
+    for analysis in plan_analyses(images, margin, CONFIDENCE)[-1 if only_last else 0 :]:
         drawn = draw(population, analysis.images, audits, seed)
-        for last, placebo in product(range(len(population.costs)), (False, True)):
+        for last, placebo in [(final, True)] if only_last else product(range(final + 1), (False, True)):
             stage = last if placebo else -1
             numbers = audit_rule(margin)(evidence(seen, np.zeros_like(drawn), drawn, last, stage, analysis))
             for number, verdict in enumerate(VERDICTS):
@@ -240,7 +260,7 @@ def disagreements(
                     clean, attacks = results(seen, drawn[index], last, stage)
                     theirs = decide(
                         clean, attacks, (), margin=margin, confidence=CONFIDENCE, analysis=analysis,
-                        complete=last == len(population.costs) - 1,
+                        complete=last == final,
                     ).verdict  # fmt: skip
                     if theirs is not verdict:
                         where = f"audit {index} of {analysis.images} images after attack {last}"

@@ -1,1 +1,1 @@
-"""Measurements on honest models, whose gradients are correct: the numbers behind thresholds."""
+"""Honest models: networks that hide no gradient, made by a script, to measure how often an audit says that they do."""

@@ -20,10 +20,8 @@ from torch import Tensor, nn
 
 from audits.honest import classifiers
 from audits.honest.wrong_gradient import gradient, size_for_cosine, wrong_gradient
-from pytest_gradmask import ThreatModel, binarization_test, load_dataset
-from pytest_gradmask.attacks.losses import logit_margin
-from pytest_gradmask.attacks.pgd import apgd, pgd
-from pytest_gradmask.binarization.classifier import CLOSENESS
+from pytest_gradmask import ThreatModel, apgd, binarization_test, load_dataset, pgd
+from pytest_gradmask.auditing.research import CLOSENESS, logit_margin
 
 RESULTS = Path(__file__).parents[1] / "results" / "honest" / "binarization.json"
 THREATS = {"Linf 2/255": ThreatModel(2 / 255), "Linf 8/255": ThreatModel(8 / 255), "L2 0.5": ThreatModel(0.5, "L2")}

@@ -38,7 +38,8 @@ class _Block(nn.Module):
         y = self.bn2(self.conv2(self.bn1(self.conv1(x)).relu()))
         if self.more:
             x = pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.more, self.more))
-        return (x + y).relu()
+        total: Tensor = x + y
+        return total.relu()
 
 
 class CifarResNet(nn.Module):
@@ -103,6 +104,7 @@ def middle(model: nn.Module) -> nn.Module:
     layers = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
     if len(layers) > 2:
         return layers[len(layers) // 3]
-    return next(
+    found: nn.Module = next(
         module for name, module in model.named_modules() if name.endswith(".1") and len(list(module.children()))
     )
+    return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pytest_gradmask.attacks.losses import logit_margin
+from pytest_gradmask.auditing.research import logit_margin
 
 
 class _Added(torch.autograd.Function):
@@ -31,7 +32,7 @@ class _Added(torch.autograd.Function):
 @contextmanager
 def wrong_gradient(module: nn.Module, size: float) -> Iterator[None]:
     """In this context, the backward pass adds a vector of this relative size at the output of a module."""
-    hook = module.register_forward_hook(lambda _, inputs, output: _Added.apply(output, size))  # type: ignore[no-untyped-call]
+    hook = module.register_forward_hook(lambda _, inputs, output: _Added.apply(output, size))
     try:
         yield
     finally:
@@ -49,7 +50,7 @@ def size_for_cosine(model: nn.Module, module: nn.Module, images: Tensor, labels:
     true = gradient(model, images, labels).flatten(1)
     low, high = 0.01, 1000.0
     for _ in range(14):
-        size = (low * high) ** 0.5
+        size = math.sqrt(low * high)
         with wrong_gradient(module, size):
             wrong = gradient(model, images, labels).flatten(1)
         if float(torch.cosine_similarity(true, wrong).median()) > cosine:

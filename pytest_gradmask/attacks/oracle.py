@@ -9,6 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from pytest_gradmask.attacks.rejection import RejectOption
 from pytest_gradmask.defense import Outputs
 from pytest_gradmask.errors import DefenseError, GradmaskError
 from pytest_gradmask.execution.batching import out_of_memory
@@ -70,11 +71,14 @@ class Oracle(nn.Module):
         members: if the model is the mixture of a randomized ensemble, its members. One pass of the mixture then counts
             as one pass for each member.
         weights: the probability of each member.
+        rejection: of a defense that may reject an image.
 
     Attributes:
         dtype: the floating-point type of the model.
+        outputs: what the model returns.
         members: for each member, a function from images to its logits; empty unless the model is a mixture.
         weights: one for each member.
+        rejection: adds the class "rejected" to the logits, or joins it with the label under attack.
         forwards, backwards: number of images passed through the defense so far, in each direction.
         calls: number of passes so far in either direction, of batches of any size.
         largest: number of images in the largest batch so far.
@@ -91,14 +95,16 @@ class Oracle(nn.Module):
         *,
         members: Sequence[nn.Module] = (),
         weights: Sequence[float] = (),
+        rejection: RejectOption | None = None,
     ) -> None:
         super().__init__()
         self.model = model
+        self.rejection = rejection
         self.members = [partial(self._query, member, 1) for member in members]
         self.weights = tuple(weights)
         self._passes = max(1, len(members))
         self._stream = stream
-        self._outputs = outputs
+        self.outputs = outputs
         self._classes = 0
         self.dtype = parameter_dtype(model)
         self.forwards = 0
@@ -109,9 +115,17 @@ class Oracle(nn.Module):
         self.training = False  # eval() would change the flags of the model, which belong to the user
 
     @classmethod
-    def of_mixture(cls, mixture: Mixture, stream: RandomStream, outputs: Outputs = "logits") -> Oracle:
+    def of_mixture(
+        cls,
+        mixture: Mixture,
+        stream: RandomStream,
+        outputs: Outputs = "logits",
+        rejection: RejectOption | None = None,
+    ) -> Oracle:
         """The oracle of a mixture, which knows the members."""
-        return cls(mixture, stream, outputs, members=list(mixture.members), weights=mixture.weights)
+        return cls(
+            mixture, stream, outputs, members=list(mixture.members), weights=mixture.weights, rejection=rejection
+        )
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits, float32, N x K. If the graph of the model does not reach the images, their gradient is zero."""
@@ -128,7 +142,9 @@ class Oracle(nn.Module):
                 f"{self._classes} classes; it must have as many logits for every image and in every call"
             )
         self._classes = raw.shape[1]
-        logits = as_logits(raw, self._outputs)
+        logits = as_logits(raw, self.outputs)
+        if self.rejection is not None:
+            logits = self.rejection(raw, logits)
         if logits is raw:
             logits = logits.clone()  # an attack may write into the logits
         if torch.is_grad_enabled() and images.requires_grad:
@@ -147,6 +163,10 @@ class Oracle(nn.Module):
         This makes a randomized defense deterministic, unless it has a random generator of its own.
         """
         return self._stream.frozen()
+
+    def drawing(self) -> AbstractContextManager[None]:
+        """Inside, the global generators are the defense's own: for running a copy of the model, or a part of it."""
+        return self._stream.active()
 
     def reseed(self, seed: int) -> None:
         """Restart the random numbers of the defense from a seed; audits do this between attacks."""

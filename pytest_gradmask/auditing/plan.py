@@ -196,9 +196,8 @@ def _adaptive_attacks(surface: AttackSurface, budget: Budget) -> list[PlannedAtt
     ]
     if surface.inner:
         inside = InnerLogits(around, f"model.{surface.inner}")
-        # Not `surface.oracle`: these are logits, whatever the defense returns.
-        inner = Oracle(inside, surface.stream)
-        planned.append(adaptive("inner-logits", "bypass", partial(follow, loss=logit_margin), inner))
+        run = partial(follow, loss=logit_margin)
+        planned.append(adaptive("inner-logits", "bypass", run, surface.inner_oracle(inside)))
     if surface.randomized and surface.defense.members:
         on_members: dict[str, Run] = {
             "bpda-members": partial(member_by_member, steps=budget.bpda_steps),
@@ -208,7 +207,8 @@ def _adaptive_attacks(surface: AttackSurface, budget: Budget) -> list[PlannedAtt
         planned += [adaptive(name, through, run, surface.oracle(around)) for name, run in on_members.items()]
     for number, source in enumerate(surface.defense.sources):
         run = partial(apgd, steps=budget.bpda_steps, stop_early=False)
-        planned.append(adaptive(f"transfer-source-{number}", "surrogate", run, Oracle(source, surface.stream)))
+        model = Oracle(source, surface.stream, rejection=surface.rejection)
+        planned.append(adaptive(f"transfer-source-{number}", "surrogate", run, model))
     return [*planned, *_black_box_attacks(surface, budget)]
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from pytest_gradmask.attacks.oracle import Oracle
+from pytest_gradmask.attacks.rejection import RejectOption
 from pytest_gradmask.auditing.budgets import Budget
 from pytest_gradmask.auditing.scoring import Scorer, subseed
 from pytest_gradmask.auditing.surface import AttackSurface, find_attack_surface, known_models
@@ -32,11 +33,15 @@ class Prepared:
         surface: the defense as its attacker sees it.
         scorer: runs attacks, and scores what they return.
         findings: of the preflight.
+        predictions: classes of all clean images, by the first forward; int64, N.
+        rejected: whether the defense rejects each clean image; empty for a defense without a reject option.
     """
 
     surface: AttackSurface
     scorer: Scorer
     findings: tuple[Finding, ...]
+    predictions: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
+    rejected: tuple[bool, ...] = ()
 
 
 @contextmanager
@@ -77,14 +82,15 @@ def prepared(
     """
     with isolated(known_models(defense), images.device):
         stream = RandomStream(subseed(seed, "defense"), images.device)
-        oracle = Oracle(defense.model, stream, defense.outputs)
+        rejection = None if defense.rejects is None else RejectOption(defense.rejects)
+        oracle = Oracle(defense.model, stream, defense.outputs, rejection=rejection)
         with stream.active():
             checked = check_defense(defense, oracle, images, labels)
         surface = find_attack_surface(
             defense, images, stream=stream, classes=checked.classes, randomized=checked.randomized, threat=threat,
-            eot=budget.eot,
+            eot=budget.eot, rejection=rejection,
         )  # fmt: skip
-        sampler, findings = None, list(checked.findings)
+        sampler, findings = None, [*checked.findings, *surface.findings]
         if checked.randomized:
             ensemble = surface.oracle(surface.attacked) if defense.members else None
             sampler, unusual = plan_sampler(oracle, ensemble, images, pilot=budget.pilot_samples, margin=margin)
@@ -93,4 +99,4 @@ def prepared(
             oracle=oracle, images=images, labels=labels, threat=threat, seed=seed, sampler=sampler, cache=cache,
             key=key, engine=engine,
         )  # fmt: skip
-        yield Prepared(surface, scorer, tuple(findings))
+        yield Prepared(surface, scorer, tuple(findings), checked.predictions, checked.rejected)

@@ -31,6 +31,10 @@ Rule and statistics:
     - `accuracy_bounds`, `clopper_pearson`, `rejected_below`, `mcnemar_p` and `mean_p` are the bounds and tests that
       verdicts rest on.
 
+Probes and the binarization test:
+    - `trace_pgd` follows at most `MAX_IMAGES` images with PGD, and `known_cosines` measures gradient noise at the radii
+      `RADII`. `CLOSENESS` says where the threshold of a binarized classifier lies.
+
 Models and data:
     - `as_defense` makes a `Defense` of a bare module. `Outputs` says whether a module returns logits or probabilities.
     - `DnCNN` and `calibrated_front_end` are the paper's front end.
@@ -56,6 +60,7 @@ from pytest_gradmask.auditing.plan import PlannedAttack, Run
 from pytest_gradmask.auditing.prepare import isolated
 from pytest_gradmask.auditing.scoring import Scorer, subseed
 from pytest_gradmask.auditing.surface import known_models
+from pytest_gradmask.binarization.classifier import CLOSENESS
 from pytest_gradmask.defense import Outputs, as_defense
 from pytest_gradmask.execution.files import replaced
 from pytest_gradmask.execution.generators import random_state_kept, seeded_by
@@ -63,16 +68,21 @@ from pytest_gradmask.execution.isolation import moved, no_trace
 from pytest_gradmask.execution.versions import versions
 from pytest_gradmask.loading.checkpoints import available, load_checkpoint
 from pytest_gradmask.loading.models.front_ends import DnCNN, calibrated_front_end
+from pytest_gradmask.probes.noise import RADII, known_cosines
+from pytest_gradmask.probes.trace import MAX_IMAGES, trace_pgd
 from pytest_gradmask.randomized.prediction import Sampler, draws_shared, plan_sampler, samples_needed
 from pytest_gradmask.randomized.streams import RandomStream
 from pytest_gradmask.verdict.interim import InterimAnalysis, plan_analyses
-from pytest_gradmask.verdict.results import accuracy
 from pytest_gradmask.verdict.paired import rejected_below
+from pytest_gradmask.verdict.results import accuracy
 from pytest_gradmask.verdict.rule import decide, judge, measure_gap
 from pytest_gradmask.verdict.stats import accuracy_bounds, clopper_pearson, mcnemar_p, mean_p
 
 __all__ = [
     "BUDGETS",
+    "CLOSENESS",
+    "MAX_IMAGES",
+    "RADII",
     "DnCNN",
     "InterimAnalysis",
     "Loss",
@@ -99,6 +109,7 @@ __all__ = [
     "isolated",
     "joint_margins",
     "judge",
+    "known_cosines",
     "known_models",
     "load_checkpoint",
     "logit_margin",
@@ -116,5 +127,6 @@ __all__ = [
     "samples_needed",
     "seeded_by",
     "subseed",
+    "trace_pgd",
     "versions",
 ]

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from pytest_gradmask.attacks.bypass.bpda import described
 from pytest_gradmask.attacks.oracle import Oracle
+from pytest_gradmask.attacks.rejection import under_attack
 from pytest_gradmask.auditing.attack_check import ATTACK_FAILS, check_attacks
 from pytest_gradmask.auditing.budgets import Budget, get_budget
 from pytest_gradmask.auditing.events import Message, Progress, ignore
@@ -31,6 +32,8 @@ from pytest_gradmask.execution.engine import LOCAL, Engine, opened
 from pytest_gradmask.execution.fingerprint import FingerprintError, fingerprint, source_fingerprint
 from pytest_gradmask.execution.versions import versions
 from pytest_gradmask.probes.comparisons import compare_attacks
+from pytest_gradmask.probes.consistency import Original, Recording, check_again, check_consistency, keep_original
+from pytest_gradmask.probes.labels import check_labels
 from pytest_gradmask.probes.preflight import check_batch, check_device, check_setting
 from pytest_gradmask.probes.suite import Probe, probe_defense, run_probe
 from pytest_gradmask.threat import ThreatModel
@@ -116,6 +119,7 @@ def audit(
     try:
         with opening as running:
             progress(Message("preflight"))
+            original = keep_original(defense.model)
             with prepared(
                 defense, images, labels, threat=threat, budget=budget, margin=margin, seed=seed, cache=store, key=key,
                 engine=running,
@@ -123,7 +127,7 @@ def audit(
                 _warn_if_stateful(ready)
                 result = AuditRun(
                     ready=ready, budget=budget, margin=margin, confidence=confidence, exhaustive=exhaustive,
-                    probes=tuple(probes), progress=progress,
+                    probes=tuple(probes), progress=progress, original=original,
                 ).until_decided()  # fmt: skip
     except Exception as error:
         if not out_of_memory(error):
@@ -151,13 +155,17 @@ class AuditRun:
     exhaustive: bool
     probes: Sequence[Probe]
     progress: Progress
+    original: Original | None = None  # nothing is compared without it
     schedule: AttackSchedule = field(init=False)
     findings: list[Finding] = field(init=False)
     attacks_checked: bool = False
+    recording: Recording | None = None
     complete: bool = True  # whether all adaptive attacks have run on the newest batch
 
     def __post_init__(self) -> None:
-        self.findings = list(self.ready.findings)
+        ready = self.ready
+        labels = check_labels(ready.predictions, ready.scorer.labels, ready.surface.classes, self.confidence)
+        self.findings = [*ready.findings, *labels]
         self.schedule = AttackSchedule(
             self.ready.scorer, self.ready.surface, self.budget, quick=not self.exhaustive, progress=self.progress
         )
@@ -171,7 +179,7 @@ class AuditRun:
             if not any(schedule.clean):
                 continue
             if not probed:
-                self.findings += self._probe()
+                self.findings += [*self._ask_in_many_ways(), *self._probe()]
                 probed = True
             with closing(schedule.attack_batch()) as attacks:
                 for number, _ in enumerate(attacks, 1):  # after each adaptive attack: do those so far suffice?
@@ -210,6 +218,9 @@ class AuditRun:
     def _verdict(self, analysis: InterimAnalysis) -> Verdict:
         """The verdict on the evidence so far. Attacks are checked where their failure would refuse ``NOT_MASKED``."""
         verdict = self._decide(analysis).verdict
+        if verdict is Verdict.NOT_MASKED:
+            self._ask_again()
+            verdict = self._decide(analysis).verdict
         if self.attacks_checked or verdict is not Verdict.NOT_MASKED:
             return verdict
         failure = Finding(ATTACK_FAILS, "", undermines_attacks=True)
@@ -234,6 +245,14 @@ class AuditRun:
     def _probe(self) -> list[Finding]:
         """Findings of all probes. They use the first images that are classified correctly."""
         images, labels = self._correct()
+        rejection = self.ready.surface.rejection
+        if rejection is not None:  # its logits under attack are those of one label
+            chosen = labels == labels.mode().values
+            images, labels = images[chosen], labels[chosen]
+        with under_attack(rejection, labels) as safe:
+            return self._probe_on(images, safe)
+
+    def _probe_on(self, images: Tensor, labels: Tensor) -> list[Finding]:
         threat, seed, surface = self.ready.scorer.threat, self.ready.scorer.seed, self.ready.surface
         oracle = surface.oracle()
         oracle.reseed(subseed(seed, "defense under probes"))
@@ -247,6 +266,33 @@ class AuditRun:
             found += run_probe(probe, surface.oracle(), images, labels, threat, generator)
         return found
 
+    def _ask_in_many_ways(self) -> list[Finding]:
+        """Findings on whether the defense that is attacked is the one that is scored."""
+        if self.original is None:
+            return []
+        surface, (images, labels) = self.ready.surface, self._correct()
+        try:
+            found, self.recording = check_consistency(
+                surface.oracle(), surface.oracle(surface.attacked), images, labels, threat=self.ready.scorer.threat,
+                original=self.original, fresh=surface.oracle, randomized=surface.randomized,
+                batch_dependent=any(finding.id == "batch-dependence" for finding in self.findings),
+                seed=subseed(self.ready.scorer.seed, "consistency"),
+            )  # fmt: skip
+        except Exception:  # a forward that raises is for the attacks to report
+            return []
+        return found
+
+    def _ask_again(self) -> None:
+        """Add what has changed about the answers of the defense since the attacks began, once."""
+        if self.recording is None:
+            return
+        try:
+            found = check_again(self.ready.surface.oracle(), self.recording)
+        except Exception:
+            return
+        if found:
+            self.findings, self.recording = [*self.findings, *found], None
+
     def _correct(self) -> tuple[Tensor, Tensor]:
         """The images so far that are classified correctly, and their labels."""
         scorer = self.ready.scorer
@@ -255,6 +301,7 @@ class AuditRun:
 
     def _report(self, analysis: InterimAnalysis) -> Audit:
         schedule, surface = self.schedule, self.ready.surface
+        self._ask_again()
         results = schedule.results() if any(schedule.clean) else []
         decision = self._decide(analysis)
         return Audit(
@@ -272,6 +319,7 @@ class AuditRun:
             predictions=schedule.predictions,
             given=len(self.ready.scorer.images),
             exhaustive=self.exhaustive,
+            rejected=self.ready.rejected[: len(schedule.clean)],
         )
 
 

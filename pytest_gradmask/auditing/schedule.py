@@ -94,20 +94,20 @@ class AttackSchedule:
                 self._extend_placebo(batch, 0)
 
     def match_placebo(self) -> None:
-        """Give the placebo, on every batch, what all adaptive attacks together had there on an image that they spared.
+        """Give the placebo, on every batch, the passes that an unbroken image faced in all adaptive attacks together.
 
-        Attacks leave an image once it is broken, so a mean over all images is less than what an unbroken one faced.
-        On a randomized defense each adaptive attack also returns a candidate point, and the worst of many looks worse
+        Attacks leave an image once it is broken, so the mean over all images is less than what an unbroken one faced.
+        On a randomized defense, each adaptive attack also returns a candidate point, and the worst of many looks worse
         than it is. The placebo then runs once for each of them.
         """
         for batch in self._batches:
             adaptive = [result for result in batch.runs if result.kind == "adaptive" and result.status == "done"]
-            runs = [[result] for result in adaptive] if self._surface.randomized else [adaptive]
-            for number in range(len(batch.placebos), max(len(runs), 1)):
-                self._extend_placebo(batch, sum(result.passes for result in runs[number]) if runs else 0)
-            missing = sum(result.passes for result in adaptive) - sum(result.passes for result in batch.placebos)
-            if missing > 0 and batch.placebos[-1].status == "done":
-                self._extend_placebo(batch, missing)
+            passes = [result.passes for result in adaptive]
+            runs = passes if self._surface.randomized and passes else [sum(passes)]
+            for due in runs[len(batch.placebos) :]:
+                self._extend_placebo(batch, due)
+            # The first run may have been made before it was known what is due.
+            self._extend_placebo(batch, sum(passes) - sum(result.passes for result in batch.placebos))
 
     def results(self) -> list[AttackResult]:
         """Every planned attack and the placebo, over all batches. Attacks that have not run were skipped early."""
@@ -120,9 +120,12 @@ class AttackSchedule:
         return [*joined, _joined(placebos) or AttackResult("placebo", "placebo")]
 
     def _extend_placebo(self, batch: _Batch, passes: int) -> None:
+        """Run the placebo on the images that it has not broken yet. Its first run always takes place."""
+        survivors = batch.survivors.difference(*(result.decided for result in batch.placebos))
+        if batch.placebos and (passes <= 0 or not survivors or batch.placebos[-1].status != "done"):
+            return
         placebo = plan_placebo(self._surface, self._budget, passes)
         had = sum(result.passes for result in batch.placebos)
-        survivors = batch.survivors.difference(*(result.decided for result in batch.placebos))
         # Under the same name it would repeat the random starts of its earlier runs.
         again = f" after {had} passes" if batch.placebos else ""
         renamed = replace(batch, stream_name=batch.stream_name + again, survivors=survivors)
@@ -171,6 +174,7 @@ def _joined(runs: Sequence[AttackResult], batches: int = 0) -> AttackResult | No
         predictions=predictions,
         note=example.note or skipped,
         invalid=sum(run.invalid for run in runs),
+        rejected=sum(run.rejected for run in runs),
         forwards=sum(run.forwards for run in runs),
         backwards=sum(run.backwards for run in runs),
         passes=max(run.passes for run in runs),

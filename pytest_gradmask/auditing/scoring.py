@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import zlib
-from collections.abc import Callable, Collection, Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pytest_gradmask.attacks.oracle import Oracle
+from pytest_gradmask.attacks.rejection import under_attack
 from pytest_gradmask.auditing.plan import PlannedAttack
 from pytest_gradmask.errors import InputError, LostWorkerError
 from pytest_gradmask.execution.batching import in_batches
@@ -54,7 +55,10 @@ class Scorer:
     engine: Engine = LOCAL
 
     def clean(self, indices: Sequence[int] | None = None) -> tuple[list[bool], dict[int, Prediction]]:
-        """Whether each image, or each at these indices, is classified correctly without an attack; and predictions."""
+        """Whether each image, or each at these indices, is classified correctly without an attack; and predictions.
+
+        An image that is rejected is not correct.
+        """
         indices = range(len(self.images)) if indices is None else indices
         chosen = torch.tensor(indices, dtype=torch.long, device=self.images.device)
         self.oracle.reseed(subseed(self.seed, f"clean images from {indices[0]}"))
@@ -111,6 +115,9 @@ class Scorer:
     def _start(
         self, attack: PlannedAttack, attacked: tuple[int, ...], stream_name: str, running: ExitStack
     ) -> Callable[[], AttackResult]:
+        if self.oracle.rejection is not None:
+            # One label at a time, see `RejectOption.under_attack`.
+            attacked = tuple(sorted(attacked, key=lambda index: int(self.labels[index])))
         result = replace(empty_result(attack), attacked=attacked)
         job = AttackJob(
             attack=attack, oracle=self.oracle, threat=self.threat, seed=self.seed, sampler=self.sampler,
@@ -118,7 +125,7 @@ class Scorer:
         )  # fmt: skip
         indices = torch.tensor(attacked, dtype=torch.long, device=self.images.device)
         size = _CHUNK.get(indices.device.type, 100)
-        chunks = ((start, indices[start : start + size]) for start in range(0, len(indices), size))
+        chunks = self._chunks(indices, size)
         run = self.engine.start(job, ((start, self.images[some], self.labels[some]) for start, some in chunks))
         running.callback(run.close)
 
@@ -134,6 +141,17 @@ class Scorer:
             return _in_audit(_joined(result, parts))
 
         return finish
+
+    def _chunks(self, indices: Tensor, size: int) -> Iterator[tuple[int, Tensor]]:
+        """Images to attack together, each time with the number of images before them."""
+        counts = [len(indices)]
+        if self.oracle.rejection is not None:
+            counts = self.labels[indices].unique_consecutive(return_counts=True)[1].tolist()
+        start = 0
+        for count in counts:
+            for first in range(start, start + count, size):
+                yield first, indices[first : min(first + size, start + count)]
+            start += count
 
 
 def empty_result(attack: PlannedAttack) -> AttackResult:
@@ -190,21 +208,23 @@ class AttackJob:
         self.oracle.reseed(subseed(self.seed, f"defense under {name}"))
         forwards, backwards, calls = attack.model.forwards, attack.model.backwards, attack.model.calls
         attack.model.largest = 0
-        with random_state_kept(images.device):
-            # For attacks that draw from the global generators in spite of ``generator``.
-            seed_everything(subseed(self.seed, f"global generators under {name}"))
-            returned = attack.run(attack.model, images, labels, threat=self.threat, generator=generator)
-        _check_returned(returned, images)
-        returned = returned.detach()
-        valid = self.threat.contains(returned, images)
-        # An invalid image counts as not broken: the clean one is scored in its place.
-        judged = torch.where(valid.view(-1, 1, 1, 1), returned, images)
-        correct, predictions = _score(self.oracle, self.sampler, judged, labels)
+        with under_attack(self.oracle.rejection, labels) as safe:
+            with random_state_kept(images.device):
+                # For attacks that draw from the global generators in spite of ``generator``.
+                seed_everything(subseed(self.seed, f"global generators under {name}"))
+                returned = attack.run(attack.model, images, safe, threat=self.threat, generator=generator)
+            _check_returned(returned, images)
+            returned = returned.detach()
+            valid = self.threat.contains(returned, images)
+            # An invalid image counts as not broken: the clean one is scored in its place.
+            judged = torch.where(valid.view(-1, 1, 1, 1), returned, images)
+            correct, predictions = _score(self.oracle, self.sampler, judged, safe)
         return replace(
             empty_result(attack),
             broken=tuple(first + index for index in (valid & ~correct).nonzero()[:, 0].tolist()),
             predictions={first + index: prediction for index, prediction in enumerate(predictions)},
             invalid=int((~valid).sum()),
+            rejected=int((valid & _is_rejected(self.oracle, judged)).sum()),
             forwards=attack.model.forwards - forwards,
             backwards=attack.model.backwards - backwards,
             passes=_passes(attack.model, calls, len(images)),
@@ -227,6 +247,7 @@ def _joined(result: AttackResult, parts: Sequence[AttackResult]) -> AttackResult
         broken=tuple(index for done in parts for index in done.broken),
         predictions={index: found for done in parts for index, found in done.predictions.items()},
         invalid=sum(done.invalid for done in parts),
+        rejected=sum(done.rejected for done in parts),
         forwards=sum(done.forwards for done in parts),
         backwards=sum(done.backwards for done in parts),
         passes=max((done.passes for done in parts), default=0),
@@ -251,6 +272,14 @@ def _score(oracle: Oracle, sampler: Sampler | None, images: Tensor, labels: Tens
     predictions = sampler.predict(oracle, images, labels)
     correct = [2 * prediction.correct >= 1 for prediction in predictions]
     return torch.tensor(correct, dtype=torch.bool, device=images.device), predictions
+
+
+def _is_rejected(oracle: Oracle, images: Tensor) -> Tensor:
+    """Whether one forward pass rejects each image; bool, N."""
+    if oracle.rejection is None:
+        return torch.zeros(len(images), dtype=torch.bool, device=images.device)
+    rejected = torch.full((len(images),), oracle.rejection.column, device=images.device)
+    return is_correct(oracle, images, rejected)
 
 
 def _check_returned(returned: object, images: Tensor) -> None:

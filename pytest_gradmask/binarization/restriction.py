@@ -135,12 +135,12 @@ def search(
         for indices in torch.arange(restriction.dimensions, device=image.device).split(_CHUNK):
             changes = inward[indices].view(-1, 1, 1, 1) * threat.step(restriction.patterns(indices))
             scores.append(score(threat.project(best + reach * changes, image)))
-        slopes = ((torch.cat(scores) - best_score) * inward).nan_to_num(nan=0.0)
-        slopes = slopes / slopes.abs().max().clamp_min(1e-38)
-        ranks = slopes.abs().argsort(descending=True).argsort()
+        derivatives = ((torch.cat(scores) - best_score) * inward).nan_to_num(nan=0.0)
+        derivatives = derivatives / derivatives.abs().max().clamp_min(1e-38)
+        ranks = derivatives.abs().argsort(descending=True).argsort()
         points = []
         for share in _SHARES:
-            kept = torch.where(ranks < max(1, share * len(slopes)), slopes, 0.0).to(image)
+            kept = torch.where(ranks < max(1, share * len(derivatives)), derivatives, 0.0).to(image)
             direction = threat.eps * threat.step(restriction.expand(kept.view(shape)))
             points += [image + direction, *(best + step * direction for step in _STEPS)]
         candidates = threat.project(torch.cat(points), image)

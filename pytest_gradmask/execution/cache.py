@@ -57,6 +57,7 @@ class Cache:
                 "bypassed": tuple(found["bypassed"]),
                 "predictions": _predictions(found["predictions"]),
                 "images": tuple(found["images"]),
+                "rejected": tuple(found["rejected"]),
                 "cached": True,
             }
         )

@@ -67,6 +67,26 @@ def _settings_restored() -> Iterator[None]:
 
 
 @contextmanager
+def _checkpoints_differentiable() -> Iterator[None]:
+    """Let `torch.autograd.grad` differentiate re-entrant checkpoints (``checkpoint(..., use_reentrant=True)``).
+
+    They refuse, because they also add to the ``.grad`` of parameters, which is not what ``autograd.grad`` promises.
+    During an audit no parameter requires a gradient. So the gradient of the images is all that there is, and is right.
+    AutoAttack's own attacks, too, call ``autograd.grad``.
+    """
+    name = "_is_checkpoint_valid"  # what checkpoints ask, in torch and in DeepSpeed
+    refuses = getattr(torch.autograd, name, None)
+    if refuses is None:
+        yield
+        return
+    setattr(torch.autograd, name, lambda: True)
+    try:
+        yield
+    finally:
+        setattr(torch.autograd, name, refuses)
+
+
+@contextmanager
 def no_trace(models: Sequence[nn.Module], device: torch.device) -> Iterator[None]:
     """On exit, even after an error, restore random states, settings of the process, and the state of each model.
 
@@ -78,19 +98,20 @@ def no_trace(models: Sequence[nn.Module], device: torch.device) -> Iterator[None
     modules = list({module: None for model in models for module in model.modules()})
     parameters = list({parameter: None for model in models for parameter in model.parameters()})
     buffers = [dict(module.named_buffers(recurse=False)) for module in modules]
-    training = [module.training for module in modules]
+    training = [getattr(module, "training", None) for module in modules]  # frozen TorchScript has no such flag
     gradients = [(parameter.requires_grad, parameter.grad) for parameter in parameters]
     values = [(buffer, buffer.detach().clone()) for named in buffers for buffer in named.values()]
     try:
         # Also make it the current GPU, for a defense that says "cuda" and means its device.
         gpu = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
-        with _settings_restored(), gpu, random_state_kept(device):
+        with _settings_restored(), gpu, random_state_kept(device), _checkpoints_differentiable():
             for parameter in parameters:
                 parameter.requires_grad_(False)
             yield
     finally:
         for module, flag in zip(modules, training, strict=True):
-            module.training = flag
+            if flag is not None:
+                module.training = flag
         for parameter, (requires_grad, grad) in zip(parameters, gradients, strict=True):
             parameter.requires_grad_(requires_grad)
             parameter.grad = grad

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from pytest_gradmask.loading.class_folders import note_on
 from pytest_gradmask.plugin import hookspecs
 from pytest_gradmask.plugin.benchmarks import benchmark_attack
 from pytest_gradmask.plugin.fixtures import (
@@ -75,18 +76,20 @@ def pytest_configure(config: pytest.Config) -> None:
         config.pluginmanager.register(Collector(config, settings, selection), "gradmask-collector")
 
 
-def pytest_report_header(config: pytest.Config) -> str | None:
-    """Print the effective settings if audits run."""
+def pytest_report_header(config: pytest.Config) -> list[str] | None:
+    """Print the effective settings if audits run, and how class folders are ordered."""
     settings = config.stash[SETTINGS]
     if not settings.enabled:
         return None
     samples = "budget's number" if settings.samples is None else settings.samples
     model = "" if settings.model is None else f"model={settings.model}, "
     engine = "" if settings.engine == "local" else f", engine={settings.engine}"
-    return (
+    note = note_on(settings.data)
+    return [
         f"gradmask: budget={settings.budget}, device={settings.torch_device}, {model}data={settings.data}, "
-        f"samples={samples}, seed={settings.seed}{engine}"
-    )
+        f"samples={samples}, seed={settings.seed}{engine}",
+        *([f"gradmask: {note}"] if note else []),
+    ]
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

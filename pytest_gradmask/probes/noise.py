@@ -12,11 +12,11 @@ from pytest_gradmask.threat import ThreatModel
 from pytest_gradmask.verdict.results import Finding
 
 #: Distances at which the loss is measured, as shares of eps: from the last, small steps of an attack to its largest.
-_RADII = (1 / 16, 1 / 4, 1.0)
+RADII = (1 / 16, 1 / 4, 1.0)
 #: The distance that decides whether there is a finding.
 _TYPICAL = 1 / 4
-#: Cosine below which a gradient is noise. Undefended and adversarially trained models have 0.9 and more.
-_NOISE = 0.5
+#: Cosine below which a gradient is noise. @@HONEST@@
+_NOISE = 0.8
 #: Pairs of queries for each image and radius. With three images, the mean cosine of pure noise varies by about 0.3.
 _PAIRS = 4
 #: Differences below this multiple of the logits' rounding error are not used: each layer adds a rounding error.
@@ -34,9 +34,7 @@ def gradient_noise(oracle: Oracle, trace: PGDTrace, generator: torch.Generator) 
     Costs 24 forward passes for each of these images, and no backward pass. It costs nothing if there are fewer than 3
     such images.
     """
-    queried = trace.indices_to_query(1.0)
-    cosines = {radius: _cosines(oracle, trace, queried, radius, generator) for radius in _RADII if len(queried)}
-    known = {radius: found.nanmean().item() for radius, found in cosines.items() if not found.isnan().all()}
+    known = known_cosines(oracle, trace, generator)
     if not known.get(_TYPICAL, 1.0) < _NOISE:
         return []
     figures = ", ".join(f"{cosine:.2f} at {radius:.3g} eps" for radius, cosine in known.items())
@@ -49,6 +47,13 @@ def gradient_noise(oracle: Oracle, trace: PGDTrace, generator: torch.Generator) 
             undermines_attacks=all(cosine < _NOISE for cosine in known.values()),
         )
     ]
+
+
+def known_cosines(oracle: Oracle, trace: PGDTrace, generator: torch.Generator) -> dict[float, float]:
+    """Mean cosine over the survivors of the trace, for each radius at which it can be measured."""
+    queried = trace.indices_to_query(1.0)
+    cosines = {radius: _cosines(oracle, trace, queried, radius, generator) for radius in RADII if len(queried)}
+    return {radius: found.nanmean().item() for radius, found in cosines.items() if not found.isnan().all()}
 
 
 def _cosines(oracle: Oracle, trace: PGDTrace, queried: Tensor, radius: float, generator: torch.Generator) -> Tensor:
@@ -97,6 +102,7 @@ def smoothed_cosines(
         Between -1 and 1; NaN where the gradient is zero, or where the logit margin changes too little to measure.
     """
     products, predictions, changes = (torch.zeros(len(images), device=images.device) for _ in range(3))
+    finest = torch.full((), torch.finfo(torch.bfloat16).eps, device=images.device)
     size = radius * threat.eps
     if threat.norm == "L2":
         size /= images[0].numel() ** 0.5
@@ -108,12 +114,26 @@ def smoothed_cosines(
             ends = ((images + sign * size * signs).clamp(*threat.bounds) for sign in (1, -1))
             up, down = (end.to(oracle.dtype).to(images.dtype) for end in ends)  # in the precision of the defense
             prediction = (scaled * (up - down)).flatten(1).sum(1)
-            change = logit_margin(oracle(up), labels) - logit_margin(oracle(down), labels)
+            above, below = oracle(up), oracle(down)
+            change = logit_margin(above, labels) - logit_margin(below, labels)
+            finest = torch.minimum(finest, torch.minimum(_spacing(above), _spacing(below)))
             products += prediction * change
             predictions += prediction**2
             changes += change**2
-    rounding = torch.finfo(oracle.dtype).eps * largest_logits
+    rounding = finest.clamp_min(torch.finfo(oracle.dtype).eps) * largest_logits
     measured = torch.maximum(predictions.sqrt() * gradient_norms, changes.sqrt()) / pairs**0.5
     usable = (measured > _RESOLVED * rounding) & (predictions > 0)
     cosine = products / (predictions * changes).sqrt().clamp_min(torch.finfo(torch.float32).tiny)
     return cosine.masked_fill(~usable, float("nan"))
+
+
+def _spacing(logits: torch.Tensor) -> torch.Tensor:
+    """Rounding error, as a share, of the coarsest format that holds all of these logits; a scalar tensor.
+
+    A defense in float32 may compute in bfloat16 by autocast; its logits show it.
+    """
+    spacing = torch.full((), torch.finfo(torch.float32).eps, device=logits.device)
+    for dtype in (torch.float16, torch.bfloat16):
+        fits = (logits == logits.to(dtype).to(logits.dtype)).all()
+        spacing = torch.where(fits, torch.finfo(dtype).eps, spacing)
+    return spacing

@@ -6,16 +6,17 @@ can be audited becomes a finding.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from pytest_gradmask.attacks.oracle import Oracle, output_of, parameter_dtype
+from pytest_gradmask.attacks.oracle import Oracle, as_logits, output_of, parameter_dtype
 from pytest_gradmask.defense import Defense
 from pytest_gradmask.errors import DefenseError, InputError
 from pytest_gradmask.execution.batching import in_batches
+from pytest_gradmask.probes.rejection import check_rejects, examine_rejections, unused_class
 from pytest_gradmask.threat import ThreatModel
 from pytest_gradmask.verdict.results import Finding
 
@@ -33,11 +34,21 @@ _SAME_ALONE = 0.02
 
 @dataclass(frozen=True, slots=True)
 class Preflight:
-    """Properties of a defense that are known before it is attacked."""
+    """Properties of a defense that are known before it is attacked.
+
+    Attributes:
+        classes: number of classes, without one that means "rejected".
+        randomized: whether the same image gets different logits.
+        findings: about unusual behaviour.
+        rejected: whether the defense rejects each clean image; empty for a defense without a reject option.
+        predictions: classes that it answers to all clean images, int64, N.
+    """
 
     classes: int
     randomized: bool
     findings: tuple[Finding, ...]
+    rejected: tuple[bool, ...] = ()
+    predictions: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long), compare=False)
 
 
 def check_setting(confidence: float, seed: int = 0, margin: float = 0.05) -> None:
@@ -117,17 +128,24 @@ def check_defense(defense: Defense, oracle: Oracle, images: Tensor, labels: Tens
     Raises:
         DefenseError: the defense is in train mode, its forward raises, its output is not a finite N x K tensor of
             floats, or it returns probabilities although logits were declared.
-        InputError: labels are out of range.
+        InputError: labels are out of range, or ``rejects`` does not fit the outputs.
     """
     for model in (defense.model, *defense.members, *defense.sources):
         _check_eval_mode(model)
-    classes = _check_outputs(defense, images)
+    raw = _outputs(defense, images)
+    classes = raw.shape[1]
     if labels.min() < 0 or labels.max() >= classes:
         raise InputError(
             f"labels: range from {labels.min().item()} to {labels.max().item()}, but {defense.name} has {classes} "
             f"classes; labels must be in 0..{classes - 1}"
         )
-    findings: list[Finding] = []
+    check_rejects(defense, raw, labels)
+    logits = as_logits(raw, defense.outputs)
+    rejected: tuple[bool, ...] = ()
+    if defense.rejects is None:
+        findings = unused_class(logits, labels)
+    else:
+        findings, rejected = examine_rejections(defense.rejects, raw, logits)
     sample = images[:_SAMPLE]
     with torch.no_grad():
         number = _REPEATS_OF_MEMBERS if defense.members else _REPEATS
@@ -154,32 +172,38 @@ def check_defense(defense: Defense, oracle: Oracle, images: Tensor, labels: Tens
                 )
     if defense.outputs == "probabilities":
         findings.append(Finding("probabilities", "the model returns probabilities; attacks used their logarithm"))
-    return Preflight(classes, randomized, tuple(findings))
+    classes_of_rejection = isinstance(defense.rejects, int)
+    return Preflight(classes - classes_of_rejection, randomized, tuple(findings), rejected, raw.argmax(1))
 
 
 def _check_eval_mode(model: nn.Module) -> None:
-    if model.training:
+    if getattr(model, "training", False) and not _without_modes(model):
         raise DefenseError(f"{type(model).__name__} is in train mode; call model.eval() first")
     for name, module in model.named_modules():
-        if module.training and isinstance(module, _BatchNorm):
+        if isinstance(module, _BatchNorm) and module.training:
             raise DefenseError(
                 f"the batch norm layer {name!r} is in train mode, so images change each other's logits; "
                 "call model.eval() first (dropout left on by intention may stay in train mode)"
             )
 
 
-def _check_outputs(defense: Defense, images: Tensor) -> int:
-    """Check the outputs for all images, batch by batch; returns the number of classes."""
+def _without_modes(model: nn.Module) -> bool:
+    """Whether a model is an exported program, whose mode is that of its export: its own ``eval`` raises."""
+    return isinstance(model, torch.fx.GraphModule) and "eval" in vars(model)
 
-    def part(start: int, end: int) -> int:
+
+def _outputs(defense: Defense, images: Tensor) -> Tensor:
+    """The outputs for all images as the model returns them, N x K, computed and checked batch by batch."""
+
+    def part(start: int, end: int) -> Tensor:
         # Not through the oracle, which converts the output of the model.
         batch = images[start:end].to(parameter_dtype(defense.model), copy=True)
         with torch.no_grad():
             raw = output_of(defense.name, defense.model, batch)
         _check_output(defense, raw, images[start:end])
-        return raw.shape[1]
+        return raw
 
-    return in_batches(part, len(images), _BATCH)[0]
+    return torch.cat(in_batches(part, len(images), _BATCH))
 
 
 def _check_output(defense: Defense, output: object, images: Tensor) -> None:

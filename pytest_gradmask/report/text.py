@@ -91,6 +91,9 @@ def _found(result: BinarizationTest) -> str:
 def attack_table(audit: Audit) -> list[str]:
     """One line for each attack: its kind, how many images it was given and broke, the robust accuracy after it."""
     rows: list[Sequence[str]] = [("attack", "kind", "given", "broken", "alone", "robust accuracy"), _clean_row(audit)]
+    for what, share in (("(none), rejected", audit.clean_rejected), ("(none), of accepted", audit.selective_accuracy)):
+        if share is not None:
+            rows.append((what, "", str(share.total), "", "", str(share)))
     for result in audit.attacks:
         if result.status == "done":
             figures = (
@@ -113,7 +116,13 @@ def attack_table(audit: Audit) -> list[str]:
         if share is not None:
             rows.append((f"AutoAttack rand, {how}", "gradient", str(audit.total), "", "", str(share)))
     rows.append(("all attacks", "", str(audit.total), "", "", str(audit.robust_accuracy)))
-    return [*aligned(rows), *_skipped(audit), *_forwards(audit)]
+    return [*aligned(rows), *_rejected(audit), *_skipped(audit), *_forwards(audit)]
+
+
+def _rejected(audit: Audit) -> list[str]:
+    """How many perturbed images a defense with a reject option rejects."""
+    counts = ", ".join(f"{result.rejected} of {result.name}" for result in audit.attacks if result.rejected)
+    return [f"Rejected, and so not broken: {counts or 'no perturbed image'}."] if audit.rejected else []
 
 
 def _skipped(audit: Audit) -> list[str]:

@@ -42,6 +42,8 @@ class Audit:
         images: for each image, its index among those that the audit was given.
         given: how many images the audit was given. The verdict may be decided before all have been attacked.
         exhaustive: whether every attack was to run on every image.
+        rejected: for each image, whether a defense with a reject option rejects it without any attack. Such an image is
+            not correct. Empty for a defense without a reject option.
         cached: whether it was found in a cache; ``seconds`` and ``provenance`` are then those of when it was made.
     """
 
@@ -63,6 +65,7 @@ class Audit:
     images: tuple[int, ...] = ()
     given: int = 0
     exhaustive: bool = False
+    rejected: tuple[bool, ...] = ()
     cached: bool = False
 
     @property
@@ -97,6 +100,17 @@ class Audit:
     def clean_accuracy(self) -> Proportion:
         """Accuracy without any attack."""
         return self._share([])
+
+    @property
+    def clean_rejected(self) -> Proportion | None:
+        """Share of the images that are rejected without any attack; None for a defense without a reject option."""
+        return Proportion.of(sum(self.rejected), self.total, self.confidence) if self.rejected else None
+
+    @property
+    def selective_accuracy(self) -> Proportion | None:
+        """Accuracy without any attack on the accepted images alone; None if there are none, or no reject option."""
+        accepted = [correct for correct, rejected in zip(self.clean, self.rejected, strict=False) if not rejected]
+        return Proportion.of(sum(accepted), len(accepted), self.confidence) if accepted else None
 
     @property
     def gradient_accuracy(self) -> Proportion:
@@ -190,10 +204,12 @@ def in_order(audit: Audit, images: Sequence[int]) -> Audit:
         for result in audit.attacks
     ]
     clean = dict(zip(rank_of, audit.clean, strict=True))
+    rejected = dict(zip(rank_of, audit.rejected, strict=False))
     return replace(
         audit,
         clean=tuple(clean[rank] for rank in range(len(rank_of))),
         attacks=tuple(attacks),
         predictions=moved(audit.predictions),
+        rejected=tuple(rejected[rank] for rank in sorted(rejected)),
         images=tuple(sorted(images)),
     )

@@ -85,6 +85,7 @@ class AttackResult:
             ``"skipped-early"`` (the verdict was decided without it).
         note: why it is not ``"done"``.
         invalid: returned images outside the ball or the bounds, or not finite. They count as not broken.
+        rejected: returned images that a defense with a reject option rejects. They count as not broken.
         forwards, backwards: images passed through the defense in each direction.
         seconds: wall-clock time.
         autoattack: versions of AutoAttack that this attack is part of.
@@ -102,6 +103,7 @@ class AttackResult:
     status: Status = "done"
     note: str = ""
     invalid: int = 0
+    rejected: int = 0
     forwards: int = 0
     backwards: int = 0
     seconds: float = 0.0

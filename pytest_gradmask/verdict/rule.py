@@ -22,6 +22,10 @@ from pytest_gradmask.verdict.paired import above_p, lower_bound, upper_bound
 from pytest_gradmask.verdict.results import AttackResult, Finding, Gap, Kind, Prediction, Proportion, Verdict, chances
 from pytest_gradmask.verdict.stats import difference_bounds, mean_p
 
+#: Findings that refuse ``NOT_MASKED`` also where gradient attacks leave less than the margin: which images count as
+#: correct, or which defense was attacked, is then in doubt itself.
+_ANYWAY = ("behaves-differently", "chance-accuracy", "constant-predictions", "permuted-labels", "stateful")
+
 
 @dataclass(frozen=True, slots=True)
 class Decision:
@@ -72,11 +76,13 @@ def measure_gap(
     analysis: InterimAnalysis | None = None,
     *,
     complete: bool = True,
+    margin: float = 0.0,
 ) -> Gap | None:
     """The paired gap between adaptive attacks and placebo; None where either did not run, or no image is correct.
 
     Args:
         clean, predictions, attacks, confidence, analysis, complete: those of `decide`.
+        margin: of the verdict. The upper bound is below it only if the test of a gap of this size rejects it.
     """
     done = [result for result in attacks if result.kind == "gradient" or result.status == "done"]
     if not any(clean) or not {"adaptive", "placebo"} <= {result.kind for result in done}:
@@ -98,7 +104,7 @@ def measure_gap(
     else:
         excess, placebo_only = round(excess), round(placebo_only)
         low = lower_bound(excess, placebo_only, total, below)
-        high = upper_bound(excess, placebo_only, total, above)
+        high = upper_bound(excess, placebo_only, total, above, margin=margin)
         p_value = above_p(excess, placebo_only, total, 0.0)
     return Gap(
         excess=excess,
@@ -165,7 +171,7 @@ def decide(
     left = _proportion(under.by(own), analysis.upper_level(confidence), randomized=bool(predictions)).high
     matters = left >= margin
     failures = [result for result in attacks if result.status == "failed"] if matters else []
-    gap = measure_gap(clean, predictions, attacks, confidence, analysis, complete=complete)
+    gap = measure_gap(clean, predictions, attacks, confidence, analysis, complete=complete, margin=margin)
     if gap is None or any(result.kind != "adaptive" for result in failures):
         failed = failures or [result for result in attacks if result.status == "failed"]
         return Decision(Verdict.INCONCLUSIVE, reasons.no_comparison(failed, gap), gap)
@@ -181,7 +187,7 @@ def decide(
     )
     if verdict is Verdict.MASKED:
         return Decision(verdict, reasons.masked(gap, attacks, margin, randomized=bool(predictions)), gap)
-    undermining = [finding for finding in findings if finding.undermines_attacks] if matters else []
+    undermining = [finding for finding in findings if finding.undermines_attacks and (matters or finding.id in _ANYWAY)]
     obstacles = reasons.obstacles(failures, undermining, unconverged, margin)
     if verdict is Verdict.NOT_MASKED and not obstacles:
         return Decision(verdict, (reasons.not_masked(gap, margin, confidence),), gap)

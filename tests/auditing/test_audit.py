@@ -61,7 +61,7 @@ def test_a_robust_model_is_not_masked() -> None:
 
 
 @pytest.mark.parametrize(("bypass", "verdict"), [([], Verdict.INCONCLUSIVE), (["0"], Verdict.NOT_MASKED)])
-def test_where_attacks_find_nothing_one_of_them_has_to_pass_its_unit_test(
+def test_where_nothing_is_found_an_attack_has_to_pass(
     bypass: list[str], verdict: Verdict, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(run, "probe_defense", lambda *_, **__: [])  # the test alone has to see it
@@ -69,7 +69,7 @@ def test_where_attacks_find_nothing_one_of_them_has_to_pass_its_unit_test(
     assert result.robust_accuracy.value == 1
     assert result.verdict is verdict
     found = [finding.message for finding in result.findings if finding.id == "attack-fails-binarization-test"]
-    assert found == ([] if bypass else ["of examples planted in this defense, apgd-ce finds 0 of 8"])
+    assert found == ([] if bypass else ["of adversarial examples embedded in this defense, apgd-ce finds 0 of 8"])
 
 
 def test_attacks_that_cannot_be_tested_have_not_passed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,11 +81,11 @@ def test_attacks_that_cannot_be_tested_have_not_passed(monkeypatch: pytest.Monke
     assert audited(linear(), threat=ThreatModel(0.15)).verdict is Verdict.NOT_MASKED
 
 
-def test_a_unit_test_of_few_images_says_that_they_are_few() -> None:
+def test_an_attack_check_on_few_images_says_so() -> None:
     result = audited(linear(), images=IMAGES[:3], threat=ThreatModel(1e-6), margin=0.9, confidence=0.6)
     assert result.verdict is Verdict.INCONCLUSIVE
-    told = [finding.message for finding in result.findings]
-    assert told == ["of examples planted in this defense, apgd-ce finds 3 of 3, too few to tell"]
+    expected = [finding.message for finding in result.findings]
+    assert expected == ["of adversarial examples embedded in this defense, apgd-ce finds 3 of 3, too few to decide"]
 
 
 @every_front_end
@@ -103,7 +103,7 @@ def test_masking_is_found_with_few_classes(classes: int) -> None:
     assert result.verdict is Verdict.MASKED
 
 
-def test_masking_is_found_where_told() -> None:
+def test_masking_is_found_where_named() -> None:
     model = masked(Quantize)
     assert audited(Defense(model, bypass=["0"])).verdict is Verdict.MASKED
     assert audited(Defense(model, bypass={model[0]: nn.Identity()})).bypassed == ("0",)
@@ -120,7 +120,7 @@ class Inside(nn.Module):
         return self.backbone(images.detach())  # type: ignore[no-any-return]
 
 
-def test_a_mask_in_the_models_own_forward_is_bypassed_without_being_told() -> None:
+def test_a_mask_in_a_forward_is_bypassed() -> None:
     result = audited(Inside().eval())
     assert result.verdict is Verdict.MASKED
     assert result.bypassed == ("all before backbone",)
@@ -177,7 +177,7 @@ def test_a_randomized_ensemble_of_masked_members_is_masked(known: bool, outputs:
     assert len(result.attack("bpda").broken) >= 12
 
 
-def test_what_to_bypass_may_be_told_by_the_names_of_the_ensemble() -> None:
+def test_bypass_takes_the_names_of_the_ensemble() -> None:
     members = [masked(KillGradient, linear(seed=seed)) for seed in (0, 1)]
     ensemble = RandomizedEnsemble(members).eval()
     defense = Defense(ensemble, members=members, bypass=["members.0.0", members[1][0]])
@@ -321,12 +321,13 @@ def test_nan_logits_under_attack_count_as_broken() -> None:
     assert result.attack("apgd-ce").broken
     assert result.verdict is Verdict.INCONCLUSIVE
     assert [finding.id for finding in result.findings if finding.undermines_attacks] == [
+        "behaves-differently",
         "nan-gradient",
         "unbounded-attack-fails",
     ]
 
 
-def test_a_certain_verdict_spares_the_attacks_left_unless_told_not_to() -> None:
+def test_a_decided_audit_skips_the_attacks_left() -> None:
     short, long = audited(masked(KillGradient)), audited(masked(KillGradient), exhaustive=True)
     assert short.verdict is long.verdict is Verdict.MASKED
     skipped_early = {attack.name for attack in short.attacks if attack.status == "skipped-early"}

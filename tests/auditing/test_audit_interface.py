@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from pytest_gradmask import ThreatModel, Verdict, audit
+from pytest_gradmask.auditing.budgets import BUDGETS
 from pytest_gradmask.errors import DefenseError, InputError
 from tests.toys import (
     IMAGES,
@@ -116,13 +117,14 @@ def test_margin_and_confidence_decide_the_verdict() -> None:
 
 
 def test_progress_and_provenance_tell_what_was_done() -> None:
-    lines: list[str] = []
-    result = audited(linear(), seed=7, progress=lines.append)
-    assert lines[0] == "preflight"
-    assert "pgd on 24 of 24 images" in lines
+    events: list[object] = []
+    result = audited(linear(), seed=7, progress=events.append)
+    assert str(events[0]) == "preflight"
+    assert "pgd on 24 of 24 images" in map(str, events)
     assert result.provenance["seed"] == 7
     assert result.provenance["threat"] == {"norm": "Linf", "eps": 0.1, "bounds": [0.0, 1.0]}
     assert result.provenance["budget"] == "tiny"
+    assert result.provenance["budget_settings"]["apgd_steps"] == TINY.apgd_steps
     assert result.seconds > 0
 
 
@@ -140,10 +142,28 @@ def test_passes_are_counted_per_attack() -> None:
     assert {attack.name for attack in done if attack.backwards == 0} == {"square", "zero-order"}
 
 
-def test_a_defense_that_memory_does_not_suffice_for_is_told_as_one() -> None:
+def test_a_defense_too_large_for_memory() -> None:
     class Huge(nn.Module):
         def forward(self, _: torch.Tensor) -> torch.Tensor:
             raise MemoryError("no room")
 
     with pytest.raises(DefenseError, match=r"Huge needs more memory than there is.*MemoryError: no room.*another"):
         audit(Huge().eval(), IMAGES, torch.zeros(24, dtype=torch.int64))
+
+
+def test_a_budget_is_what_its_numbers_are() -> None:
+    weak = replace(BUDGETS["full"], apgd_steps=1)
+    with pytest.raises(InputError, match=r"budget: name='full' is that of a budget with other numbers"):
+        audited(linear(), budget=weak)
+    assert BUDGETS["full"].autoattack == "AutoAttack"
+    assert replace(weak, name="mine").autoattack == "AutoAttack (mine subset)"
+    assert replace(BUDGETS["full"], name="mine", bpda_steps=3).autoattack == "AutoAttack"
+
+
+def test_the_placebo_matches_what_unbroken_images_faced() -> None:
+    # BPDA breaks half of the images at once and leaves them; the others face all of its steps.
+    result = audited(masked(Quantize), exhaustive=True)
+    adaptive = sum(attack.passes for attack in result.attacks if attack.kind == "adaptive")
+    assert result.attack("placebo").passes >= adaptive
+    bpda = result.attack("bpda")
+    assert (bpda.forwards + bpda.backwards) / len(bpda.attacked) <= bpda.passes

@@ -48,7 +48,7 @@ def test_an_attack_of_ones_own_runs_too() -> None:
     assert share.count == len(IMAGES) - len(result.broken) < len(IMAGES)
 
 
-def test_randomized_defenses_are_judged_by_votes() -> None:
+def test_randomized_defenses_are_sampled() -> None:
     with on(Noisy(linear(), 0.05).eval()) as prepared:
         result = prepared.runner("apgd-ce")()
         assert len(result.predictions) == len(result.attacked)

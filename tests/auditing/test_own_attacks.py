@@ -70,11 +70,21 @@ def test_an_attack_that_finds_nothing_changes_no_verdict() -> None:
     assert judged(Defense(linear(), attacks=[idle])).verdict is Verdict.NOT_MASKED
 
 
+def with_another_gradient(
+    model: nn.Module, images: torch.Tensor, labels: torch.Tensor, *, threat: ThreatModel, **_: object
+) -> torch.Tensor:
+    """Queries the model, and follows the gradient of another one."""
+    model(images)
+    return sign_step(linear(), images, labels, threat=threat)
+
+
 def test_what_a_gradient_attack_of_ones_own_breaks_is_not_masked() -> None:
-    # The same attack and the same images: what kind of attack broke them decides who is to be blamed.
-    result = judged(hidden(Attack(sign_step, kind="gradient", through=linear())))
-    assert own(result).kind == "gradient"
-    assert result.verdict is not Verdict.MASKED
+    # The declared kind of an attack decides what its successes mean. But they waive no finding: no pass either.
+    result = judged(hidden(Attack(with_another_gradient, kind="gradient")))
+    broken = own(result, "with_another_gradient")
+    assert (broken.kind, broken.by_user) == ("gradient", True)
+    assert broken.broken
+    assert result.verdict is Verdict.INCONCLUSIVE
 
 
 def test_an_attack_is_given_what_it_needs() -> None:
@@ -231,3 +241,12 @@ def test_probes_are_part_of_what_is_kept(tmp_path: Path) -> None:
     assert judged(linear(), probes=[quiet], cache=tmp_path).cached
     assert not judged(linear(), probes=[loud], cache=tmp_path).cached
     assert not judged(linear(), cache=tmp_path).cached
+
+
+def test_a_gradient_attack_follows_the_defense_itself() -> None:
+    with pytest.raises(InputError, match=r"through=Sequential: a gradient attack follows the defense's own gradient"):
+        Attack(sign_step, kind="gradient", through=linear())
+    assert Attack(sign_step, through=linear()).access == "surrogate"
+    assert Attack(sign_step).access == "gradient"
+    with pytest.raises(InputError, match=r"access='logits': must be one of gradient, surrogate, bypass"):
+        Attack(sign_step, access="logits")  # type: ignore[arg-type]

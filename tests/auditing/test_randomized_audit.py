@@ -85,7 +85,7 @@ def test_the_same_seed_gives_the_same_audit() -> None:
     assert first == second
 
 
-def test_members_that_do_not_answer_leave_a_finding_and_votes() -> None:
+def test_members_that_do_not_answer_leave_a_finding() -> None:
     class Jittered(nn.Module):
         def __init__(self, model: nn.Module) -> None:
             super().__init__()

@@ -24,6 +24,8 @@ from tests.toys import CPU, TINY, KillGradient, linear, masked
 CLEAN = [True] * 9 + [False]
 GRADIENT = ["apgd-ce", "apgd-t", "fab-t"]
 ADAPTIVE = ["bpda", "transfer-backbone", "square", "zero-order"]
+#: Passes of one restart of the placebo.
+ONE = 2 * (TINY.apgd_steps + 1)
 
 
 Decided = Callable[[Sequence[AttackResult]], bool]
@@ -37,6 +39,7 @@ class Script:
         self.given: list[tuple[str, set[int]]] = []
         self.stream_names: list[tuple[str, str]] = []
         self.restarts: list[int] = []
+        self.means: dict[str, int] = {}  # passes for each image, if less than what an unbroken one faced
         self.failing: set[str] = set()
 
     def clean(self) -> tuple[list[bool], dict[int, Prediction]]:
@@ -59,20 +62,25 @@ class Script:
         if attack.kind == "placebo":
             restarts = cast(Any, attack.run).keywords["restarts"]
             self.restarts.append(restarts)
-            cost = restarts * 2 * (TINY.apgd_steps + 1)
+            cost = restarts * ONE
         broken = tuple(sorted(self.broken.get(attack.name, set()) & set(given)))
-        forwards = cost * len(given)
+        forwards = self.means.get(attack.name, cost) * len(given)
         return replace(
             empty_result(attack), attacked=tuple(sorted(given)), broken=broken, forwards=forwards, passes=cost
         )
 
 
 def schedule(
-    script: Script, model: nn.Module | None = None, *, quick: bool = False, events: list[Event] | None = None
+    script: Script,
+    model: nn.Module | None = None,
+    *,
+    quick: bool = False,
+    randomized: bool = False,
+    events: list[Event] | None = None,
 ) -> AttackSchedule:
     model = model or masked(KillGradient)
     surface = AttackSurface(
-        defense=Defense(model), stream=RandomStream(0, CPU), classes=4, randomized=False, attacked=model
+        defense=Defense(model), stream=RandomStream(0, CPU), classes=4, randomized=randomized, attacked=model
     )
     if isinstance(model[0], KillGradient):  # type: ignore[index]
         surface = replace(surface, approximations={"0": None})
@@ -132,11 +140,10 @@ def test_a_quick_attack_goes_first_where_it_is_wanted() -> None:
 def test_the_placebo_gets_all_adaptive_passes(passes: int) -> None:
     script = Script({}, {"square": passes})
     results = turn(script)
-    one = 2 * (TINY.apgd_steps + 1)
     together = passes + 3 * 10
-    assert script.restarts == [math.ceil(together / one)]
+    assert script.restarts == [math.ceil(together / ONE)]
     assert results[-1].kind == "placebo"
-    assert together <= results[-1].forwards / 9 < together + one
+    assert together <= results[-1].forwards / 9 < together + ONE
 
 
 def until_the_placebo() -> Decided:
@@ -167,8 +174,7 @@ def test_a_placebo_continues_with_other_starts() -> None:
 
 def test_placebo_passes_count_for_survivors() -> None:
     # Two restarts reach the budget of all attacks, so a third would be wasted.
-    one = 2 * (TINY.apgd_steps + 1)
-    costs = {"bpda": one, "transfer-backbone": one, "square": 0, "zero-order": 0}
+    costs = {"bpda": ONE, "transfer-backbone": ONE, "square": 0, "zero-order": 0}
     script = Script({"placebo": {0, 1, 2}}, costs)
     turn(script, decided=until_the_placebo())
     assert script.restarts == [1, 1]
@@ -183,16 +189,66 @@ def test_a_placebo_starts_with_one_restart() -> None:
     own.start_placebo()
     assert script.restarts == [1]
     own.match_placebo()
-    one = 2 * (TINY.apgd_steps + 1)
-    assert script.restarts == [1, math.ceil((1030 - one) / one)]
+    assert script.restarts == [1, math.ceil((1030 - ONE) / ONE)]
 
 
-def test_a_failed_placebo_is_not_tried_again() -> None:
+@pytest.mark.parametrize("randomized", [False, True])
+def test_a_failed_placebo_is_not_tried_again(randomized: bool) -> None:
     script = Script({})
     script.failing = {"placebo"}
-    results = turn(script)
-    assert results[-1].status == "failed"
+    own = schedule(script, randomized=randomized)
+    own.admit(10)
+    attack(own)
+    own.match_placebo()
+    own.match_placebo()
+    assert own.results()[-1].status == "failed"
     assert [name for name, _ in script.given].count("placebo") == 1
+
+
+def test_the_placebo_gets_what_an_unbroken_image_faced() -> None:
+    # BPDA leaves 8 of 9 images early, so the mean over all images is less than what the ninth faced.
+    script = Script({"bpda": set(range(8))}, {"bpda": 20 * ONE})
+    script.means = {"bpda": 3 * ONE}
+    results = turn(script)
+    assert found(results, "bpda").forwards == 9 * 3 * ONE
+    assert script.restarts == [math.ceil((20 * ONE + 30) / ONE)]
+
+
+def test_a_randomized_placebo_runs_once_for_each_adaptive_attack() -> None:
+    # Each run returns one candidate point, and the worst of many looks worse than it is.
+    costs = {"bpda": 3 * ONE, "transfer-backbone": ONE, "square": 2 * ONE, "zero-order": 5 * ONE}
+    gradient_attacks, placebo_runs = {}, {}
+    for randomized in (False, True):
+        script = Script({}, costs)
+        own = schedule(script, randomized=randomized)
+        own.admit(10)
+        attack(own)
+        own.match_placebo()
+        own.match_placebo()
+        gradient_attacks[randomized] = [name for name, _ in script.given if name in [*GRADIENT, "apgd-eot"]]
+        placebo_runs[randomized] = script.restarts
+    assert placebo_runs == {False: [11], True: [3, 1, 2, 5]}
+    assert len(gradient_attacks[True]) > len(gradient_attacks[False])
+
+
+def test_a_placebo_run_before_it_was_due_is_made_up_for() -> None:
+    script = Script({}, dict.fromkeys(ADAPTIVE, 2 * ONE))
+    own = schedule(script, randomized=True)
+    own.admit(10)
+    attack(own)
+    own.start_placebo()
+    own.match_placebo()
+    assert script.restarts == [1, 2, 2, 2, 1]
+
+
+def test_a_placebo_that_broke_everything_has_nothing_left_to_do() -> None:
+    script = Script({"placebo": set(range(9))}, dict.fromkeys(ADAPTIVE, 2 * ONE))
+    own = schedule(script)
+    own.admit(10)
+    attack(own)
+    own.start_placebo()
+    own.match_placebo()
+    assert script.restarts == [1]
 
 
 def test_once_decided_the_rest_is_skipped() -> None:
@@ -268,8 +324,7 @@ def test_an_attack_skipped_in_a_later_batch() -> None:
 
 
 def test_each_batch_matches_its_placebo() -> None:
-    one = 2 * (TINY.apgd_steps + 1)
-    script = Script({}, dict.fromkeys(ADAPTIVE, one))
+    script = Script({}, dict.fromkeys(ADAPTIVE, ONE))
     own = schedule(script)
     own.admit(4)
     attack(own)

@@ -169,7 +169,7 @@ class Alternating(nn.Module):
     ],
     ids=str,
 )
-def test_randomized_defenses_are_judged_by_their_votes(wrong: list[bool], share: float) -> None:
+def test_clean_images_are_sampled(wrong: list[bool], share: float) -> None:
     clean, predictions = scorer(Alternating(wrong), Sampler(pilot=4, variance=0.01)).clean()
     assert clean == [share >= 0.5] * 6
     assert {found.pilot for found in predictions.values()} == {share}
@@ -177,7 +177,7 @@ def test_randomized_defenses_are_judged_by_their_votes(wrong: list[bool], share:
     assert list(predictions) == list(range(6))
 
 
-def test_attacks_on_randomized_defenses_are_judged_by_votes_too() -> None:
+def test_attacked_images_are_sampled_too() -> None:
     result = scorer(Alternating([True, True, False]), Sampler(3, 0.01)).run(planned(brighten(0.1)), {1, 4})
     assert result.broken == (1, 4)
     assert {index: found.pilot for index, found in result.predictions.items()} == {1: 1 / 3, 4: 1 / 3}
@@ -270,7 +270,7 @@ def test_a_batch_that_is_halved_keeps_its_indices_and_draws_other_numbers() -> N
     assert seeds == [subseed(0, "witness"), *(subseed(0, f"witness at {first}") for first in range(1, 6))]
 
 
-def test_votes_in_a_later_chunk_keep_their_indices() -> None:
+def test_predictions_of_a_later_chunk_keep_their_indices() -> None:
     job = AttackJob(
         attack=planned(brighten(0.1)), oracle=oracle(Alternating([True])), threat=THREAT, seed=0,
         sampler=Sampler(2, 0.01), stream_name="toy",
@@ -287,8 +287,8 @@ def test_votes_in_a_later_chunk_keep_their_indices() -> None:
 def test_a_failure_tells_what_was_wrong_and_how_long_it_took() -> None:
     wanted = r"not images of shape (6, 1, 2, 2) and type torch.float32 on cpu"
     assert score(lambda images: None).note == f"InputError: it returned NoneType, {wanted}"  # type: ignore[arg-type,return-value]
-    told = f"InputError: it returned shape (3, 1, 2, 2) and type torch.float32 on cpu, {wanted}"
-    assert score(lambda images: images[:3]).note == told
+    expected = f"InputError: it returned shape (3, 1, 2, 2) and type torch.float32 on cpu, {wanted}"
+    assert score(lambda images: images[:3]).note == expected
     assert "type torch.float64 on cpu, not" in score(lambda images: images.double()).note
 
     def slow(_: torch.Tensor) -> torch.Tensor:
@@ -319,7 +319,7 @@ def test_chunks_are_one_result_and_after_one_that_fails_no_other_runs() -> None:
     assert 0.01 <= result.seconds < 10
 
 
-def test_half_of_the_votes_is_enough() -> None:
+def test_half_of_the_samples_is_enough() -> None:
     clean, predictions = scorer(Alternating([True, False]), Sampler(2, 0.25 / 4)).clean()
     assert {found.correct for found in predictions.values()} == {0.5}
     assert clean == [True] * 6

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from pytest_gradmask.errors import DataError
+from pytest_gradmask.loading.class_folders import note_on
 from pytest_gradmask.loading.datasets import load_dataset, open_dataset
 
 #: The first class of ImageNet, the second and the last.
@@ -231,3 +232,57 @@ def test_class_without_images_is_refused(folder: Path) -> None:
     (folder / "cow").mkdir()
     with pytest.raises(DataError, match="cow"):
         load_dataset(f"imagefolder:{folder}")
+
+
+def class_folders(root: Path, names: Sequence[str]) -> str:
+    """One image for each of these classes, all pixels as bright as the class's place in ``names``."""
+    for place, name in enumerate(names):
+        (root / name).mkdir(parents=True)
+        Image.fromarray(np.full((8, 8, 3), place, dtype=np.uint8)).save(root / name / "image.png")
+    return f"imagefolder:{root}"
+
+
+def places(spec: str) -> list[int]:
+    """For each label, the place of its folder in `class_folders`."""
+    data = load_dataset(spec)
+    assert data.labels.tolist() == list(range(len(data)))
+    assert data.classes == len(data)
+    return (data.images[:, 0, 0, 0] * 255).round().int().tolist()
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        [str(number) for number in range(12)],
+        [str(number) for number in range(1, 13)],
+        ["07", "8", "9", "10", "011", "100"],
+    ],
+    ids=["from 0", "from 1", "with zeros in front"],
+)
+def test_numeric_folders_are_in_the_order_of_numbers(tmp_path: Path, names: list[str]) -> None:
+    spec = class_folders(tmp_path, names)
+    assert places(spec) == list(range(len(names)))
+    note = load_dataset(spec).note
+    assert note.startswith(f"{len(names)} class folders in the order of numbers: label ")
+    assert note_on(spec) == note == load_dataset(spec).subset(2, 0).note
+
+
+@pytest.mark.parametrize(
+    "names", [["0", "1", "10", "11", "2", "cat"], ["-1", "-2", "10", "9"], ["1.5", "10", "9"], ["10", "9", "٣"]]
+)
+def test_mixed_names_stay_in_text_order(tmp_path: Path, names: list[str]) -> None:
+    assert names == sorted(names)
+    spec = class_folders(tmp_path, names)
+    assert places(spec) == list(range(len(names)))
+    assert load_dataset(spec).note == note_on(spec) == ""
+
+
+def test_numbers_whose_two_orders_agree_need_no_note(tmp_path: Path) -> None:
+    spec = class_folders(tmp_path, ["0", "1", "2"])
+    assert places(spec) == [0, 1, 2]
+    assert load_dataset(spec).note == note_on(spec) == ""
+
+
+@pytest.mark.parametrize("spec", ["embedded", "imagefolder:/there/is/nothing", "nonsense:x"])
+def test_other_data_has_no_note(spec: str) -> None:
+    assert note_on(spec) == ""

@@ -166,7 +166,7 @@ def test_unknown_labels_are_read_with_their_images() -> None:
         "Negative": "its label is -1",
     }.items(),
 )
-def test_what_cannot_be_used_is_told(kind: str, said: str) -> None:
+def test_what_cannot_be_used_is_an_error(kind: str, said: str) -> None:
     with pytest.raises(DataError, match=said) as caught:
         load_dataset(f"dataset:my_data:{kind}")
     assert f"'dataset:my_data:{kind}'" in str(caught.value)

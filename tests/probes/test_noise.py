@@ -55,6 +55,26 @@ def test_gradient_with_the_wrong_sign_is_noise() -> None:
     assert "-1.00 at 0.25 eps" in finding.message
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_half_right_gradient_undermines_attacks(seed: int) -> None:
+    def rule(_: Tensor, gradient: Tensor) -> Tensor:
+        vector = torch.randn(gradient.shape[1:], generator=seeded(3))
+        wrong: Tensor = 1.5 * gradient.flatten(1).norm(dim=1).view(-1, 1, 1, 1) * vector / vector.norm()
+        return gradient + wrong  # cosine 0.55 to the true gradient
+
+    model = front(rule)
+    (finding,) = gradient_noise(oracle(model), traced(model, SMALL), seeded(seed))
+    assert finding.undermines_attacks
+
+
+def test_rounding_that_only_logits_show_is_no_noise() -> None:
+    class Coarse(nn.Module):
+        def forward(self, logits: Tensor) -> Tensor:
+            return logits.bfloat16().float()
+
+    assert noise(nn.Sequential(linear(), Coarse()).eval(), ThreatModel(1e-4)) == []
+
+
 def test_exploding_gradient_noise_is_found() -> None:
     def rule(images: Tensor, gradient: Tensor) -> Tensor:
         return 1e30 * gradient * (torch.sin(1e5 * images).sign())

@@ -81,6 +81,13 @@ def test_one_step_beats_many_that_lead_back(norm: Norm) -> None:
     assert only(search(front(right_at_first), threat), "one-step-beats-many").undermines_attacks
 
 
+@pytest.mark.parametrize("classes", [2, 4])
+@pytest.mark.parametrize("eps", [1e-5, 1e-4, 1e-3, 2 / 255])
+def test_rounded_cross_entropy_is_no_finding(eps: float, classes: int) -> None:
+    # At this scale, the gradient of the cross-entropy is partly rounded away.
+    assert search(nn.Sequential(linear(classes), Scale(10.0)).eval(), ThreatModel(eps)) == []
+
+
 @pytest.mark.parametrize("rule", [backwards, lambda images, gradient: 0 * gradient], ids=["wrong", "zero"])
 def test_constant_accuracy_is_found(rule: object) -> None:
     finding = only(search(front(rule)), "no-fall-with-eps")  # type: ignore[arg-type]

@@ -107,6 +107,7 @@ def test_the_scan_sees_imports() -> None:
     # So that the tests above cannot pass on a scan that finds nothing.
     assert own_imports(PACKAGE / "verdict" / "rule.py") == {
         "verdict.interim",
+        "verdict.paired",
         "verdict.reasons",
         "verdict.results",
         "verdict.stats",

@@ -62,6 +62,7 @@ def plain_audit(
             "images_hash": "0" * 64,
             "threat": {"norm": "Linf", "eps": 0.1, "bounds": [0.0, 1.0]},
             "budget": "smoke",
+            "budget_settings": {"apgd_steps": 20},
             "autoattack": "AutoAttack",
             **(settings or {}),
         },

@@ -199,3 +199,24 @@ def test_what_is_no_baseline_is_refused(tmp_path: Path, content: str | None, exp
     with pytest.raises(InputError, match=expected) as failure:
         read_baseline(file)
     assert "--gradmask-baseline-update" in str(failure.value)
+
+
+def version_1(run: dict[str, Any]) -> dict[str, Any]:
+    """A run in the words of the first version of the schema."""
+    (audit,) = run["audits"]
+    gap = {"looks" if key == "analyses" else key: value for key, value in audit["gap"].items()}
+    attack = {"status": "spared", "note": "the verdict was certain"}
+    finding = {"id": "attack-fails-unit-test", "message": "", "undermines_attacks": True, "link": ""}
+    old = {**audit, "gap": gap, "robust_accuracy": {"square": attack}, "findings": [finding]}
+    return {**run, "version": 1, "audits": [old]}
+
+
+def test_files_of_version_1_are_read(tmp_path: Path) -> None:
+    file = tmp_path / "old.json"
+    file.write_text(json.dumps(version_1(plain_run(plain_audit(robust=robust(20))))))
+    (audit,) = read_baseline(file)
+    assert audit["gap"] == plain_audit()["gap"]
+    assert audit["robust_accuracy"]["square"]["status"] == "skipped-early"
+    assert [finding["id"] for finding in audit["findings"]] == ["attack-fails-binarization-test"]
+    assert set(judged(audit, plain_audit(robust=robust(20))).values()) == {"same"}
+    assert judged(audit, plain_audit(robust=robust(2)))["robust accuracy"] == "worse"

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from itertools import product
+from itertools import pairwise, product
 
 import numpy as np
 import pytest
 from scipy import stats
 
+from pytest_gradmask.verdict import paired
 from pytest_gradmask.verdict.paired import (
     above_p,
     below_p,
+    evidence,
     images_to_establish_gap,
     images_to_exclude_gap,
     lower_bound,
@@ -46,6 +48,67 @@ def test_the_level_holds_for_every_nuisance(trials: int, difference: float, leve
     rejected = np.array([row for row in every if below_p(row[0], row[1], trials, difference) <= level])
     if len(rejected):
         assert largest_error(rejected, trials, difference) <= level * 1.001
+
+
+@pytest.mark.parametrize("trials", [5, 20, 60])
+@pytest.mark.parametrize("difference", [-0.5, -0.1, 0.0, 0.02, 0.25, 0.9])
+def test_evidence_is_monotonic(trials: int, difference: float) -> None:
+    # So a difference of exactly the hypothesis rejects more often than any larger one.
+    ours, theirs = np.mgrid[: trials + 1, : trials + 1]
+    each = np.where(ours + theirs <= trials, evidence(ours, theirs, trials, difference), np.nan)
+    assert np.isfinite(each[ours + theirs <= trials]).all()
+    assert np.nanmin(np.diff(each, axis=0)) >= -1e-9
+    assert np.nanmax(np.diff(each, axis=1)) <= 1e-9
+
+
+@pytest.mark.parametrize("difference", [0.02, 0.05, 0.25])
+def test_larger_differences_are_rejected_less_often(difference: float) -> None:
+    every = outcomes(30)
+    rejected = every[rejected_below(every[:, 0], every[:, 1], 30, difference, 0.05)]
+    errors = [largest_error(rejected, 30, each) for each in np.linspace(difference, 0.9, 9)]
+    assert errors == sorted(errors, reverse=True)
+    assert errors[0] <= 0.05
+
+
+def chance(most: paired.Counts, trials: int, ours: float, theirs: float) -> float:
+    """Of an outcome in a region, for any two shares of discordant images."""
+    number = np.arange(trials + 1)
+    rows = stats.binom.cdf(most, trials - number, ours / (1 - theirs))
+    return float(stats.binom.pmf(number, trials, theirs) @ rows)
+
+
+@pytest.mark.parametrize(("trials", "difference", "level"), [(20, 0.25, 0.01), (60, 0.0, 0.008), (200, 0.05, 2e-5)])
+def test_the_search_for_the_largest_chance_misses_nothing(trials: int, difference: float, level: float) -> None:
+    # Fewer images of ours and more of theirs make a rejection more likely. Between two shares of theirs, the chance is
+    # therefore at most that of the smaller share of ours with the larger share of theirs. This proves the level.
+    most = paired._most_ours(paired._critical(trials, difference, level), trials, difference)
+    pieces = [(low, high) for low, high in pairwise(np.linspace(0, (1 - difference) / 2, 300))]
+    while pieces:
+        low, high = pieces.pop()
+        if chance(most, trials, low + difference, high) > level:
+            middle = (low + high) / 2
+            assert chance(most, trials, middle + difference, middle) <= level / (1 + paired._GRID_ERROR / 2)
+            assert high - low > 1e-6, "no proof"
+            pieces += [(low, middle), (middle, high)]
+
+
+def test_a_level_that_no_outcome_reaches_rejects_nothing() -> None:
+    every = outcomes(12)
+    assert not rejected_below(every[:, 0], every[:, 1], 12, 0.02, 1e-18).any()
+    assert not rejected_below(every[:, 0], every[:, 1], 12, 0.0, 1e-9).any()
+
+
+def test_p_values_fall_as_the_hypothesis_moves_away() -> None:
+    for ours, theirs in [(0, 0), (2, 1), (5, 0), (4, 6)]:
+        bound = upper_bound(ours, theirs, 20, 0.99)
+        further = np.linspace(bound, 0.99, 80)
+        assert max(below_p(ours, theirs, 20, each) for each in further) <= 0.01
+
+
+def test_a_bound_never_contradicts_the_test_of_the_margin(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert upper_bound(0, 0, 18, 0.99, margin=0.25) == upper_bound(0, 0, 18, 0.99) < 0.25
+    monkeypatch.setattr(paired, "below_p", lambda *_: 0.011)
+    assert upper_bound(0, 0, 18, 0.99, margin=0.25) == 0.25
 
 
 def test_a_test_that_ignores_the_nuisance_breaks_the_level() -> None:

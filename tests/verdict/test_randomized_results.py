@@ -81,7 +81,7 @@ def test_accuracies_are_means_of_chances(audit: Audit) -> None:
     assert share.low < share.value < share.high
 
 
-def test_autoattack_rand_by_votes_and_by_its_own_single_forward(audit: Audit) -> None:
+def test_autoattack_rand_by_samples_and_by_one_forward(audit: Audit) -> None:
     assert audit.rand_accuracy is not None
     assert audit.rand_claim is not None
     assert audit.rand_accuracy.value == pytest.approx(1.7 / 4)

@@ -33,11 +33,11 @@ def test_the_reasons_of_masked_word_by_word() -> None:
     decision = judge(20, evidence(gradient=[0], adaptive=range(1, 20)))
     assert decision.gap is not None
     first, second = MASKED_REASONS
-    told = (first.format(excess=19, average="", gap=decision.gap), second.format(p=decision.gap.p_value))
-    assert decision.reasons == told
+    expected = (first.format(excess=19, average="", gap=decision.gap), second.format(p=decision.gap.p_value))
+    assert decision.reasons == expected
 
 
-def test_a_randomized_defense_is_told_of_on_average() -> None:
+def test_reasons_of_a_randomized_defense() -> None:
     sure, lost = Prediction(1.0, 1.0, 10, True), Prediction(0.0, 0.0, 10, False)
     attacks = [
         replace(each, predictions={index: lost if each.name == "bpda" and index else sure for index in range(20)})
@@ -50,7 +50,7 @@ def test_a_randomized_defense_is_told_of_on_average() -> None:
     assert decision.reasons[0] == MASKED_REASONS[0].format(excess=19, average=" on average", gap=decision.gap)
 
 
-def test_votes_tell_whether_gradient_attacks_leave_hardly_anything() -> None:
+def test_chances_decide_whether_anything_is_left() -> None:
     # By single answers every image is broken; by votes each is right in every third forward.
     third = Prediction(1 / 3, 1 / 3, 300, False)
     predictions = dict.fromkeys(range(200), Prediction(1.0, 1.0, 10, True))

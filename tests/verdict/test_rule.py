@@ -64,7 +64,7 @@ def test_undefended_without_survivors_is_not_masked() -> None:
     decision = judge(20, evidence(gradient=range(20)))
     assert decision.verdict is Verdict.NOT_MASKED
     assert decision.reasons == (
-        "no gap above 25 percentage points: it is 0.0 [-21.4, 21.4] at 99% confidence on 20 images classified "
+        "no gap above 25 percentage points: it is 0.0 [-20.6, 20.6] at 99% confidence on 20 images classified "
         "correctly",
     )
 
@@ -78,12 +78,12 @@ def test_a_harmless_gap_is_not_masked() -> None:
     assert judge(200, evidence(adaptive=range(4)), margin=0.1).verdict is Verdict.NOT_MASKED
 
 
-@pytest.mark.parametrize(("standing", "expected"), [(0, Verdict.NOT_MASKED), (1, Verdict.INCONCLUSIVE)])
+@pytest.mark.parametrize(("survivors", "expected"), [(0, Verdict.NOT_MASKED), (1, Verdict.INCONCLUSIVE)])
 def test_a_finding_is_moot_where_gradient_attacks_leave_surely_less_than_the_margin(
-    standing: int, expected: Verdict
+    survivors: int, expected: Verdict
 ) -> None:
     # At 99 %, none of 20 is surely below 25 points, one of 20 is not.
-    assert judge(20, evidence(gradient=range(standing, 20)), [UNDERMINED]).verdict is expected
+    assert judge(20, evidence(gradient=range(survivors, 20)), [UNDERMINED]).verdict is expected
 
 
 @pytest.mark.parametrize(
@@ -252,11 +252,10 @@ def test_a_verdict_keeps_its_promises(
     decision = decide(clean, attacks, findings, margin=margin, confidence=0.95)
     assert decision.reasons
     if decision.verdict is Verdict.NOT_MASKED:
-        assert all(attack.status != "failed" for attack in attacks)
-        standing = sum(clean) - len(
-            {index for attack in attacks if attack.kind == "gradient" for index in attack.broken}
-        )
-        assert UNDERMINED not in findings or clopper_pearson(standing, len(clean), 0.95)[1] < margin
+        broken = {index for attack in attacks if attack.kind == "gradient" for index in attack.broken}
+        nothing_left = clopper_pearson(sum(clean) - len(broken), sum(clean), 0.95)[1] < margin
+        assert nothing_left or all(attack.status != "failed" for attack in attacks)
+        assert nothing_left or UNDERMINED not in findings
         assert decision.gap is not None
         assert decision.gap.high < margin
     elif decision.verdict is Verdict.MASKED:

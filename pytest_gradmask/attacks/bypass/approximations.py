@@ -71,3 +71,11 @@ def fit_convolution(inputs: Tensor, outputs: Tensor, seed: int) -> Approximation
     network.eval().requires_grad_(False).to(inputs.dtype)
     explained = 1 - (network(inputs).float() - target).square().mean() / target.var()
     return network if bool(explained >= _EXPLAINED) else None
+
+
+def dequantized(module: nn.Module) -> Approximation | None:
+    """The linear map of a dynamically quantized layer, with the same weights, in floating point; None for others."""
+    if not isinstance(module, torch.ao.nn.quantized.dynamic.Linear):
+        return None
+    weight, bias = module.weight().dequantize(), module.bias()
+    return lambda inputs: nn.functional.linear(inputs, weight.to(inputs), None if bias is None else bias.to(inputs))

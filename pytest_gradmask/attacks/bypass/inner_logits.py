@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pytest_gradmask.attacks.bypass.hooks import hooked
+from pytest_gradmask.attacks.bypass.hooks import hooked, hooked_module, plainly
 from pytest_gradmask.attacks.oracle import as_logits, parameter_dtype
 from pytest_gradmask.defense import Outputs
 
@@ -70,9 +70,6 @@ class InnerLogits(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         logits: list[Tensor] = []
         inner = self.model.get_submodule(self.name)
-        handle = inner.register_forward_hook(lambda module, inputs, output: logits.append(output))
-        try:
+        with plainly(), hooked_module(self.name, inner, leave=lambda _, output: logits.append(output)):
             self.model(images)
-        finally:
-            handle.remove()
         return logits[0]

@@ -6,14 +6,15 @@ observes every submodule.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pytest_gradmask.attacks.bypass.approximations import Approximation, fit_affine, fit_convolution
+from pytest_gradmask.attacks.bypass.approximations import Approximation, dequantized, fit_affine, fit_convolution
 from pytest_gradmask.attacks.bypass.bpda import FromImages, bypassed
 from pytest_gradmask.attacks.bypass.hooks import hooked
 from pytest_gradmask.attacks.oracle import parameter_dtype
@@ -33,7 +34,8 @@ class _Behaviour:
     """Properties of a submodule that hold in all of its calls so far. A call has one tensor as input and as output."""
 
     near_identity: bool = True  # the input is an image, and the output nearly the same image
-    blocks_gradient: bool = True
+    blocks_gradient: bool = True  # the gradient is zero, or its backward pass raises
+    backward_raises: bool = False  # in any call
     sparsifies: bool = True  # each value is passed on or set to zero, and some positive values are set to zero
     keeps_shape: bool = True
 
@@ -80,7 +82,9 @@ def find_bypass(model: nn.Module, images: Tensor, *, forwards: int = 1, seed: in
         if _is_covered(name, found):
             continue
         if behaviour.blocks_gradient and not any(_is_inside(other, [name]) for other in blocking):
-            approximation = fit_convolution(*_inputs_and_outputs(model, name, images, forwards), seed)
+            approximation = dequantized(model.get_submodule(name)) or fit_convolution(
+                *_inputs_and_outputs(model, name, images, forwards), seed
+            )
             if approximation is not None or behaviour.keeps_shape:
                 found[name] = approximation
         elif behaviour.sparsifies:
@@ -98,11 +102,19 @@ def _is_covered(name: str, found: Approximations) -> bool:
 
 
 def _observe(model: nn.Module, images: Tensor, forwards: int, *, differentiate: bool = True) -> dict[str, _Behaviour]:
-    """Observe every submodule over some forward passes. Without ``differentiate``, none counts as blocking."""
+    """Observe every submodule over some forward passes. Without ``differentiate``, none counts as blocking.
+
+    A backward pass through the whole model follows each forward pass. Where it succeeds, no submodule's backward pass
+    raises, even if autograd refused to differentiate the submodule alone. Checkpointing runs submodules without a
+    graph at first. They run again, with one, in this backward pass, and are then observed again.
+    """
     observed: dict[str, _Behaviour] = {}
     running: dict[str, tuple[Tensor, Tensor]] = {}
+    differentiated: list[str] = []  # the gradient of a checkpoint runs it again, in the middle of the forward pass
 
     def enter(name: str, inputs: tuple[Any, ...]) -> tuple[Tensor] | None:
+        if differentiated:
+            return None
         observed.setdefault(name, _Behaviour())
         running.pop(name, None)
         if len(inputs) != 1 or not isinstance(inputs[0], Tensor) or not inputs[0].is_floating_point():
@@ -115,7 +127,7 @@ def _observe(model: nn.Module, images: Tensor, forwards: int, *, differentiate: 
         return (running[name][1],)
 
     def leave(name: str, output: Any) -> None:
-        if name not in running:
+        if differentiated or name not in running:
             return
         source, argument = running.pop(name)
         if not isinstance(output, Tensor) or not output.is_floating_point():
@@ -128,13 +140,22 @@ def _observe(model: nn.Module, images: Tensor, forwards: int, *, differentiate: 
         behaviour.near_identity &= (
             same_shape and is_image and not unchanged and _relative_change(after, before) <= CLOSENESS
         )
-        behaviour.blocks_gradient &= differentiate and not bool(_random_vjp(output, source).any())
+        differentiated.append(name)
+        gradient = _random_vjp(output, source) if differentiate else None
+        differentiated.pop()
+        behaviour.blocks_gradient &= differentiate and (gradient is None or not bool(gradient.any()))
+        behaviour.backward_raises |= differentiate and gradient is None
         behaviour.sparsifies &= same_shape and not is_image and _sparsifies(after, before)
         behaviour.keeps_shape &= same_shape
 
+    backward_works = True
     with hooked(model, enter, leave), torch.set_grad_enabled(differentiate):
         for _ in range(forwards):
-            model(images.clone())
+            point = images.clone().requires_grad_(differentiate)
+            output = model(point.clone())  # the model may write into its input
+            backward_works &= differentiate and _backward_works(model, output)
+    for behaviour in observed.values():
+        behaviour.blocks_gradient &= not (behaviour.backward_raises and backward_works)
     return {name: observed[name] for name, _ in model.named_modules() if name in observed}
 
 
@@ -146,13 +167,14 @@ def _find_code_before_submodules(
     Candidates are the first submodule that is not bypassed, the first submodule inside of it, and so on.
     """
     more: Approximations = {}
-    entered: dict[str, Tensor] = {}
+    entered: dict[str, Tensor | None] = {}
     left: list[str] = []
 
     def enter(name: str, inputs: tuple[Any, ...]) -> None:
         is_image = bool(inputs) and isinstance(inputs[0], Tensor) and inputs[0].ndim == 4
         if is_image and not left and not _is_covered(name, found):
-            entered[name] = inputs[0].clone()
+            # Without a graph, the code before it is not what stops the gradient, and another gradient would not help.
+            entered[name] = inputs[0].clone() if torch.is_grad_enabled() else None
 
     def leave(name: str, _: Any) -> None:
         if name in entered:
@@ -165,28 +187,39 @@ def _find_code_before_submodules(
             left.clear()
             point = images.clone().requires_grad_(True)
             try:
-                rewired(point)
+                output = rewired(point)
             except Exception:  # some models refuse images that need a gradient
                 return more
+            whole = cache(partial(_backward_works, rewired, output))
             for name, inputs in entered.items():
                 if name in more:
                     break
-                approximation = _approximate_from_images(inputs, point, seed)
+                approximation = None if inputs is None else _approximate_from_images(inputs, point, seed, whole)
                 if approximation is not None:
                     more[name] = FromImages(approximation)
                     break
     return more
 
 
-def _approximate_from_images(inputs: Tensor, point: Tensor, seed: int) -> Approximation | None:
-    """A map from the images (``point``) to the input of a submodule; None if its gradient is right already."""
+def _approximate_from_images(
+    inputs: Tensor, point: Tensor, seed: int, backward_works: Callable[[], bool]
+) -> Approximation | None:
+    """A map from the images (``point``) to the input of a submodule; None if its gradient is right already.
+
+    If the gradient cannot be taken, ``backward_works`` says whether the whole model has one.
+    """
     if inputs.shape[2:] != point.shape[2:]:
         return None
     true_vjp = _random_vjp(inputs, point)
+    if true_vjp is None:
+        if backward_works():
+            return None
+        true_vjp = torch.zeros_like(point)
     if inputs.shape == point.shape:
         affine, error = fit_affine(point.detach(), inputs.detach())
         if error <= CLOSENESS:
-            return affine if _cosine(true_vjp, _random_vjp(affine(point), point)) < _ALIGNED else None
+            affine_vjp = _random_vjp(affine(point), point)
+            return affine if affine_vjp is not None and _cosine(true_vjp, affine_vjp) < _ALIGNED else None
     return None if bool(true_vjp.any()) else fit_convolution(point.detach(), inputs.detach(), seed)
 
 
@@ -221,17 +254,39 @@ def _sparsifies(output: Tensor, inputs: Tensor) -> bool:
     return bool((zero | (output == inputs)).all() & (zero & (inputs > 0)).any() & ~zero.all())
 
 
-def _random_vjp(output: Tensor, source: Tensor) -> Tensor:
-    """Vector-Jacobian product of a fixed random vector: the gradient with respect to ``source``, or zeros."""
+def _random_vjp(output: Tensor, source: Tensor) -> Tensor | None:
+    """Vector-Jacobian product of a fixed random vector: the gradient with respect to ``source``.
+
+    Zeros where the graph does not lead to ``source``. None where autograd raises: that is not a gradient of zero.
+    """
     if not output.requires_grad:
         return torch.zeros_like(source)
-    generator = torch.Generator().manual_seed(0)
-    direction = torch.randn(output.shape, generator=generator).to(output)
     try:
-        (gradient,) = torch.autograd.grad(output, source, direction, retain_graph=True, allow_unused=True)
-    except Exception:  # code of the user: a backward pass that raises lets no gradient through
-        return torch.zeros_like(source)
+        (gradient,) = torch.autograd.grad(output, source, _direction(output), retain_graph=True, allow_unused=True)
+    except Exception:  # code of the user, or a part that must not be differentiated alone
+        return None
     return torch.zeros_like(source) if gradient is None else gradient
+
+
+def _backward_works(model: nn.Module, output: Any) -> bool:
+    """Whether ``backward()`` succeeds from the output of a model. Gradients of parameters stay as they are."""
+    if not isinstance(output, Tensor) or not output.requires_grad:
+        return True
+    parameters = [(parameter, parameter.grad) for parameter in model.parameters()]
+    try:
+        for parameter, _ in parameters:
+            parameter.grad = None
+        output.backward(_direction(output))
+    except Exception:  # code of the user
+        return False
+    finally:
+        for parameter, gradient in parameters:
+            parameter.grad = gradient
+    return True
+
+
+def _direction(output: Tensor) -> Tensor:
+    return torch.randn(output.shape, generator=torch.Generator().manual_seed(0)).to(output)
 
 
 def _cosine(first: Tensor, second: Tensor) -> float:

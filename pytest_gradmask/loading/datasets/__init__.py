@@ -7,7 +7,7 @@
 ``imagenet:DIR``           ImageNet, in folders named by WordNet ids (``n01440764``), all or some of them; or in one
                            folder with a file ``labels.txt`` (or ``?labels=FILE``) of lines ``FILE LABEL``. LABEL is a
                            WordNet id or a number from 0 to 999, in the order of the sorted ids
-``imagefolder:DIR``        one folder per class, classes in sorted order
+``imagefolder:DIR``        one folder per class, classes in text order, or in that of numbers if all names are numbers
 ``npz:FILE``               arrays ``images``/``labels``, or ``test_x``/``test_y`` and ``train_x``/``train_y``
 ``dataset:MODULE:ATTR``    a torch ``Dataset`` of the user, or a function that returns one, with items (image, label);
                            an image is a tensor C x H x W in [0, 1] or an image of Pillow

@@ -26,12 +26,14 @@ class Dataset:
         labels: int64, N, in ``range(num_classes)``.
         source: the specification it was loaded from.
         classes: number of classes, including those without an image; None if the source does not say.
+        note: what is worth knowing about how it was read, for people; mostly empty.
     """
 
     images: Tensor
     labels: Tensor
     source: str
     classes: int | None = None
+    note: str = ""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -43,7 +45,7 @@ class Dataset:
             InputError: there are fewer images.
         """
         some = chosen(self.labels.tolist(), samples, seed, self.source)
-        return Dataset(self.images[some], self.labels[some], self.source, self.classes)
+        return Dataset(self.images[some], self.labels[some], self.source, self.classes, self.note)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,13 +56,14 @@ class Unread:
         strata: the class of each image. If labels are only known after reading, the same number for all images.
         read: takes indices and returns images and labels, as in `Dataset`.
         source: the specification it is loaded from.
-        classes: as in `Dataset`.
+        classes, note: as in `Dataset`.
     """
 
     strata: Sequence[int]
     read: Callable[[Array], tuple[Tensor, Tensor]]
     source: str
     classes: int | None
+    note: str = ""
 
     def __len__(self) -> int:
         return len(self.strata)
@@ -73,7 +76,7 @@ class Unread:
             DataError: an image cannot be read.
         """
         some = np.arange(len(self)) if samples is None else chosen(self.strata, samples, seed, self.source)
-        return Dataset(*self.read(some), self.source, self.classes)
+        return Dataset(*self.read(some), self.source, self.classes, self.note)
 
 
 def chosen(strata: Sequence[int], samples: int, seed: int, source: str) -> Array:

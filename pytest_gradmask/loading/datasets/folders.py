@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pytest_gradmask.errors import DataError
+from pytest_gradmask.loading.class_folders import class_order, order_note
 from pytest_gradmask.loading.datasets.base import Array, Unread, as_tensor
 from pytest_gradmask.loading.specs import DataSpec
 
@@ -20,9 +21,11 @@ _LAYOUTS = (
 
 
 def from_folder(spec: DataSpec) -> Unread:
-    """Image files in one folder per class."""
+    """Image files in one folder per class. Folders named by numbers are in the order of these, others in text order."""
     samples, classes = _class_folders(spec)
-    return _unread(samples, spec, len(classes))
+    number = {name: label for label, name in enumerate(class_order(classes))}
+    ordered = sorted(((file, number[classes[label]]) for file, label in samples), key=lambda sample: sample[1])
+    return _unread(ordered, spec, len(classes), order_note(classes))
 
 
 def from_imagenet(spec: DataSpec) -> Unread:
@@ -75,7 +78,7 @@ def _listed(listing: Path, folder: Path, number: dict[str, int]) -> list[tuple[s
     return samples
 
 
-def _unread(samples: Sequence[tuple[str, int]], spec: DataSpec, classes: int) -> Unread:
+def _unread(samples: Sequence[tuple[str, int]], spec: DataSpec, classes: int, note: str = "") -> Unread:
     labels = [label for _, label in samples]
 
     def read(some: Array) -> tuple[Tensor, Tensor]:
@@ -89,7 +92,7 @@ def _unread(samples: Sequence[tuple[str, int]], spec: DataSpec, classes: int) ->
                 )
         return as_tensor(np.stack(images)), torch.tensor([labels[index] for index in some])
 
-    return Unread(labels, read, spec.text, classes)
+    return Unread(labels, read, spec.text, classes, note)
 
 
 def _decoded(file: str, crop: tuple[int, int] | None) -> Array:

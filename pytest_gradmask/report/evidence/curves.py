@@ -59,7 +59,7 @@ def run_again(
     scorer = replace(bench.scorer, threat=replace(threat, eps=eps * threat.eps))
     result = scorer.run(replace(planned, run=recorded), indices, stream_name)
     images = torch.cat(returned).detach() if returned and result.status == "done" else torch.empty(0)
-    return Rerun(name, result, tuple(sorted(indices)), images)
+    return Rerun(name, result, result.attacked, images)
 
 
 def curves(bench: Bench, reruns: Sequence[Rerun], sample: int) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from pytest_gradmask.attacks.bypass.inner_logits import InnerLogits
 from pytest_gradmask.attacks.evaluate import mean_logit_margins, value_and_grad
 from pytest_gradmask.attacks.losses import logit_margin
 from pytest_gradmask.attacks.oracle import Oracle
+from pytest_gradmask.attacks.rejection import under_attack
 from pytest_gradmask.auditing.bench import Bench
 from pytest_gradmask.auditing.scoring import subseed
 from pytest_gradmask.execution.batching import in_batches
@@ -57,7 +58,7 @@ class Views:
             around = surface.rewired(bypassed)
             model = InnerLogits(around, f"model.{surface.inner}") if surface.inner else around
             ways[f"the gradient around what BPDA bypasses ({', '.join(names)})"] = (
-                Oracle(model, surface.stream) if surface.inner else surface.oracle(model)
+                surface.inner_oracle(model) if surface.inner else surface.oracle(model)
             )
         return cls(bench, oracle, ways)
 
@@ -79,9 +80,16 @@ class Views:
 
     def gradients(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """The gradient of the logit margin at the images, N x C x H x W, for each way to differentiate."""
-        eot = self.bench.surface.eot
+        rejection = self.bench.surface.rejection
+        size = len(images) if rejection is None else 1  # with a reject option, a loss is one of a single label
+
+        def gradient(way: Oracle, some: Tensor, of_some: Tensor) -> Tensor:
+            with under_attack(rejection, of_some) as safe:
+                return value_and_grad(way, some, safe, logit_margin, self.bench.surface.eot).gradient
+
         return {
-            name: value_and_grad(way, images, labels, logit_margin, eot).gradient for name, way in self.ways.items()
+            name: torch.cat([gradient(way, *each) for each in zip(images.split(size), labels.split(size), strict=True)])
+            for name, way in self.ways.items()
         }
 
 
@@ -94,6 +102,9 @@ def noise(views: Views, indices: Sequence[int]) -> dict[str, Any]:
     """
     if not indices:
         raise RuntimeError("no image of the sample is classified correctly without an attack")
+    rejection, labels = views.bench.surface.rejection, views.bench.scorer.labels
+    if rejection is not None:
+        indices = [index for index in indices if labels[index] == labels[indices[0]]]
     images, labels = views.batch(indices[:_IMAGES])
     generator = views.generator("gradient noise of evidence")
     with views.oracle.frozen():  # one draw of a randomized defense, if its random numbers can be frozen
@@ -102,21 +113,22 @@ def noise(views: Views, indices: Sequence[int]) -> dict[str, Any]:
         ways = []
         for name, gradient in views.gradients(images, labels).items():
             gradient_norms = dual_norm(gradient, views.threat)
-            cosines = [
-                smoothed_cosines(
-                    views.oracle,
-                    images,
-                    labels,
-                    gradient,
-                    gradient_norms,
-                    largest,
-                    radius,
-                    views.threat,
-                    generator,
-                    _PAIRS,
-                ).tolist()
-                for radius in _RADII
-            ]
+            with under_attack(rejection, labels) as safe:
+                cosines = [
+                    smoothed_cosines(
+                        views.oracle,
+                        images,
+                        safe,
+                        gradient,
+                        gradient_norms,
+                        largest,
+                        radius,
+                        views.threat,
+                        generator,
+                        _PAIRS,
+                    ).tolist()
+                    for radius in _RADII
+                ]
             ways.append(
                 {
                     "name": name,
@@ -190,7 +202,8 @@ def _margins(views: Views, image: Tensor, label: Tensor, offsets: Tensor) -> lis
 
     def part(start: int, end: int) -> Tensor:
         some = points[start:end]
-        return mean_logit_margins(views.oracle, some, label.expand(len(some)), views.bench.surface.eot)
+        with under_attack(views.bench.surface.rejection, label) as safe:
+            return mean_logit_margins(views.oracle, some, safe.expand(len(some)), views.bench.surface.eot)
 
     return [_plain(value) for value in torch.cat(in_batches(part, len(points), _CHUNK)).tolist()]
 

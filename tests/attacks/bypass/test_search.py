@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from pytest_gradmask.attacks.bypass.approximations import fit_affine, fit_convolution
+from pytest_gradmask.attacks.bypass.approximations import dequantized, fit_affine, fit_convolution
 from pytest_gradmask.attacks.bypass.bpda import FromImages, bypassed
 from pytest_gradmask.attacks.bypass.search import find_bypass
 from pytest_gradmask.loading.models.backbones import Normalize
@@ -328,3 +329,53 @@ def test_seed_decides_the_fit() -> None:
     assert other is not None
     assert torch.equal(first(images), again(images))
     assert not torch.equal(first(images), other(images))
+
+
+# checkpoints, and backward passes that raise
+
+
+class Checkpointed(nn.Module):
+    """Runs a part in a checkpoint, which refuses `torch.autograd.grad` if it is re-entrant."""
+
+    def __init__(self, part: nn.Module, *, reentrant: bool) -> None:
+        super().__init__()
+        self.part, self.rest, self.reentrant = part, convolutional(), reentrant
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.rest(checkpoint(self.part, images, use_reentrant=self.reentrant))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+@pytest.mark.parametrize(
+    ("part", "found"),
+    [
+        (lambda: nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.ReLU()), []),
+        (lambda: nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), Quantize()), ["0.part.1"]),
+    ],
+    ids=["honest", "quantized"],
+)
+def test_checkpoint_blocks_no_gradient(part: Callable[[], nn.Module], found: list[str], reentrant: bool) -> None:
+    model, images = nn.Sequential(Checkpointed(part(), reentrant=reentrant)).eval(), draw(8, 3, 8, 8)
+    bypass = find_bypass(model, images)
+    assert list(bypass) == found
+    assert bool(gradient(bypassed(model, bypass), images).any())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_gradients_of_parameters_stay() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 3, 1), convolutional()).eval()
+    model(draw(2, 3, 8, 8)).sum().backward()
+    before = [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None]
+    find_bypass(model, draw(8, 3, 8, 8))
+    after = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    assert all(torch.equal(first, second) for first, second in zip(before, after, strict=True))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+def test_dynamic_int8_layer_in_floating_point() -> None:
+    layer = nn.Sequential(nn.Linear(6, 5))
+    quantized_layer = torch.ao.quantization.quantize_dynamic(layer, {nn.Linear}, dtype=torch.qint8)[0]
+    approximation, inputs = dequantized(quantized_layer), draw(4, 6)
+    assert approximation is not None
+    torch.testing.assert_close(approximation(inputs), layer(inputs), atol=0.02, rtol=0)
+    assert dequantized(layer[0]) is None
