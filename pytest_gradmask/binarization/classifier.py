@@ -22,7 +22,12 @@ from pytest_gradmask.randomized.streams import RandomStream
 from pytest_gradmask.threat import ThreatModel
 
 #: Share of the score of the embedded adversarial example that is needed for class 1, from the score of the clean image.
-CLOSENESS = 0.8
+#: Measured by ``python -m audits.honest.binarization`` (table in ``docs/findings.md``): the median of APGD-20 is at
+#: least 0.98 on every honest model, and one image in about a hundred is a local maximum below 0.8. FGSM at half of eps
+#: reaches at most 0.52. APGD-50 along a gradient of cosine 0.5 has a median of at most 0.75 and exceeds it on few images,
+#: while it would have to on 95 %.
+CLOSENESS = 0.75
+#: Lower because of their noise: the example is evaluated in five passes.
 _CLOSENESS_RANDOMIZED = 0.7
 _LEAST_MARGIN = 1e-6
 
