@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +30,8 @@ def parameter_dtype(model: nn.Module) -> torch.dtype:
 def _constants(model: nn.Module) -> Iterator[Tensor]:
     """The tensors in the code of TorchScript. Freezing turns all parameters into such constants."""
     if isinstance(model, torch.jit.ScriptModule):
-        for node in model.inlined_graph.findAllNodes("prim::Constant"):  # type: ignore[attr-defined]  # not in torch's stubs
+        graph: Any = model.inlined_graph  # its nodes are valid only as long as it is referenced
+        for node in graph.findAllNodes("prim::Constant"):
             if node.hasAttribute("value") and node.kindOf("value") == "t":
                 yield node.t("value")
 
