@@ -1,4 +1,4 @@
-"""What the paper claims, its figures, and where ours are stored."""
+"""The claims of the paper with its figures, and the files that store our measurements."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pytest_gradmask.files import replaced
-from pytest_gradmask.versions import versions
+from pytest_gradmask.auditing.research import replaced, versions
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -21,7 +20,7 @@ class Claim:
     Attributes:
         text: the claim, in our words.
         paper: what the paper says in figures.
-        explanation: why it came out as it did here, as far as we know.
+        explanation: our explanation of the result here.
     """
 
     text: str
@@ -36,11 +35,11 @@ CLAIMS = {
 
 
 def merge(file: Path, records: list[dict[str, Any]]) -> None:
-    """Add records to a file in one atomic step; those of the same test are replaced."""
+    """Add records to a file in one atomic step. Records of the same tests are replaced."""
     used = versions("pytest-gradmask", "torch", "torchvision", "timm", "pyautoattack")
-    kept = json.loads(file.read_text()) if file.exists() else []
+    existing = json.loads(file.read_text()) if file.exists() else []
     fresh = {record["test"] for record in records}
-    merged = [record for record in kept if record["test"] not in fresh]
+    merged = [record for record in existing if record["test"] not in fresh]
     merged += [{**record, "versions": used} for record in records]
     merged.sort(key=lambda record: (record["claim"], record["test"]))
     file.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Puts the paper's figures beside ours: the ``reproduction`` fixture, its summary after a run, and what it stores."""
+"""Shows the paper's figures beside ours: the fixture ``reproduction``, its summary and the records that it stores."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _PROPERTY = "reproduction"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Where to keep what a run measured, and weights that a user brings."""
+    """Options: the file for the measurements of a run, and weights that the user provides."""
     group = parser.getgroup("gradmask")
     group.addoption(
-        "--store-claims", type=Path, metavar="FILE", help="add what this run measured of the paper's claims to FILE"
+        "--store-claims", type=Path, metavar="FILE", help="add this run's measurements of the paper's claims to FILE"
     )
     group.addoption(
         "--imagenet-weights", type=Path, metavar="FILE", help="a state dict of timm's tf_efficientnet_lite0"
@@ -26,14 +26,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Register the marker of benchmarks, and what collects the figures, on the controller only."""
+    """Register the marker of benchmarks and, on the controller only, the collector of figures."""
     config.addinivalue_line("markers", "benchmark: times attacks; runs with --benchmark-only")
     if not hasattr(config, "workerinput"):
         config.pluginmanager.register(Reproductions(config.getoption("--store-claims")), "audits-reproductions")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Benchmarks take time, and mean nothing on a machine that runs other tests: only with --benchmark-only."""
+    """Deselect benchmarks without ``--benchmark-only``: other tests on the machine would distort their times."""
     if config.getoption("benchmark_only", default=False):
         return
     benchmarks = [item for item in items if item.get_closest_marker("benchmark")]
@@ -84,7 +84,7 @@ def reproduction(request: pytest.FixtureRequest) -> Reproduction:
 
 @pytest.fixture
 def many_images(eval_batch: EvalBatch) -> EvalBatch:
-    """Evaluation images for claims that compare figures near each other: twenty cannot settle those."""
+    """At least 50 evaluation images, for claims that compare similar figures: 20 images are too few for these."""
     if len(eval_batch.labels) < 50:
         pytest.skip("needs 50 images or more: --gradmask-data=cifar10 --gradmask-samples=100")
     return eval_batch
@@ -93,7 +93,8 @@ def many_images(eval_batch: EvalBatch) -> EvalBatch:
 def images_for(request: pytest.FixtureRequest) -> EvalBatch:
     """The evaluation images; at least 50 for a test with ``adversarial`` in its parameters.
 
-    What an adversarially trained backbone really resists is no gap: the gap that is left is too small for 20 images.
+    An adversarially trained backbone is itself robust to many attacks. The masking gap is then smaller, and 20 images
+    are too few to measure it.
     """
     adversarial = "adversarial" in request.node.callspec.id
     batch: EvalBatch = request.getfixturevalue("many_images" if adversarial else "eval_batch")
@@ -101,14 +102,14 @@ def images_for(request: pytest.FixtureRequest) -> EvalBatch:
 
 
 class Reproductions:
-    """Collects the records of a run, of all workers."""
+    """Collects the records of all workers of a run."""
 
     def __init__(self, file: Path | None) -> None:
         self._file = file
         self._records: list[dict[str, Any]] = []
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Take the records off a report."""
+        """Collect the records of one report."""
         if report.when == "call":
             self._records += [value for name, value in report.user_properties if name == _PROPERTY]  # type: ignore[misc]
 
@@ -134,5 +135,5 @@ def _lines(records: list[dict[str, Any]]) -> Iterator[str]:
         yield f"{number}. {CLAIMS[number].text}"
         yield f"   paper: {CLAIMS[number].paper}"
         for record in of_claim:
-            said = "holds" if record["holds"] else "DOES NOT HOLD"
-            yield f"   {said}: {record['ours']} ({record['images']} images)  {record['test'].rpartition('::')[2]}"
+            outcome = "holds" if record["holds"] else "DOES NOT HOLD"
+            yield f"   {outcome}: {record['ours']} ({record['images']} images)  {record['test'].rpartition('::')[2]}"

@@ -1,4 +1,4 @@
-"""What the pages of `docs/` have in common."""
+"""Functions that several generated pages of `docs/` share."""
 
 from __future__ import annotations
 
@@ -6,6 +6,6 @@ from collections.abc import Iterable, Sequence
 
 
 def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table; every cell is text without a vertical bar."""
+    """A Markdown table. No cell may hold a vertical bar."""
     lines = [headings, ["---"] * len(headings), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

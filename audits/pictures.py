@@ -1,4 +1,4 @@
-"""Pictures of what the audits of the paper's claims measured."""
+"""Pictures of the measurements for the paper's claims."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pytest_gradmask.report.plots import heat
 
 Share = Sequence[float]  # value, lower bound, upper bound
 
-#: Series of a bar chart: heading and colour. Colours of Okabe and Ito, told apart by colour-blind readers, too.
+#: Series of a bar chart: heading and colour. Colour-blind readers can distinguish these colours (Okabe and Ito).
 _SERIES = {
     "clean": ("clean", "#999999"),
     "autoattack": ("AutoAttack's attacks", "#56B4E9"),
@@ -59,8 +59,8 @@ def _bars(rows: Mapping[str, Mapping[str, Share]]) -> Any:
     figure, axes = pyplot.subplots(figsize=(7, 0.6 + 0.16 * (len(series) + 1) * len(rows)))
     for index, key in enumerate(series):
         found = [(row, shares[key]) for row, shares in enumerate(rows.values()) if key in shares]
-        places = [row + (index + 0.5) * height - 0.4 for row, _ in found]
-        _whiskers(axes, places, [share for _, share in found], height, _SERIES[key][1])
+        positions = [row + (index + 0.5) * height - 0.4 for row, _ in found]
+        _whiskers(axes, positions, [share for _, share in found], height, _SERIES[key][1])
     axes.set_yticks(range(len(rows)), list(rows))
     axes.invert_yaxis()
     _finish(axes)
@@ -80,12 +80,12 @@ def _lines(shares: Mapping[str, Share]) -> Any:
     return figure
 
 
-def _whiskers(axes: Axes, places: Sequence[float], shares: Sequence[Share], height: float, colour: str) -> None:
+def _whiskers(axes: Axes, positions: Sequence[float], shares: Sequence[Share], height: float, colour: str) -> None:
     values = [100 * value for value, _, _ in shares]
     below = [100 * (value - low) for value, low, _ in shares]
     above = [100 * (high - value) for value, _, high in shares]
     bars = {"ecolor": "black", "error_kw": {"elinewidth": 0.8}}
-    axes.barh(places, values, height, color=colour, xerr=[below, above], **bars)  # type: ignore[arg-type]
+    axes.barh(positions, values, height, color=colour, xerr=[below, above], **bars)  # type: ignore[arg-type]
 
 
 def _finish(axes: Axes) -> None:

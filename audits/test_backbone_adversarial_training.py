@@ -16,27 +16,27 @@ pytestmark = [pytest.mark.gradmask, pytest.mark.slow]
     strict=True,
     raises=AssertionError,
     reason="PGD-20 leaves 94 to 97 % of the clean accuracy before standard backbones and 96 to 100 % before "
-    "adversarially trained ones: 100 images cannot tell these apart (seed 0)",
+    "adversarially trained ones: 100 images are too few to distinguish these (seed 0)",
 )
 @pytest.mark.parametrize("architecture", ["resnet", "vgg", "vit"])
 def test_adversarial_training_of_the_backbone_amplifies_masking(
     architecture: str, many_images: EvalBatch, reproduction: Reproduction
 ) -> None:
-    """Of the images that are right without an attack, PGD breaks fewer if the backbone is adversarially trained."""
+    """PGD breaks a smaller share of the correct images if the backbone is adversarially trained."""
     found = {
         training: Comparison.of(load_model(f"{architecture}-{training}-composite"), many_images)
         for training in ("standard", "adversarial")
     }
-    kept = {training: share(comparison.pgd[comparison.clean]) for training, comparison in found.items()}
+    retained = {training: share(comparison.pgd[comparison.clean]) for training, comparison in found.items()}
     reproduction.check(
         "7",
-        holds=kept["adversarial"].low > kept["standard"].high,
+        holds=retained["adversarial"].low > retained["standard"].high,
         ours="; ".join(f"{architecture}-{training}: {comparison}" for training, comparison in found.items())
-        + f"; PGD leaves {kept['standard']} of the clean accuracy before the standard backbone and "
-        f"{kept['adversarial']} before the adversarially trained one",
+        + f"; PGD leaves {retained['standard']} of the clean accuracy before the standard backbone and "
+        f"{retained['adversarial']} before the adversarially trained one",
         images=len(many_images.labels),
         details={
             "cells": [comparison.figures(f"{architecture}-{training}") for training, comparison in found.items()],
-            "kept": plain(kept),
+            "kept": plain(retained),
         },
     )

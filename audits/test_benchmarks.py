@@ -1,6 +1,6 @@
-"""What attacks cost: every attack of an audit, and the same attack by other libraries on the same work.
+"""The cost of attacks: each attack of an audit, and the same attacks from other libraries on the same images.
 
-``pytest audits --gradmask --benchmark-only``; without that option nothing here runs.
+Run ``pytest audits --gradmask --benchmark-only``. Without the last option, nothing here runs.
 """
 
 from __future__ import annotations
@@ -11,12 +11,10 @@ from functools import partial
 import pytest
 
 from audits.peers import PEERS, installed
-from pytest_gradmask import Defense, load_model
-from pytest_gradmask.errors import InputError
+from pytest_gradmask import AttackResult, Defense, InputError, load_model
 from pytest_gradmask.plugin.fixtures import EvalBatch
-from pytest_gradmask.results import AttackResult
 
-pytestmark = [pytest.mark.gradmask, pytest.mark.benchmark]  # deselected in conftest.py unless asked for
+pytestmark = [pytest.mark.gradmask, pytest.mark.benchmark]  # deselected in conftest.py by default
 
 _ATTACKS = ("pgd", "apgd-ce", "apgd-t", "fab-t", "bpda", "transfer-backbone", "square", "zero-order")
 _DEFENSES = ("resnet-standard", "resnet-adversarial", "resnet-standard-composite", "standard-ensemble")

@@ -1,21 +1,18 @@
-"""Claims 3 and 4: a random choice among composites, with different backbones and with the same."""
+"""Claims 3 and 4: a random choice among composites, with different backbones or with the same."""
 
 from __future__ import annotations
 
 import pytest
 
 from audits.conftest import Reproduction, images_for
-from audits.measures import figures, listed, plain, shares, standing, told
-from pytest_gradmask import Defense, Verdict
-from pytest_gradmask.attacks.bpda import bypassed
-from pytest_gradmask.models.composites import Mixture, RandomizedEnsemble
+from audits.measures import correct_under_attacks, figures, listed, plain, shares, summary
+from pytest_gradmask import Defense, Mixture, Proportion, RandomizedEnsemble, Verdict, bypassed
 from pytest_gradmask.plugin.fixtures import EvalBatch, Gradmask
-from pytest_gradmask.results import Proportion
 
 pytestmark = pytest.mark.gradmask
 
 
-# Exhaustive: the point is that Square, too, largely fails, so it must run although BPDA settles the verdict.
+# Exhaustive, because the claim is that Square largely fails too. It must run although BPDA decides the verdict.
 @pytest.mark.gradmask(exhaustive=True)
 @pytest.mark.parametrize(
     "ensemble",
@@ -29,7 +26,7 @@ def test_a_diverse_ensemble_resists_autoattack_only(
     reproduction: Reproduction,
     request: pytest.FixtureRequest,
 ) -> None:
-    """Claim 3: AutoAttack takes at most 20 points off the clean accuracy, an adaptive attack far more."""
+    """Claim 3: AutoAttack lowers the clean accuracy by at most 20 percentage points, an adaptive attack by far more."""
     audit = gradmask.audit(
         Defense(ensemble, members=list(ensemble.members), name=f"{request.node.callspec.id}-ensemble"),
         *images_for(request),
@@ -42,7 +39,7 @@ def test_a_diverse_ensemble_resists_autoattack_only(
         and gap is not None
         and autoattack.value >= audit.clean_accuracy.value - 0.2
         and gap.low > 0.1,
-        ours=f"{told(audit)}; AutoAttack's attacks together {autoattack}; gap {gap}",
+        ours=f"{summary(audit)}; AutoAttack's attacks together {autoattack}; gap {gap}",
         images=audit.total,
         details={"audits": [figures(audit)]},
     )
@@ -57,7 +54,7 @@ def test_a_diverse_ensemble_resists_autoattack_only(
 def test_an_ensemble_of_one_architecture_is_fooled_by_pgd(
     ensemble: RandomizedEnsemble, eval_batch: EvalBatch, reproduction: Reproduction
 ) -> None:
-    """Claim 4: plain PGD takes at least half of the clean accuracy off an ensemble of one architecture."""
+    """Claim 4: plain PGD lowers the clean accuracy of an ensemble of one architecture by at least half."""
     found = _accuracies(ensemble, eval_batch)
     reproduction.check(
         "4",
@@ -72,7 +69,7 @@ def test_an_ensemble_of_one_architecture_is_fooled_by_pgd(
 def test_an_adversary_of_the_whole_ensemble(
     ensemble: RandomizedEnsemble, eval_batch: EvalBatch, reproduction: Reproduction
 ) -> None:
-    """Question C: it takes BPDA to break the ensemble's expected output; its true gradient does not."""
+    """Question C: BPDA breaks the ensemble's expected output, and attacks with its true gradient do not."""
     found = _accuracies(ensemble, eval_batch)
     reproduction.check(
         "C",
@@ -84,8 +81,8 @@ def test_an_adversary_of_the_whole_ensemble(
 
 
 def _accuracies(ensemble: RandomizedEnsemble, batch: EvalBatch) -> dict[str, Proportion]:
-    """Of the ensemble's expected output."""
+    """Accuracies of the ensemble's expected output."""
     mixture = Mixture(list(ensemble.members)).eval()
     front_ends = {f"members.{number}.front_end": None for number in range(len(mixture.members))}
     sources = {"PGD on the whole ensemble": mixture, "BPDA on the whole ensemble": bypassed(mixture, front_ends)}
-    return shares(standing(mixture, sources, batch))
+    return shares(correct_under_attacks(mixture, sources, batch))

@@ -1,4 +1,4 @@
-"""Question A: what of the front end makes the mask. Untrained front ends, calibrated on the images of the audit."""
+"""Question A: which parts of the front end cause masking. Front ends are untrained and calibrated on the images."""
 
 from __future__ import annotations
 
@@ -9,16 +9,15 @@ from torch import nn
 
 from audits.conftest import Reproduction
 from audits.measures import Comparison
-from pytest_gradmask import load_model
-from pytest_gradmask.models.composites import Composite
-from pytest_gradmask.models.front_ends import DnCNN, calibrated_front_end
+from pytest_gradmask import Composite, load_model
+from pytest_gradmask.auditing.research import DnCNN, calibrated_front_end
 from pytest_gradmask.plugin.fixtures import EvalBatch
 
 pytestmark = [pytest.mark.gradmask, pytest.mark.slow]
 
 _BASE = "base: depth 49, width 12, residual 0.02"
 _IDENTITY = "identity: last convolution zero"
-#: One thing changed at a time; arguments of `DnCNN` and ``residual_std``.
+#: Each variant changes one argument of `DnCNN`, or ``residual_std``.
 BASE: dict[str, Any] = {"depth": 49, "width": 12, "residual_std": 0.02}
 VARIANTS: dict[str, dict[str, Any]] = {
     _BASE: {},

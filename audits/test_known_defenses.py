@@ -1,6 +1,6 @@
-"""The zoo of known defenses: each verdict against a truth measured with the attack of the defense's own literature.
+"""The zoo of known defenses: each verdict is compared with a truth measured by the attack of the literature.
 
-No audit is told where a mask may be. The truth is stored by ``python -m audits.zoo measure``.
+An audit gets no information on where masking may occur. ``python -m audits.zoo measure`` stores the truth.
 """
 
 from __future__ import annotations
@@ -27,13 +27,15 @@ def _parameter(entry: Entry) -> Any:
 def test_the_verdict_on_a_known_defense_is_true(gradmask: Gradmask, entry: Entry, eval_batch: EvalBatch) -> None:
     truth = stored_truth(entry.name)
     if truth is None:
-        pytest.skip(f"its truth was not measured: python -m audits.zoo measure {entry.name} --data SPEC")
+        pytest.skip(f"its truth has not been measured: python -m audits.zoo measure {entry.name} --data SPEC")
     expected = truth.expected(gradmask.settings.margin)
     if expected is None:
-        pytest.skip(f"its measured gap of {100 * truth.gap[0]:.1f} points leaves open what is true at this margin")
+        pytest.skip(
+            f"its measured gap of {100 * truth.gap[0]:.1f} percentage points leaves the truth open at this margin"
+        )
     built = entry.build(load_model)
     defense = built if isinstance(built, Defense) else Defense(built, name=entry.name)
     audit = gradmask.audit(defense, eval_batch.images, entry.labels(eval_batch.labels))
-    if audit.verdict is Verdict.INCONCLUSIVE:  # no wrong answer, and none that anyone can use
-        pytest.xfail(f"inconclusive, and {expected.name} by its truth: {'; '.join(audit.reasons)}")
+    if audit.verdict is Verdict.INCONCLUSIVE:  # not wrong, but not useful either
+        pytest.xfail(f"inconclusive, and the truth is {expected.name}: {'; '.join(audit.reasons)}")
     assert audit.verdict is expected, explain(audit, f"{expected.name}, its measured truth")

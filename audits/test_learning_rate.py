@@ -1,4 +1,4 @@
-"""Claim 6: how fast and how long a front end is trained, and what that leaves of clean accuracy and masking."""
+"""Claim 6: the effect of learning rate and training length on clean accuracy and masking."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 
 from audits.conftest import Reproduction
 from audits.measures import Comparison, share
-from pytest_gradmask.checkpoints import available, load_checkpoint
+from pytest_gradmask.auditing.research import available, load_checkpoint
 from pytest_gradmask.plugin.fixtures import EvalBatch
 
 pytestmark = [pytest.mark.gradmask, pytest.mark.slow]
@@ -23,12 +23,12 @@ LENGTHS = {"1-half-epoch": 0.5, "2-one-epoch": 1.0, "3-two-epochs": 2.0, "4-five
     strict=True,
     raises=AssertionError,
     reason="five epochs at 1e-3 end the masking (PGD-20 leaves 7 % of 100 images instead of 81 %), but clean accuracy "
-    "falls from 87 to 80 % only, which 100 images do not settle (seed 0)",
+    "only decreases from 87 to 80 %, and 100 images are too few to show this (seed 0)",
 )
 def test_larger_learning_rates_and_longer_training_end_the_masking(
     many_images: EvalBatch, reproduction: Reproduction
 ) -> None:
-    """The slowest and shortest training masks; the fastest and longest costs clean accuracy and lets PGD through."""
+    """The slowest and shortest training masks. The fastest and longest costs clean accuracy, and PGD succeeds."""
     trained = available(CHECKPOINTS)
     found = {
         (rate, length): Comparison.of(load_checkpoint(name, CHECKPOINTS), many_images)

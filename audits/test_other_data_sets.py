@@ -1,4 +1,4 @@
-"""Claim 1 on CIFAR-100 and ImageNet, with data and weights that you bring.
+"""Claim 1 on CIFAR-100 and ImageNet, with data and weights that you provide.
 
 CIFAR-100: train ``fixtures/cifar100/resnet-standard.toml`` and ``fixtures/cifar100/resnet-composite.toml`` first, then
 ``--gradmask-data=cifar100``. ImageNet: ``--gradmask-data=imagenet:VAL --imagenet-weights=FILE``, a state dict of
@@ -10,12 +10,9 @@ from __future__ import annotations
 import pytest
 
 from audits.conftest import Reproduction
-from audits.measures import figures, listed, plain, right, share, shares, standing, told
-from pytest_gradmask import Defense, ThreatModel, Verdict, load_model
-from pytest_gradmask.attacks.bpda import bypassed
-from pytest_gradmask.checkpoints import available
-from pytest_gradmask.models.composites import Composite
-from pytest_gradmask.models.front_ends import calibrated_front_end
+from audits.measures import correct_under_attacks, figures, is_correct, listed, plain, share, shares, summary
+from pytest_gradmask import Composite, Defense, ThreatModel, Verdict, bypassed, load_model
+from pytest_gradmask.auditing.research import available, calibrated_front_end
 from pytest_gradmask.plugin.fixtures import EvalBatch, Gradmask
 
 pytestmark = [pytest.mark.gradmask, pytest.mark.slow]
@@ -33,7 +30,7 @@ def test_a_composite_masks_on_cifar100(
     reproduction.check(
         "1",
         holds=audit.verdict is Verdict.MASKED,
-        ours=told(audit),
+        ours=summary(audit),
         images=audit.total,
         details={"audits": [figures(audit)]},
     )
@@ -50,8 +47,8 @@ def test_a_composite_masks_on_imagenet(
     front_end = calibrated_front_end(eval_batch.images, residual_std=0.02, seed=0, depth=49, width=12)
     composite = Composite(front_end, backbone).eval().requires_grad_(False)
     sources = {"PGD": composite, "BPDA": bypassed(composite, {"front_end": None})}
-    found = {"backbone alone, clean": share(right(backbone, *eval_batch))}
-    found |= shares(standing(composite, sources, eval_batch, ThreatModel(eps=4 / 255)))
+    found = {"backbone alone, clean": share(is_correct(backbone, *eval_batch))}
+    found |= shares(correct_under_attacks(composite, sources, eval_batch, ThreatModel(eps=4 / 255)))
     reproduction.check(
         "1",
         holds=found["PGD"].low > found["BPDA"].high and found["PGD"].value >= found["clean"].value / 2,

@@ -1,6 +1,6 @@
-"""Undefended models on real images of CIFAR-10, CIFAR-100 and ImageNet: weak is not masked.
+"""Undefended models on real images of CIFAR-10, CIFAR-100 and ImageNet: they are weak, but they do not mask.
 
-Each loads its model and its images by the specifications that users give; `real_data` says where they come from.
+Each test loads its model and images by the specifications that users write. `real_data` says where the files are.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from pytest_gradmask.report.text import explain
 
 pytestmark = [pytest.mark.gradmask, pytest.mark.slow]
 
-_RIDGE = 0.1  # of the mean square of a feature vector
-_SIDE = 96  # pixels, to which CIFAR's are enlarged for a network of ImageNet
+_RIDGE = 0.1  # as a share of the mean square of a feature vector
+_SIDE = 96  # pixels: CIFAR images are enlarged to this size for a network trained on ImageNet
 
 
 def _check_undefended(gradmask: Gradmask, model: nn.Module, name: str, data: str) -> None:
-    """Nothing is masked, and next to nothing is left standing."""
+    """The verdict is NOT_MASKED, and almost every image is broken."""
     images = load_dataset(data, samples=gradmask.settings.samples or gradmask.settings.budget.samples)
     audit = gradmask.audit(Defense(model, name=name), images.images, images.labels)
     assert audit.verdict is Verdict.NOT_MASKED, explain(audit, "NOT_MASKED: it has no defense")
@@ -43,7 +43,7 @@ def test_a_classifier_of_imagenet(gradmask: Gradmask, tmp_path: Path) -> None:
 
 
 def test_a_linear_probe_on_cifar100(gradmask: Gradmask) -> None:
-    """No trained classifier of CIFAR-100 can be had here: one linear layer on the features of ImageNet's network."""
+    """A linear layer on the features of a network for ImageNet: there is no trained classifier of CIFAR-100 here."""
     data = real_data.cifar100()
     model = _probe(load_model(real_data.efficientnet()), data)
     _check_undefended(gradmask, model, "efficientnet-lite0, probe", data)

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import pytest
-import torch
-from torch import nn
+from torch import Tensor, nn
 
 from audits.conftest import Reproduction, images_for
-from audits.measures import figures, listed, plain, right, share, shares, standing, told
-from pytest_gradmask import Verdict, assert_near_identity
-from pytest_gradmask.attacks.bpda import bypassed
-from pytest_gradmask.defense import Defense
-from pytest_gradmask.models.composites import Composite
+from audits.measures import correct_under_attacks, figures, is_correct, listed, plain, share, shares, summary
+from pytest_gradmask import Composite, Defense, Verdict, assert_near_identity, bypassed
+from pytest_gradmask.auditing.research import measure_gap
 from pytest_gradmask.plugin.fixtures import EvalBatch, Gradmask
-from pytest_gradmask.verdict import measure_gap
 
 pytestmark = pytest.mark.gradmask
 
@@ -29,17 +25,17 @@ def test_a_composite_masks(
     reproduction: Reproduction,
     request: pytest.FixtureRequest,
 ) -> None:
-    """Claim 1: clean accuracy is kept, at most half of it falls to gradient attacks, and BPDA breaks it."""
+    """Claim 1: clean accuracy stays, gradient attacks remove at most half of it, and BPDA breaks the composite."""
     batch = images_for(request)
     assert_near_identity(composite.front_end, batch.images, atol=0.1)
     audit = gradmask.audit(Defense(composite, name=request.node.callspec.id), *batch)
-    bare = share(right(composite.backbone, *batch))
+    bare = share(is_correct(composite.backbone, *batch))
     reproduction.check(
         "1",
         holds=audit.verdict is Verdict.MASKED
         and audit.clean_accuracy.value >= bare.value - 0.1
         and audit.gradient_accuracy.value >= audit.clean_accuracy.value / 2,
-        ours=f"{told(audit)}; backbone alone, clean {bare}",
+        ours=f"{summary(audit)}; backbone alone, clean {bare}",
         images=audit.total,
         details={"audits": [figures(audit)], "backbone": plain({"clean": bare})},
     )
@@ -50,35 +46,35 @@ def test_a_composite_masks(
 def test_black_box_attacks_partly_overcome_a_composite(
     gradmask: Gradmask, composite: Composite, many_images: EvalBatch, reproduction: Reproduction
 ) -> None:
-    """Claim 2: Square or zero-order PGD breaks what gradient attacks of the same cost do not, and less than BPDA."""
+    """Claim 2: Square or zero-order PGD breaks more than gradient attacks of the same cost, and less than BPDA."""
     audit = gradmask.audit(Defense(composite, name="resnet-standard"), *many_images)
     bpda = audit.accuracy_under("bpda")
     found = {name: audit.accuracy_under(name) for name in ("square", "zero-order")}
     best = min(found, key=lambda name: found[name].value)
     black_box = [result for result in audit.attacks if result.kind != "adaptive" or result.name in found]
-    gap = measure_gap(audit.clean, audit.votes, black_box, audit.confidence)
+    gap = measure_gap(audit.clean, audit.predictions, black_box, audit.confidence)
     assert gap is not None
     reproduction.check(
         "2",
         holds=gap.p_value < 0.01 and bpda.high < found[best].low,
-        ours=f"{told(audit)}; p of both against the placebo {gap.p_value:.2g}",
+        ours=f"{summary(audit)}; p of both against the placebo {gap.p_value:.2g}",
         images=audit.total,
         details={"audits": [figures(audit)]},
     )
 
 
 class _Mirrored(nn.Module):
-    """A front end whose output is mirrored: as far from the identity as an image from its mirror image."""
+    """A front end whose output is mirrored. It differs from the identity as an image differs from its mirror image."""
 
     def __init__(self, front_end: nn.Module) -> None:
         super().__init__()
         self.front_end = front_end
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         return _mirror(self.front_end(images))
 
 
-def _mirror(images: torch.Tensor) -> torch.Tensor:
+def _mirror(images: Tensor) -> Tensor:
     return images.flip(-1)
 
 
@@ -86,16 +82,18 @@ def _mirror(images: torch.Tensor) -> torch.Tensor:
 def test_identity_bpda_needs_a_front_end_near_the_identity(
     composite: Composite, eval_batch: EvalBatch, reproduction: Reproduction
 ) -> None:
-    """Claim 5: mirror the front end's output, which the classifier does not mind, and BPDA needs the mirror, too."""
+    """Claim 5: if the front end mirrors images, which costs no accuracy, BPDA needs the mirror, too."""
     mirrored = Composite(_Mirrored(composite.front_end), composite.backbone).eval()
     sources = {
         "gradient": mirrored,
         "identity BPDA": bypassed(mirrored, {"front_end": None}),
         "BPDA with a mirror": bypassed(mirrored, {"front_end": _mirror}),
     }
-    near = standing(composite, {"identity BPDA": bypassed(composite, {"front_end": None})}, eval_batch)
+    near = correct_under_attacks(composite, {"identity BPDA": bypassed(composite, {"front_end": None})}, eval_batch)
     found = {"near the identity, identity BPDA": share(near["identity BPDA"])}
-    found |= {f"mirrored, {name}": each for name, each in shares(standing(mirrored, sources, eval_batch)).items()}
+    found |= {
+        f"mirrored, {name}": each for name, each in shares(correct_under_attacks(mirrored, sources, eval_batch)).items()
+    }
     reproduction.check(
         "5",
         holds=found["mirrored, identity BPDA"].low > found["mirrored, BPDA with a mirror"].high

@@ -1,4 +1,4 @@
-"""Question B: which attacks carry over from one composite to another, and what that does to an ensemble."""
+"""Question B: which attacks transfer from one composite to another."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ from collections.abc import Mapping, Sequence
 import pytest
 import torch
 from scipy.stats import wilcoxon
-from torch import nn
+from torch import Tensor, nn
 
 from audits.conftest import Reproduction
-from audits.measures import PGD_STEPS, plain, right
-from pytest_gradmask import TransferMatrix, load_model, transfer_matrix
-from pytest_gradmask.attacks.gradient import pgd
+from audits.measures import PGD_STEPS, is_correct, plain
+from pytest_gradmask import TransferMatrix, load_model, pgd, transfer_matrix
 from pytest_gradmask.plugin.fixtures import EvalBatch
 
 pytestmark = pytest.mark.gradmask
@@ -23,8 +22,8 @@ ROBUST = ("resnet-adversarial-composite", "vgg-adversarial-composite", "vit-adve
 
 
 def measured(models: Mapping[str, nn.Module], batch: EvalBatch, *, bypass: bool) -> TransferMatrix:
-    """PGD-20, with or without front ends bypassed, of the images that all models have right without an attack."""
-    clean = torch.stack([right(model, *batch) for model in models.values()]).all(0)
+    """Transfer of PGD-20, with or without bypassed front ends, on images that all models classify correctly."""
+    clean = torch.stack([is_correct(model, *batch) for model in models.values()]).all(0)
     bypassed = ["front_end"] if bypass else None
     matrix = transfer_matrix(
         models, batch.images[clean], batch.labels[clean], attack=pgd, steps=PGD_STEPS, bypass=bypassed
@@ -33,8 +32,8 @@ def measured(models: Mapping[str, nn.Module], batch: EvalBatch, *, bypass: bool)
     return matrix
 
 
-def between(matrix: TransferMatrix, names: Sequence[str]) -> torch.Tensor:
-    """For each image, the share of ordered pairs of different models in which it carries over."""
+def between(matrix: TransferMatrix, names: Sequence[str]) -> Tensor:
+    """For each image, the share of ordered pairs of different models in which it transfers."""
     pairs = [matrix.fooled_images(source, target) for source in names for target in names if source != target]
     return torch.tensor([[image in fooled for fooled in pairs] for image in range(matrix.total)]).double().mean(1)
 
@@ -58,11 +57,11 @@ def between(matrix: TransferMatrix, names: Sequence[str]) -> torch.Tensor:
 def test_attacks_transfer_less_between_architectures(
     attack: str, many_images: EvalBatch, reproduction: Reproduction
 ) -> None:
-    """An image that fools one composite fools another of the same backbone rather than one of another architecture."""
+    """Adversarial images transfer more between composites of one backbone than between architectures."""
     names = dict.fromkeys((*SAME, *DIVERSE, *ROBUST))
     matrix = measured({name: load_model(name) for name in names}, many_images, bypass=attack == "bpda")
     same, diverse = between(matrix, SAME), between(matrix, DIVERSE)
-    # Paired by image: pairs of models share images, so they are no independent observations.
+    # Paired by image: pairs of models share images, so they are not independent observations.
     p = (
         float(wilcoxon(same.numpy(), diverse.numpy(), alternative="greater").pvalue)
         if bool((same != diverse).any())

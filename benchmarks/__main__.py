@@ -79,10 +79,10 @@ def _startup(_: argparse.Namespace) -> Records:
 _COMMANDS = {
     "verdicts": (_verdicts, "time to a verdict, beside AutoAttack and BPDA by hand"),
     "steps": (_steps, "one step of APGD, beside upstream's"),
-    "strength": (_strength, "accuracy that attacks of as many steps leave, beside other libraries"),
-    "cache": (_cache, "a second audit of which nothing has changed, beside the first"),
+    "strength": (_strength, "accuracy under attacks, beside attacks of other libraries with the same number of steps"),
+    "cache": (_cache, "a second audit of an unchanged defense, beside the first"),
     "memory": (_memory, "peak memory of an audit, beside AutoAttack's"),
-    "startup": (_startup, "the plugin installed and not used"),
+    "startup": (_startup, "the plugin, installed but not used"),
 }
 
 
@@ -103,14 +103,14 @@ def _page(_: argparse.Namespace) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for name, (measure, told) in _COMMANDS.items():
-        command = commands.add_parser(name, help=told)
+    for name, (measure, description) in _COMMANDS.items():
+        command = commands.add_parser(name, help=description)
         add = command.add_argument
         add(
             "names",
             nargs="*" if measure is _startup else "+",
             metavar="MODEL",
-            help="such as resnet-standard-composite; or a known defense",
+            help="a fixture such as resnet-standard-composite, or a known defense",
         )
         add("--data", default="embedded", metavar="SPEC", help="as of --gradmask-data (default: %(default)s)")
         add("--samples", type=int, default=200, metavar="N", help="images (default: %(default)s)")
@@ -118,11 +118,11 @@ def _parser() -> argparse.ArgumentParser:
         add("--device", default="cpu", help="torch device (default: %(default)s)")
         add("--output", type=Path, default=RESULTS, metavar="FOLDER", help="(default: benchmarks/results)")
         if measure is _verdicts:
-            told = "stop by hand once it has taken so many times as long as the audit"
-            add("--enough", type=float, default=math.inf, metavar="RATIO", help=told)
-            add("--resume", action="store_true", help="go on after the last attack of a run that was interrupted")
+            limit = "stop the work by hand once it has taken this many times as long as the audit"
+            add("--enough", type=float, default=math.inf, metavar="RATIO", help=limit)
+            add("--resume", action="store_true", help="continue a run that was interrupted, after its last attack")
         command.set_defaults(run=_measure, measure=measure)
-    commands.add_parser("page", help="write docs/benchmarks.md from what was measured").set_defaults(run=_page)
+    commands.add_parser("page", help="write docs/benchmarks.md from the stored results").set_defaults(run=_page)
     return parser
 
 

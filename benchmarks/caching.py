@@ -1,4 +1,4 @@
-"""A second audit of which nothing has changed, beside the first."""
+"""The time of a second audit of an unchanged defense, beside the first."""
 
 from __future__ import annotations
 
@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.records import clock
-from pytest_gradmask import Defense, audit
-from pytest_gradmask.datasets import Dataset
+from pytest_gradmask import Dataset, Defense, audit
 
 
 def cache_gain(
     name: str, make: Callable[[], Defense], data: Dataset, *, budget: str = "ci", device: str = "cpu", rounds: int = 5
 ) -> dict[str, Any]:
-    """Seconds of a first audit and of later ones, each of a defense made afresh; the median of the later ones."""
+    """Seconds of a first audit, and the median of later ones. Each audits a newly made defense."""
     seconds, now = [], clock(device)
     with tempfile.TemporaryDirectory() as folder:
         for _ in range(rounds + 1):

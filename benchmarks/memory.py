@@ -1,4 +1,4 @@
-"""Peak memory of an audit, beside that of AutoAttack on the same images: each in a process of its own."""
+"""Peak memory of an audit, beside that of AutoAttack on the same images. Each runs in a new process."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import torch
 
 from benchmarks.defenses import find
 from pytest_gradmask import ThreatModel, audit, load_dataset
-from pytest_gradmask.attacks import autoattack
+from pytest_gradmask.auditing.research import autoattack
 
-#: What AutoAttack is given of its own attacks: each of them once, briefly. More steps hold no more at once.
+#: AutoAttack runs each of its attacks once, with few steps. More steps do not need more memory.
 _STEPS, _QUERIES = 5, 100
 
 
 def peak_memories(name: str, data: str, samples: int, *, device: str = "cpu") -> dict[str, Any]:
-    """MiB that the process held at most (of a GPU: that torch did), and what it holds before any attack.
+    """Peak MiB of the process (on a GPU: of torch), and the MiB before any attack.
 
     Args:
         name: of a fixture.
@@ -62,7 +62,7 @@ _RUNS: dict[str, Callable[[str, str, int, str], None]] = {
 
 
 def _apart(run: Callable[[str, str, int, str], None], *arguments: Any) -> float:
-    """What a run holds at most, in a fresh process."""
+    """Peak memory of a run in a new process, in MiB."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(_peak, (run, *arguments))
 

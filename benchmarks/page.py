@@ -1,4 +1,4 @@
-"""docs/benchmarks.md, from what was measured."""
+"""docs/benchmarks.md, from the stored results."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from audits.markdown import table
 from benchmarks.records import RESULTS, stored
-from pytest_gradmask.files import replaced
+from pytest_gradmask.auditing.research import replaced
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "benchmarks.md"
@@ -39,23 +39,23 @@ def text(results: Path = RESULTS) -> str:
 def _verdicts(records: Sequence[Record]) -> str:
     rows = [
         (
-            record["defense"], f"`{record['verdict']}`", f"{record['looked_at']} of {record['images']}",
+            record["defense"], f"`{record['verdict']}`", f"{record['analysed']} of {record['images']}",
             f"{record['seconds']:.0f}", f"{record['autoattack_seconds']:.0f}", f"{record['bpda_seconds']:.0f}",
             *_by_hand(record),
         )
         for record in records
     ]  # fmt: skip
     headings = (
-        "defense", "verdict", "images looked at", "audit, s", "AutoAttack standard, s", "BPDA-PGD-50, s",
-        "times as long by hand", "left by AutoAttack, %", "and BPDA, %",
+        "defense", "verdict", "images analysed", "audit, s", "AutoAttack standard, s", "BPDA-PGD-50, s",
+        "times as long by hand", "accuracy under AutoAttack, %", "and BPDA, %",
     )  # fmt: skip
     return _section(
         "Time to a verdict",
-        "One audit at the budget `ci`, told nothing of the defense and without a cache, and then by hand: AutoAttack's "
-        "version `standard`, and PGD with 50 steps around the front ends. Where it took so much longer by hand that it "
-        "was stopped, the ratio is a lower bound. Of a randomized defense the audit does more than what it is compared "
-        "with: each of its attacks averages several forwards a step and each image is voted on, where `standard` takes "
-        "one forward at its word.",
+        "One audit at the budget `ci`, without information about the defense and without a cache, and then the same "
+        "question by hand: AutoAttack's version `standard`, and PGD with 50 steps and bypassed front ends. Where the "
+        "work by hand took so long that it was stopped, the ratio is a lower bound. On a randomized defense the audit "
+        "does more than the work by hand: its attacks average several forwards in each step, and each image is judged "
+        "by repeated forwards, while `standard` judges by one forward.",
         table(headings, rows),
     )
 
@@ -84,9 +84,10 @@ def _steps(records: Sequence[Record]) -> str:
     first = records[0]
     return _section(
         "One step",
-        f"Milliseconds an image and step, forward and backward, of {first['steps']} steps on images that the "
-        f"defense gets right; medians of {first['rounds']} rounds in which attacks take turns, and of the ratios in "
-        "them, with the least and the largest. As BPDA, the front end has no backward pass.",
+        f"Milliseconds per image and step, forward and backward, of {first['steps']} steps on images that the "
+        f"defense classifies correctly. They are medians of {first['rounds']} rounds in which attacks take turns. The "
+        "ratios are medians of the rounds, too, with the smallest and the largest. As BPDA, the front end has no "
+        "backward pass.",
         table(headings, rows),
     )
 
@@ -111,16 +112,17 @@ def _strengths(records: Sequence[Record]) -> str:
         for row in record["rows"]
     ]  # fmt: skip
     above = ", ".join(
-        f"{100 * record['above_best_peer']:+.1f} points on {record['defense']}"
+        f"{100 * record['above_best_peer']:+.1f} percentage points on {record['defense']}"
         for record in records
         if record["above_best_peer"] is not None
     )
     steps = ", ".join(dict.fromkeys(f"{record['steps']} steps on {record['images']} images" for record in records))
-    headings = ("defense", "attack", "library", "accuracy left, %", "at least", "at most", "forwards", "backwards")
+    headings = ("defense", "attack", "library", "accuracy, %", "at least", "at most", "forwards", "backwards")
     return _section(
         "Strength",
-        f"The accuracy that attacks with {steps} leave, with bounds valid at 99 %, and their passes an image: attacks "
-        f"may leave an image that they have broken. Our best attack leaves, beside the best of all others: {above}.",
+        f"The accuracy under attacks with {steps}, with bounds valid at 99 %, and their passes per image. Attacks may "
+        "stop on images that they have broken. The accuracy under our best attack minus that under the best attack of "
+        f"the other libraries: {above}.",
         table(headings, rows),
     )
 
@@ -134,7 +136,7 @@ def _cache(records: Sequence[Record]) -> str:
         for record in records
     ]  # fmt: skip
     return (
-        "## A second run\n\nThe same audit of a defense made afresh, with the results of the first kept.\n\n"
+        "## A second run\n\nThe same audit of a newly made defense, with the results of the first in the cache.\n\n"
         + table(("defense", "verdict", "first, s", "again, s", "times as fast"), rows)
     )
 
@@ -151,7 +153,7 @@ def _memory(records: Sequence[Record]) -> str:
     headings = (
         "defense", "images", "libraries, model, images; MiB", "audit, MiB", "AutoAttack, MiB", "AutoAttack / audit",
     )  # fmt: skip
-    return _section("Peak memory", "Of a process of its own.", table(headings, rows))
+    return _section("Peak memory", "Each run is in a new process.", table(headings, rows))
 
 
 def _startup(records: Sequence[Record]) -> str:
@@ -163,22 +165,22 @@ def _startup(records: Sequence[Record]) -> str:
         for record in records
     ]  # fmt: skip
     return _section(
-        "Installed and not used",
+        "Installed but not used",
         "`pytest --collect-only` on an empty folder, without any other plugin; medians of "
-        f"{records[0]['rounds']} rounds in turns, and of their differences with quartiles.",
+        f"{records[0]['rounds']} alternating rounds, and of their differences with quartiles.",
         table(("without the plugin, ms", "with it, ms", "more, ms"), rows),
     )
 
 
-def _section(title: str, told: str, figures: str) -> str:
-    return f"## {title}\n\n{told}\n\n{figures}"
+def _section(title: str, text: str, figures: str) -> str:
+    return f"## {title}\n\n{text}\n\n{figures}"
 
 
 def _provenance(records: Sequence[Record]) -> str:
-    told = sorted({_machine(record["machine"]) for record in records})
+    machines = sorted({_machine(record["machine"]) for record in records})
     data = sorted({record["data"] for record in records if record["data"] != "embedded"})
     source = f"Images of {', '.join(data)}. " if data else ""
-    return f"<sub>{source}Measured on {'; '.join(told)}.</sub>"
+    return f"<sub>{source}Measured on {'; '.join(machines)}.</sub>"
 
 
 def _machine(machine: Mapping[str, Any]) -> str:

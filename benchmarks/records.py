@@ -1,4 +1,4 @@
-"""What a benchmark measured, with the machine and the versions it was measured with."""
+"""Stored results of benchmarks, with the machine and the versions of packages."""
 
 from __future__ import annotations
 
@@ -12,23 +12,22 @@ from typing import Any
 
 import torch
 
-from pytest_gradmask.files import replaced
-from pytest_gradmask.versions import versions
+from pytest_gradmask.auditing.research import replaced, versions
 
 RESULTS = Path(__file__).parent / "results"
 
 
 def clock(device: str = "cpu") -> Callable[[], float]:
-    """Seconds, for differences.
+    """A clock in seconds, for differences.
 
-    With one thread on a CPU they are the process's own: what else the machine does hardly disturbs them.
+    With one thread on a CPU it measures the time of this process, so that other processes hardly disturb it.
     """
-    alone = not device.startswith("cuda") and torch.get_num_threads() == 1
-    return time.process_time if alone else time.perf_counter
+    single_thread = not device.startswith("cuda") and torch.get_num_threads() == 1
+    return time.process_time if single_thread else time.perf_counter
 
 
 def machine(device: str = "cpu") -> dict[str, Any]:
-    """What a time depends on besides what is timed."""
+    """The machine and the versions that a time depends on."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else "cpu",
@@ -50,12 +49,12 @@ def machine(device: str = "cpu") -> dict[str, Any]:
 
 
 def store(name: str, record: Mapping[str, Any], folder: Path = RESULTS) -> None:
-    """Write a record, in one atomic step, in place of an older one."""
+    """Write a record in one atomic step. It replaces an older one."""
     folder.mkdir(parents=True, exist_ok=True)
     with replaced(folder / f"{name}.json") as part:
         part.write_text(json.dumps(record, indent=1) + "\n")
 
 
 def stored(prefix: str, folder: Path = RESULTS) -> list[dict[str, Any]]:
-    """All records whose names begin so."""
+    """All records whose names start with the prefix."""
     return [json.loads(file.read_text()) for file in sorted(folder.glob(f"{prefix}*.json"))]

@@ -1,4 +1,4 @@
-"""What one step of APGD costs: ours on the defense and around its front end, and upstream's on the defense."""
+"""The cost of one step of APGD: ours on the defense and with a bypassed front end, and upstream's on the defense."""
 
 from __future__ import annotations
 
@@ -8,58 +8,52 @@ from statistics import median
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from benchmarks.records import clock
-from pytest_gradmask import ThreatModel
-from pytest_gradmask.attacks import autoattack
-from pytest_gradmask.attacks.bpda import bypassed
-from pytest_gradmask.attacks.gradient import apgd
-from pytest_gradmask.attacks.oracle import Oracle, RandomStream
-from pytest_gradmask.datasets import Dataset
-from pytest_gradmask.errors import InputError
-from pytest_gradmask.isolation import moved, no_trace
+from pytest_gradmask import Dataset, InputError, ThreatModel, apgd, bypassed
+from pytest_gradmask.auditing.research import Oracle, RandomStream, autoattack, moved, no_trace
 
 _PEER = "upstream"
 _STEPS = 20
 
 
 def step_costs(name: str, model: nn.Module, data: Dataset, *, device: str = "cpu", rounds: int = 9) -> dict[str, Any]:
-    """Seconds an image and step, and the times upstream's step takes; medians of rounds in which attacks take turns.
+    """Seconds per image and step, and ratios to upstream's step: medians of rounds in which attacks take turns.
 
-    No attack stops early. What starts and ends a run of 20 steps is shared among them. Only images that the defense
-    classifies correctly are attacked: upstream's would leave out the others, and seem the faster for it.
+    No attack stops early. The time at the start and the end of a run is divided among its 20 steps. Only images that
+    the defense classifies correctly are attacked, because upstream's attack would skip the others and seem faster.
     """
-    threat, place = ThreatModel(), torch.device(device)
-    images, labels = data.images.to(place), data.labels.to(place)
-    fronts = {where: None for where, _ in model.named_modules() if where.endswith("front_end")}
-    with moved([model], place), no_trace([model], place):
-        stream = RandomStream(0, place)
+    threat, torch_device = ThreatModel(), torch.device(device)
+    images, labels = data.images.to(torch_device), data.labels.to(torch_device)
+    front_ends = {path: None for path, _ in model.named_modules() if path.endswith("front_end")}
+    with moved([model], torch_device), no_trace([model], torch_device):
+        stream = RandomStream(0, torch_device)
         with torch.no_grad():
-            right = model(images).argmax(1) == labels
-        if not right.any():
-            raise InputError(f"data: {name} classifies none of {len(images)} images correctly; attack others")
-        images, labels = images[right], labels[right]
+            correct = model(images).argmax(1) == labels
+        if not correct.any():
+            raise InputError(f"data: {name} classifies none of {len(images)} images correctly; use other images")
+        images, labels = images[correct], labels[correct]
         ours = partial(apgd, stop_early=False)
         attacks: dict[str, Callable[[], object]] = {
             _PEER: partial(_run, autoattack.apgd_ce, Oracle(model, stream), images, labels, threat),
             "ours": partial(_run, ours, Oracle(model, stream), images, labels, threat),
         }
-        if fronts:
-            around = Oracle(bypassed(model, fronts), stream)
-            attacks["ours, BPDA"] = partial(_run, ours, around, images, labels, threat)
+        if front_ends:
+            attackable = Oracle(bypassed(model, front_ends), stream)
+            attacks["ours, BPDA"] = partial(_run, ours, attackable, images, labels, threat)
         now = clock(device)
         seconds: dict[str, list[float]] = {attack: [] for attack in attacks}
         for _ in range(1 + rounds):
             for attack, run in attacks.items():
                 started = now()
                 run()
-                if place.type == "cuda":
-                    torch.cuda.synchronize(place)
+                if torch_device.type == "cuda":
+                    torch.cuda.synchronize(torch_device)
                 seconds[attack].append((now() - started) / _STEPS / len(images))
-    counted = {attack: each[1:] for attack, each in seconds.items()}  # the first round warms up
+    counted = {attack: each[1:] for attack, each in seconds.items()}  # the first round is a warm-up
     ratios = {
-        attack: [upstream / own for upstream, own in zip(counted[_PEER], each, strict=True)]
+        attack: [upstream / ours for upstream, ours in zip(counted[_PEER], each, strict=True)]
         for attack, each in counted.items()
         if attack != _PEER
     }
@@ -72,10 +66,10 @@ def step_costs(name: str, model: nn.Module, data: Dataset, *, device: str = "cpu
 
 
 def _run(
-    attack: Callable[..., torch.Tensor],
+    attack: Callable[..., Tensor],
     oracle: Oracle,
-    images: torch.Tensor,
-    labels: torch.Tensor,
+    images: Tensor,
+    labels: Tensor,
     threat: ThreatModel,
 ) -> object:
     return attack(oracle, images, labels, threat=threat, steps=_STEPS, generator=torch.Generator().manual_seed(0))

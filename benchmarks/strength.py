@@ -1,4 +1,4 @@
-"""What attacks of the same number of steps leave: ours, and the same attacks by other libraries."""
+"""The accuracy under attacks with the same number of steps: ours, and those of other libraries."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ from functools import partial
 from typing import Any
 
 from audits.peers import PEERS, installed
-from pytest_gradmask import Defense
-from pytest_gradmask.benchmarking import bench
-from pytest_gradmask.datasets import Dataset
+from pytest_gradmask import Dataset, Defense
+from pytest_gradmask.auditing.research import bench
 
 _OURS = "pytest-gradmask"
-Progress = Callable[[str], None]
+Progress = Callable[[object], None]
 
 
 def strengths(
@@ -27,8 +26,8 @@ def strengths(
 ) -> dict[str, Any]:
     """Robust accuracy and passes under each attack of each library that is installed.
 
-    All images that an attack returns are judged alike, by the defense's answers to them. No attack takes more steps of
-    an image than ``steps``, and one pass more to start or to judge; some leave images that they have broken.
+    The images that the attacks return are all judged in the same way, by the defense's predictions. No attack makes
+    more than ``steps`` steps on an image, and one further pass at the start or the end. Some stop on broken images.
     """
     rows = []
     with bench(defense, data.images, data.labels, device=device, seed=seed) as prepared:
@@ -52,11 +51,11 @@ def strengths(
 
 
 def _above_best_peer(rows: list[dict[str, Any]]) -> float | None:
-    """The accuracy that our best attack leaves, less that which the best of all other libraries' leaves."""
+    """The accuracy under our best attack minus that under the best attack of all other libraries."""
 
-    def left(row: Mapping[str, Any]) -> float:
+    def accuracy(row: Mapping[str, Any]) -> float:
         return float(row["accuracy"][0])
 
-    peers = [left(row) for row in rows if row["library"] != _OURS]
-    ours = [left(row) for row in rows if row["library"] == _OURS]
+    peers = [accuracy(row) for row in rows if row["library"] != _OURS]
+    ours = [accuracy(row) for row in rows if row["library"] == _OURS]
     return min(ours) - min(peers) if peers else None

@@ -1,4 +1,4 @@
-"""Pages that are made when the site is built: the reference, from the code, and files from outside of ``docs/``.
+"""Pages that are made when the site is built: the reference, from the code, and files from outside ``docs/``.
 
 MkDocs calls `on_files` and `on_page_markdown` (see ``mkdocs.yml``).
 """
@@ -15,24 +15,26 @@ from typing import Any
 
 import pytest_gradmask
 from pytest_gradmask import plugin
-from pytest_gradmask.budgets import BUDGETS, Budget
+from pytest_gradmask.auditing.budgets import BUDGETS, Budget
 from pytest_gradmask.plugin import hookspecs
 from pytest_gradmask.plugin.marker import DESCRIPTION
 from pytest_gradmask.threat import ThreatModel
 
 ROOT = Path(__file__).parent.parent
 
-#: Files outside of ``docs/``, and their pages.
+#: Files outside ``docs/``, and their pages.
 OUTSIDE = {
     "ARCHITECTURE.md": "architecture.md",
     "CHANGELOG.md": "changelog.md",
+    "CONTRIBUTING.md": "contributing.md",
+    "SECURITY.md": "security.md",
     "examples/README.md": "examples.md",
     "fixtures/README.md": "fixtures.md",
 }
 
 
 class _Recorder:
-    """Stands in for pytest's parser: keeps what a plugin registers."""
+    """Takes the place of pytest's parser, and stores what a plugin registers."""
 
     def __init__(self) -> None:
         self.options: dict[str, dict[str, Any]] = {}
@@ -41,11 +43,11 @@ class _Recorder:
     def getgroup(self, *_: str) -> _Recorder:
         return self
 
-    def addoption(self, *names: str, **described: Any) -> None:
-        self.options[names[-1]] = described
+    def addoption(self, *names: str, **arguments: Any) -> None:
+        self.options[names[-1]] = arguments
 
-    def addini(self, name: str, help: str, **described: Any) -> None:  # noqa: A002 - pytest's name of it
-        self.ini[name] = {"help": help, **described}
+    def addini(self, name: str, help: str, **arguments: Any) -> None:  # noqa: A002 - pytest's name for it
+        self.ini[name] = {"help": help, **arguments}
 
 
 def registered() -> _Recorder:
@@ -56,22 +58,22 @@ def registered() -> _Recorder:
 
 
 def marker_arguments() -> dict[str, str]:
-    """The marker's arguments, each with its default as one writes it."""
+    """The arguments of the marker, each with the source text of its default."""
     call = ast.parse(DESCRIPTION.partition("): ")[0] + ")", mode="eval").body
     assert isinstance(call, ast.Call)
     return {str(keyword.arg): ast.unparse(keyword.value).replace(" ", "") for keyword in call.keywords}
 
 
 def reference() -> str:
-    """The reference as Markdown. What is said of each thing is what the code says."""
+    """The reference as Markdown. All descriptions come from the code: help texts and docstrings."""
     recorder = registered()
     return "\n\n".join(
         [
             "# Reference",
             "Made from the code when this site is built.",
             "## Options",
-            "On the command line of pytest. Each but those that only start something has a twin in the ini file "
-            "(`pytest.ini`, or `[tool.pytest.ini_options]` in `pyproject.toml`), under the name in the last column.",
+            "On the command line of pytest. The last column has the name of the same setting in the ini file "
+            "(`pytest.ini`, or `[tool.pytest.ini_options]` in `pyproject.toml`), where there is one.",
             _table(("option", "what", "ini value"), _options(recorder)),
             "## Ini values",
             _table(
@@ -79,12 +81,12 @@ def reference() -> str:
                 ((f"`{name}`", _cell(each["help"]), _default(each)) for name, each in recorder.ini.items()),
             ),
             "## Budgets",
-            "What `--gradmask-budget` and the marker's `budget` choose between.",
+            "The values of `--gradmask-budget` and of the marker's `budget`.",
             _table(("", *(f"`{name}`" for name in BUDGETS)), _budgets()),
             "## Marker",
-            "`@pytest.mark.gradmask(...)` changes the settings of one test, class or module; the closest one wins, "
-            "argument by argument. It makes a test an audit, which runs with `--gradmask` only. So does the fixture "
-            "`gradmask`.",
+            "`@pytest.mark.gradmask(...)` changes the settings of one test, class or module. For each argument, the "
+            "closest marker takes precedence. A test with the marker, or with the fixture `gradmask`, is an audit: it "
+            "runs only with `--gradmask`.",
             _table(("argument", "default", "what"), _arguments(recorder)),
             "## Fixtures",
             *(
@@ -92,54 +94,54 @@ def reference() -> str:
                 for name in plugin.__all__
             ),
             "## Classes and functions",
-            "All can be imported from `pytest_gradmask`.",
+            "All of them can be imported from `pytest_gradmask`.",
             *(f"::: pytest_gradmask.{name}" for name in pytest_gradmask.__all__),
             "## Hooks",
-            "Other plugins and `conftest.py` files may implement these; [the guide](extending.md) shows how.",
+            "Other plugins and `conftest.py` files may implement these hooks; [the guide](extending.md) shows how.",
             *(f"::: pytest_gradmask.plugin.hookspecs.{name}" for name in hooks()),
         ]
     )
 
 
 def hooks() -> list[str]:
-    """Names of the hooks, in their order."""
+    """Names of the hooks, in the order of their definition."""
     return [name for name in vars(hookspecs) if name.startswith("pytest_")]
 
 
 def _options(recorder: _Recorder) -> Iterable[Sequence[str]]:
     for name, each in recorder.options.items():
         value = f"={each['metavar']}" if "metavar" in each else ""
-        twin = name.removeprefix("--").replace("-", "_")
-        yield f"`{name}{value}`", _cell(each["help"]), f"`{twin}`" if twin in recorder.ini else ""
+        ini = name.removeprefix("--").replace("-", "_")
+        yield f"`{name}{value}`", _cell(each["help"]), f"`{ini}`" if ini in recorder.ini else ""
 
 
-def _default(described: Mapping[str, Any]) -> str:
-    if described.get("type") == "bool":
-        return f"`{str(described['default']).lower()}`"
-    return f"`{described['default']}`" if described.get("default") else ""
+def _default(arguments: Mapping[str, Any]) -> str:
+    if arguments.get("type") == "bool":
+        return f"`{str(arguments['default']).lower()}`"
+    return f"`{arguments['default']}`" if arguments.get("default") else ""
 
 
 def _budgets() -> Iterable[Sequence[str]]:
-    said = _described(inspect.getdoc(Budget) or "", "Attributes")
+    described = _described(inspect.getdoc(Budget) or "", "Attributes")
     for each in fields(Budget):
         if each.name != "name":
-            what = said.get(each.name) or next(text for names, text in said.items() if each.name in names.split(", "))
+            what = next(text for names, text in described.items() if each.name in names.split(", "))
             values = (f"{getattr(budget, each.name):,}" for budget in BUDGETS.values())
             yield f"`{each.name}`: {_cell(what)}", *values
 
 
 def _arguments(recorder: _Recorder) -> Iterable[Sequence[str]]:
-    said = {
+    described = {
         **{name.removeprefix("--gradmask-").replace("-", "_"): each["help"] for name, each in recorder.options.items()},
         **_described(inspect.getdoc(ThreatModel) or "", "Attributes"),
         **_described(inspect.getdoc(pytest_gradmask.audit) or "", "Args"),
     }
     for name, default in marker_arguments().items():
-        yield f"`{name}`", f"`{default}`", _cell(said[name])
+        yield f"`{name}`", f"`{default}`", _cell(described[name])
 
 
 def _described(docstring: str, section: str) -> dict[str, str]:
-    """What a Google-style docstring says under a section, by name."""
+    """The entries of a section of a Google-style docstring, by name."""
     body = re.search(rf"^{section}:\n((?:[ ]+.*\n|\n)+)", docstring + "\n", re.MULTILINE)
     assert body, f"no section {section}"
     entries = re.findall(r"^ {4}(\w[\w, ]*): (.*(?:\n {8}.*)*)", body[1], re.MULTILINE)
@@ -155,22 +157,22 @@ def _cell(text: str) -> str:
 
 
 def _prose(text: str) -> str:
-    """A docstring as Markdown: its double backticks are code, too."""
+    """A docstring as Markdown: double backticks become single ones."""
     return inspect.cleandoc(text).replace("``", "`")
 
 
 def linked(text: str, page: str) -> str:
-    """A page's Markdown with links that hold on the site, where they hold in the repository."""
+    """The Markdown of a page, with links of the repository replaced by links of the site."""
     for file, title in OUTSIDE.items():
         text = re.sub(rf"\]\((?:\.\./)?{re.escape(file)}(#[\w-]+)?\)", rf"]({title}\1)", text)
     text = text.replace("](../README.md)", "](reference.md)" if page == "benchmarks.md" else "](index.md)")
-    # Of files outside of docs/: pages beside them are in docs/, other files are not on the site.
+    # In files outside docs/, links to docs/ lead to pages of the site. Other files are not on the site.
     text = re.sub(r"\]\((?:\.\./)?docs/([^)]+)\)", r"](\1)", text)
     return re.sub(r"\[([^\]]+)\]\(((?:\.\./|examples/)[^)]*)\)", r"\1 (`\2`)", text).replace("(`../", "(`")
 
 
 def on_files(files: Any, config: Any) -> Any:
-    """Add the pages that are no files of ``docs/``."""
+    """Add the pages that are not files of ``docs/``."""
     from mkdocs.structure.files import File
 
     files.append(File.generated(config, "reference.md", content=reference()))
@@ -180,5 +182,5 @@ def on_files(files: Any, config: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Repair links that lead out of ``docs/``."""
+    """Replace links that lead out of ``docs/``."""
     return linked(markdown, page.file.src_uri)

@@ -1,6 +1,6 @@
-"""Run the examples as a user would: build the wheel, install it into a fresh environment, run each one's tests there.
+"""Run the examples as a user would: build the wheel, install it into a fresh environment, and run the tests there.
 
-``python examples/run.py --help`` lists the options. Exits with 1 if a test of an example fails, or does not run.
+``python examples/run.py --help`` lists the options. The exit status is 1 if a test of an example fails or does not run.
 """
 
 from __future__ import annotations
@@ -19,32 +19,32 @@ from xml.etree import ElementTree
 
 HERE = Path(__file__).resolve().parent
 
-#: How many tests of each example pass, and how many are skipped: those that need real weights.
+#: How many tests of each example pass, and how many are skipped because they need real weights.
 EXPECTED = {"front-end": (3, 0), "randomized": (2, 0), "published-claim": (2, 1)}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run them all; the exit code."""
+    """Run the chosen examples, or all. Returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("examples", nargs="*", metavar="NAME", help=f"some of {', '.join(EXPECTED)} (default: all)")
-    parser.add_argument("--reuse", action="store_true", help="borrow installed packages from this Python: seconds")
+    parser.add_argument("--reuse", action="store_true", help="use the packages of this Python, which is faster")
     options = parser.parse_args(arguments)
     unknown = [name for name in options.examples if name not in EXPECTED]
     if unknown:
         parser.error(f"no example {unknown[0]!r}; there are {', '.join(EXPECTED)}")
     with tempfile.TemporaryDirectory() as folder:
         started = time.monotonic()
-        python = _environment(Path(folder), options.reuse)
+        python = _environment(Path(folder), reuse=options.reuse)
         print(f"installed in {time.monotonic() - started:.0f} s", flush=True)
         wrong = [name for name in options.examples or EXPECTED if not _as_expected(name, python, Path(folder))]
     print(f"not as expected: {', '.join(wrong)}" if wrong else "all examples are as expected")
     return 1 if wrong else 0
 
 
-def _environment(folder: Path, reuse: bool) -> Path:
-    """The Python of a fresh environment with the wheel of this repository in it."""
+def _environment(folder: Path, *, reuse: bool) -> Path:
+    """Make a fresh environment with the wheel of this repository. Returns the path of its Python."""
     wheels = folder / "wheels"
-    # What builds it is downloaded, too, unless it is there to be borrowed.
+    # The build backend is downloaded, too, unless it is installed here and may be reused.
     build = ["--no-build-isolation"] if reuse and importlib.util.find_spec("hatchling") else []
     _run([sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", *build, "--wheel-dir", wheels, HERE.parent])
     (wheel,) = wheels.glob("*.whl")
@@ -52,7 +52,8 @@ def _environment(folder: Path, reuse: bool) -> Path:
     python = folder / "venv" / ("Scripts" if os.name == "nt" else "bin") / "python"
     install: list[str | Path] = [python, "-m", "pip", "install", "--quiet"]
     if reuse:
-        # By a .pth file, not by system-site-packages: those of a virtual environment are its base's, not its own.
+        # A .pth file instead of system-site-packages: the latter adds the packages of the base Python of a virtual
+        # environment, and not those of the environment itself.
         inside = "import sysconfig; print(sysconfig.get_path('purelib'))"
         site = Path(subprocess.run([python, "-c", inside], check=True, capture_output=True, text=True).stdout.strip())
         borrowed = [path for path in sys.path if path.endswith("-packages")]
@@ -64,10 +65,10 @@ def _environment(folder: Path, reuse: bool) -> Path:
 
 
 def _as_expected(name: str, python: Path, folder: Path) -> bool:
-    """Run one example's tests, showing what they print; whether as many passed as should."""
+    """Run the tests of one example and show their output. Returns whether the expected number passed."""
     print(f"\n== {name}", flush=True)
     report = folder / f"{name}.xml"
-    pytest = [python, "-m", "pytest", "-p", "no:cacheprovider"]
+    pytest: list[str | Path] = [python, "-m", "pytest", "-p", "no:cacheprovider"]
     _run([*pytest, "--gradmask", "--gradmask-no-cache", f"--junitxml={report}"], HERE / name, check=False)
     if not report.exists():
         return False
@@ -77,9 +78,9 @@ def _as_expected(name: str, python: Path, folder: Path) -> bool:
 
 
 def _run(command: Sequence[str | Path], where: Path | None = None, *, check: bool = True) -> None:
-    # Without PYTHONPATH: what is tested is what was installed.
-    kept = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    subprocess.run(command, cwd=where, check=check, env=kept)
+    # Without PYTHONPATH, so that the installed package is tested.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    subprocess.run(command, cwd=where, check=check, env=environment)
 
 
 if __name__ == "__main__":

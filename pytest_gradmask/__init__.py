@@ -1,6 +1,20 @@
 """pytest-gradmask: flag defenses that only look robust because gradient attacks fail on them.
 
-The public names below are imported on first use: the plugin loads in every pytest run, and torch must not.
+This module holds the public names. By topic:
+
+- To describe a defense: `Defense`, `Attack`, `ThreatModel`, `Budget`.
+- To audit it: `audit` returns an `Audit`. It holds a `Verdict`, a `Gap`, an `AttackResult` for each attack, `Finding`
+  objects, and accuracies as `Proportion`. An audit of a randomized defense holds a `Prediction` for each image.
+- To assert: the functions whose names start with ``assert_``.
+- To write an adaptive attack: `bypassed` (BPDA) with `FromImages`, and the attacks `pgd` and `apgd`.
+  `binarization_test` checks an attack and returns a `BinarizationTest`.
+- To build and load models and data: `Composite`, `Mixture`, `RandomizedEnsemble`, `load_model`, `load_dataset`,
+  `Dataset`.
+- To measure transfer between models: `transfer_matrix`, `TransferMatrix`, `plot_transfer_matrix`.
+- Errors: each derives from `GradmaskError`.
+
+Each name is imported when it is first used, because the plugin loads in every pytest run and must not import torch.
+`pytest_gradmask.auditing.research` has internals for research code, without any promise of compatibility.
 """
 
 from __future__ import annotations
@@ -9,8 +23,27 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pytest_gradmask.assertions import (
-        assert_attack_passes_unit_test,
+    from pytest_gradmask.attacks.bypass.bpda import FromImages, bypassed
+    from pytest_gradmask.attacks.pgd import apgd, pgd
+    from pytest_gradmask.auditing.budgets import Budget
+    from pytest_gradmask.auditing.run import audit
+    from pytest_gradmask.binarization.run import BinarizationTest, binarization_test
+    from pytest_gradmask.defense import Attack, Defense
+    from pytest_gradmask.errors import (
+        AuditTimeoutError,
+        CheckpointError,
+        DataError,
+        DefenseError,
+        DependencyError,
+        EngineError,
+        GradmaskError,
+        InputError,
+    )
+    from pytest_gradmask.loading.datasets import Dataset, load_dataset
+    from pytest_gradmask.loading.models.composites import Composite, Mixture, RandomizedEnsemble
+    from pytest_gradmask.loading.sources import load_model
+    from pytest_gradmask.report.assertions import (
+        assert_attack_passes_binarization_test,
         assert_clean_accuracy_retained,
         assert_gradient_masking,
         assert_low_transferability,
@@ -19,51 +52,88 @@ if TYPE_CHECKING:
         assert_no_gradient_masking,
         assert_robust_accuracy,
     )
-    from pytest_gradmask.auditing import audit
-    from pytest_gradmask.datasets import load_dataset
-    from pytest_gradmask.defense import Attack, Defense
-    from pytest_gradmask.errors import GradmaskError
-    from pytest_gradmask.matrix import TransferMatrix
     from pytest_gradmask.report.plots import plot_transfer_matrix
-    from pytest_gradmask.results import Audit, Finding, Verdict
-    from pytest_gradmask.sources import load_model
     from pytest_gradmask.threat import ThreatModel
-    from pytest_gradmask.transfer import transfer_matrix
+    from pytest_gradmask.transfer.matrix import TransferMatrix
+    from pytest_gradmask.transfer.run import transfer_matrix
+    from pytest_gradmask.verdict.audit import Audit
+    from pytest_gradmask.verdict.results import AttackResult, Finding, Gap, Prediction, Proportion, Verdict
 
 _HOMES = {
     "Attack": "defense",
-    "Audit": "results",
+    "AttackResult": "verdict.results",
+    "Audit": "verdict.audit",
+    "AuditTimeoutError": "errors",
+    "BinarizationTest": "binarization.run",
+    "Budget": "auditing.budgets",
+    "CheckpointError": "errors",
+    "Composite": "loading.models.composites",
+    "DataError": "errors",
+    "Dataset": "loading.datasets",
     "Defense": "defense",
-    "Finding": "results",
+    "DefenseError": "errors",
+    "DependencyError": "errors",
+    "EngineError": "errors",
+    "Finding": "verdict.results",
+    "FromImages": "attacks.bypass.bpda",
+    "Gap": "verdict.results",
     "GradmaskError": "errors",
+    "InputError": "errors",
+    "Mixture": "loading.models.composites",
+    "Prediction": "verdict.results",
+    "Proportion": "verdict.results",
+    "RandomizedEnsemble": "loading.models.composites",
     "ThreatModel": "threat",
-    "TransferMatrix": "matrix",
-    "Verdict": "results",
-    "assert_attack_passes_unit_test": "assertions",
-    "assert_clean_accuracy_retained": "assertions",
-    "assert_gradient_masking": "assertions",
-    "assert_low_transferability": "assertions",
-    "assert_members_diverse": "assertions",
-    "assert_near_identity": "assertions",
-    "assert_no_gradient_masking": "assertions",
-    "assert_robust_accuracy": "assertions",
-    "audit": "auditing",
-    "load_dataset": "datasets",
-    "load_model": "sources",
+    "TransferMatrix": "transfer.matrix",
+    "Verdict": "verdict.results",
+    "apgd": "attacks.pgd",
+    "assert_attack_passes_binarization_test": "report.assertions",
+    "assert_clean_accuracy_retained": "report.assertions",
+    "assert_gradient_masking": "report.assertions",
+    "assert_low_transferability": "report.assertions",
+    "assert_members_diverse": "report.assertions",
+    "assert_near_identity": "report.assertions",
+    "assert_no_gradient_masking": "report.assertions",
+    "assert_robust_accuracy": "report.assertions",
+    "audit": "auditing.run",
+    "binarization_test": "binarization.run",
+    "bypassed": "attacks.bypass.bpda",
+    "load_dataset": "loading.datasets",
+    "load_model": "loading.sources",
+    "pgd": "attacks.pgd",
     "plot_transfer_matrix": "report.plots",
-    "transfer_matrix": "transfer",
+    "transfer_matrix": "transfer.run",
 }
 
 __all__ = [
     "Attack",
+    "AttackResult",
     "Audit",
+    "AuditTimeoutError",
+    "BinarizationTest",
+    "Budget",
+    "CheckpointError",
+    "Composite",
+    "DataError",
+    "Dataset",
     "Defense",
+    "DefenseError",
+    "DependencyError",
+    "EngineError",
     "Finding",
+    "FromImages",
+    "Gap",
     "GradmaskError",
+    "InputError",
+    "Mixture",
+    "Prediction",
+    "Proportion",
+    "RandomizedEnsemble",
     "ThreatModel",
     "TransferMatrix",
     "Verdict",
-    "assert_attack_passes_unit_test",
+    "apgd",
+    "assert_attack_passes_binarization_test",
     "assert_clean_accuracy_retained",
     "assert_gradient_masking",
     "assert_low_transferability",
@@ -72,8 +142,11 @@ __all__ = [
     "assert_no_gradient_masking",
     "assert_robust_accuracy",
     "audit",
+    "binarization_test",
+    "bypassed",
     "load_dataset",
     "load_model",
+    "pgd",
     "plot_transfer_matrix",
     "transfer_matrix",
 ]

@@ -6,41 +6,59 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-from torch import nn
+from torch import Tensor, nn
 
 from pytest_gradmask.errors import InputError
+from pytest_gradmask.threat import Access
 
 Outputs = Literal["logits", "probabilities"]
+#: The index of the class that means "rejected", or a function from outputs (N x K) to whether each is rejected (N).
+Rejects = int | Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True, slots=True)
 class Attack:
-    """An attack of your own: whoever adapts to a defense writes one.
+    """An attack of your own, written for this defense.
 
     Attributes:
         run: ``run(model, images, labels, *, threat, generator)`` returns images of the same shape, dtype and device,
             of which those outside of the ball or the bounds do not count. ``model`` gives logits (float32, N x K) and
-            counts its passes, which the placebo gets, too; random numbers come from ``generator`` (of the CPU).
+            counts its passes, which the placebo gets, too. Random numbers come from ``generator`` (of the CPU).
         name: for reports; by default the function's.
-        kind: ``"adaptive"``, or ``"gradient"`` for one that follows the defense's own gradients, knowing nothing of it.
-        through: the module that ``model`` asks instead of the defense: a differentiable version of it, or another.
+        kind: ``"adaptive"``, or ``"gradient"`` for one that follows the defense's own gradient and knows nothing else.
+        through: the module that ``model`` runs instead of the defense: a differentiable version of it, or another.
+        access: what the attack sees of the defense: ``"gradient"``, ``"surrogate"`` (the gradient of another model),
+            ``"bypass"`` (a gradient that skips operations, as in BPDA), ``"scores"`` (outputs alone) or ``"labels"``
+            (decisions alone). Findings compare attacks by it. By default ``"surrogate"`` where ``through`` is given,
+            otherwise ``"gradient"``.
 
     Raises:
-        InputError: ``run`` cannot be called, ``through`` is not a module, ``kind`` is unknown, or there is no name.
+        InputError: ``run`` cannot be called, ``through`` is not a module, ``kind`` or ``access`` is unknown, or there
+            is no name.
     """
 
     run: Callable[..., Any]
     name: str = ""
     kind: Literal["adaptive", "gradient"] = "adaptive"
     through: nn.Module | None = None
+    access: Access | None = None
 
     def __post_init__(self) -> None:
         if not callable(self.run):
             raise InputError(f"run={self.run!r}: must be a function from (model, images, labels) to images")
         if self.kind not in ("adaptive", "gradient"):
             raise InputError(f"kind={self.kind!r}: must be adaptive or gradient")
+        if self.kind == "gradient" and self.through is not None:
+            raise InputError(
+                f"through={type(self.through).__name__}: a gradient attack follows the defense's own gradient; drop "
+                'through=, or give kind="adaptive"'
+            )
         if not (self.through is None or isinstance(self.through, nn.Module)):
             raise InputError(f"through={self.through!r}: must be a torch.nn.Module, or None for the defense itself")
+        if self.access is None:
+            object.__setattr__(self, "access", "gradient" if self.through is None else "surrogate")
+        elif self.access not in get_args(Access):
+            raise InputError(f"access={self.access!r}: must be one of {', '.join(get_args(Access))}")
         name = self.name or getattr(self.run, "__name__", "")
         if not name:
             raise InputError(f"name: {self.run!r} has none of its own; give it one")
@@ -54,7 +72,7 @@ class Defense:
     Attributes:
         model: the module to audit, in eval mode.
         bypass: submodules that BPDA treats as the identity on the backward pass, as modules or by dotted name;
-            a mapping gives each a differentiable substitute instead (a callable from its input to its output).
+            a mapping gives each a differentiable approximation instead (a callable from its input to its output).
             ``None`` lets the audit look for candidates; ``()`` means that there are none.
         members: the members of a randomized ensemble, each a classifier.
         weights: with what chance each member answers; by default all with the same. Given with ``members`` only.
@@ -62,10 +80,15 @@ class Defense:
         attacks: of your own, as functions or as `Attack`; adaptive ones run before all others.
         outputs: ``"probabilities"`` if the model ends in a softmax; its logarithm is then attacked.
         name: for reports; by default the model's class.
+        rejects: of a defense that may reject an image: the index of the class that means "rejected", or a function of
+            the model's outputs (N x K). It returns a score (float, N, above 0 where the image is rejected), which
+            attacks follow, or only the decision (bool, N). A clean image is then correct if it is classified correctly
+            and accepted. An adversarial image is broken if it is misclassified and accepted.
 
     Raises:
         InputError: ``model``, ``members`` or ``sources`` are not modules, ``weights`` do not fit the members,
-            ``bypass`` names no submodule of the model, two ``attacks`` have one name, or ``outputs`` is unknown.
+            ``bypass`` names no submodule of the model, two ``attacks`` have one name, ``outputs`` is unknown, or
+            ``rejects`` is neither a class index nor a function.
     """
 
     model: nn.Module
@@ -76,6 +99,7 @@ class Defense:
     attacks: Sequence[Attack | Callable[..., Any]] = ()
     outputs: Outputs = "logits"
     name: str = field(default="")
+    rejects: Rejects | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.model, nn.Module):
@@ -88,6 +112,12 @@ class Defense:
                     raise InputError(f"{argument}: holds {entry!r}, which is not a torch.nn.Module")
         if self.outputs not in get_args(Outputs):
             raise InputError(f"outputs={self.outputs!r}: must be one of {', '.join(get_args(Outputs))}")
+        is_index = isinstance(self.rejects, int) and not isinstance(self.rejects, bool) and self.rejects >= 0
+        if not (self.rejects is None or is_index or callable(self.rejects)):
+            raise InputError(
+                f"rejects={self.rejects!r}: must be the index of the class that means rejected, counted from 0, or a "
+                "function of the outputs, such as lambda logits: 0.9 - logits.softmax(1).amax(1)"
+            )
         if self.weights is not None:
             if not self.members:
                 raise InputError(f"weights={self.weights!r}: there are no members to weigh; give members=, too")
@@ -107,24 +137,24 @@ class Defense:
         return [attack if isinstance(attack, Attack) else Attack(attack) for attack in self.attacks]
 
     def bypassed_modules(self) -> dict[str, Any] | None:
-        """Dotted name of each submodule to bypass, with its substitute (None: the identity); None if not told."""
+        """Dotted name of each submodule to bypass, with its approximation (None: the identity); None if not given."""
         if self.bypass is None:
             return None
         names = {module: name for name, module in self.model.named_modules(remove_duplicate=True)}
         by_name = dict(self.model.named_modules())
-        substitutes = self.bypass if isinstance(self.bypass, Mapping) else dict.fromkeys(self.bypass)
+        approximations = self.bypass if isinstance(self.bypass, Mapping) else dict.fromkeys(self.bypass)
         found: dict[str, Any] = {}
-        for entry, substitute in substitutes.items():
+        for entry, approximation in approximations.items():
             name = entry if isinstance(entry, str) else names.get(entry)
             if name is None or name not in by_name or name == "":
                 known = ", ".join(list(by_name)[1:8]) or "none"
                 raise InputError(f"bypass: {entry!r} is not a submodule of {self.name}; its submodules begin {known}")
-            found[name] = substitute
+            found[name] = approximation
         return found
 
 
 def as_defense(defense: Defense | nn.Module) -> Defense:
-    """A bare module is a defense of which nothing is known."""
+    """A defense; a bare module becomes one about which the attacker knows nothing more."""
     return defense if isinstance(defense, Defense) else Defense(defense)
 
 

@@ -1,21 +1,21 @@
-"""The errors this package raises on purpose.
+"""The exceptions that this package raises.
 
-Every message names the argument, the value it got and what to do about it.
+Every message names the argument, its value and what to do about it.
 """
 
 from __future__ import annotations
 
 
 class GradmaskError(Exception):
-    """Base class: catch this to catch everything the package raises on purpose."""
+    """Base class of all exceptions that this package raises deliberately."""
 
 
 class InputError(GradmaskError, ValueError):
-    """An argument (images, labels, threat model, option) is unusable as given."""
+    """An argument (images, labels, threat model, option) is unusable."""
 
 
 class DefenseError(GradmaskError):
-    """The defense cannot be audited as given: NaN logits, train mode, probabilities, wrong shape."""
+    """The defense cannot be audited: NaN logits, train mode, probabilities, wrong shape."""
 
 
 class DataError(GradmaskError):
@@ -31,12 +31,12 @@ class DependencyError(GradmaskError, ImportError):
 
 
 class EngineError(GradmaskError):
-    """Attacks cannot run where they should: no cluster answers, a worker lacks the code, the defense cannot be sent."""
+    """The engine cannot run attacks: no cluster answers, a worker lacks the code, the defense cannot be sent."""
 
 
 class AuditTimeoutError(GradmaskError, TimeoutError):
-    """An audit has taken longer than it may."""
+    """An audit has exceeded its time limit."""
 
 
 class LostWorkerError(EngineError):
-    """Whatever ran an attack has died, again and again."""
+    """The worker that ran an attack has died, and so have all retries."""

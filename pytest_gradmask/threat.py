@@ -9,12 +9,16 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 from pytest_gradmask.errors import InputError
 
-if TYPE_CHECKING:  # the plugin builds threat models before any audit needs torch
+if TYPE_CHECKING:  # the plugin builds threat models before torch is needed
     import torch
+    from torch import Tensor
 
 Norm = Literal["Linf", "L2"]
+#: What an attack sees of the defense: its gradient; the gradient of another model (surrogate); its gradient with some
+#: operations bypassed (BPDA); its outputs alone (scores); or its decisions alone (labels).
+Access = Literal["gradient", "surrogate", "bypass", "scores", "labels"]
 
-#: Slack for rounding when a returned image is checked against the ball and the bounds, relative to their size.
+#: Tolerance for rounding when a returned image is checked against the ball and the bounds, relative to their size.
 _TOLERANCE = 1e-5
 
 
@@ -28,7 +32,7 @@ class ThreatModel:
         bounds: smallest and largest value of a pixel.
 
     Raises:
-        InputError: on values outside these ranges.
+        InputError: a value is outside of these ranges.
     """
 
     eps: float = 8 / 255
@@ -43,7 +47,7 @@ class ThreatModel:
         if not isinstance(self.norm, str) or self.norm not in get_args(Norm):
             raise InputError(f"norm={self.norm!r}: must be one of {', '.join(get_args(Norm))}")
         try:
-            low, high = (float(1.0 * bound) for bound in self.bounds)  # a string of digits is no number
+            low, high = (float(1.0 * bound) for bound in self.bounds)  # the multiplication refuses a string of digits
         except (TypeError, ValueError, OverflowError) as error:
             raise InputError(f"bounds={self.bounds!r}: must be two numbers, such as (0, 1)") from error
         if not (math.isfinite(low) and math.isfinite(high) and low < high):
@@ -58,11 +62,11 @@ class ThreatModel:
 
     @property
     def tolerance(self) -> float:
-        """Slack for rounding, in input units: 1e-5 for images in [0, 1]."""
+        """Tolerance for rounding, in input units: 1e-5 for images in [0, 1]."""
         return _TOLERANCE * max(abs(self.bounds[0]), abs(self.bounds[1]), self.eps)
 
-    def project(self, perturbed: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
-        """The point of the ball around ``images`` nearest to ``perturbed``, then clipped to the bounds."""
+    def project(self, perturbed: Tensor, images: Tensor) -> Tensor:
+        """Project ``perturbed`` onto the ball around ``images``, then clip to the bounds."""
         delta = perturbed - images
         if self.norm == "Linf":
             delta = delta.clamp(-self.eps, self.eps)
@@ -70,16 +74,16 @@ class ThreatModel:
             delta = delta * (self.eps / _norm2(delta).clamp_min(1e-12)).clamp_max(1.0)
         return (images + delta).clamp(*self.bounds)
 
-    def step(self, gradient: torch.Tensor) -> torch.Tensor:
-        """The steepest ascent direction of unit norm; all zero where the gradient is."""
+    def step(self, gradient: Tensor) -> Tensor:
+        """The steepest ascent direction of unit norm; zero if the gradient is zero."""
         if self.norm == "Linf":
             return gradient.sign()
-        # Largest entry first: the squares of very small or large gradients leave the range of a float.
+        # Divide by the largest entry first: the squares of very small or large gradients leave the range of a float.
         scaled = gradient / _largest(gradient).clamp_min(1e-38)
         return scaled / _norm2(scaled).clamp_min(1e-38)
 
-    def random_start(self, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """A random point of the ball: uniform for Linf; uniform direction and radius for L2."""
+    def random_start(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """A random image in the ball: uniform for Linf; uniform direction and radius for L2."""
         if self.norm == "Linf":
             noise = _rand(images, generator) * (2 * self.eps) - self.eps
         else:
@@ -88,12 +92,12 @@ class ThreatModel:
             noise = direction / _norm2(direction).clamp_min(1e-12) * radius
         return self.project(images + noise, images)
 
-    def distance(self, perturbed: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+    def distance(self, perturbed: Tensor, images: Tensor) -> Tensor:
         """Size of each image's perturbation in ``norm``, shape N."""
         delta = (perturbed - images).flatten(1)
         return delta.abs().amax(1) if self.norm == "Linf" else delta.norm(dim=1)
 
-    def contains(self, perturbed: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+    def contains(self, perturbed: Tensor, images: Tensor) -> Tensor:
         """Whether each image is finite, in the ball and in the bounds, up to `tolerance`; bool, shape N."""
         low, high = self.bounds
         flat = perturbed.flatten(1)
@@ -102,23 +106,23 @@ class ThreatModel:
         return finite & bounded & (self.distance(perturbed, images) <= self.eps + self.tolerance)
 
 
-def _norm2(delta: torch.Tensor) -> torch.Tensor:
-    norms: torch.Tensor = delta.flatten(1).norm(dim=1)
+def _norm2(delta: Tensor) -> Tensor:
+    norms: Tensor = delta.flatten(1).norm(dim=1)
     return norms.view(-1, *[1] * (delta.ndim - 1))
 
 
-def _largest(delta: torch.Tensor) -> torch.Tensor:
+def _largest(delta: Tensor) -> Tensor:
     return delta.flatten(1).abs().amax(1).view(-1, *[1] * (delta.ndim - 1))
 
 
 # Random numbers are drawn on the generator's device (the CPU) and moved, so that a seed means the same on every device.
-def _rand(like: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+def _rand(like: Tensor, generator: torch.Generator) -> Tensor:
     import torch
 
     return torch.rand(like.shape, generator=generator, dtype=like.dtype).to(like.device)
 
 
-def _randn(like: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+def _randn(like: Tensor, generator: torch.Generator) -> Tensor:
     import torch
 
     return torch.randn(like.shape, generator=generator, dtype=like.dtype).to(like.device)

@@ -12,7 +12,7 @@ import torch
 import torchvision  # noqa: F401 - tests that run pytest in their own process forget what it loads, and this loads once
 from hypothesis import HealthCheck, settings
 
-from tests.training_toys import GUARDED_TOML, TOML, separable
+from tests.training.training_toys import GUARDED_TOML, TOML, separable
 
 # A busy machine is no failure, and no property here needs the examples of an earlier run.
 settings.register_profile(

@@ -1,4 +1,4 @@
-"""Tiny models whose behaviour is known, and batches for them."""
+"""Tiny models with known behaviour, and images for them."""
 
 from __future__ import annotations
 
@@ -9,20 +9,21 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from pytest_gradmask.attacks.oracle import Oracle, RandomStream, parameter_dtype
-from pytest_gradmask.auditing import audit
-from pytest_gradmask.budgets import Budget
+from pytest_gradmask.attacks.oracle import Oracle, parameter_dtype
+from pytest_gradmask.auditing.budgets import Budget
+from pytest_gradmask.auditing.run import audit
 from pytest_gradmask.defense import Defense
-from pytest_gradmask.results import Audit
+from pytest_gradmask.randomized.streams import RandomStream
 from pytest_gradmask.threat import ThreatModel
+from pytest_gradmask.verdict.audit import Audit
 
 Shape = tuple[int, int, int]
 
 CPU = torch.device("cpu")
 
-#: A budget for toys: 24 images can settle a margin of 25 points.
+#: A budget for toys: 24 images suffice for a verdict with a margin of 25 percentage points.
 TINY = Budget(
     name="tiny",
     samples=24,
@@ -35,16 +36,16 @@ TINY = Budget(
     zero_order_steps=5,
     zero_order_pairs=5,
     eot=2,
-    votes=5,
+    pilot_samples=5,
 )
 
 
 def seeded(seed: int = 0) -> torch.Generator:
-    """A generator."""
+    """A torch generator on the CPU with this seed."""
     return torch.Generator().manual_seed(seed)
 
 
-def draw(*shape: int, seed: int = 0) -> torch.Tensor:
+def draw(*shape: int, seed: int = 0) -> Tensor:
     """Images, uniform in [0, 1]."""
     return torch.rand(shape, generator=seeded(seed))
 
@@ -85,9 +86,9 @@ def convolutional(classes: int = 4, seed: int = 0) -> nn.Sequential:
 
 
 @torch.no_grad()
-def predictions(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
+def predictions(model: nn.Module, images: Tensor) -> Tensor:
     """What the model calls these images."""
-    labels: torch.Tensor = model(images.to(parameter_dtype(model), copy=True)).argmax(1)
+    labels: Tensor = model(images.to(parameter_dtype(model), copy=True)).argmax(1)
     return labels
 
 
@@ -97,20 +98,20 @@ def oracle(model: nn.Module, **arguments: Any) -> Oracle:
 
 
 class Recorder(nn.Module):
-    """Remembers what it was asked."""
+    """Records its inputs in ``asked``."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
-        self.asked: list[torch.Tensor] = []
+        self.asked: list[Tensor] = []
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         self.asked.append(images.detach().clone())
         return self.model(images)  # type: ignore[no-any-return]
 
 
 class Boom:
-    """Tells on whoever unpickles it."""
+    """Sets ``opened`` when it is unpickled."""
 
     opened = False
 
@@ -119,25 +120,23 @@ class Boom:
 
 
 class Half(nn.Module):
-    """A binary linear classifier: class 1 where ``w.x + b`` is above 0. Its minimal perturbations are known."""
+    """A binary linear classifier: class 1 if ``w.x + b`` is above 0. Its minimal perturbations are known exactly."""
 
-    def __init__(self, weight: torch.Tensor, bias: float = 0.0) -> None:
+    def __init__(self, weight: Tensor, bias: float = 0.0) -> None:
         super().__init__()
         self.weight = nn.Parameter(weight)
         self.bias = bias
 
-    def score(self, images: torch.Tensor) -> torch.Tensor:
+    def score(self, images: Tensor) -> Tensor:
         """``w.x + b``, N."""
         return (images * self.weight).flatten(1).sum(1) + self.bias
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         score = self.score(images)
         return torch.stack([-score / 2, score / 2], 1)
 
 
-def half_problem(
-    count: int, shape: Shape, norm: str, distance: float, seed: int = 0
-) -> tuple[Half, torch.Tensor, torch.Tensor]:
+def half_problem(count: int, shape: Shape, norm: str, distance: float, seed: int = 0) -> tuple[Half, Tensor, Tensor]:
     """A binary linear classifier with images and labels, each exactly ``distance`` from the decision boundary."""
     generator = seeded(seed)
     weight = torch.randn(shape, generator=generator)
@@ -146,64 +145,64 @@ def half_problem(
     model = Half(weight, bias=0.3)
     images = torch.randn(count, *shape, generator=generator)
     labels = torch.arange(count) % 2
-    wanted = (2 * labels - 1) * distance * 10
+    scores = (2 * labels - 1) * distance * 10
     with torch.no_grad():
-        images = images + ((wanted - model.score(images)) / weight.norm() ** 2).view(-1, 1, 1, 1) * weight
+        images = images + ((scores - model.score(images)) / weight.norm() ** 2).view(-1, 1, 1, 1) * weight
     return model, images, labels
 
 
 class Quantize(nn.Module):
     """A front end that rounds pixels: almost the identity, with a gradient of zero."""
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         return torch.round(images * 16) / 16
 
 
 class Detach(nn.Module):
-    """A front end that is the identity, cut out of the graph."""
+    """A front end that is the identity, detached from the graph."""
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         return images.detach()
 
 
 class _NoGradient(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, images: torch.Tensor) -> torch.Tensor:
+    def forward(ctx: Any, images: Tensor) -> Tensor:
         return images * 0.99
 
     @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         return torch.zeros_like(gradients[0])
 
 
 class KillGradient(nn.Module):
     """A front end that is nearly the identity and whose backward pass returns zeros."""
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         return _NoGradient.apply(images)  # type: ignore[no-any-return]
 
 
 class RaisingBackward(torch.autograd.Function):
-    """The identity, which cannot be differentiated."""
+    """The identity, with a backward pass that raises."""
 
     @staticmethod
-    def forward(ctx: Any, images: torch.Tensor) -> torch.Tensor:
+    def forward(ctx: Any, images: Tensor) -> Tensor:
         return images.clone()
 
     @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         raise RuntimeError("no way back")
 
 
 class QuantizeInPlace(nn.Module):
-    """As `Quantize`, written into the input."""
+    """As `Quantize`, but it overwrites its input."""
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         return images.mul_(16).round_().div_(16)
 
 
 class NearIdentityConv(nn.Module):
-    """``x`` plus a small convolution of it, as the front ends of the paper."""
+    """``x`` plus a small convolution of it, as the front ends of arXiv:2402.17018."""
 
     def __init__(self, scale: float = 0.02) -> None:
         super().__init__()
@@ -212,8 +211,36 @@ class NearIdentityConv(nn.Module):
             for parameter in self.parameters():
                 parameter.normal_(0, scale, generator=seeded())
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         return images + self.residual(images)  # type: ignore[no-any-return]
+
+
+class Constant(nn.Module):
+    """The same logits for every image."""
+
+    logits: Tensor
+
+    def __init__(self, *logits: float) -> None:
+        super().__init__()
+        self.register_buffer("logits", torch.tensor(logits))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.logits.repeat(len(images), 1)
+
+
+class Counting(nn.Module):
+    """Counts its calls in a buffer. Each call adds ``growth`` to the factor of its logits, which is 1 at first."""
+
+    calls: Tensor
+
+    def __init__(self, model: nn.Module, growth: float = 0.0) -> None:
+        super().__init__()
+        self.model, self.growth = model, growth
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.calls = self.calls + 1
+        return self.model(images) * (1 + self.growth * self.calls)  # type: ignore[no-any-return]
 
 
 class Softmax(nn.Module):
@@ -223,7 +250,7 @@ class Softmax(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         return self.model(images).softmax(1)  # type: ignore[no-any-return]
 
 
@@ -234,13 +261,13 @@ class Noisy(nn.Module):
         super().__init__()
         self.model, self.scale = model, scale
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         logits = self.model(images)
         return logits + self.scale * torch.randn_like(logits)  # type: ignore[no-any-return]
 
 
 class Spy(nn.Module):
-    """Passes images on and remembers the dtype of each batch, how many images it held, and whether gradients ran."""
+    """Records the dtype and size of each batch, and whether its gradient is tracked."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -249,7 +276,7 @@ class Spy(nn.Module):
         self.counts: list[int] = []
         self.gradients: list[bool] = []
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         self.dtypes.append(images.dtype)
         self.counts.append(len(images))
         self.gradients.append(images.requires_grad and torch.is_grad_enabled())
@@ -261,8 +288,8 @@ IMAGES = draw(24, 3, 8, 8)
 THREAT = ThreatModel(0.1)
 
 
-def audited(defense: Defense | nn.Module, images: torch.Tensor = IMAGES, **arguments: Any) -> Audit:
-    """An audit with the defense's own clean predictions as labels."""
+def audited(defense: Defense | nn.Module, images: Tensor = IMAGES, **arguments: Any) -> Audit:
+    """An audit whose labels are the defense's clean predictions, unless ``labels`` is passed."""
     model = defense.model if isinstance(defense, Defense) else defense
     with torch.random.fork_rng():
         arguments.setdefault("labels", predictions(model, images))
@@ -270,7 +297,7 @@ def audited(defense: Defense | nn.Module, images: torch.Tensor = IMAGES, **argum
 
 
 def timeless(audit: Audit) -> Audit:
-    """Without what only says how long it took."""
+    """The audit without its times."""
     return replace(audit, seconds=0.0, attacks=tuple(replace(attack, seconds=0.0) for attack in audit.attacks))
 
 

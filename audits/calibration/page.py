@@ -1,4 +1,4 @@
-"""The page and the picture of the calibration, from what ``python -m audits.calibration`` stored."""
+"""The page and the picture of the calibration, from the results of ``python -m audits.calibration``."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from audits.calibration.exact import chances
 from audits.calibration.populations import FINDERS
 from audits.calibration.simulation import CONFIDENCE, MASKED, NOT_MASKED
 from audits.markdown import table
-from pytest_gradmask.stats import clopper_pearson
+from pytest_gradmask.auditing.research import clopper_pearson
 
 HERE = Path(__file__).parent
 Row = Mapping[str, Any]
 
-#: Okabe and Ito's, told apart by colour-blind readers, too.
+#: Colour-blind readers can distinguish these colours (Okabe and Ito).
 _COLOURS = ("#D55E00", "#E69F00", "#009E73", "#0072B2")
 
 
@@ -31,8 +31,8 @@ def draw(power: Mapping[str, Sequence[Sequence[float]]], folder: Path) -> None:
     # The same results make the same file: no date, no random names.
     matplotlib.rcParams.update({"svg.hashsalt": "gradmask", "font.size": 9, "svg.fonttype": "none"})
     figure, axes = pyplot.subplots(figsize=(7, 3.4))
-    for (gap, points), colour in zip(sorted(power.items(), key=lambda item: -float(item[0])), _COLOURS, strict=True):
-        sizes, chance = zip(*points, strict=True)
+    for (gap, curve), colour in zip(sorted(power.items(), key=lambda item: -float(item[0])), _COLOURS, strict=True):
+        sizes, chance = zip(*curve, strict=True)
         axes.plot(sizes, [100 * value for value in chance], color=colour, label=f"{100 * float(gap):g} points")
     axes.axhline(95, color="#999999", linewidth=0.8, linestyle=":")
     axes.set_xscale("log")
@@ -58,7 +58,10 @@ def markdown(stored: Mapping[str, Any]) -> str:
         _power_section(stored["with_a_gap"]),
         _excluded_section(stored["with_a_gap"]),
         _margin_section(stored["around_the_margin"]),
+        _early_section(stored["early_stopping"]),
+        _randomized_section(stored["candidate_points"]),
         _size_section([*stored["around_the_margin"], *stored["with_a_gap"]]),
+        _rules_section(stored["compared_rules"]),
         "<sub>Simulated with "
         + ", ".join(f"{name} {number}" for name, number in stored["versions"].items())
         + ".</sub>",
@@ -72,15 +75,15 @@ def worst(rows: Iterable[Row], mode: str, verdict: int) -> tuple[float, float]:
 
 
 def missed(rows: Sequence[Row]) -> list[Row]:
-    """Populations whose gap is the margin or more, where ``NOT_MASKED`` is wrong."""
+    """Populations with a gap of at least the margin, where ``NOT_MASKED`` is wrong."""
     return [row for row in rows if row["gap"] >= row["margin"]]
 
 
-def _rate(events: int, trials: int) -> tuple[float, float]:
-    return events / trials, clopper_pearson(events, trials, CONFIDENCE)[1]
+def _rate(events: int, audits: int) -> tuple[float, float]:
+    return events / audits, clopper_pearson(events, audits, CONFIDENCE)[1]
 
 
-def _told(rate: tuple[float, float]) -> str:
+def _with_bound(rate: tuple[float, float]) -> str:
     return f"{100 * rate[0]:.2f} % (≤ {100 * rate[1]:.2f} %)"
 
 
@@ -97,6 +100,8 @@ def _groups(rows: Sequence[Row], key: Callable[[Row], Any]) -> dict[Any, list[Ro
 
 def _summary(stored: Mapping[str, Any]) -> str:
     null, gaps = stored["without_masking"], stored["with_a_gap"]
+    early = [row for row in stored["early_stopping"] if row["placebo_gets"] == "unbroken"]
+    randomized = [row for row in stored["candidate_points"] if row["runs"] > 1]
     wanted = [row for row in gaps if (row["images"], row["gap"]) == (200, 0.2)]
     simple, parts = ([r for r in wanted if (r["finders"] == "parts") == apart] for apart in (False, True))
 
@@ -104,26 +109,40 @@ def _summary(stored: Mapping[str, Any]) -> str:
         return _percent(min(row[mode][MASKED] / row["audits"] for row in rows))
 
     lines = [
-        ("`MASKED` without masking, at most, at any margin", [_told(worst(null, m, MASKED)) for m in _MODES], "1 %"),
         (
-            "`NOT_MASKED` with a gap of the margin or more, at most",
-            [_told(worst(missed(gaps), m, NOT_MASKED)) for m in _MODES],
+            "`MASKED` without masking, at most, at any margin",
+            [_with_bound(worst(null, m, MASKED)) for m in _MODES],
             "1 %",
         ),
         (
-            "`MASKED` with a gap of 20 points, 200 images, at least: one attack finds all of it",
+            "the same where attacks stop early, at most",
+            [_with_bound(worst(early, m, MASKED)) for m in _MODES],
+            "1 %",
+        ),
+        (
+            "the same on randomized defenses whose chances differ between points, at most",
+            [_with_bound(max(_rate(row[m], row["audits"]) for row in randomized)) for m in _MODES],
+            "1 %",
+        ),
+        (
+            "`NOT_MASKED` with a gap of the margin or more, at most",
+            [_with_bound(worst(missed(gaps), m, NOT_MASKED)) for m in _MODES],
+            "1 %",
+        ),
+        (
+            "`MASKED` with a gap of 20 percentage points, 200 images, at least: one attack finds all of it",
             [least(simple, m) for m in _MODES],
             "95 % or more",
         ),
         ("the same, each of four attacks finds a quarter", [least(parts, m) for m in _MODES], ""),
         (
-            "lower bound of the gap above the true gap, at most",
-            ["", _told(max(_rate(row["misses"][0], row["audits"]) for row in [*null, *gaps]))],
+            "lower bound of the gap above the true gap, up to 200 images, at most",
+            ["", _with_bound(max(_rate(row["misses"][0], row["audits"]) for row in [*null, *gaps] if row["misses"]))],
             "1 %",
         ),
         (
-            "upper bound of the gap below the true gap, at most",
-            ["", _told(max(_rate(row["misses"][1], row["audits"]) for row in [*null, *gaps]))],
+            "upper bound of the gap below the true gap, up to 200 images, at most",
+            ["", _with_bound(max(_rate(row["misses"][1], row["audits"]) for row in [*null, *gaps] if row["misses"]))],
             "1 %",
         ),
     ]
@@ -142,9 +161,9 @@ def _null_section(rows: Sequence[Row]) -> str:
             [
                 str(images),
                 f"{100 * effect:g} %",
-                _told(worst(equal, "exhaustive", MASKED)),
-                _told(worst(real, "exhaustive", MASKED)),
-                _told(worst(real, "in_turn", MASKED)),
+                _with_bound(worst(equal, "exhaustive", MASKED)),
+                _with_bound(worst(real, "exhaustive", MASKED)),
+                _with_bound(worst(real, "in_turn", MASKED)),
                 f"{100 * max(row['bound'] for row in equal):.2f} %",
             ]
         )
@@ -153,15 +172,15 @@ def _null_section(rows: Sequence[Row]) -> str:
         [
             "## No masking: how often `MASKED`?",
             f"Each cell is the largest rate (with its upper bound) over robust accuracies of 10, 50 and 90 % and "
-            f"correlations of 0, 0.5 and 1 between tries, {rows[0]['audits']:,} audits each. The margin is a tenth of "
-            "a point, so that nothing but the tests prevents a false alarm. With equal costs every attack has the "
-            "placebo's chance. *Calculated* is an exact upper bound for equal costs that holds however looks depend on "
-            "each other.",
+            f"correlations of 0, 0.5 and 1 between attempts, {rows[0]['audits']:,} audits each. The margin is 0.1 %, "
+            "so that only the tests prevent false alarms. With equal costs, every attack has the same success "
+            "probability as the placebo. *Calculated* is an exact upper bound for equal costs. It is valid for any "
+            "dependence between the interim analyses.",
             table(headings, lines),
-            "Looking after each attack is safe because each look has its share of the error, whether it is taken or "
-            "not, and at each the placebo has had what the adaptive attacks have had together. A smaller placebo would "
-            "not be safe: with four fifths of its budget, false alarms exceed 1 %, as "
-            "`tests/test_calibration_simulation.py` shows.",
+            "An interim analysis after each attack is safe for two reasons. Each planned analysis has its share of the "
+            "error, even if it is not made. At each analysis, the placebo has had the same budget as all adaptive "
+            "attacks together. A smaller placebo would not be safe: with four fifths of its budget, false alarms "
+            "exceed 1 %, as `tests/audits/test_calibration_simulation.py` shows.",
         ]
     )
 
@@ -181,14 +200,14 @@ def _power_section(rows: Sequence[Row]) -> str:
     return "\n\n".join(
         [
             "## A true gap: how often `MASKED`?",
-            f"Exhaustive / in turn, {rows[0]['audits']:,} audits each; which attacks find the gap is in the heading, "
-            "and the placebo effect is nought where none is given. Margin and gap are in points. Where the gap is "
-            "below the margin, `MASKED` is not wanted.",
+            f"Exhaustive / in turn, {rows[0]['audits']:,} audits each. The heading says which attacks find the gap. "
+            "The placebo effect is zero unless the heading gives one. Margin and gap are in percentage points. Where "
+            "the gap is below the margin, `MASKED` is not wanted.",
             table(headings, lines),
             "![Power against the number of images](figures/power.svg)",
-            "Exact power at a margin of 5 points, where one attack finds the gap and the placebo nothing. A gap of "
-            "just the margin is called `MASKED` in nearly half of large audits, because the estimate has to exceed "
-            "the margin, not the lower bound.",
+            "Exact power at a margin of 5 percentage points, where one attack finds the gap and the placebo finds "
+            "nothing. If the gap is equal to the margin, nearly half of large audits are `MASKED`, because the "
+            "estimate has to exceed the margin, not the lower bound.",
         ]
     )
 
@@ -204,15 +223,15 @@ def _excluded_section(rows: Sequence[Row]) -> str:
                 str(images),
                 f"{100 * margin:g}",
                 f"{100 * gap:g}",
-                *(_told(worst(group, mode, NOT_MASKED)) for mode in _MODES),
+                *(_with_bound(worst(group, mode, NOT_MASKED)) for mode in _MODES),
                 f"{100 * calculated:.2f} %",
             ]
         )
     return "\n\n".join(
         [
             "## A gap of the margin or more: how often `NOT_MASKED`?",
-            "Each cell is the largest rate over who finds the gap and placebo effects of 0 and 2 %. *Calculated* is "
-            "exact, for one attack that finds the gap and a placebo without effect.",
+            "Each cell is the largest rate over the attacks that find the gap and over placebo effects of 0 and 2 %. "
+            "*Calculated* is exact, for one attack that finds the gap and a placebo without effect.",
             table(["images", "margin", "gap", "exhaustive", "in turn", "calculated"], lines),
         ]
     )
@@ -240,14 +259,87 @@ def _margin_section(rows: Sequence[Row]) -> str:
     return "\n\n".join(
         [
             "## What a verdict does not promise",
-            "Where the gradient attacks have not converged, any further try breaks images, the placebo's and the "
-            "adaptive attacks' alike. That is no false alarm, because the placebo has their budget, but its noise "
-            "keeps honest defenses from `NOT_MASKED`: what adaptive attacks break counts against them in full. Here "
-            "attacks cost the same, all of them find what is masked, 60 % survive the gradient attacks, and audits run "
-            "in turn. *Masked* is what no gradient attack would find at any budget, *gap* is what the audit measures, "
-            "in points.",
+            "Where the gradient attacks have not converged, the placebo and the adaptive attacks both break more "
+            "images. This causes no false alarms, because the placebo has the same budget. It adds noise, however, "
+            "that keeps defenses without masking from `NOT_MASKED`. Here attacks cost the same, all of them find the "
+            "masked images, 60 % of the images survive the gradient attacks, and audits run in turn. *Masked* is the "
+            "share of images that no gradient attack would break at any budget. *Gap* is the gap that the audit "
+            "measures. Both are in percentage points.",
             table(headings, lines),
-            f"A defense that masks half the margin is called `MASKED` in up to {alarms} of these audits.",
+            f"If a defense masks half the margin, up to {alarms} of these audits are `MASKED`.",
+        ]
+    )
+
+
+def _early_section(rows: Sequence[Row]) -> str:
+    lines = []
+    for (images, margin, broken), group in _groups(rows, lambda r: (r["images"], r["margin"], r["broken"])).items():
+        apart = _groups(group, lambda row: row["placebo_gets"])
+        cells = [_with_bound(worst(apart[gets], mode, MASKED)) for gets in ("unbroken", "mean") for mode in _MODES]
+        lines.append([str(images), f"{100 * margin:g}", f"{100 * broken:g} %", *cells])
+    headings = ["images", "margin", "broken", "exhaustive", "in turn", "mean: exhaustive", "mean: in turn"]
+    return "\n\n".join(
+        [
+            "## Attacks that stop early: how often `MASKED`?",
+            "Here nothing is masked, and gradient attacks have not converged at all: adaptive attacks break a large "
+            "share of the survivors (*broken*), because every further pass breaks images. 60 % of the images survive "
+            "the gradient attacks. An attack leaves an image once it is broken. So the mean passes of all attacked "
+            "images are fewer than what an unbroken image faced. The placebo gets as many passes as an unbroken image "
+            "faced in all adaptive attacks. The last two columns are a negative control, in which it gets the mean "
+            "(the rule up to version 0.1): this placebo is too small, and the verdict blames the defense. Each cell "
+            f"is the largest rate over correlations of 0 and 0.5 between attacks, {rows[0]['audits']:,} audits each. "
+            "The placebo gets exactly these passes, not rounded up to whole restarts. Margins are in percentage "
+            "points.",
+            table(headings, lines),
+        ]
+    )
+
+
+def _randomized_section(rows: Sequence[Row]) -> str:
+    lines = []
+    for (images, margin, sd), group in _groups(
+        rows, lambda row: (row["images"], row["margin"], row["between"])
+    ).items():
+        cells = []
+        for runs in (7, 1):
+            (row,) = [row for row in group if row["runs"] == runs]
+            rates = " / ".join(_with_bound(_rate(row[mode], row["audits"])) for mode in _MODES)
+            cells += [f"{round(100 * row['gap'], 1) + 0.0:.1f}", rates]
+        lines.append([str(images), f"{100 * margin:g}", f"{sd:g}", *cells])
+    headings = ["images", "margin", "SD between points", "gap", "`MASKED`", "one run: gap", "one run: `MASKED`"]
+    return "\n\n".join(
+        [
+            "## Randomized defenses: chances that differ between points",
+            "Seven adaptive attacks each return one point for each image. Nothing is masked: the chance of a correct "
+            "answer at a point is the image's own chance plus noise, whichever attack found the point. The "
+            "standard deviation of this noise is 0.1. The worst of many points looks worse than the worst of a "
+            "few. So the placebo runs once for each adaptive attack. The last two columns are a negative control, in "
+            f"which it runs once. Exhaustive / in turn, {rows[0]['audits']:,} audits each, judged by the test for "
+            "randomized defenses. *Gap* is the mean gap that audits measure. Margin and gap are in percentage points. "
+            "In turn, a decision follows each attack, on all images at once.",
+            table(headings, lines),
+        ]
+    )
+
+
+def _rules_section(compared: Mapping[str, Sequence[Sequence[float]]]) -> str:
+    power = [[f"{100 * gap:g}", f"{old:g}", f"{new:g}"] for gap, old, new in compared["images"]]
+    quiet = [
+        [f"{images:g}", f"{100 * margin:g}", f"{100 * effect:g} %", _percent(old), _percent(new)]
+        for images, margin, effect, old, new in compared["not_masked"]
+    ]
+    return "\n\n".join(
+        [
+            "## What the exact unconditional tests gain",
+            "Up to version 0.1, McNemar's conditional test had an equal share of the error at each decision, and the "
+            "upper bound ignored the images that the placebo alone breaks. Both figures here are calculated. First: "
+            "how many images it takes to say `MASKED` with a chance of 90 %, at the last of 16 decisions and a margin "
+            "of 2 percentage points, where one attack finds the gap.",
+            table(["gap", "images by the old rule", "images"], power),
+            "Second: how often a single analysis excludes a gap of the margin without masking, where adaptive attacks "
+            "alone break as many images as the placebo alone does (*placebo effect*). An audit says `NOT_MASKED` only "
+            "if also the placebo breaks no more images than the margin.",
+            table(["images", "margin", "placebo effect", "by the old rule", "excluded"], quiet),
         ]
     )
 
@@ -256,7 +348,7 @@ def _size_section(rows: Sequence[Row]) -> str:
     lines = []
     for (images, gap), group in sorted(_groups(rows, lambda row: (row["images"], row["gap"])).items()):
         quiet = [row for row in group if row["effect"] == 0 and row["finders"] == "all"]
-        if images >= _WORTH_A_LOOK and quiet:
+        if images >= _SEVERAL_ANALYSES and quiet:
             mean = sum(int(size) * audits for size, audits in quiet[0]["sizes"].items()) / quiet[0]["audits"]
             ends = ", ".join(
                 f"{size}: {_percent(audits / quiet[0]['audits'])}" for size, audits in quiet[0]["sizes"].items()
@@ -265,12 +357,12 @@ def _size_section(rows: Sequence[Row]) -> str:
     return "\n\n".join(
         [
             "## How many images does it take?",
-            "Audits in turn, where every attack finds the gap and the placebo nothing: images that an audit looks at, "
-            "on average, and how many audits end at each number of images.",
-            table(["images", "margin", "gap", "looked at", "ends"], lines),
+            "Audits in turn, where every attack finds the gap and the placebo finds nothing: the mean number of images "
+            "that an audit analyses, and the share of audits that end at each number of images.",
+            table(["images", "margin", "gap", "analysed", "ends"], lines),
         ]
     )
 
 
-#: Fewer are looked at once only.
-_WORTH_A_LOOK = 100
+#: Audits of fewer images have a single analysis.
+_SEVERAL_ANALYSES = 100

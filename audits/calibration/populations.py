@@ -1,4 +1,4 @@
-"""Populations of images, of which it is known with what chance they fall to which attacks."""
+"""Populations of images: with what chance each attack breaks them is known."""
 
 from __future__ import annotations
 
@@ -9,35 +9,41 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import optimize
 
-from pytest_gradmask.budgets import Budget
-
-_WRONG = 0.05  # share of images that are misclassified without an attack
+from pytest_gradmask import Budget
 
 Counts = NDArray[np.int64]
 #: Which adaptive attacks find the images that are masked: every one of them, the last only, or each its own part.
 Finders = Literal["all", "last", "parts"]
 FINDERS: tuple[Finders, ...] = ("all", "last", "parts")
+PlaceboGets = Literal["unbroken", "mean"]
 
 
 @dataclass(frozen=True, slots=True)
 class Population:
-    """The images of a data set as four adaptive attacks and the placebo find them.
+    """The images that are classified correctly, as four adaptive attacks and the placebo find them.
+
+    Every pass of an attack breaks an image that is not masked with the same chance. An attack leaves an image once it
+    is broken.
 
     Attributes:
-        standing: share of images that survive the gradient attacks, in (0, 0.95].
-        placebo: chance that such an image, unless masked, falls to a try with the budget of the costliest adaptive
-            attack: to the placebo and, with the same chance, to an adaptive attack. A try with a share ``c`` of
-            that budget fails with the ``c``-th power of the chance to fail.
-        correlation: of two tries on one image: 0 if they are independent, 1 if an image that falls to one falls to all.
+        survival: share of images that survive the gradient attacks, in (0, 1].
+        placebo: chance that the placebo breaks such an image, unless it is masked, with the passes of the costliest
+            adaptive attack. An adaptive attack with as many passes has the same chance. An attack with a share ``c`` of
+            these passes fails with the ``c``-th power of the chance to fail.
+        correlation: of two attacks on one image: 0 if they are independent, 1 if one breaks an image where the other
+            does.
         gap: share of images that are masked: no placebo breaks them.
         finders: which adaptive attacks break those.
-        costs: passes an image of each adaptive attack, in the order of `simulation.ADAPTIVE`.
-        restart: passes of one restart of the placebo; it gets whole restarts, as many as the costs need.
-        placebo_share: of the budget it is due, what the placebo gets; below 1 to see that too weak a placebo shows.
+        costs: passes of each adaptive attack on an image that it does not break, in the order of `simulation.ADAPTIVE`.
+        restart: passes of one restart of the placebo. It gets whole restarts, as many as the costs need.
+        placebo_share: the share that the placebo gets of the passes that it is due. Below 1, it is too weak.
+        placebo_gets: the passes that an unbroken image faced in the adaptive attacks, or, as a wrong rule, the mean
+            passes of all images that they attacked.
     """
 
-    standing: float
+    survival: float
     placebo: float
     correlation: float = 0.0
     gap: float = 0.0
@@ -45,12 +51,41 @@ class Population:
     costs: tuple[int, ...] = (1, 1, 1, 1)
     restart: int = 1
     placebo_share: float = 1.0
+    placebo_gets: PlaceboGets = "unbroken"
+
+    @classmethod
+    def breaking(cls, share: float, correlation: float = 0.0, **rest: Any) -> Population:
+        """Without masking, where all adaptive attacks together break this share of the survivors."""
+        attacks = sum(rest["costs"]) / max(rest["costs"])
+
+        def broken(placebo: float) -> float:
+            soft, chance = _soft(placebo, correlation)
+            return float(soft * (1 - (1 - chance) ** attacks)) - share
+
+        return cls(0.6, float(optimize.brentq(broken, 0.0, 1 - 1e-9)), correlation, **rest)
 
     def placebo_budgets(self) -> list[float]:
         """After each adaptive attack, what the placebo has had, relative to the costliest attack of all."""
-        spent = [sum(self.costs[: number + 1]) for number in range(len(self.costs))]
+        each = self.costs if self.placebo_gets == "unbroken" else self._mean_costs()
+        spent = [sum(each[: number + 1]) for number in range(len(each))]
         whole = [self.restart * math.ceil(passes / self.restart) for passes in spent]
         return [self.placebo_share * passes / max(self.costs) for passes in whole]
+
+    def _mean_costs(self) -> list[float]:
+        """Mean passes of each adaptive attack. An image that it breaks faces fewer than its cost."""
+        soft, chance = _soft(self.placebo, self.correlation)
+        hazard = -math.log1p(-chance) / max(self.costs)
+        ordinary = (1 - self.gap / self.survival) * soft
+        return [
+            cost * (1 - ordinary) + ordinary * (-math.expm1(-hazard * cost) / hazard if hazard else cost)
+            for cost in self.costs
+        ]
+
+
+def _soft(placebo: float, correlation: float) -> tuple[float, float]:
+    """Of the images that are not masked, the share that any attack ever breaks, and the chance that one does."""
+    soft = placebo / (placebo + correlation * (1 - placebo)) if placebo else 1.0
+    return soft, placebo / soft
 
 
 def costs(budget: Budget) -> dict[str, Any]:
@@ -66,26 +101,24 @@ class Patterns:
 
     Attributes:
         chance: of each pattern; they add up to 1.
-        clean: whether it is classified correctly without an attack.
-        standing: whether it survives the gradient attacks.
-        falls: pattern by adaptive attack.
+        survives: whether no gradient attack breaks it.
+        broken: pattern by adaptive attack.
         stage: the adaptive attack after which the placebo, with its budget of then, breaks it; the number of
             adaptive attacks if it never does.
     """
 
     chance: NDArray[np.float64]
-    clean: NDArray[np.bool_]
-    standing: NDArray[np.bool_]
-    falls: NDArray[np.bool_]
+    survives: NDArray[np.bool_]
+    broken: NDArray[np.bool_]
     stage: NDArray[np.int64]
 
     def discordant(self, last: int) -> float:
-        """The chance that an image falls to the adaptive attacks up to number ``last`` or to the placebo, not both."""
-        return float(self.chance @ (self.falls[:, : last + 1].any(1) != (self.stage <= last)))
+        """The chance that either the adaptive attacks up to number ``last`` or the placebo break an image, not both."""
+        return float(self.chance @ (self.broken[:, : last + 1].any(1) != (self.stage <= last)))
 
     def gap(self, last: int, stage: int | None = None) -> float:
         """The true gap of the adaptive attacks up to number ``last``, beyond the placebo of that stage or another."""
-        ours, theirs = self.falls[:, : last + 1].any(1), self.stage <= (last if stage is None else stage)
+        ours, theirs = self.broken[:, : last + 1].any(1), self.stage <= (last if stage is None else stage)
         return float(self.chance @ ((ours & ~theirs).astype(float) - (theirs & ~ours)))
 
 
@@ -94,12 +127,9 @@ def patterns(population: Population) -> Patterns:
     attacks = len(population.costs)
     shares = [cost / max(population.costs) for cost in population.costs]
     budgets = population.placebo_budgets()
-    # An image that is not masked is soft or hard; only soft ones ever fall, and a share that is small makes
-    # whether they do nearly a property of the image.
-    p = population.placebo
-    soft = p / (p + population.correlation * (1 - p)) if p else 1.0
-    chance = p / soft
-    ordinary = population.standing - population.gap
+    # Only soft images are ever broken. A small share of them makes being broken nearly a property of the image.
+    soft, chance = _soft(population.placebo, population.correlation)
+    ordinary = population.survival - population.gap
     never = [0.0] * attacks
     groups = [
         (ordinary * soft, [1 - (1 - chance) ** share for share in shares], chance),
@@ -109,21 +139,20 @@ def patterns(population: Population) -> Patterns:
     for part in range(parts):
         finds = {"all": range(attacks), "last": [attacks - 1], "parts": [part]}[population.finders]
         groups.append((population.gap / parts, [float(number in finds) for number in range(attacks)], 0.0))
-    rows: list[tuple[float, bool, bool, tuple[bool, ...], int]] = []
+    rows: list[tuple[float, bool, tuple[bool, ...], int]] = []
     for share, to_attacks, to_placebo in groups:
-        kept = [1.0, *((1 - to_placebo) ** budget for budget in budgets), 0.0]
-        for falls in product([False, True], repeat=attacks):
-            each = [q if fell else 1 - q for fell, q in zip(falls, to_attacks, strict=True)]
+        unbroken = [1.0, *((1 - to_placebo) ** budget for budget in budgets), 0.0]
+        for broken in product([False, True], repeat=attacks):
+            each = [q if by_this else 1 - q for by_this, q in zip(broken, to_attacks, strict=True)]
             rows += [
-                (share * math.prod(each) * (kept[stage] - kept[stage + 1]), True, True, falls, stage)
+                (share * math.prod(each) * (unbroken[stage] - unbroken[stage + 1]), True, broken, stage)
                 for stage in range(attacks + 1)
             ]
     nothing = (False,) * attacks
-    rows.append((_WRONG, False, False, nothing, attacks))
-    rows.append((1 - _WRONG - population.standing, True, False, nothing, attacks))
+    rows.append((1 - population.survival, False, nothing, attacks))
     possible = [row for row in rows if row[0] > 0]
-    chances, clean, standing, fell, stages = zip(*possible, strict=True)
-    return Patterns(np.array(chances), np.array(clean), np.array(standing), np.array(fell), np.array(stages))
+    chances, survives, broken_by, stages = zip(*possible, strict=True)
+    return Patterns(np.array(chances), np.array(survives), np.array(broken_by), np.array(stages))
 
 
 def draw(population: Population, images: int, audits: int, seed: int | np.random.Generator) -> Counts:

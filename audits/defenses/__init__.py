@@ -1,1 +1,1 @@
-"""Known defenses around the trained backbones, each with its story and the attack of its literature."""
+"""Known defenses around the trained backbones, each with its history and the attack of its literature."""

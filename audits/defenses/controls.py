@@ -1,32 +1,33 @@
-"""Controls: classifiers that hide nothing, weak or robust. A detector that flags them is worth nothing."""
+"""Controls: weak or robust classifiers that do not mask. A detector that flags them is wrong."""
 
 from __future__ import annotations
 
 from functools import partial
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from audits.defenses.entry import Entry, Loader, story
 from audits.defenses.references import attack_views, multi_targeted
 
-_UNDEFENDED = """A classifier trained without a thought of attacks, though with label smoothing of 0.1.
+_UNDEFENDED = """A classifier trained without any defense, with label smoothing of 0.1.
 
-Its gradient leads straight to adversarial examples (Szegedy et al. 2014): it is weak, which is not masked."""
+Its gradient leads to adversarial examples (Szegedy et al. 2014, arXiv:1312.6199). It is weak, and it does not mask."""
 
 _ADVERSARIAL = """Adversarial training by randomly started FGSM, at 8/255 or, mildly, at 4/255.
 
-Madry et al. (ICLR 2018) train with PGD, and theirs is the one defense that Athalye, Carlini and Wagner (ICML 2018)
-found to hide nothing. Wong, Rice and Kolter ("Fast is better than free", ICLR 2020) need one step for it. That form
-can hide something: a model that overfits to the one step ("catastrophic overfitting", Wong et al.) masks. These hold
-out against PGD, as such a model does not; what is true is measured."""
+Madry et al. (ICLR 2018, arXiv:1706.06083) train with PGD. Athalye, Carlini and Wagner (ICML 2018, arXiv:1802.00420)
+find no masked gradients in their defense. Wong, Rice and Kolter ("Fast is better than free", ICLR 2020,
+arXiv:2001.03994) train with a single step. A model that overfits to this step ("catastrophic overfitting", Wong et al.)
+masks, and PGD breaks it. PGD does not break these models. The truth about them is measured."""
 
 
 class Average(nn.Module):
     """The mean of the logits of several classifiers.
 
-    A deterministic ensemble of honest members, as honest as they are. He et al. ("Adversarial example defenses:
-    ensembles of weak defenses are not strong", WOOT 2017) attack the sum; so does any gradient attack.
+    A deterministic ensemble whose members do not mask, so that it does not mask either. He et al. ("Adversarial example
+    defenses: ensembles of weak defenses are not strong", WOOT 2017, arXiv:1706.04701) attack the sum, as any gradient
+    attack does.
     """
 
     def __init__(self, *members: nn.Module) -> None:
@@ -34,7 +35,7 @@ class Average(nn.Module):
         self.members = nn.ModuleList(members)
         self.eval()
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         return torch.stack([member(images) for member in self.members]).mean(0)
 
 
@@ -52,14 +53,24 @@ def _average(load: Loader) -> nn.Module:
 ENTRIES = (
     *(
         Entry(
-            f"undefended-{architecture}", f"{architecture}-standard", partial(_fixture, f"{architecture}-standard"),
-            attack_views, _UNDEFENDED, suspicious=False, slow=architecture != "vgg",
+            name=f"undefended-{architecture}",
+            backbone=f"{architecture}-standard",
+            build=partial(_fixture, f"{architecture}-standard"),
+            reference=attack_views,
+            story=_UNDEFENDED,
+            suspicious=False,
+            slow=architecture != "vgg",
         )
         for architecture in ("resnet", "vgg", "vit")
     ),
     *(
         Entry(
-            name, backbone, partial(_fixture, backbone), _STRONG, _ADVERSARIAL, suspicious=False,
+            name=name,
+            backbone=backbone,
+            build=partial(_fixture, backbone),
+            reference=_STRONG,
+            story=_ADVERSARIAL,
+            suspicious=False,
             slow=name != "adversarial-vgg",
         )
         for name, backbone in (
@@ -69,6 +80,11 @@ ENTRIES = (
         )
     ),
     Entry(
-        "average", "vgg-adversarial", _average, _STRONG, story(Average), suspicious=False,
+        name="average",
+        backbone="vgg-adversarial",
+        build=_average,
+        reference=_STRONG,
+        story=story(Average),
+        suspicious=False,
     ),
-)  # fmt: skip
+)

@@ -1,4 +1,4 @@
-"""What the zoo knows of one defense."""
+"""One known defense, as data."""
 
 from __future__ import annotations
 
@@ -7,39 +7,38 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 
-from pytest_gradmask import Defense
-from pytest_gradmask.models.composites import Composite
+from pytest_gradmask import Composite, Defense
 
-#: From the name of a fixture to the model, in eval mode.
+#: Loads a fixture by its name and returns the model in eval mode.
 Loader = Callable[[str], nn.Module]
 Build = Callable[[Loader], Defense | nn.Module]
 #: ``reference(defense, images, labels, *, threat, generator)`` returns images; see `references.attack_views`.
-Reference = Callable[..., torch.Tensor]
+Reference = Callable[..., Tensor]
 
 
-def unchanged(labels: torch.Tensor) -> torch.Tensor:
-    """The labels of the data are those of the defense."""
+def unchanged(labels: Tensor) -> Tensor:
+    """Labels for a defense with the classes of the data."""
     return labels
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
     """A known defense.
 
     Attributes:
         name: lower-case letters, digits and dashes.
-        backbone: the fixture it is built around, whose clean accuracy it should nearly keep.
-        build: returns what a user would hand over, in eval mode: nothing in it tells an audit where a mask may be.
-        reference: the attack of its literature, which knows all of that.
-        story: who proposed it, who broke it and how.
-        suspicious: whether its gradient attacks are said to fail, or it looks as if they might. What is true is
-            measured, not assumed: see `audits.truth`.
+        backbone: the fixture that it is built around. It should keep most of the fixture's clean accuracy.
+        build: returns what a user would audit, in eval mode. It gives an audit no hint on where masking may occur.
+        reference: the attack of its literature, with full knowledge of the defense.
+        story: who proposed it, who broke it, and how.
+        suspicious: whether gradient attacks are said to fail on it, or seem likely to fail. The truth is measured, not
+            assumed: see `audits.zoo.truth`.
         randomized: whether its logits are random.
-        slow: whether a quick run leaves it out: it is deep, or much like another. What is randomized is left out, too.
-        labels: from the labels of the data to those of the defense (int64, N, both).
+        slow: whether a quick run leaves it out, because it is deep or similar to another. A quick run leaves out
+            randomized defenses, too.
+        labels: converts the labels of the data to those of the defense (both int64, N).
     """
 
     name: str
@@ -50,16 +49,16 @@ class Entry:
     suspicious: bool
     randomized: bool = False
     slow: bool = False
-    labels: Callable[[torch.Tensor], torch.Tensor] = unchanged
+    labels: Callable[[Tensor], Tensor] = unchanged
 
 
-def story(told: object) -> str:
+def story(subject: object) -> str:
     """The docstring of a class or function, without its indentation; empty if it has none."""
-    return inspect.getdoc(told) or ""
+    return inspect.getdoc(subject) or ""
 
 
 def behind(front_end: Callable[[], nn.Module], backbone: str) -> Build:
-    """Builds ``backbone(front_end(x))``."""
+    """A function that builds ``backbone(front_end(x))``."""
     return partial(_behind, front_end, backbone)
 
 
@@ -68,7 +67,7 @@ def _behind(front_end: Callable[[], nn.Module], backbone: str, load: Loader) -> 
 
 
 def around(wrapper: Callable[[nn.Module], Defense | nn.Module], backbone: str) -> Build:
-    """Builds ``wrapper(backbone)``."""
+    """A function that builds ``wrapper(backbone)``."""
     return partial(_around, wrapper, backbone)
 
 

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from PIL import Image
 from scipy.fft import dct
-from torch import nn
+from torch import Tensor, nn
 
 from audits.defenses.entry import Entry, behind, story
 from audits.defenses.references import ITSELF, attack_views, bypass
-from pytest_gradmask.errors import InputError
+from pytest_gradmask import InputError
 
 # Annex K of ITU-T T.81, for quality 50.
 _LUMINANCE = [
@@ -26,16 +26,16 @@ _LUMINANCE = [
 _CHROMINANCE = [
     [17, 18, 24, 47], [18, 21, 26, 66], [24, 26, 56, 99], [47, 66, 99, 99],
 ]  # fmt: skip
-# JFIF: from RGB to luminance and two chrominances around nought.
+# JFIF: from RGB to luminance and two chrominances around zero.
 _TO_YCC = [[0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312]]
 
 
-def cosine_basis(size: int) -> torch.Tensor:
+def cosine_basis(size: int) -> Tensor:
     """The orthonormal DCT-II as a matrix, size x size: rows are frequencies."""
     return torch.from_numpy(dct(np.eye(size), axis=0, norm="ortho")).float()
 
 
-def quantization_tables(quality: int) -> torch.Tensor:
+def quantization_tables(quality: int) -> Tensor:
     """Steps of each coefficient for luminance and both chrominances, 3 x 8 x 8, in 255ths; as libjpeg scales them.
 
     Args:
@@ -51,18 +51,19 @@ def quantization_tables(quality: int) -> torch.Tensor:
 
 
 class Jpeg(nn.Module):
-    """JPEG compression by libjpeg: whole numbers out of the graph.
+    """JPEG compression by libjpeg, on integers outside of the autograd graph.
 
-    Proposed by Dziugaite, Ghahramani and Roy (2016) and Das et al. (2017), and as one of several input transformations
-    by Guo et al. (ICLR 2018). Broken by Shin and Song (2017) with a differentiable JPEG and by Athalye, Carlini and
-    Wagner (ICML 2018) with BPDA, the identity in its place.
+    Proposed by Dziugaite, Ghahramani and Roy (2016, arXiv:1608.00853) and Das et al. (2017, arXiv:1705.02900), and as
+    one of several input transformations by Guo et al. (ICLR 2018, arXiv:1711.00117). Broken by Shin and Song (2017)
+    with a differentiable JPEG, and by Athalye, Carlini and Wagner (ICML 2018, arXiv:1802.00420) by BPDA with the
+    identity.
     """
 
     def __init__(self, quality: int = 75) -> None:
         super().__init__()
         self.quality = quality
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         pixels = (images.detach() * 255).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
         decoded = torch.from_numpy(np.stack([self._recoded(image) for image in pixels])).permute(0, 3, 1, 2)
         return decoded.to(images) / 255
@@ -74,22 +75,22 @@ class Jpeg(nn.Module):
 
 
 class SmoothJpeg(nn.Module):
-    """JPEG with a cubic in place of the derivative of rounding, and without subsampling of colours.
+    """JPEG with a cubic function instead of rounding, and without subsampling of colours.
 
-    Shin and Song ("JPEG-resistant adversarial images", 2017) wrote it to attack JPEG: rounding becomes
-    ``round(x) + (x - round(x)) ** 3``, which is nearly as flat near whole numbers as it is steep between them. Handed
-    over as a defense, it has a gradient everywhere, and the question is what that is worth. BPDA takes the identity
-    for the whole of it.
+    Shin and Song ("JPEG-resistant adversarial images", 2017) wrote it to attack JPEG. Rounding becomes
+    ``round(x) + (x - round(x)) ** 3``, which is flat near whole numbers and steep between them. Used as a defense, it
+    has a gradient everywhere, and the question is whether this gradient is useful. The BPDA approximation is the
+    identity for the whole front end.
 
     Args:
         quality: 1 to 100. Height and width of the images must be multiples of 8.
     """
 
-    steps: torch.Tensor
-    basis: torch.Tensor
-    colours: torch.Tensor
-    back: torch.Tensor
-    grey: torch.Tensor
+    steps: Tensor
+    basis: Tensor
+    colours: Tensor
+    back: Tensor
+    grey: Tensor
 
     def __init__(self, quality: int = 75) -> None:
         super().__init__()
@@ -98,10 +99,10 @@ class SmoothJpeg(nn.Module):
         self.register_buffer("basis", cosine_basis(8), persistent=False)
         self.register_buffer("colours", colours, persistent=False)
         self.register_buffer("back", torch.linalg.inv(colours), persistent=False)
-        # Luminance is coded around the middle of its range, as the chrominances are by nature.
+        # Luminance is shifted to be centred at zero, as the chrominances already are.
         self.register_buffer("grey", torch.tensor([128 / 255, 0, 0]).view(1, 3, 1, 1), persistent=False)
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         count, channels, height, width = images.shape
         if height % 8 or width % 8 or channels != 3:
             raise InputError(f"images: shape is {tuple(images.shape)}; JPEG needs 3 channels and multiples of 8 pixels")
@@ -115,17 +116,25 @@ class SmoothJpeg(nn.Module):
         return torch.einsum("ij,njhw->nihw", self.back, shifted).clamp(0, 1)
 
 
-def _differentiable(module: Jpeg, images: torch.Tensor) -> torch.Tensor:
+def _differentiable(module: Jpeg, images: Tensor) -> Tensor:
     return SmoothJpeg(module.quality).to(images.device)(images)  # type: ignore[no-any-return]
 
 
 ENTRIES = (
     Entry(
-        "jpeg", "vgg-standard", behind(Jpeg, "vgg-standard"),
-        partial(attack_views, views=[bypass(Jpeg), bypass(Jpeg, _differentiable)]), story(Jpeg), suspicious=True,
+        name="jpeg",
+        backbone="vgg-standard",
+        build=behind(Jpeg, "vgg-standard"),
+        reference=partial(attack_views, views=[bypass(Jpeg), bypass(Jpeg, _differentiable)]),
+        story=story(Jpeg),
+        suspicious=True,
     ),
     Entry(
-        "jpeg-differentiable", "resnet-standard", behind(SmoothJpeg, "resnet-standard"),
-        partial(attack_views, views=[bypass(SmoothJpeg), ITSELF]), story(SmoothJpeg), suspicious=True,
+        name="jpeg-differentiable",
+        backbone="resnet-standard",
+        build=behind(SmoothJpeg, "resnet-standard"),
+        reference=partial(attack_views, views=[bypass(SmoothJpeg), ITSELF]),
+        story=story(SmoothJpeg),
+        suspicious=True,
     ),
-)  # fmt: skip
+)

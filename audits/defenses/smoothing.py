@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.functional import pad
 from torchvision.transforms.functional import gaussian_blur
 
@@ -14,14 +14,14 @@ from audits.defenses.references import ITSELF, attack_views, bypass, multi_targe
 
 
 class TotalVariation(nn.Module):
-    """Total variation minimisation, by a solver outside the graph.
+    """Total variation minimisation by a solver outside of the autograd graph.
 
-    Rudin, Osher and Fatemi's denoising, solved by projections (Chambolle 2004) as image libraries do. Guo et al. (ICLR
-    2018) use it against adversarial examples, on images some of whose pixels they drop at random; this is the denoising
-    alone. Athalye, Carlini and Wagner (ICML 2018) break it by BPDA with the identity.
+    It is the denoising of Rudin, Osher and Fatemi, solved by projections (Chambolle 2004) as in image libraries. Guo et
+    al. (ICLR 2018, arXiv:1711.00117) use it against adversarial examples and also drop some pixels at random. Here only
+    the denoising is used. Athalye, Carlini and Wagner (ICML 2018, arXiv:1802.00420) break it by BPDA with the identity.
 
     Args:
-        weight: of the total variation; 0 leaves images as they are.
+        weight: of the total variation, above 0. A larger weight smooths more.
         steps: of the solver.
     """
 
@@ -30,7 +30,7 @@ class TotalVariation(nn.Module):
         self.weight, self.steps = weight, steps
 
     @torch.no_grad()
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         down, across = torch.zeros_like(images), torch.zeros_like(images)
         result = images
         for _ in range(self.steps):
@@ -47,38 +47,50 @@ class TotalVariation(nn.Module):
 class Median(nn.Module):
     """The median over windows of 2 x 2 pixels.
 
-    The other feature squeezer of Xu, Evans and Qi (NDSS 2018), at the size they use for CIFAR-10. He et al. (WOOT
-    2017) break it with an optimiser that squeezes on its way. The median passes the gradient to one pixel of each
-    window: sparse, but right.
+    It is the other feature squeezer of Xu, Evans and Qi (NDSS 2018, arXiv:1704.01155), at the size they use for
+    CIFAR-10. He et al. (WOOT 2017, arXiv:1706.04701) break it with an optimiser that applies the squeezer in its steps.
+    The gradient reaches only the two middle pixels of each window. It is sparse but correct.
     """
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         windows = pad(images, [0, 1, 0, 1], mode="replicate").unfold(2, 2, 1).unfold(3, 2, 1).flatten(4)
-        # The mean of the middle two, as Xu et al.'s image library has it: torch.median is the smaller one.
+        # The mean of the middle two, as in the image library of Xu et al.: torch.median returns the smaller one.
         return windows.sort(dim=4).values[..., 1:3].mean(4)
 
 
 class Blur(nn.Module):
-    """A mild Gaussian blur, 3 x 3 pixels, linear and invertible but for rounding.
+    """A mild Gaussian blur over 3 x 3 pixels. It is linear and, except for rounding, invertible.
 
-    Blurring is as old as defenses are, and loses nothing but a little accuracy: its gradient is exact. A control.
+    Blurring is one of the oldest defenses. It costs a little accuracy, and its gradient is exact. It is a control.
     """
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         return gaussian_blur(images, [3, 3], [0.5, 0.5])  # type: ignore[no-any-return]
 
 
 ENTRIES = (
     Entry(
-        "total-variation", "vgg-standard", behind(TotalVariation, "vgg-standard"),
-        partial(attack_views, views=[bypass(TotalVariation)], restarts=2), story(TotalVariation), suspicious=True,
+        name="total-variation",
+        backbone="vgg-standard",
+        build=behind(TotalVariation, "vgg-standard"),
+        reference=partial(attack_views, views=[bypass(TotalVariation)], restarts=2),
+        story=story(TotalVariation),
+        suspicious=True,
     ),
     Entry(
-        "median", "vgg-standard", behind(Median, "vgg-standard"),
-        partial(attack_views, views=[bypass(Median), ITSELF]), story(Median), suspicious=True,
+        name="median",
+        backbone="vgg-standard",
+        build=behind(Median, "vgg-standard"),
+        reference=partial(attack_views, views=[bypass(Median), ITSELF]),
+        story=story(Median),
+        suspicious=True,
     ),
     Entry(
-        "blur-adversarial", "vgg-adversarial", behind(Blur, "vgg-adversarial"),
-        partial(attack_views, losses=multi_targeted(10)), story(Blur), suspicious=False,
+        name="blur-adversarial",
+        backbone="vgg-adversarial",
+        build=behind(Blur, "vgg-adversarial"),
+        reference=partial(attack_views, losses=multi_targeted(10)),
+        story=story(Blur),
+        suspicious=False,
     ),
-)  # fmt: skip
+)

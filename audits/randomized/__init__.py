@@ -1,1 +1,1 @@
-"""How well randomized defenses are judged: intervals against many votes, attacks on ensembles against each other."""
+"""How well audits judge randomized defenses: intervals are compared with many samples, and attacks with each other."""

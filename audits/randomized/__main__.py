@@ -1,7 +1,7 @@
 """``python -m audits.randomized``: docs/randomized.md from audits/randomized/results.
 
-With ``--measure DATA`` it first measures anew, which takes about an hour of one core; with ``--simulate``, it simulates
-audits anew, which takes ten minutes.
+With ``--measure DATA`` it first repeats the measurements, which takes about an hour of one core. With ``--simulate`` it
+first repeats the simulation of audits, which takes ten minutes.
 """
 
 from __future__ import annotations
@@ -19,14 +19,13 @@ from audits.randomized.duel import duel
 from audits.randomized.page import write
 from audits.zoo import find
 from pytest_gradmask import load_dataset, load_model
-from pytest_gradmask.files import replaced
-from pytest_gradmask.versions import versions
+from pytest_gradmask.auditing.research import replaced, versions
 
 RESULTS = Path(__file__).parent / "results"
 
-#: Random for each batch, for each unit, for each pixel.
-JUDGED = ("resize-and-pad", "activation-pruning", "noise")
-#: By name: members, and what the attacks bypass.
+#: Their random numbers are drawn for each batch, for each activation, and for each pixel.
+DEFENSES = ("resize-and-pad", "activation-pruning", "noise")
+#: By name: the members, and the submodule that the attacks bypass.
 ENSEMBLES: dict[str, tuple[tuple[str, ...], str]] = {
     "adversarial-pair": (("vgg-adversarial", "resnet-adversarial"), ""),
     "adversarial-and-mild": (("vgg-adversarial", "vgg-mildly-adversarial"), ""),
@@ -51,9 +50,9 @@ def _say(message: str) -> None:
 
 
 def _store(name: str, record: dict[str, Any], data: str) -> None:
-    own = {"data": data.rpartition("/")[2], "versions": versions("torch", "torchvision", "timm", "pyautoattack")}
+    provenance = {"data": data.rpartition("/")[2], "versions": versions("torch", "torchvision", "timm", "pyautoattack")}
     with replaced(RESULTS / f"{name}.json") as part:
-        part.write_text(json.dumps(record | own, indent=1) + "\n")
+        part.write_text(json.dumps(record | provenance, indent=1) + "\n")
 
 
 def _measure(data: str, samples: int, names: Sequence[str], seed: int) -> None:
@@ -69,15 +68,15 @@ def _measure(data: str, samples: int, names: Sequence[str], seed: int) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure if asked to, and write the page."""
+    """Measure or simulate if an option asks for it, then write the page."""
     parser = argparse.ArgumentParser(prog="python -m audits.randomized", description=__doc__)
-    parser.add_argument("names", nargs="*", help="what to measure; by default all")
-    parser.add_argument("--measure", metavar="DATA", help="measure anew on a data set, as for --gradmask-data")
-    parser.add_argument("--simulate", action="store_true", help=f"simulate {AUDITS:,} audits of each kind anew")
+    parser.add_argument("names", nargs="*", help="what to measure (default: all)")
+    parser.add_argument("--measure", metavar="DATA", help="measure again, on data as of --gradmask-data")
+    parser.add_argument("--simulate", action="store_true", help=f"simulate {AUDITS:,} audits of each kind again")
     parser.add_argument("--samples", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
-    known = (*JUDGED, *ENSEMBLES)
+    known = (*DEFENSES, *ENSEMBLES)
     if unknown := [name for name in options.names if name not in known]:
         parser.error(f"{', '.join(unknown)}: unknown; there are {', '.join(known)}")
     RESULTS.mkdir(exist_ok=True)

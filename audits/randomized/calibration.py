@@ -1,4 +1,4 @@
-"""How often verdicts on randomized defenses are wrong: simulated audits of chances and votes, no model."""
+"""How often verdicts on randomized defenses are wrong: simulated audits, without any model."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pytest_gradmask.stats import mean_p
-from pytest_gradmask.voting import votes_needed
+from pytest_gradmask.auditing.research import mean_p, samples_needed
 
 AUDITS = 10_000
 CONFIDENCE = 0.99
@@ -18,9 +17,9 @@ CONFIDENCE = 0.99
 MARGINS = {20: 0.25, 200: 0.05}
 _ATTACKS = 4
 _PILOT = 20
-_SEEN = 4  # forwards by which the placebo's restarts are compared: an attack averages over few
-#: Chances of a right answer after the gradient attacks: nearly settled, and all over the place.
-_CHANCES = {"settled": (0.1, 0.05), "doubtful": (1.0, 1.0)}
+_RESTART_FORWARDS = 4  # by which the placebo's restarts are compared, as an attack averages over few forwards
+#: Beta distributions of the probability of a correct prediction after the gradient attacks: near 0 or 1, or anywhere.
+_CHANCES = {"clear": (0.1, 0.05), "doubtful": (1.0, 1.0)}
 
 Chances = NDArray[np.float64]
 
@@ -28,9 +27,10 @@ Chances = NDArray[np.float64]
 def error_rates(audits: int = AUDITS) -> Iterator[dict[str, Any]]:
     """Rates of verdicts, one row for each size, kind of chances, placebo effect and gap.
 
-    Each of four adaptive attacks lowers an image's chance, by a share drawn uniformly, as often as the effect says, and
-    so does each of as many restarts of the placebo. Of four points, pilots choose the worst; a masked image gets no
-    right answer at any adaptive point. Attacks are judged once, at the end, with a quarter of the error.
+    Each of four adaptive attacks, and each of four restarts of the placebo, lowers the probability of a correct
+    prediction of some images, by a share that is drawn uniformly. The placebo effect is the share of these images. The
+    pilot chooses the worst of the four images that the attacks return. A masked image is never predicted correctly
+    after an adaptive attack. There is one analysis at the end, with a quarter of the error.
     """
     for number, (images, (kind, shape), effect, gap) in enumerate(
         product(MARGINS, _CHANCES.items(), (0.0, 0.05), (0.0, 0.2, 0.4))
@@ -49,43 +49,43 @@ def _verdict(generator: np.random.Generator, images: int, shape: tuple[float, fl
     margin = MARGINS[images]
     variance = images * (margin / 10) ** 2
     before = generator.beta(*shape, images)
-    # The mean chance of a masked image is that of any, so that the true gap is its share of the images times that.
+    # Masked images have the same mean probability as the others. The true gap is the product of it and their share.
     masked = generator.random(images) < gap * (shape[0] + shape[1]) / shape[0]
     adaptive = _lowered(generator, before, effect)
     adaptive[:, masked] = 0.0
     placebo = _lowered(generator, before, effect)
-    restart = placebo[generator.binomial(_SEEN, placebo).argmin(0), np.arange(images)]
-    gradient_pilot, gradient = _judged(generator, before, variance)
-    beside = [(gradient_pilot, gradient), _judged(generator, restart, variance)]
-    against = [(gradient_pilot, gradient), *(_judged(generator, each, variance) for each in adaptive)]
-    differences = (_worst(beside) - _worst(against)).tolist()
+    restart = placebo[generator.binomial(_RESTART_FORWARDS, placebo).argmin(0), np.arange(images)]
+    gradient_pilot, gradient = _predicted(generator, before, variance)
+    with_placebo = [(gradient_pilot, gradient), _predicted(generator, restart, variance)]
+    with_adaptive = [(gradient_pilot, gradient), *(_predicted(generator, each, variance) for each in adaptive)]
+    differences = (_worst(with_placebo) - _worst(with_adaptive)).tolist()
     if (
         differences
         and sum(differences) / images > margin
         and _ATTACKS * mean_p(differences, 0.0, -1.0) < 1 - CONFIDENCE
     ):
         return "MASKED"
-    extra = float((gradient - _worst(beside)).mean())
-    turned = [-each for each in differences]
-    excluded = extra <= margin and mean_p(turned, -margin, -1.0) < 1 - CONFIDENCE
+    extra = float((gradient - _worst(with_placebo)).mean())
+    reversed_signs = [-each for each in differences]
+    excluded = extra <= margin and mean_p(reversed_signs, -margin, -1.0) < 1 - CONFIDENCE
     return "NOT_MASKED" if excluded else "INCONCLUSIVE"
 
 
 def _lowered(generator: np.random.Generator, chances: Chances, effect: float) -> Chances:
-    """Chances at the points of four attacks, attacks x images."""
+    """Probabilities of a correct prediction after each of four attacks, attacks x images."""
     shape = _ATTACKS, len(chances)
     return np.where(generator.random(shape) < effect, generator.random(shape), 1.0) * chances
 
 
-def _judged(generator: np.random.Generator, chances: Chances, variance: float) -> tuple[Chances, Chances]:
-    """Pilot and what counts, of each image."""
+def _predicted(generator: np.random.Generator, chances: Chances, variance: float) -> tuple[Chances, Chances]:
+    """The share of correct predictions of each image in the pilot, and in the samples that count."""
     pilot = generator.binomial(_PILOT, chances)
-    needed = np.array([votes_needed(won / _PILOT, _PILOT, variance) for won in range(_PILOT + 1)])
-    votes = needed[pilot]
-    return pilot / _PILOT, generator.binomial(votes, chances) / votes
+    needed = np.array([samples_needed(correct / _PILOT, _PILOT, variance) for correct in range(_PILOT + 1)])
+    samples = needed[pilot]
+    return pilot / _PILOT, generator.binomial(samples, chances) / samples
 
 
-def _worst(points: list[tuple[Chances, Chances]]) -> Chances:
-    pilots, correct = (np.stack(each) for each in zip(*points, strict=True))
+def _worst(predictions: list[tuple[Chances, Chances]]) -> Chances:
+    pilots, correct = (np.stack(each) for each in zip(*predictions, strict=True))
     worst: Chances = correct[pilots.argmin(0), np.arange(pilots.shape[1])]
     return worst

@@ -1,4 +1,4 @@
-"""Attacks on a randomized ensemble side by side, at the same cost, on the same images."""
+"""A comparison of attacks on a randomized ensemble, at the same cost and on the same images."""
 
 from __future__ import annotations
 
@@ -8,20 +8,22 @@ from typing import Any
 
 from torch import nn
 
-from pytest_gradmask import ThreatModel
-from pytest_gradmask.attacks import autoattack
-from pytest_gradmask.attacks.arc import arc
-from pytest_gradmask.attacks.bpda import bypassed
-from pytest_gradmask.attacks.ensembles import joint_margins, member_by_member
-from pytest_gradmask.attacks.gradient import apgd
-from pytest_gradmask.attacks.oracle import Oracle, RandomStream
-from pytest_gradmask.datasets import Dataset
-from pytest_gradmask.isolation import no_trace
-from pytest_gradmask.models.composites import Mixture, RandomizedEnsemble
-from pytest_gradmask.plan import PlannedAttack, Run
-from pytest_gradmask.results import AttackResult, accuracy
-from pytest_gradmask.scoring import Evaluation, subseed
-from pytest_gradmask.voting import Ballot
+from pytest_gradmask import AttackResult, Dataset, Mixture, RandomizedEnsemble, ThreatModel, apgd, bypassed
+from pytest_gradmask.auditing.research import (
+    Oracle,
+    PlannedAttack,
+    RandomStream,
+    Run,
+    Sampler,
+    Scorer,
+    accuracy,
+    arc,
+    autoattack,
+    joint_margins,
+    member_by_member,
+    no_trace,
+    subseed,
+)
 
 STEPS = 50
 CONFIDENCE = 0.99
@@ -39,23 +41,26 @@ def duel(
     seed: int = 0,
     progress: Callable[[str], None] = lambda message: None,
 ) -> dict[str, Any]:
-    """Attack a uniformly randomized ensemble; chances of a right answer are exact.
+    """Attack a uniformly randomized ensemble. Probabilities of a correct prediction are exact.
 
     Args:
         name: of the ensemble.
         members: each a classifier.
         data: images and labels.
         bypass: a submodule of every member that the attacks skip on the backward pass; none if empty.
+        threat: by default Linf with 8/255.
         steps: of APGD on the expected loss. All attacks make about as many passes as this one.
+        seed: of every random choice.
+        progress: called with a line of text before each attack.
 
     Returns:
-        Plain data: by the name of each attack, the expected accuracy with bounds, what one forward of each image says,
-        and passes an image.
+        Plain data: for each attack, the expected accuracy with bounds, the accuracy by one forward of each image, and
+        passes per image.
     """
     threat = threat or ThreatModel()
     ensemble = RandomizedEnsemble(members).eval()
-    around = [bypassed(member, {bypass: None}) if bypass else member for member in members]
-    mixture = Mixture(around)
+    attackable = [bypassed(member, {bypass: None}) if bypass else member for member in members]
+    mixture = Mixture(attackable)
     attacks: dict[str, tuple[Run, bool]] = {
         "AutoAttack's APGD, EOT": (partial(autoattack.apgd_ce, steps=steps, eot=len(members)), False),
         "APGD, EOT": (partial(apgd, steps=steps, eot=len(members), stop_early=False), False),
@@ -67,26 +72,36 @@ def duel(
     with no_trace([ensemble], data.images.device):
         stream = RandomStream(subseed(seed, name), data.images.device)
 
-        def oracle(known: bool) -> Oracle:
-            return Oracle.of_mixture(mixture, stream) if known else Oracle(RandomizedEnsemble(around), stream)
+        def oracle(*, members_known: bool) -> Oracle:
+            return (
+                Oracle.of_mixture(mixture, stream) if members_known else Oracle(RandomizedEnsemble(attackable), stream)
+            )
 
-        evaluation = Evaluation(
-            Oracle(ensemble, stream), data.images, data.labels, threat, seed,
-            Ballot(1, 1.0, members=Oracle.of_mixture(Mixture(members), stream)),
+        scorer = Scorer(
+            oracle=Oracle(ensemble, stream), images=data.images, labels=data.labels, threat=threat, seed=seed,
+            sampler=Sampler(1, 1.0, members=Oracle.of_mixture(Mixture(members), stream)),
         )  # fmt: skip
-        clean, votes = evaluation.clean()
-        given = [index for index, found in votes.items() if found.pilot > 0]
+        clean, predictions = scorer.clean()
+        targets = [index for index, found in predictions.items() if found.pilot > 0]
         results = {}
-        for attack, (run, known) in attacks.items():
+        for attack, (run, members_known) in attacks.items():
             progress(f"{name}: {attack}")
-            results[attack] = evaluation.run(PlannedAttack(attack, "adaptive", run, oracle(known)), given)
+            results[attack] = scorer.run(
+                PlannedAttack(
+                    name=attack, kind="adaptive", access="gradient", run=run, model=oracle(members_known=members_known)
+                ),
+                targets,
+            )
 
     def row(*run: AttackResult) -> dict[str, Any]:
-        share = accuracy(clean, votes, run, CONFIDENCE)
+        share = accuracy(clean, predictions, run, CONFIDENCE)
         fooled = {
-            index for each in (votes, *(found.votes for found in run)) for index, v in each.items() if not v.first
+            index
+            for each in (predictions, *(found.predictions for found in run))
+            for index, prediction in each.items()
+            if not prediction.first
         }
-        passes = sum(found.forwards + found.backwards for found in run) / max(1, len(given))
+        passes = sum(found.forwards + found.backwards for found in run) / max(1, len(targets))
         return {
             "accuracy": [share.value, share.low, share.high],
             "one_forward": 1 - len(fooled) / len(clean),

@@ -1,4 +1,4 @@
-"""docs/randomized.md, from what was measured."""
+"""docs/randomized.md, from the stored results."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from audits.markdown import table
-from pytest_gradmask.files import replaced
-from pytest_gradmask.stats import clopper_pearson
+from pytest_gradmask.auditing.research import clopper_pearson, replaced
 
 HERE = Path(__file__).parent
 _VERDICTS = ("MASKED", "NOT_MASKED", "INCONCLUSIVE")
@@ -25,18 +24,18 @@ def write(results: Path, page: Path = PAGE) -> None:
 def text(results: Path) -> str:
     """The page."""
     records = [json.loads(file.read_text()) for file in sorted(results.glob("*.json"))]
-    judged = [record for record in records if "repetitions" in record]
+    covered = [record for record in records if "repetitions" in record]
     duels = [record for record in records if "attacks" in record]
     cells = [cell for record in records for cell in record.get("cells", ())]
     parts = [(HERE / "introduction.md").read_text().rstrip()]
-    if judged:
-        parts += ["## Do the intervals hold the truth?", _coverage(judged)]
+    if covered:
+        parts += ["## Do the intervals contain the truth?", _coverage(covered)]
     if cells:
         parts += ["## How often are verdicts wrong?", _calibration(cells)]
     if duels:
-        parts += ["## Attacks on ensembles, side by side", _duels(duels)]
-    if judged or duels:
-        parts.append(_provenance([*judged, *duels]))
+        parts += ["## Attacks on ensembles, compared", _duels(duels)]
+    if covered or duels:
+        parts.append(_provenance([*covered, *duels]))
     return "\n\n".join(parts) + "\n"
 
 
@@ -49,21 +48,21 @@ def _coverage(records: Sequence[Mapping[str, Any]]) -> str:
             f"{record['doubtful']:.0%}",
             " / ".join(f"{share:.1%}" for share in record["accuracy"]),
             " / ".join(f"{share:.1%}" for share in record["image"]),
-            f"{record['votes']:.1f}",
-            "one image" if record["one_by_one"] else "many",
+            f"{record['samples']:.1f}",
+            "one image" if record["one_by_one"] else "many images",
         )
         for record in records
     ]
     headings = (
-        "defense", "true accuracy", "doubtful", "accuracy's bounds hold", "image's bounds hold", "votes",
-        "a forward has",
+        "defense", "true accuracy", "doubtful", "bounds of accuracy correct", "bounds of an image correct", "samples",
+        "batch of a forward",
     )  # fmt: skip
     return (
-        f"The pool has {first['pool']} points, clean images and images after PGD with radii of 1, 2, 4 and 8/255. The "
-        f"truth of each point is its share of right answers in {first['truth']:,} forwards; *doubtful* are points "
-        f"between 5 and 95 %. {first['repetitions']} times, {first['images']} points are drawn from the pool and "
-        f"judged afresh. How often the lower and the upper bound, each at {first['confidence']:.0%}, hold the "
-        "truth:\n\n" + table(headings, rows)
+        f"The pool has {first['pool']} images: clean ones, and others after PGD with radii of 1, 2, 4 and 8/255. The "
+        f"truth about each image is its share of correct predictions in {first['truth']:,} forwards. *Doubtful* images "
+        f"have a share between 5 and 95 %. In each of {first['repetitions']} repetitions, {first['images']} images are "
+        "drawn from the pool and predicted again. The table shows how often the lower and the upper bound, each valid "
+        f"at {first['confidence']:.0%}, are correct:\n\n" + table(headings, rows)
     )
 
 
@@ -79,22 +78,27 @@ def _calibration(cells: Sequence[Mapping[str, Any]]) -> str:
     audits = cells[0]["audits"]
     bound = clopper_pearson(worst, audits, 0.99)[1]
     return (
-        f"Simulated audits, {audits:,} of each kind: chances of right answers after the gradient attacks are mostly "
-        "near nought or one (*settled*, Beta(0.1, 0.05)) or anywhere (*doubtful*, uniform). Each of four adaptive "
-        "attacks, and each of four restarts of the placebo, lowers an image's chance as often as the *placebo effect* "
-        "says. The *gap*, in points, is masked: there, every adaptive attack leaves no right answer. With four effects "
-        "of 5 % an audit rightly finds that attacks have not converged. Without a gap, at most "
+        f"Simulated audits, {audits:,} of each kind. After the gradient attacks, the probability of a correct "
+        "prediction is mostly near 0 or 1 (*clear*, Beta(0.1, 0.05)) or anywhere (*doubtful*, uniform). Each of four "
+        "adaptive attacks, and each of four restarts of the placebo, lowers it for a share of the images, the *placebo "
+        "effect*. "
+        "The *gap* (margin and gap are in percentage points) is masked: there, adaptive attacks leave no correct "
+        "prediction. With a placebo effect of 5 %, an audit correctly finds that the attacks have not converged. "
+        "Without a gap, at most "
         f"{worst / audits:.2%} are `MASKED` (≤ {bound:.2%} at 99 %).\n\n"
-        + table(("images", "margin", "chances", "placebo effect", "gap", *(f"`{name}`" for name in _VERDICTS)), rows)
+        + table(
+            ("images", "margin", "probabilities", "placebo effect", "gap", *(f"`{name}`" for name in _VERDICTS)), rows
+        )
     )
 
 
 def _duels(records: Sequence[Mapping[str, Any]]) -> str:
     attacks = list(records[0]["attacks"])
-    told = [
-        "Expected accuracy under each attack alone, with exact chances and bounds at 99 %; beside it what one forward "
-        "of each image says, as AutoAttack would judge, and passes forward and backward an image. Members answer with "
-        "equal chance. *Bypassed*: the attacks take every front end for the identity on the backward pass (BPDA)."
+    parts = [
+        "The table shows the expected accuracy under each attack alone, with exact probabilities and bounds at 99 %. "
+        "Beside it are the accuracy by one forward of each image, as AutoAttack judges, and the passes forward and "
+        "backward per image. All members have the same weight. *Bypassed* means that the attacks use the identity "
+        "instead of every front end on the backward pass (BPDA)."
     ]
     for record in records:
         rows = []
@@ -107,12 +111,12 @@ def _duels(records: Sequence[Mapping[str, Any]]) -> str:
                     f"{found['passes']:,.0f}", f"{found['seconds']:,.0f}",
                 )
             )  # fmt: skip
-        told.append(
+        parts.append(
             f"**{record['ensemble']}**, {record['images']} images, {record['norm']}, "
             f"eps = {255 * record['eps']:.3g}/255\n\n"
             + table(("attack", "expected accuracy", "by one forward", "passes", "seconds"), rows)
         )
-    return "\n\n".join(told)
+    return "\n\n".join(parts)
 
 
 def _provenance(records: Sequence[Mapping[str, Any]]) -> str:

@@ -1,4 +1,4 @@
-"""The zoo of known defenses: what is in it, what is true of each, and what an audit says."""
+"""The zoo of known defenses: its entries, the truth about each, and the verdict of an audit."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from audits.defenses import activations, controls, jpeg, outputs, randomized, rough, shattered, smoothing
 from audits.defenses.entry import Entry
-from pytest_gradmask.errors import InputError
+from pytest_gradmask import InputError
 
-#: By name: first those that are said to mask or look as if they did, then those expected to be honest.
+#: All entries by name. The suspicious ones come first, then those that are expected not to mask.
 ZOO: dict[str, Entry] = {
     entry.name: entry
     for entry in sorted(
@@ -28,7 +28,7 @@ ZOO: dict[str, Entry] = {
 
 
 def find(names: Sequence[str]) -> list[Entry]:
-    """The entries of these names, all if there are none.
+    """The entries with these names, or all entries if there are no names.
 
     Raises:
         InputError: there is no such entry.

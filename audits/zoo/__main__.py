@@ -1,4 +1,4 @@
-"""``python -m audits.zoo``: what is in the zoo, measure it, and write docs/known-defenses.md."""
+"""``python -m audits.zoo``: list the zoo, measure it, and write docs/known-defenses.md."""
 
 from __future__ import annotations
 
@@ -10,24 +10,23 @@ from pathlib import Path
 
 from audits.zoo import find
 from audits.zoo.measurement import RESULTS, Record, measure, repeat, store, stored, stored_record
-from pytest_gradmask import load_dataset
-from pytest_gradmask.budgets import BUDGETS, get_budget
-from pytest_gradmask.errors import InputError
+from pytest_gradmask import InputError, load_dataset
+from pytest_gradmask.auditing.research import BUDGETS, get_budget
 from pytest_gradmask.training.provenance import exit_code
 
 
-def told(name: str, record: Record) -> str:
-    """What was measured, in a line."""
+def summary(name: str, record: Record) -> str:
+    """A record in one line of text."""
     truth, audit = record["truth"], record["audit"]
     shares = {
         "clean": audit["clean_accuracy"]["value"],
         "gradient": audit["gradient_attacks"]["value"],
         "reference": truth["reference"][0],
     }
-    figures = ", ".join(f"{what} {value:.1%}" for what, value in shares.items())
+    figures = ", ".join(f"{label} {value:.1%}" for label, value in shares.items())
     gap, low, high = (100 * bound for bound in truth["gap"])
-    said = "masked" if truth["masked"] else "not masked"
-    return f"{name}: {said}, {audit['verdict']}; {figures}, gap {gap:.1f} points [{low:.1f}, {high:.1f}]"
+    masked = "masked" if truth["masked"] else "not masked"
+    return f"{name}: {masked}, {audit['verdict']}; {figures}, gap {gap:.1f} % [{low:.1f}, {high:.1f}]"
 
 
 def _list(options: argparse.Namespace) -> None:
@@ -51,7 +50,7 @@ def _measure(options: argparse.Namespace) -> None:
                 entry, data, budget=budget, margin=margin, device=options.device, seed=options.seed, progress=progress
             )
             store(entry.name, record, options.output)
-            print(told(entry.name, record), flush=True)
+            print(summary(entry.name, record), flush=True)
 
 
 def _repeat(options: argparse.Namespace) -> None:
@@ -64,15 +63,15 @@ def _repeat(options: argparse.Namespace) -> None:
             if record is None:
                 raise InputError(f"defense {entry.name!r}: not measured yet; python -m audits.zoo measure {entry.name}")
             repeats = {(each["seed"], each["exhaustive"]): each for each in record.get("repeats", [])}
-            this = (seed, options.exhaustive)
-            if options.missing and this in repeats:
+            key = (seed, options.exhaustive)
+            if options.missing and key in repeats:
                 continue
-            repeats[this] = repeat(
+            repeats[key] = repeat(
                 entry, data, budget=budget, margin=margin, device=options.device, seed=seed,
                 exhaustive=options.exhaustive,
             )  # fmt: skip
-            store(entry.name, {**record, "repeats": [repeats[key] for key in sorted(repeats)]}, options.output)
-            print(f"{entry.name}, seed {seed}: {repeats[this]['verdict']}", flush=True)
+            store(entry.name, {**record, "repeats": [repeats[each] for each in sorted(repeats)]}, options.output)
+            print(f"{entry.name}, seed {seed}: {repeats[key]['verdict']}", flush=True)
 
 
 def _page(_: argparse.Namespace) -> None:
@@ -88,17 +87,17 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     names = {"nargs": "*", "default": [], "metavar": "DEFENSE", "help": "which (default: all)"}
 
-    listing = commands.add_parser("list", help="tell each defense's story")
+    listing = commands.add_parser("list", help="print the history of each defense")
     listing.add_argument("names", **names)  # type: ignore[arg-type]
     listing.set_defaults(run=_list)
 
-    measuring = commands.add_parser("measure", help="measure what is true of each defense, and audit it")
+    measuring = commands.add_parser("measure", help="measure the truth about each defense, and audit it")
     measuring.add_argument("--seed", type=int, default=0, metavar="N", help="(default: %(default)s)")
     measuring.set_defaults(run=_measure)
 
-    repeating = commands.add_parser("repeat", help="audit what was measured with other seeds")
+    repeating = commands.add_parser("repeat", help="audit measured defenses with other seeds")
     repeating.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4], metavar="N", help="(default: 1 2 3 4)")
-    repeating.add_argument("--exhaustive", action="store_true", help="every attack on every image, whatever is certain")
+    repeating.add_argument("--exhaustive", action="store_true", help="run every attack on every image")
     repeating.set_defaults(run=_repeat)
 
     for command in (measuring, repeating):
@@ -106,13 +105,13 @@ def _parser() -> argparse.ArgumentParser:
         add("names", **names)  # type: ignore[arg-type]
         add("--data", default="embedded", metavar="SPEC", help="as of --gradmask-data (default: %(default)s)")
         add("--samples", type=int, metavar="N", help="images, chosen at random (default: the budget's)")
-        add("--budget", choices=BUDGETS, default="ci", help="of the attacks (default: %(default)s)")
-        add("--margin", type=float, metavar="SHARE", help="a larger gap is masking (default: the budget's)")
+        add("--budget", choices=BUDGETS, default="ci", help="budget of the attacks (default: %(default)s)")
+        add("--margin", type=float, metavar="SHARE", help="a larger masking gap is masking (default: the budget's)")
         add("--device", default="cpu", help="torch device (default: %(default)s)")
-        add("--missing", action="store_true", help="measure only what the folder does not hold yet")
+        add("--missing", action="store_true", help="measure only what is not stored yet")
         add("--output", type=Path, default=RESULTS, metavar="FOLDER", help="(default: audits/zoo/results)")
 
-    page = commands.add_parser("page", help="write docs/known-defenses.md from what was measured")
+    page = commands.add_parser("page", help="write docs/known-defenses.md from the stored records")
     page.set_defaults(run=_page)
     return parser
 

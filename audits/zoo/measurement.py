@@ -1,4 +1,4 @@
-"""Measure a known defense: its truth, our audit of it, the unit test of gradient attacks on it, AutoAttack's flags."""
+"""Measure a known defense: the truth about it, our audit, the binarization test of an attack, AutoAttack's flags."""
 
 from __future__ import annotations
 
@@ -13,26 +13,28 @@ import torch
 
 from audits.defenses.entry import Entry
 from audits.zoo.flags import autoattack_flags
-from audits.zoo.truth import Truth, measure_truth
-from pytest_gradmask import ThreatModel, audit, load_model
-from pytest_gradmask.attacks import autoattack
-from pytest_gradmask.budgets import Budget
-from pytest_gradmask.datasets import Dataset
-from pytest_gradmask.defense import as_defense
-from pytest_gradmask.errors import DataError
-from pytest_gradmask.files import replaced
+from audits.zoo.truth import AuditedDefense, Truth, measure_truth
+from pytest_gradmask import (
+    Audit,
+    BinarizationTest,
+    Budget,
+    DataError,
+    Dataset,
+    ThreatModel,
+    audit,
+    binarization_test,
+    load_model,
+)
+from pytest_gradmask.auditing.research import as_defense, autoattack, replaced, subseed
 from pytest_gradmask.report.json import to_json
-from pytest_gradmask.results import Audit
-from pytest_gradmask.scoring import subseed
-from pytest_gradmask.unit_test import UnitTest, unit_test
 
 #: One file a defense, so that many can be measured at once.
 RESULTS = Path(__file__).parent / "results"
-_TESTED = 8  # images of the unit test
+_TESTED = 8  # images of the binarization test
 
 Record = Mapping[str, Any]
-#: What `measure` says while it works.
-Progress = Callable[[str], None]
+#: Called with a line of text or an event before each step of `measure`.
+Progress = Callable[[object], None]
 
 
 def measure(
@@ -48,25 +50,25 @@ def measure(
 ) -> dict[str, Any]:
     """Measure one defense.
 
-    The audit is told nothing about the defense, and runs every attack on every image. The truth comes from its gradient
-    attacks and the defense's reference.
+    The audit gets no information about the defense, and runs every attack on every image. The truth comes from its
+    gradient attacks and the defense's reference.
 
     Args:
         entry: the defense.
-        data: with the labels of the data; the entry's own are derived.
+        data: images with the labels of the data. The labels of the defense are derived from them.
         budget: of the audit.
-        margin: the gap above which a defense masks, a share of images in (0, 1).
+        margin: the masking gap above which a defense masks, a share of images in (0, 1).
         threat: by default the audit's.
         device: torch device.
         seed: of every random choice.
         progress: called with a line of text before each step.
 
     Returns:
-        Plain data: ``truth``, ``audit``, ``unit_test`` and ``flags``, and what they were measured on.
+        Plain data: ``truth``, ``audit``, ``binarization_test`` and ``flags``, with data and versions.
 
     Raises:
         DataError: the truth could not be measured.
-        InputError, DefenseError: what `audit` raises.
+        InputError, DefenseError: as `audit` raises them.
     """
     threat = threat or ThreatModel()
     defense = as_defense(entry.build(load_model))
@@ -76,25 +78,24 @@ def measure(
         exhaustive=True, progress=progress,
     )  # fmt: skip
     progress("reference")
-    truth = measure_truth(
-        entry, defense, data.images, labels, found, threat=threat, votes=budget.votes,
-        device=device, seed=seed,
+    case = AuditedDefense(
+        entry=entry, defense=defense, images=data.images, labels=labels, audit=found, threat=threat,
+        pilot_samples=budget.pilot_samples, device=device, seed=seed,
     )  # fmt: skip
-    progress("unit test of apgd-ce")
+    truth = measure_truth(case)
+    progress("binarization test of apgd-ce")
     correct = sorted(found.survivors([]))[:_TESTED]
     attack = partial(autoattack.apgd_ce, steps=budget.apgd_steps, eot=budget.eot if entry.randomized else 1)
-    tested = unit_test(
+    tested = binarization_test(
         attack, defense, data.images[correct], labels[correct], threat=threat,
         generator=torch.Generator().manual_seed(subseed(seed, "unit test")),
     )  # fmt: skip
     progress("AutoAttack's checks")
-    flags = autoattack_flags(
-        defense, data.images, labels, found, threat=threat, queries=budget.square_queries, seed=seed
-    )
+    flags = autoattack_flags(case, queries=budget.square_queries)
     return {
         "truth": asdict(truth),
         "audit": _figures(found),
-        "unit_test": _counts(tested),
+        "binarization_test": _counts(tested),
         "flags": flags,
         "data": data.source.rpartition("/")[2],
         "provenance": dict(found.provenance),
@@ -111,7 +112,7 @@ def repeat(
     exhaustive: bool = False,
     device: str = "cpu",
 ) -> dict[str, Any]:
-    """Audit a defense once more, with another seed; arguments as for `measure`.
+    """Audit a defense again with another seed. Arguments are those of `measure`.
 
     Args:
         exhaustive: whether every attack runs on every image, instead of until the verdict is certain.
@@ -128,7 +129,7 @@ def repeat(
 
 
 def _figures(found: Audit) -> dict[str, Any]:
-    """The audit as JSON, without what the record says once for all, and with the families' accuracies."""
+    """The audit as JSON, without the fields that the record holds elsewhere."""
     content = to_json(found)
     for left_out in ("test", "defense", "provenance", "per_image"):
         del content[left_out]
@@ -137,12 +138,12 @@ def _figures(found: Audit) -> dict[str, Any]:
     return content
 
 
-def _counts(tested: UnitTest) -> dict[str, int]:
+def _counts(tested: BinarizationTest) -> dict[str, int]:
     return {"passed": tested.passed, "tested": tested.tested}
 
 
 def store(name: str, record: Record, folder: Path = RESULTS) -> None:
-    """Write what was measured of a defense, in one atomic step, in place of an older record."""
+    """Write the record of a defense in one atomic step. It replaces an older record."""
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"{name}.json"
     with replaced(file) as part:
@@ -150,7 +151,7 @@ def store(name: str, record: Record, folder: Path = RESULTS) -> None:
 
 
 def stored(folder: Path = RESULTS) -> dict[str, Record]:
-    """All that was measured, by the name of the defense; empty if there is no such folder.
+    """All records by the name of the defense. Empty if there is no such folder.
 
     Raises:
         DataError: a file cannot be read.
@@ -159,7 +160,7 @@ def stored(folder: Path = RESULTS) -> dict[str, Record]:
 
 
 def stored_record(name: str, folder: Path = RESULTS) -> Record | None:
-    """What was measured of one defense; None if nothing was.
+    """The record of one defense, or None if there is none.
 
     Raises:
         DataError: the file cannot be read.
@@ -169,10 +170,10 @@ def stored_record(name: str, folder: Path = RESULTS) -> Record | None:
 
 
 def stored_truth(name: str, folder: Path = RESULTS) -> Truth | None:
-    """The truth of a defense; None if it was not measured.
+    """The truth about a defense, or None if it was not measured.
 
     Raises:
-        DataError: the file cannot be read, or holds something else.
+        DataError: the file cannot be read, or is not a record.
     """
     record = stored_record(name, folder)
     try:

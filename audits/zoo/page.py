@@ -1,4 +1,4 @@
-"""The page about known defenses, from what ``python -m audits.zoo measure`` stored."""
+"""The page about known defenses, from the records of ``python -m audits.zoo measure``."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from audits.markdown import table
 from audits.zoo import ZOO
 from audits.zoo.measurement import Record, stored
 from audits.zoo.truth import Truth
-from pytest_gradmask.unit_test import UnitTest
+from pytest_gradmask import BinarizationTest
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent.parent / "docs" / "known-defenses.md"
 
-#: Attacks with a column of their own, in the order in which they run.
+#: Attacks that have a column, in the order in which they run.
 _ATTACKS = {
     "bpda": "BPDA",
     "transfer-backbone": "transfer",
@@ -34,7 +34,7 @@ def write() -> None:
 
 
 def markdown(records: Mapping[str, Record]) -> str:
-    """The page, of records by the name of their defense, in the order of the zoo."""
+    """The page for records by the name of their defense. Rows have the order of the zoo."""
     ordered = {name: records[name] for name in ZOO if name in records}
     parts = [
         (HERE / "introduction.md").read_text().strip(),
@@ -42,7 +42,7 @@ def markdown(records: Mapping[str, Record]) -> str:
         _summary(ordered),
         "## Verdicts",
         _verdicts(ordered),
-        "## What was seen",
+        "## Findings and flags",
         _evidence(ordered),
         *_repeats(ordered),
         _provenance(ordered),
@@ -51,7 +51,7 @@ def markdown(records: Mapping[str, Record]) -> str:
 
 
 def truth_of(record: Record) -> str:
-    """``MASKED``, ``NOT_MASKED`` or ``open``, by the bounds of the gap that the reference leaves."""
+    """``MASKED``, ``NOT_MASKED`` or ``open``, by the bounds of the gap between gradient attacks and the reference."""
     expected = Truth(**record["truth"]).expected(record["truth"]["margin"])
     return expected.name if expected else "open"
 
@@ -66,7 +66,7 @@ def _summary(records: Mapping[str, Record]) -> str:
         *((f"verdict `{verdict}`", _has_verdict(verdict)) for verdict in _VERDICTS),
         ("AutoAttack flags anything", lambda record: bool(record["flags"])),
         *((f"AutoAttack flags `{flag}`", _has_flag(flag)) for flag in _FLAGS),
-        ("APGD surely fails the unit test", _failed_unit_test),
+        ("APGD fails the binarization test (bound below 95 %)", _fails_binarization_test),
     ]
     headings = ["", *(f"{len(group)} that {name}" for name, group in groups.items())]
     missing = [name for name in ZOO if name not in records]
@@ -84,9 +84,9 @@ def _has_flag(flag: str) -> Callable[[Record], bool]:
     return lambda record: flag in record["flags"]
 
 
-def _failed_unit_test(record: Record) -> bool:
-    passed, tested = record["unit_test"]["passed"], record["unit_test"]["tested"]
-    return UnitTest(("passed",) * passed + ("failed",) * (tested - passed), confidence=0.99).fails
+def _fails_binarization_test(record: Record) -> bool:
+    passed, tested = record["binarization_test"]["passed"], record["binarization_test"]["tested"]
+    return BinarizationTest(outcomes=("passed",) * passed + ("failed",) * (tested - passed), confidence=0.99).fails
 
 
 def _count(group: Sequence[Record], holds: Callable[[Record], bool]) -> str:
@@ -102,9 +102,9 @@ def _verdicts(records: Mapping[str, Record]) -> str:
         rows.append(
             [
                 name,
-                f"{_sign(truth_of(record))} {_points(*record['truth']['gap'])}",
+                f"{_sign(truth_of(record))} {_gap(*record['truth']['gap'])}",
                 f"`{audit['verdict']}`",
-                _points(audit["gap"]["estimate"], audit["gap"]["low"], audit["gap"]["high"]) if audit["gap"] else "",
+                _gap(audit["gap"]["estimate"], audit["gap"]["low"], audit["gap"]["high"]) if audit["gap"] else "",
                 _percent(audit["clean_accuracy"]["value"]),
                 _percent(audit["gradient_attacks"]["value"]),
                 *accuracies,
@@ -112,9 +112,9 @@ def _verdicts(records: Mapping[str, Record]) -> str:
             ]
         )
     note = (
-        "Accuracies in %; gaps in points, with exact bounds, each valid at 99 %. *Truth* is the gap that the reference "
-        "leaves, *gap* the one that the audit's own adaptive attacks found. There is no figure for an attack that "
-        "cannot run on a defense or was spared."
+        "Accuracies are in %, gaps in percentage points, with exact bounds that are each valid at 99 %. *Truth* is the "
+        "gap that the reference attack shows, and *gap* the one that the audit's adaptive attacks show. An attack has "
+        "no figure if it cannot run on the defense or was skipped."
     )
     return f"{note}\n\n{table(headings, rows)}"
 
@@ -122,7 +122,7 @@ def _verdicts(records: Mapping[str, Record]) -> str:
 def _evidence(records: Mapping[str, Record]) -> str:
     rows = []
     for name, record in records.items():
-        audit, tested = record["audit"], record["unit_test"]
+        audit, tested = record["audit"], record["binarization_test"]
         findings = dict.fromkeys(f"[{finding['id']}](findings.md#{finding['id']})" for finding in audit["findings"])
         rows.append(
             [
@@ -134,62 +134,69 @@ def _evidence(records: Mapping[str, Record]) -> str:
                 f"{audit['seconds']:.0f}",
             ]
         )
-    headings = ["defense", "findings", "bypassed, found by the audit", "unit test of APGD", "AutoAttack's flags", "s"]
+    headings = [
+        "defense",
+        "findings",
+        "bypassed, found by the audit",
+        "binarization test of APGD",
+        "AutoAttack's flags",
+        "s",
+    ]
     return table(headings, rows)
 
 
 def _repeats(records: Mapping[str, Record]) -> list[str]:
-    """Verdicts with other seeds, which choose other images, too; and those of audits that do not end early."""
+    """Verdicts with other seeds and therefore other images, also of audits that do not end early."""
     repeated = {name: record for name, record in records.items() if record.get("repeats")}
     if not repeated:
         return []
     rows, flips, compared, others, opposite = [], 0, 0, 0, 0
     for name, record in repeated.items():
-        said, whole = (
-            {repeat["seed"]: repeat["verdict"] for repeat in record["repeats"] if repeat["exhaustive"] is exhaustive}
-            for exhaustive in (False, True)
+        early, exhaustive = (
+            {repeat["seed"]: repeat["verdict"] for repeat in record["repeats"] if repeat["exhaustive"] is whole}
+            for whole in (False, True)
         )
-        both = said.keys() & whole.keys()
-        alike = sum(said[seed] == whole[seed] for seed in both)
-        flips += {"MASKED", "NOT_MASKED"} <= {*said.values(), *whole.values()}
+        both = early.keys() & exhaustive.keys()
+        alike = sum(early[seed] == exhaustive[seed] for seed in both)
+        flips += {"MASKED", "NOT_MASKED"} <= {*early.values(), *exhaustive.values()}
         compared, others = compared + len(both), others + len(both) - alike
-        opposite += sum({said[seed], whole[seed]} == {"MASKED", "NOT_MASKED"} for seed in both)
-        counts = [str(list(said.values()).count(verdict)) for verdict in _VERDICTS]
+        opposite += sum({early[seed], exhaustive[seed]} == {"MASKED", "NOT_MASKED"} for seed in both)
+        counts = [str(list(early.values()).count(verdict)) for verdict in _VERDICTS]
         rows.append([name, _sign(truth_of(record)), *counts, f"{alike} of {len(both)}" if both else "-"])
     every = [each for record in repeated.values() for each in record["repeats"]]
     settings = dict.fromkeys(
-        f"the budget `{each['budget']}` and a margin of {100 * each['margin']:g} points" for each in every
+        f"the budget `{each['budget']}` and a margin of {100 * each['margin']:g} percentage points" for each in every
     )
     text = (
-        f"Audits that end once the verdict is certain, each with a seed of its own and at most "
-        f"{max(each['images'] for each in every)} images drawn by it, at {' or '.join(settings)}. {flips} of "
-        f"{len(repeated)} defenses are called `MASKED` by one seed and `NOT_MASKED` by another."
+        f"Audits that end as soon as the verdict is certain. Each has another seed, which draws at most "
+        f"{max(each['images'] for each in every)} images, at {' or '.join(settings)}. {flips} of "
+        f"{len(repeated)} defenses are `MASKED` with one seed and `NOT_MASKED` with another."
     )
     if compared:
         text += (
-            f" Of {compared} audits made again *exhaustively*, with every attack on every image, {others} came to "
-            f"another verdict, {opposite} of them to the opposite one. An audit that may end early pays for looking "
-            "more than once, so what is close to the margin may stay `INCONCLUSIVE`."
+            f" {compared} audits were repeated *exhaustively*, with every attack on every image. {others} of them have "
+            f"another verdict, and {opposite} have the opposite one. An audit that may end early divides its error "
+            "among several interim analyses, so that a defense close to the margin may stay `INCONCLUSIVE`."
         )
     against = {name: count for name, record in repeated.items() if (count := _against(record))}
     where = ", ".join(f"{count} on {name}" for name, count in against.items())
     text += (
-        f" Against the truth, which was measured with more steps on more images, are {sum(against.values())} of "
-        f"all {len(every)} verdicts{f' ({where})' if where else ''}."
+        f" {sum(against.values())} of all {len(every)} verdicts{f' ({where})' if where else ''} are opposite to the "
+        "truth, which was measured with more steps on more images."
     )
     headings = ["defense", "truth", *(f"`{verdict}`" for verdict in _VERDICTS), "exhaustive, the same"]
     return ["## Other seeds", text, table(headings, rows)]
 
 
 def _against(record: Record) -> int:
-    """How many of its other audits say the opposite of the truth."""
+    """How many of its repeated audits have a verdict opposite to the truth."""
     opposite = {"MASKED": "NOT_MASKED", "NOT_MASKED": "MASKED"}.get(truth_of(record))
     return sum(each["verdict"] == opposite for each in record["repeats"])
 
 
 def _provenance(records: Mapping[str, Record]) -> str:
-    told = dict.fromkeys(_measured_on(record) for record in records.values())
-    return "\n\n".join(f"<sub>Measured on {text}.</sub>" for text in told)
+    texts = dict.fromkeys(_measured_on(record) for record in records.values())
+    return "\n\n".join(f"<sub>Measured on {text}.</sub>" for text in texts)
 
 
 def _measured_on(record: Record) -> str:
@@ -198,15 +205,15 @@ def _measured_on(record: Record) -> str:
     threat = f"{about['threat']['norm']}, eps {255 * about['threat']['eps']:g}/255"
     return (
         f"{about['images']} images of {record['data']}, {threat}, budget {about['budget']}, margin "
-        f"{100 * record['audit']['margin']:g} points, seed {about['seed']}, {about['device']}, {versions}"
+        f"{100 * record['audit']['margin']:g} percentage points, seed {about['seed']}, {about['device']}, {versions}"
     )
 
 
 def _sign(truth: str) -> str:
-    return {"MASKED": "masked", "NOT_MASKED": "honest", "open": "open"}[truth]
+    return {"MASKED": "masked", "NOT_MASKED": "not masked", "open": "open"}[truth]
 
 
-def _points(value: float, low: float, high: float) -> str:
+def _gap(value: float, low: float, high: float) -> str:
     return f"{100 * value + 0.0:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
 
 

@@ -1,8 +1,9 @@
 """The truth about a known defense, measured with the attack of its own literature.
 
-A defense *masks* if that attack, the reference, which knows how the defense works, breaks more than a margin of the
-images beyond the whole family of gradient attacks (AutoAttack's, with EOT where the defense is random) and their
-placebo. What is said of the defense, and what an audit's own adaptive attacks find, does not count.
+This attack is called the reference. It knows how the defense works. A defense *masks* if the reference breaks more
+images than the gradient attacks and their placebo together, by more than a margin (a share of all images). The gradient
+attacks are AutoAttack's, with EOT where the defense is random. Published claims and the audit's own adaptive attacks do
+not count.
 """
 
 from __future__ import annotations
@@ -11,31 +12,35 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from audits.defenses.entry import Entry
-from pytest_gradmask import Defense, Verdict
-from pytest_gradmask.attacks.oracle import Oracle, RandomStream
-from pytest_gradmask.errors import DataError
-from pytest_gradmask.isolation import moved, no_trace
-from pytest_gradmask.plan import PlannedAttack, known_models
-from pytest_gradmask.results import AttackResult, Audit, accuracy
-from pytest_gradmask.scoring import Evaluation, subseed
-from pytest_gradmask.threat import ThreatModel
-from pytest_gradmask.verdict import measure_gap
-from pytest_gradmask.voting import call_ballot
+from pytest_gradmask import AttackResult, Audit, DataError, Defense, ThreatModel, Verdict
+from pytest_gradmask.auditing.research import (
+    Oracle,
+    PlannedAttack,
+    RandomStream,
+    Scorer,
+    accuracy,
+    isolated,
+    known_models,
+    measure_gap,
+    plan_sampler,
+    subseed,
+)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Truth:
-    """What was measured of one defense. Shares of all images come as ``[value, low, high]``, each bound valid at 99 %.
+    """The truth about one defense. Shares of all images are ``[value, low, high]``, each bound valid at 99 %.
 
     Attributes:
         masked: whether the gap is above the margin.
-        gap: images that the reference breaks and no gradient attack nor the placebo, minus those that only the
-            placebo breaks.
+        gap: the share of images that only the reference breaks, minus the share that only the placebo breaks. Images
+            that a gradient attack breaks do not count.
         margin: a share of images.
         reference: robust accuracy under the reference alone.
-        seconds: the reference took.
+        seconds: wall-clock time of the reference.
     """
 
     masked: bool
@@ -45,79 +50,86 @@ class Truth:
     seconds: float
 
     def expected(self, margin: float) -> Verdict | None:
-        """The right verdict at a margin; None where the measured gap leaves it open."""
+        """The correct verdict at a margin, or None if the bounds of the gap leave it open."""
         _, low, high = self.gap
         if low > margin:
             return Verdict.MASKED
         return Verdict.NOT_MASKED if high <= margin else None
 
 
-def measure_truth(
-    entry: Entry,
-    defense: Defense,
-    images: torch.Tensor,
-    labels: torch.Tensor,
-    audit: Audit,
-    *,
-    threat: ThreatModel,
-    votes: int,
-    device: str,
-    seed: int,
-) -> Truth:
-    """Run the reference on what an audit ran its gradient attacks on.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditedDefense:
+    """A known defense with its audit, and the settings of the audit.
 
-    Args:
-        entry: whose reference.
-        defense: what the entry built.
-        images, labels: those of the audit; the labels are the defense's.
-        audit: of the defense, with the whole gradient family and its placebo.
-        votes: of the pilot, as in the audit.
+    Attributes:
+        entry: of the zoo; it holds the reference.
+        defense: the defense that the entry built.
+        images: all images of the audit: float32, N x C x H x W.
+        labels: int64, N, of the defense.
+        audit: an exhaustive audit of the defense.
+        threat: the threat model of the audit.
+        pilot_samples: forwards of the pilot of a randomized defense.
+        device: torch device.
+        seed: of every random choice.
+    """
+
+    entry: Entry
+    defense: Defense
+    images: Tensor
+    labels: Tensor
+    audit: Audit
+    threat: ThreatModel
+    pilot_samples: int
+    device: str = "cpu"
+    seed: int = 0
+
+
+def measure_truth(case: AuditedDefense) -> Truth:
+    """Run the reference on the images of an audit, and compare it with the audit's gradient attacks and placebo.
 
     Raises:
         DataError: the reference raised or returned an image outside the ball, or a gradient attack did not run.
     """
+    audit = case.audit
     family, placebo = audit.of_kind("gradient"), audit.of_kind("placebo")
     failed = [result for result in (*family, *placebo) if result.status != "done"]
     if failed:
         raise DataError(
-            f"{entry.name}: {failed[0].name} was {failed[0].status} ({failed[0].note}); without the whole gradient "
-            "family there is no truth to store"
+            f"{case.entry.name}: {failed[0].name} was {failed[0].status} ({failed[0].note}); the truth needs all "
+            "gradient attacks and the placebo"
         )
-    result = _reference(entry, defense, images, labels, audit, threat, votes, device, seed)
-    gap = measure_gap(audit.clean, audit.votes, [*family, *placebo, result], audit.confidence)
+    result = _reference(case)
+    gap = measure_gap(audit.clean, audit.predictions, [*family, *placebo, result], audit.confidence)
     assert gap is not None
-    share = accuracy(audit.clean, audit.votes, [result], audit.confidence)
+    share = accuracy(audit.clean, audit.predictions, [result], audit.confidence)
     return Truth(
-        gap.estimate > audit.margin, [gap.estimate, gap.low, gap.high], audit.margin,
-        [share.value, share.low, share.high], round(result.seconds, 1),
-    )  # fmt: skip
+        masked=gap.estimate > audit.margin,
+        gap=[gap.estimate, gap.low, gap.high],
+        margin=audit.margin,
+        reference=[share.value, share.low, share.high],
+        seconds=round(result.seconds, 1),
+    )
 
 
-def _reference(
-    entry: Entry,
-    defense: Defense,
-    images: torch.Tensor,
-    labels: torch.Tensor,
-    audit: Audit,
-    threat: ThreatModel,
-    votes: int,
-    device: str,
-    seed: int,
-) -> AttackResult:
-    """What the reference breaks, scored as an audit scores."""
-    place = torch.device(device)
-    models = known_models(defense)
-    images, labels = images.to(place), labels.to(place)
+def _reference(case: AuditedDefense) -> AttackResult:
+    """Run the reference and score it as an audit does."""
+    defense, audit, device = case.defense, case.audit, torch.device(case.device)
+    images, labels = case.images.to(device), case.labels.to(device)
 
-    def run(_: Oracle, images: torch.Tensor, labels: torch.Tensor, **arguments: Any) -> torch.Tensor:
-        return entry.reference(defense, images, labels, **arguments)
+    def run(_: Oracle, images: Tensor, labels: Tensor, **arguments: Any) -> Tensor:
+        return case.entry.reference(defense, images, labels, **arguments)
 
-    with moved(models, place), no_trace(models, place):
-        look = Oracle(defense.model, RandomStream(subseed(seed, "truth"), place), defense.outputs)
-        ballot = call_ballot(look, None, images, votes, audit.margin)[0] if audit.votes else None
-        evaluation = Evaluation(look, images, labels, threat, seed, ballot)
-        result = evaluation.run(PlannedAttack("reference", "adaptive", run, look), audit.survivors([]))
+    with isolated(known_models(defense), device):
+        oracle = Oracle(defense.model, RandomStream(subseed(case.seed, "truth"), device), defense.outputs)
+        sampler = None
+        if audit.predictions:
+            sampler, _ = plan_sampler(oracle, None, images, pilot=case.pilot_samples, margin=audit.margin)
+        scorer = Scorer(
+            oracle=oracle, images=images, labels=labels, threat=case.threat, seed=case.seed, sampler=sampler
+        )
+        reference = PlannedAttack(name="reference", kind="adaptive", access="gradient", run=run, model=oracle)
+        result = scorer.run(reference, audit.survivors([]))
     if result.status != "done" or result.invalid:
         why = result.note or f"{result.invalid} images outside the ball or the bounds"
-        raise DataError(f"{entry.name}: its reference attack cannot be believed ({why}); mend it, then measure again")
+        raise DataError(f"{case.entry.name}: its reference attack cannot be trusted ({why}); correct it first")
     return result

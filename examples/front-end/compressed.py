@@ -1,8 +1,9 @@
 """A defense with a front end: lossy compression before a classifier of handwritten digits.
 
-Compression throws away what the eye does not see, so it should throw away adversarial noise, too. `Compressed` is that
-idea as it is often published: rounding has no gradient, and gradient attacks fail. `LowPass` is the idea made honest:
-it drops fine detail and rounds nothing, so that attacks, and adversarial training, see what they do.
+Compression removes details that the eye does not see, so it should remove adversarial noise, too. `Compressed` is this
+idea in its usual published form: rounding has no gradient, and gradient attacks fail. `LowPass` is the same idea
+without
+masking: it drops fine detail and does not round, so that attacks and adversarial training get a correct gradient.
 """
 
 from __future__ import annotations
@@ -11,13 +12,13 @@ import numpy as np
 import torch
 from scipy.fft import dct
 from sklearn.datasets import load_digits
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 EPS = 0.1
 
 
-def digits(split: str) -> tuple[torch.Tensor, torch.Tensor]:
+def digits(split: str) -> tuple[Tensor, Tensor]:
     """Handwritten digits of scikit-learn: float32 in [0, 1], N x 1 x 8 x 8, and int64 labels; ``train`` or ``test``."""
     data = load_digits()
     images = torch.from_numpy(data.images / 16).float()[:, None]
@@ -29,24 +30,24 @@ def digits(split: str) -> tuple[torch.Tensor, torch.Tensor]:
 class Compressed(nn.Module):
     """Rounds the coefficients of the 8 x 8 cosine transform to whole steps, as JPEG does in each block of an image."""
 
-    basis: torch.Tensor
+    basis: Tensor
 
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("basis", torch.from_numpy(dct(np.eye(8), axis=0, norm="ortho")).float())
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         return self.basis.T @ self.lossy(self.basis @ images @ self.basis.T) @ self.basis
 
-    def lossy(self, coefficients: torch.Tensor) -> torch.Tensor:
-        """Whole steps of a quarter. The derivative is zero nearly everywhere: no gradient gets through."""
+    def lossy(self, coefficients: Tensor) -> Tensor:
+        """Rounds to multiples of a quarter. The derivative is zero almost everywhere, so that the gradient is lost."""
         return (coefficients * 4).round() / 4
 
 
 class LowPass(Compressed):
-    """Drops the finest frequencies and keeps the others as they are: a linear map, with its true gradient."""
+    """Drops the finest frequencies and keeps the others: a linear map with a correct gradient."""
 
-    def lossy(self, coefficients: torch.Tensor) -> torch.Tensor:
+    def lossy(self, coefficients: Tensor) -> Tensor:
         """Zero where the frequencies along both axes sum to more than 8 (of 14)."""
         frequency = torch.arange(8, device=coefficients.device)
         return coefficients * (frequency[:, None] + frequency <= 8)
@@ -62,7 +63,7 @@ def classifier() -> nn.Sequential:
 
 
 def trained(model: nn.Sequential, *, adversarially: bool = False, epochs: int = 15) -> nn.Sequential:
-    """Train a model in place, in seconds, on clean images or on what two steps of PGD make of them; in eval mode."""
+    """Train a model in place, in seconds, on clean images or after two steps of PGD. Returns it in eval mode."""
     images, labels = digits("train")
     optimizer = torch.optim.Adam(model.parameters(), 3e-3)
     model.train()
@@ -78,7 +79,7 @@ def trained(model: nn.Sequential, *, adversarially: bool = False, epochs: int = 
     return model.eval()
 
 
-def _perturbed(model: nn.Sequential, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def _perturbed(model: nn.Sequential, images: Tensor, labels: Tensor) -> Tensor:
     inputs = (images + EPS * (2 * torch.rand_like(images) - 1)).clamp(0, 1)
     for _ in range(2):
         inputs.requires_grad_(True)

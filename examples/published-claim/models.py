@@ -1,6 +1,6 @@
 """The models about which something was published: tiny ones of timm, trained on handwritten digits in seconds.
 
-Real weights take their place with ``pytest --gradmask --model=NAME --claim=SHARE``: see `published`.
+Use real weights instead with ``pytest --gradmask --model=NAME --claim=SHARE``: see `published`.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ import functools
 import timm
 import torch
 from sklearn.datasets import load_digits
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 EPS = 0.1
 
 
-def digits(split: str) -> tuple[torch.Tensor, torch.Tensor]:
+def digits(split: str) -> tuple[Tensor, Tensor]:
     """Handwritten digits of scikit-learn: float32 in [0, 1], N x 1 x 8 x 8, and int64 labels; ``train`` or ``test``."""
     data = load_digits()
     images = torch.from_numpy(data.images / 16).float()[:, None]
@@ -27,7 +27,7 @@ def digits(split: str) -> tuple[torch.Tensor, torch.Tensor]:
 
 @functools.cache
 def adversarial() -> nn.Module:
-    """A small ResNet, trained on what one randomly started gradient step makes of the digits."""
+    """A small ResNet, trained on the digits after one gradient step from a random start."""
     torch.manual_seed(0)
     model = timm.create_model("test_resnet", in_chans=1, num_classes=10, channels=(16, 24, 32, 48), stem_width=8)
     images, labels = digits("train")
@@ -47,12 +47,12 @@ def adversarial() -> nn.Module:
 
 
 class _Rounded(nn.Module):
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         return (images * 8).round() / 8
 
 
 def rounded() -> nn.Module:
-    """The same behind a front end that rounds, which makes it look far better under gradient attacks."""
+    """The same model behind a front end that rounds. Gradient attacks then report a far higher accuracy."""
     return nn.Sequential(_Rounded(), adversarial()).eval()
 
 
@@ -63,8 +63,8 @@ class _Normalized(nn.Module):
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = self.model((images - self.mean) / self.std)
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.model((images - self.mean) / self.std)
         return logits
 
 

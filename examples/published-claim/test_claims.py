@@ -1,4 +1,4 @@
-"""Is a published robust accuracy more than an audit finds? Run with ``pytest --gradmask``."""
+"""Is a published robust accuracy higher than an audit allows? Run with ``pytest --gradmask``."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ CLAIMS = tomllib.loads((Path(__file__).parent / "claims.toml").read_text())
 
 
 def check(audit: Audit, claim: float) -> None:
-    """Fail if a claim is refuted: nothing is masked, and it is not above what the images allow at 99 %."""
+    """Fail unless nothing is masked and the claim is at most the upper bound of the robust accuracy at 99 %."""
     found = audit.robust_accuracy
     assert audit.verdict is Verdict.NOT_MASKED, f"verdict {audit.verdict.name}: {'; '.join(audit.reasons)}"
-    assert claim <= found.high, f"claimed are {claim:.1%}, and all attacks leave {found}"
+    assert claim <= found.high, f"the claim is {claim:.1%}, and the accuracy under all attacks is {found}"
 
 
 @pytest.mark.gradmask(eps=models.EPS, margin=0.2)
@@ -30,7 +30,7 @@ def test_the_claim_of_the_adversarially_trained_model_holds(gradmask: Any) -> No
 
 @pytest.mark.gradmask(eps=models.EPS, margin=0.2)
 def test_the_claim_of_the_rounded_model_is_refuted(gradmask: Any) -> None:
-    """Its authors believed their gradient attacks, under which the claim would hold."""
+    """Its authors trusted their gradient attacks. Under these alone, the claim would hold."""
     images, labels = models.digits("test")
     audit = gradmask.audit(Defense(models.rounded(), name="rounded"), images[:100], labels[:100])
     claim = CLAIMS["rounded"]["robust_accuracy"]

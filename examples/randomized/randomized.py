@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 import torch
 from sklearn.datasets import load_digits
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 EPS = 0.1
 
 
-def digits(split: str) -> tuple[torch.Tensor, torch.Tensor]:
+def digits(split: str) -> tuple[Tensor, Tensor]:
     """Handwritten digits of scikit-learn: float32 in [0, 1], N x 1 x 8 x 8, and int64 labels; ``train`` or ``test``."""
     data = load_digits()
     images = torch.from_numpy(data.images / 16).float()[:, None]
@@ -22,37 +22,37 @@ def digits(split: str) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 class Noise(nn.Module):
-    """Adds normal noise to every pixel, anew at each forward pass."""
+    """Adds new normal noise to every pixel at each forward pass."""
 
     def __init__(self, deviation: float = 0.05) -> None:
         super().__init__()
         self.deviation = deviation
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         return images + self.deviation * torch.randn_like(images)
 
 
 class Rounded(nn.Module):
-    """Rounds pixels to a few levels. No gradient gets through."""
+    """Rounds pixels to a few levels, so that the gradient is lost."""
 
     def __init__(self, levels: int) -> None:
         super().__init__()
         self.levels = levels
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         return (images * self.levels).round() / self.levels
 
 
 class RandomizedEnsemble(nn.Module):
-    """Lets one of its members answer, chosen at random for each batch."""
+    """Uses one of its members, chosen at random for each batch."""
 
     def __init__(self, members: Sequence[nn.Module]) -> None:
         super().__init__()
         self.members = nn.ModuleList(members)
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         chosen = int(torch.randint(len(self.members), ()))
-        logits: torch.Tensor = self.members[chosen](images)
+        logits: Tensor = self.members[chosen](images)
         return logits
 
 

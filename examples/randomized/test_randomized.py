@@ -1,4 +1,4 @@
-"""How robust are defenses that answer at random? Run with ``pytest --gradmask``."""
+"""How robust are randomized defenses? Run with ``pytest --gradmask``."""
 
 from __future__ import annotations
 
@@ -7,33 +7,33 @@ from typing import Any
 import pytest
 import torch
 from randomized import EPS, Noise, RandomizedEnsemble, Rounded, classifier, digits, trained
-from torch import nn
+from torch import Tensor, nn
 
 from pytest_gradmask import Defense, assert_gradient_masking, assert_no_gradient_masking
 
-#: 60 images are enough for a margin of 25 points, and take seconds.
+#: 60 images are enough for a margin of 25 percentage points, and take seconds.
 pytestmark = pytest.mark.gradmask(eps=EPS, margin=0.25)
 
 
 @pytest.fixture(scope="module")
-def images() -> tuple[torch.Tensor, torch.Tensor]:
+def images() -> tuple[Tensor, Tensor]:
     """Test images with their labels."""
     pictures, labels = digits("test")
     return pictures[:60], labels[:60]
 
 
 def test_noise_slows_attacks_down_and_hides_nothing(gradmask: Any, images: Any) -> None:
-    """The audit sees by itself that answers are random, averages gradients (EOT) and judges by repeated forwards."""
+    """The audit detects that predictions are random, averages gradients (EOT) and judges by repeated forwards."""
     torch.manual_seed(0)
     noisy = trained(nn.Sequential(Noise(), *classifier()))
     audit = gradmask.audit(Defense(noisy, name="noise"), *images)
     assert_no_gradient_masking(audit)
     assert "randomized" in {finding.id for finding in audit.findings}
-    assert audit.votes  # accuracies are mean chances of a right answer, not counts of images
+    assert audit.predictions  # accuracies are mean probabilities of a correct prediction, not counts of images
 
 
 def test_an_ensemble_of_members_without_gradients_masks(gradmask: Any, images: Any) -> None:
-    """With the members told, each image's chance of a right answer is known exactly, without sampling."""
+    """With known members, the probability of a correct prediction is exact for each image, without sampling."""
     members = []
     for seed, levels in enumerate((8, 12, 16)):
         torch.manual_seed(seed)
@@ -41,4 +41,4 @@ def test_an_ensemble_of_members_without_gradients_masks(gradmask: Any, images: A
     ensemble = RandomizedEnsemble(members).eval()
     audit = gradmask.audit(Defense(ensemble, members=members, name="ensemble"), *images)
     assert_gradient_masking(audit)
-    assert all(votes.number == 0 for votes in audit.votes.values())  # nothing was sampled
+    assert all(predictions.number == 0 for predictions in audit.predictions.values())  # nothing was sampled

@@ -1,37 +1,33 @@
-"""ARC: an attack on randomized ensembles that looks at each member by itself.
+"""ARC: an attack on randomized ensembles that uses the gradient of each member separately.
 
-The mean gradient of members that err in different places leads nowhere: they cancel. ARC asks each member for its
-nearest boundary instead, and for a point of the ball beyond as many of these boundaries as it can.
+The gradients of members that err in different places can cancel in their mean, so that the mean leads nowhere. ARC
+instead looks for the nearest decision boundary of each member, and for a point of the ball that is beyond as many of
+these boundaries as possible.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+from torch import Tensor
 
-from pytest_gradmask.attacks.iterates import LOOK_EVERY, worth_a_look
-from pytest_gradmask.attacks.losses import margin
+from pytest_gradmask.attacks.arc_geometry import SAME, TINY, Linearization, best_point, normalised
+from pytest_gradmask.attacks.evaluate import SYNC_EVERY, should_sync
+from pytest_gradmask.attacks.losses import logit_margin
+from pytest_gradmask.attacks.protocol import Classifier
 from pytest_gradmask.errors import InputError
 from pytest_gradmask.threat import ThreatModel
-
-Member = Callable[[torch.Tensor], torch.Tensor]
-
-#: Halvings when two normals are weighed against each other.
-_HALVINGS = 20
-#: Expected accuracies nearer than this are the same: sums of weights are rounded.
-_SAME = 1e-5
-_TINY = 1e-30
 
 
 class Ensemble(Protocol):
     """A randomized ensemble: member m answers with probability ``weights[m]``."""
 
     @property
-    def members(self) -> Iterable[Member]:
+    def members(self) -> Iterable[Classifier]:
         """Each maps images, N x C x H x W, to logits, N x K."""
 
     @property
@@ -40,55 +36,31 @@ class Ensemble(Protocol):
 
 
 @dataclass(slots=True)
-class _View:
-    """What the members show at some points. Distances are signed, in the norm of the threat and above 0 where fooled.
+class _LowestAccuracy:
+    """For each image, the iterate with the lowest expected accuracy; if equal, with the largest mean logit margin."""
 
-    Attributes:
-        accuracy: expected accuracy, N.
-        margin: mean margin of the members, N.
-        normals: gradient of each member's distance beyond its nearest boundary, N x M x D.
-        offsets: that distance at the original image if the member were linear, N x M.
-    """
+    adv_best: Tensor
+    accuracy_best: Tensor
+    logit_margin_best: Tensor
 
-    accuracy: torch.Tensor
-    margin: torch.Tensor
-    normals: torch.Tensor
-    offsets: torch.Tensor
+    def update(self, x_adv: Tensor, found: Linearization) -> None:
+        lower = found.accuracy < self.accuracy_best - SAME
+        same = (found.accuracy <= self.accuracy_best + SAME) & (found.logit_margin > self.logit_margin_best)
+        # An image that no member classifies correctly is final. So its result does not depend on the other images.
+        better = (lower | same) & (self.accuracy_best > SAME)
+        better &= found.logit_margin.isfinite()  # a member that returns NaN is no success
+        self.adv_best = torch.where(better.view(-1, 1, 1, 1), x_adv, self.adv_best)
+        self.accuracy_best = torch.where(better, found.accuracy, self.accuracy_best)
+        self.logit_margin_best = torch.where(better, found.logit_margin, self.logit_margin_best)
 
-    def replaced(self, other: _View, where: torch.Tensor) -> _View:
-        return _View(
-            torch.where(where, other.accuracy, self.accuracy),
-            torch.where(where, other.margin, self.margin),
-            torch.where(where[:, None, None], other.normals, self.normals),
-            torch.where(where[:, None], other.offsets, self.offsets),
-        )
-
-
-@dataclass(slots=True)
-class _Best:
-    """For each image, the point of the lowest expected accuracy so far; of equals, that of the largest mean margin."""
-
-    images: torch.Tensor
-    accuracy: torch.Tensor
-    margin: torch.Tensor
-
-    def update(self, images: torch.Tensor, view: _View) -> None:
-        lower = view.accuracy < self.accuracy - _SAME
-        same = (view.accuracy <= self.accuracy + _SAME) & (view.margin > self.margin)
-        # An image that no member gets right is done, so that how long the others take makes no difference to it.
-        better = (lower | same) & (self.accuracy > _SAME) & view.margin.isfinite()  # a member's NaN is no success
-        self.images = torch.where(better.view(-1, 1, 1, 1), images, self.images)
-        self.accuracy = torch.where(better, view.accuracy, self.accuracy)
-        self.margin = torch.where(better, view.margin, self.margin)
-
-    def done(self) -> bool:
-        return bool((self.accuracy <= _SAME).all())
+    def all_fooled(self) -> bool:
+        return bool((self.accuracy_best <= SAME).all())
 
 
 def arc(
     model: Ensemble,
-    images: torch.Tensor,
-    labels: torch.Tensor,
+    images: Tensor,
+    labels: Tensor,
     *,
     threat: ThreatModel,
     steps: int,
@@ -96,220 +68,159 @@ def arc(
     step_size: float | None = None,
     nearest: int = 3,
     restarts: int = 1,
-) -> torch.Tensor:
-    """Accuracy reduction by the members of a randomized ensemble, one after the other (Dbouk and Shanbhag 2022, ARC).
+) -> Tensor:
+    """Accuracy reduction by the members of a randomized ensemble in turn (ARC; Dbouk and Shanbhag 2022).
 
-    As in the paper, each step takes every member for linear, with the nearest of a few boundaries, adds to those
-    fooled one member after the other, the heaviest first, and is undone where the expected accuracy rose. Three things
-    differ, and make it exact for two linear members:
+    As in the paper (arXiv:2206.06737), each step approximates every member by a linear classifier at the nearest of a
+    few boundaries. It starts with the member of the largest weight and adds one member after the other to those that
+    are fooled. A step that increases the expected accuracy is undone. Three things differ from the paper, and make
+    the attack exact for two linear members:
 
-    - A mix of the members' normals is carried along, not the perturbation, and how much of the next normal it needs
-      is found by bisection. The paper takes a bound, which loses members that need not be lost.
-    - The goal of a step is a point of the whole ball and the bounds; the step goes some way towards it. Members
-      further away than a step do not cancel, and members fooled at both ends of it are fooled on the way.
-    - Every member comes first once, and the goal that fools the largest weight is taken: two light members
-      together can outweigh the heaviest.
+    - It keeps a mixture of the members' normals, not the perturbation. A bisection finds how much of the next normal
+      the mixture needs. The paper uses a bound, which gives up members that could be fooled.
+    - The goal of a step is a point of the whole ball and the bounds, and the step moves towards it. So members that
+      are further away than one step do not cancel, and members that are fooled at both ends of a step are fooled on
+      the way.
+    - Each member is the first once, and the goal that fools the largest total weight is taken: two light members
+      together can outweigh the heaviest one.
 
-    For three members and more the result is a good one and not always the best. Between steps nothing is remembered
-    but the point, so a member whose answers are random itself is seen through one draw at a time.
+    For three or more members the result is good but not always optimal. Only the iterate is kept between steps, so a
+    member that is random itself is evaluated with one draw at a time.
 
     Args:
-        model: its members are asked one by one; the ensemble itself is not called.
+        model: its members are queried one by one; the ensemble itself is not called.
         images: N x C x H x W in the bounds of ``threat``, float32.
         labels: int64, N.
         threat: where to search.
-        steps: steps of each restart. Each takes, of each member, one forward and ``nearest`` backwards; so does the
-            start.
+        steps: steps of each restart. Each step takes one forward and ``nearest`` backward passes of each member, and
+            so does the start.
         generator: draws the random starts of all restarts but the first; a CPU generator.
         step_size: the longest step, in input units; by default eps. Steps shrink linearly to 1 / ``steps`` of it, so
-            that curved boundaries are not jumped over for ever, and are halved for an image whose step was undone.
-        nearest: how many of the most likely wrong classes to measure the distance to.
-        restarts: starts; the first is the clean image. The best point of all is returned.
+            that they become short enough for curved boundaries. They are halved for an image whose step was undone.
+        nearest: how many of the most likely wrong classes are candidates for the nearest boundary.
+        restarts: number of starts; the first is the clean image. The best iterate of all is returned.
 
     Returns:
-        For each image the point with the lowest expected accuracy, in the ball and the bounds; of equals, that with
-        the largest mean margin. The clean image where nothing better was found.
+        For each image the iterate with the lowest expected accuracy, in the ball and the bounds. If several have the
+        same, it is the one with the largest mean logit margin. It is the clean image where nothing better was found.
 
     Raises:
-        InputError: on members and weights that do not fit, or on numbers out of range.
+        InputError: members and weights do not fit, or a number is out of range.
     """
     members, weights = _heaviest_first(model)
     for name, value in (("steps", steps), ("nearest", nearest), ("restarts", restarts)):
         if value < 1:
             raise InputError(f"{name}={value!r}: must be at least 1")
-    size = threat.eps if step_size is None else step_size
-    if not size > 0:
+    longest = threat.eps if step_size is None else step_size
+    if not longest > 0:
         raise InputError(f"step_size={step_size!r}: must be above 0, in input units")
-    search = _Search(members, images.new_tensor(weights, dtype=torch.float32), images, labels, threat, nearest)
-    worst = images.new_full((len(images),), float("inf"), dtype=torch.float32)
-    best = _Best(images.clone(), worst, -worst)
+    search = _Search(
+        members=members,
+        weights=images.new_tensor(weights, dtype=torch.float32),
+        images=images,
+        labels=labels,
+        threat=threat,
+        nearest=nearest,
+    )
+    infinite = images.new_full((len(images),), float("inf"), dtype=torch.float32)
+    best = _LowestAccuracy(images.clone(), infinite, -infinite)
     for restart in range(restarts):
-        start = images if restart == 0 else threat.random_start(images, generator)
-        search.run(start, steps, size, best)
-        if best.done():
+        x_init = images if restart == 0 else threat.random_start(images, generator)
+        search.run(x_init, steps, longest, best)
+        if best.all_fooled():
             break
-    return best.images
+    return best.adv_best
 
 
-def _heaviest_first(model: Ensemble) -> tuple[list[Member], list[float]]:
+def _heaviest_first(model: Ensemble) -> tuple[list[Classifier], list[float]]:
     members, weights = list(model.members), [float(weight) for weight in model.weights]
     if not members:
         raise InputError("members: an ensemble needs at least 1, got 0")
     if len(weights) != len(members):
         raise InputError(f"weights: {len(weights)} of them for {len(members)} members; give one for each member")
-    if not all(weight >= 0 for weight in weights) or abs(math.fsum(weights) - 1) > _SAME:
+    if not all(weight >= 0 for weight in weights) or abs(math.fsum(weights) - 1) > SAME:
         raise InputError(f"weights={weights}: must be probabilities of sum 1; divide them by their sum")
     order = sorted(range(len(members)), key=lambda index: -weights[index])
     return [members[index] for index in order], [weights[index] for index in order]
 
 
-@dataclass(slots=True, frozen=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class _Search:
-    """A search around some images. Members are in the order of their weights."""
+    """The search around a batch of images. Members are in the order of their weights, the heaviest first."""
 
-    members: Sequence[Member]
-    weights: torch.Tensor
-    images: torch.Tensor
-    labels: torch.Tensor
+    members: Sequence[Classifier]
+    weights: Tensor
+    images: Tensor
+    labels: Tensor
     threat: ThreatModel
     nearest: int
 
-    def run(self, start: torch.Tensor, steps: int, size: float, best: _Best) -> None:
-        """Walk from a point, and tell ``best`` of all points on the way."""
-        current, view = start, self.look(start)
-        best.update(current, view)
-        sizes = torch.full_like(view.accuracy, size)
+    def run(self, x_init: Tensor, steps: int, longest: float, best: _LowestAccuracy) -> None:
+        """Search from a start, and update ``best`` with every iterate."""
+        x_adv, linear = x_init, self.linearize(x_init)
+        best.update(x_adv, linear)
+        step_size = torch.full_like(linear.accuracy, longest)
         for step in range(steps):
-            if worth_a_look(current, step % LOOK_EVERY) and best.done():
+            if should_sync(x_adv, step % SYNC_EVERY) and best.all_fooled():
                 return
-            way = self.goal(current, view) - current
-            length = self.threat.distance(current + way, current)
-            longest = sizes * (1 - step / steps)
-            way = way * (longest / length.clamp_min(_TINY)).clamp_max(1.0).view(-1, 1, 1, 1)
-            move = self.threat.project(current + way, self.images)
-            found = self.look(move)
-            best.update(move, found)
-            kept = (found.accuracy <= view.accuracy + _SAME) & found.margin.isfinite()
-            current, view = torch.where(kept.view(-1, 1, 1, 1), move, current), view.replaced(found, kept)
-            sizes = torch.where(kept, (2 * sizes).clamp_max(size), sizes / 2)
+            change = best_point(x_adv, linear, self.weights, self.images, self.threat) - x_adv
+            length = self.threat.distance(x_adv + change, x_adv)
+            limit = step_size * (1 - step / steps)
+            change = change * (limit / length.clamp_min(TINY)).clamp_max(1.0).view(-1, 1, 1, 1)
+            x_next = self.threat.project(x_adv + change, self.images)
+            linear_next = self.linearize(x_next)
+            best.update(x_next, linear_next)
+            accepted = (linear_next.accuracy <= linear.accuracy + SAME) & linear_next.logit_margin.isfinite()
+            x_adv = torch.where(accepted.view(-1, 1, 1, 1), x_next, x_adv)
+            linear = linear.replaced(linear_next, accepted)
+            step_size = torch.where(accepted, (2 * step_size).clamp_max(longest), step_size / 2)
 
-    def look(self, points: torch.Tensor) -> _View:
-        """What each member shows at some points."""
-        delta = (points - self.images).flatten(1)
-        margins, normals, offsets = [], [], []
+    def linearize(self, x_adv: Tensor) -> Linearization:
+        """Evaluate every member at the iterates, with the distance from its nearest boundary."""
+        delta = (x_adv - self.images).flatten(1)
+        all_margins, normals, offsets = [], [], []
         for member in self.members:
-            logits, gap, gradient = self.nearest_boundary(member, points)
-            normal, size = _normalised(gradient.flatten(1), self.threat)
-            margins.append(margin(logits, self.labels))
+            logits, difference, gradient = self.nearest_boundary(member, x_adv)
+            normal, dual_norm = normalised(gradient.flatten(1), self.threat)
+            all_margins.append(logit_margin(logits, self.labels))
             normals.append(normal)
-            # Without a gradient the boundary is far away, and so it is where the model answers NaN.
-            distance = (gap / size.clamp_min(_TINY)).nan_to_num(nan=-1e9).clamp(-1e9, 1e9)
+            # Without a gradient the boundary counts as far away, and so it does where the member returns NaN.
+            distance = (difference / dual_norm.clamp_min(TINY)).nan_to_num(nan=-1e9).clamp(-1e9, 1e9)
             offsets.append(distance - (normal * delta).sum(1))
-        margin_of = torch.stack(margins, 1)
-        return _View(
-            ((margin_of <= 0) | margin_of.isnan()).mul(self.weights).sum(1),
-            margin_of.mul(self.weights).sum(1),
-            torch.stack(normals, 1),
-            torch.stack(offsets, 1),
+        logit_margins = torch.stack(all_margins, 1)
+        return Linearization(
+            accuracy=((logit_margins <= 0) | logit_margins.isnan()).mul(self.weights).sum(1),
+            logit_margin=logit_margins.mul(self.weights).sum(1),
+            normals=torch.stack(normals, 1),
+            offsets=torch.stack(offsets, 1),
         )
 
-    def nearest_boundary(self, member: Member, points: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Logits, N x K; of the wrong class nearest to the label's, the logit less the label's, N, and its gradient."""
-        point = points.detach().requires_grad_(True)
+    def nearest_boundary(self, member: Classifier, x_adv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The boundary between the label and the wrong class that is nearest, of the most likely ones.
+
+        Returns:
+            The logits, N x K; the logit of the wrong class minus the label's, N; and the gradient of this difference.
+        """
+        point = x_adv.detach().requires_grad_(True)
         with torch.enable_grad():
             logits = member(point).float()
             label = self.labels[:, None]
             wrong = logits.detach().scatter(1, label, float("-inf"))
             likely = wrong.topk(min(self.nearest, logits.shape[1] - 1), 1).indices
-            gaps = logits.gather(1, likely) - logits.gather(1, label)
-            totals = gaps.sum(0).unbind()
-        gaps = gaps.detach()
-        gap, gradient, top = gaps[:, 0], torch.zeros_like(points), torch.full_like(gaps[:, 0], -torch.inf)
-        for of_class, total in zip(gaps.unbind(1), totals, strict=True):
-            if not total.requires_grad:  # a member cut out of the graph, without parameters that are in it
+            differences = logits.gather(1, likely) - logits.gather(1, label)
+            totals = differences.sum(0).unbind()
+        differences = differences.detach()
+        difference, gradient = differences[:, 0], torch.zeros_like(x_adv)
+        nearest = torch.full_like(difference, -torch.inf)
+        for of_class, total in zip(differences.unbind(1), totals, strict=True):
+            if not total.requires_grad:  # the member detaches its input, and has no parameters that need a gradient
                 break
-            (slope,) = torch.autograd.grad(total, point, retain_graph=True, allow_unused=True, materialize_grads=True)
-            slope = slope.nan_to_num(nan=0.0)  # a NaN must not spread: such pixels stay
-            distance = of_class / _normalised(slope.flatten(1), self.threat)[1].clamp_min(_TINY)
-            closer = distance > top
-            top, gap = torch.where(closer, distance, top), torch.where(closer, of_class, gap)
-            gradient = torch.where(closer.view(-1, 1, 1, 1), slope, gradient)
-        return logits.detach(), gap, gradient
-
-    def goal(self, current: torch.Tensor, view: _View) -> torch.Tensor:
-        """For each image the point of the ball where, were all members linear, the largest weight of them is fooled.
-
-        Of equals that with the most room beyond the boundaries, or short of them where none can be reached, less the
-        way still to go: who changed his mind between two as good would reach neither.
-        """
-        goal = torch.zeros_like(view.normals[:, 0])
-        top_weight = torch.full_like(view.accuracy, -1.0)
-        top_room = torch.full_like(view.accuracy, float("-inf"))
-        indices = range(len(self.members))
-        for first in indices:
-            mix = view.normals[:, first]
-            delta = self.furthest(mix)
-            beyond = self.beyond(delta, view)
-            room = beyond[:, first]
-            fooled = torch.zeros_like(beyond, dtype=torch.bool)
-            fooled[:, first] = room > 0
-            for other in indices:
-                if other == first:
-                    continue
-                mixed = self.balanced(mix, other, fooled, view)
-                moved = self.furthest(mixed)
-                beyond = self.beyond(moved, view)
-                more = fooled.clone()
-                more[:, other] = True
-                least = beyond.masked_fill(~more, float("inf")).amin(1)
-                adds = least > 0
-                mix, delta = torch.where(adds[:, None], mixed, mix), torch.where(adds[:, None], moved, delta)
-                fooled, room = torch.where(adds[:, None], more, fooled), torch.where(adds, least, room)
-            weight = fooled.mul(self.weights).sum(1)
-            room = room - self.threat.distance(delta.view_as(current), current - self.images)
-            better = (weight > top_weight + _SAME) | ((weight > top_weight - _SAME) & (room > top_room))
-            goal = torch.where(better[:, None], delta, goal)
-            top_weight, top_room = torch.where(better, weight, top_weight), torch.where(better, room, top_room)
-        return self.images + goal.view_as(self.images)
-
-    def balanced(self, mix: torch.Tensor, other: int, fooled: torch.Tensor, view: _View) -> torch.Tensor:
-        """As much of another member's normal in the mix as puts it as far beyond its boundary as the worst fooled one.
-
-        For one fooled member this is the largest distance by which both can be fooled: the further the ball's
-        furthest point moves towards one normal, the further it is from the other's.
-        """
-        low = torch.zeros_like(view.accuracy)
-        high = torch.ones_like(low)
-        for _ in range(_HALVINGS):
-            share = (low + high) / 2
-            beyond = self.beyond(self.furthest(torch.lerp(mix, view.normals[:, other], share[:, None])), view)
-            more = beyond.masked_fill(~fooled, float("inf")).amin(1) > beyond[:, other]
-            low, high = torch.where(more, share, low), torch.where(more, high, share)
-        return _normalised(torch.lerp(mix, view.normals[:, other], low[:, None]), self.threat)[0]
-
-    def beyond(self, delta: torch.Tensor, view: _View) -> torch.Tensor:
-        """How far beyond its boundary each member would be, N x M."""
-        return (view.normals * delta[:, None]).sum(2) + view.offsets
-
-    def furthest(self, direction: torch.Tensor) -> torch.Tensor:
-        """The perturbation, N x D, of the ball and the bounds that goes furthest in a direction, N x D."""
-        eps, (low, high) = self.threat.eps, self.threat.bounds
-        flat = self.images.flatten(1)
-        unit = _normalised(direction, self.threat)[0]
-        if self.threat.norm == "Linf":
-            # The sign, but continuous: two mixes between which a pixel turns have all its values between them.
-            return (flat + (unit * (100 * unit.shape[1] * eps)).clamp(-eps, eps)).clamp(low, high) - flat
-        scale = torch.full_like(unit[:, :1], eps)
-        for _ in range(5):  # what pixels at a bound cannot take the others may
-            delta = (flat + scale * unit).clamp(low, high) - flat
-            scale = scale * eps / delta.norm(dim=1, keepdim=True).clamp_min(_TINY)
-        return delta
-
-
-def _normalised(normal: torch.Tensor, threat: ThreatModel) -> tuple[torch.Tensor, torch.Tensor]:
-    """Normals, N x D, of dual norm 1, or 0 where they are, and what the dual norm was, N."""
-    # Largest entry first: sums of very small or large gradients leave the range of a float.
-    largest = normal.abs().amax(1, keepdim=True).clamp_min(_TINY)
-    scaled = normal / largest
-    size = scaled.norm(p=1 if threat.norm == "Linf" else 2, dim=1, keepdim=True)
-    return scaled / size.clamp_min(_TINY), (largest * size).squeeze(1)
+            (of_total,) = torch.autograd.grad(
+                total, point, retain_graph=True, allow_unused=True, materialize_grads=True
+            )
+            of_total = of_total.nan_to_num(nan=0.0)  # such pixels stay where they are
+            distance = of_class / normalised(of_total.flatten(1), self.threat)[1].clamp_min(TINY)
+            closer = distance > nearest
+            nearest, difference = torch.where(closer, distance, nearest), torch.where(closer, of_class, difference)
+            gradient = torch.where(closer.view(-1, 1, 1, 1), of_total, gradient)
+        return logits.detach(), difference, gradient

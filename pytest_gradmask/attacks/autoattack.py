@@ -1,9 +1,10 @@
-"""AutoAttack's attacks, through upstream's code, with its traps defused.
+"""The attacks of AutoAttack, run by the original code, with workarounds for its side effects.
 
-Upstream (Croce and Hein 2020) is used as ``autoattack`` where that is installed and as ``pyautoattack`` otherwise.
-Its attacks are called one by one, with the parameters of its ``standard`` and ``rand`` versions or fewer. Not used
-is ``run_standard_evaluation``, which drops the tracer of coverage and debuggers, keeps a count of dynamic models
-that is never reset, and crashes with four classes or fewer.
+The original code (Croce and Hein 2020, arXiv:2003.01690), called upstream here, is the package ``autoattack`` if that
+is installed, and ``pyautoattack`` otherwise. Its attacks are called one by one, with the parameters of its
+``standard`` and ``rand`` versions, or with fewer steps. Its ``run_standard_evaluation`` is not used: it removes the
+trace function of coverage and debuggers, keeps a count of dynamic models that is never reset, and crashes with four
+classes or fewer.
 """
 
 from __future__ import annotations
@@ -14,15 +15,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from pytest_gradmask.randomness import random_state_kept
+from pytest_gradmask.execution.generators import random_state_kept
 from pytest_gradmask.threat import ThreatModel
 
-# No logger of the logging tree, whose levels and handlers are the user's business.
+# Not part of the logging tree, whose levels and handlers belong to the user.
 _silent = logging.Logger("pytest_gradmask.autoattack", level=logging.CRITICAL + 1)
-
-Build = Callable[..., Any]
 
 
 def upstream(module: str) -> Any:
@@ -34,133 +33,140 @@ def upstream(module: str) -> Any:
 
 
 class _UnitRange(nn.Module):
-    """Upstream assumes inputs in [0, 1]: stretch them to the bounds."""
+    """A model for inputs in [0, 1], which upstream assumes: they are scaled to the bounds of the pixels."""
 
     def __init__(self, model: nn.Module, low: float, width: float) -> None:
         super().__init__()
         self.model, self.low, self.width = model, low, width
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         return self.model(images * self.width + self.low)  # type: ignore[no-any-return]
 
 
 def _run(
-    build: Build,
+    attack_class: Callable[..., Any],
     model: nn.Module,
-    images: torch.Tensor,
-    labels: torch.Tensor,
+    images: Tensor,
+    labels: Tensor,
     threat: ThreatModel,
     generator: torch.Generator,
     prepare: Callable[[Any], None] = lambda attack: None,
     **parameters: Any,
-) -> torch.Tensor:
+) -> Tensor:
     low, high = threat.bounds
     width = high - low
     if width > 0 and (low, width) != (0.0, 1.0):
         model = _UnitRange(model, low, width)
-    unit = ((images - low) / width).contiguous()  # upstream calls view() on the gradient, laid out as the images
+    unit = (
+        (images - low) / width
+    ).contiguous()  # upstream calls view() on the gradient, which has the layout of the images
     seed = int(torch.randint(2**31, (1,), generator=generator))
-    attack = build(model, norm=threat.norm, eps=threat.eps / width, seed=seed, device=images.device, **parameters)
+    attack = attack_class(
+        model, norm=threat.norm, eps=threat.eps / width, seed=seed, device=images.device, **parameters
+    )
     prepare(attack)
     with random_state_kept(images.device), torch.no_grad():  # upstream seeds the global generators
         result = attack.perturb(unit, labels)
-    adversarial: torch.Tensor = result[-1] if isinstance(result, tuple) else result
-    # Stretching back rounds; projecting removes what rounding added. NaN stays, for the audit to see.
+    adversarial: Tensor = result[-1] if isinstance(result, tuple) else result
+    # Scaling back rounds, and the projection corrects that. NaN values stay, so that the audit can report them.
     return threat.project(adversarial * width + low, images)
 
 
 def apgd_ce(
     model: nn.Module,
-    images: torch.Tensor,
-    labels: torch.Tensor,
+    images: Tensor,
+    labels: Tensor,
     *,
     threat: ThreatModel,
     steps: int,
     generator: torch.Generator,
     eot: int = 1,
     loss: str = "ce",
-) -> torch.Tensor:
+) -> Tensor:
     """Upstream's APGD on cross-entropy, or on DLR with ``loss="dlr"`` (three classes or more).
 
     ``standard``: 100 steps.
     """
-    build = upstream("autopgd_base").APGDAttack
+    attack_class = upstream("autopgd_base").APGDAttack
     return _run(
-        build, model, images, labels, threat, generator,
+        attack_class, model, images, labels, threat, generator,
         n_iter=steps, n_restarts=1, loss=loss, eot_iter=eot, rho=0.75, logger=_silent,
     )  # fmt: skip
 
 
 def apgd_dlr(
     model: nn.Module,
-    images: torch.Tensor,
-    labels: torch.Tensor,
+    images: Tensor,
+    labels: Tensor,
     *,
     threat: ThreatModel,
     steps: int,
     generator: torch.Generator,
     eot: int = 1,
-) -> torch.Tensor:
-    """Upstream's APGD on the difference of logits ratio; ``rand``: 100 steps and 20 forwards each."""
+) -> Tensor:
+    """Upstream's APGD on the difference of logits ratio; ``rand``: 100 steps with 20 forward passes each."""
     return apgd_ce(model, images, labels, threat=threat, steps=steps, generator=generator, eot=eot, loss="dlr")
 
 
 def apgd_t(
     model: nn.Module,
-    images: torch.Tensor,
-    labels: torch.Tensor,
+    images: Tensor,
+    labels: Tensor,
     *,
     threat: ThreatModel,
     steps: int,
     generator: torch.Generator,
     targets: int = 9,
     eot: int = 1,
-) -> torch.Tensor:
+) -> Tensor:
     """Upstream's targeted APGD (four classes or more); ``standard``: 100 steps for each of 9 target classes."""
-    build = upstream("autopgd_base").APGDAttack_targeted
+    attack_class = upstream("autopgd_base").APGDAttack_targeted
     return _run(
-        build, model, images, labels, threat, generator,
+        attack_class, model, images, labels, threat, generator,
         n_iter=steps, n_restarts=1, n_target_classes=targets, eot_iter=eot, rho=0.75, logger=_silent,
     )  # fmt: skip
 
 
 def fab_t(
     model: nn.Module,
-    images: torch.Tensor,
-    labels: torch.Tensor,
+    images: Tensor,
+    labels: Tensor,
     *,
     threat: ThreatModel,
     steps: int,
     generator: torch.Generator,
     targets: int = 9,
-) -> torch.Tensor:
-    """Upstream's targeted FAB (Croce and Hein 2020b); ``standard``: 100 steps for each of 9 target classes."""
-    build = upstream("fab_pt").FABAttack_PT
+) -> Tensor:
+    """Upstream's targeted FAB (Croce and Hein 2020, arXiv:1907.02044).
+
+    ``standard``: 100 steps for each of 9 target classes.
+    """
+    attack_class = upstream("fab_pt").FABAttack_PT
 
     def prepare(attack: Any) -> None:
         attack.targeted = True
 
     return _run(
-        build, model, images, labels, threat, generator, prepare,
+        attack_class, model, images, labels, threat, generator, prepare,
         n_iter=steps, n_restarts=1, n_target_classes=targets, verbose=False,
     )  # fmt: skip
 
 
 def square(
     model: nn.Module,
-    images: torch.Tensor,
-    labels: torch.Tensor,
+    images: Tensor,
+    labels: Tensor,
     *,
     threat: ThreatModel,
     steps: int,
     generator: torch.Generator,
-) -> torch.Tensor:
-    """Upstream's Square attack (Andriushchenko et al. 2020).
+) -> Tensor:
+    """Upstream's Square attack (Andriushchenko et al. 2020, arXiv:1912.00049).
 
     ``steps`` is its number of queries; ``standard``: 5,000.
     """
-    build = upstream("square").SquareAttack
+    attack_class = upstream("square").SquareAttack
     return _run(
-        build, model, images, labels, threat, generator,
+        attack_class, model, images, labels, threat, generator,
         n_queries=steps, n_restarts=1, p_init=0.8, resc_schedule=steps < 5000, verbose=False,
     )  # fmt: skip

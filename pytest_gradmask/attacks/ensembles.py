@@ -1,60 +1,69 @@
-"""Attacks on a randomized ensemble whose members are known: the adversary asks all, not the one that answers.
+"""Attacks on a randomized ensemble whose members are known: the attack queries every member, not a random one.
 
-PGD and APGD on the members' expected loss need nothing of their own: given an `Oracle` that knows the members, they
-take the mean over them (`gradient.look_at`).
+PGD and APGD can attack such an ensemble without any change: given an `Oracle` that knows the members, they follow
+the gradient of the expected loss (`evaluate.value_and_grad`).
 """
 
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
-from pytest_gradmask.attacks.gradient import apgd
-from pytest_gradmask.attacks.iterates import Best, judge
-from pytest_gradmask.attacks.losses import Loss, cross_entropy, margin
+from pytest_gradmask.attacks.evaluate import BestIterates, logit_margins_and_fooled
+from pytest_gradmask.attacks.losses import Loss, cross_entropy, logit_margin
 from pytest_gradmask.attacks.oracle import Oracle
+from pytest_gradmask.attacks.pgd import apgd
 from pytest_gradmask.threat import ThreatModel
 
-#: A member whose margin is this large, in standard deviations of its logits, is fooled with room to spare.
-_FOOLED = 0.5
+#: Upper limit of the logit margin in `joint_margins`, in standard deviations of the logits. At this value a member is
+#: fooled by a clear margin.
+_MARGIN_LIMIT = 0.5
 
 
-def joint_margins(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """The margin in standard deviations of the logits, up to where a member is fooled with room to spare.
+def joint_margins(logits: Tensor, labels: Tensor) -> Tensor:
+    """The logit margin in standard deviations of the logits, at most 0.5.
 
-    Its mean over members is what a joint attack maximises: members that are fooled no longer pull, so that the
-    perturbation is spent on those that are not. In standard deviations, because members' logits differ in scale.
-    N x K and N to N.
+    A joint attack maximises the mean of this loss over the members. Because of the upper limit, members that are
+    fooled already have no gradient, and the perturbation is spent on the others. The division by the standard
+    deviation makes members comparable whose logits differ in scale.
+
+    Args:
+        logits: N x K.
+        labels: N.
+
+    Returns:
+        N values.
     """
     scale = logits.detach().float().std(1).clamp_min(1e-12)
-    return (margin(logits, labels) / scale).clamp_max(_FOOLED)
+    return (logit_margin(logits, labels) / scale).clamp_max(_MARGIN_LIMIT)
 
 
 def member_by_member(
     model: Oracle,
-    images: torch.Tensor,
-    labels: torch.Tensor,
+    images: Tensor,
+    labels: Tensor,
     *,
     threat: ThreatModel,
     steps: int,
     generator: torch.Generator,
     loss: Loss = cross_entropy,
-) -> torch.Tensor:
-    """APGD on each member alone; for each image, what transfers best to the ensemble as a whole.
+) -> Tensor:
+    """APGD on each member alone; for each image the result that transfers best to the whole ensemble.
 
     Args:
-        model: knows the members.
+        model: an oracle that knows the members.
         steps: gradient steps on each member.
 
     The other arguments are those of `pgd`.
 
     Returns:
-        For each image the perturbation that fools most members by weight; of equals, the one with the largest mean
-        margin.
+        For each image the perturbation that fools the largest share of the members, by weight. If several fool the
+        same share, it is the one with the largest mean logit margin.
     """
-    best = Best.start(images)
+    best = BestIterates.start(images)
     for member in model.members:
-        found = apgd(
+        x_adv = apgd(
             member, images, labels, threat=threat, steps=steps, generator=generator, loss=loss, stop_early=False
         )
-        best.update(found, *judge(model, found, labels, eot=1))
-    return best.images
+        best.update(x_adv, *logit_margins_and_fooled(model, x_adv, labels, eot=1))
+    return best.adv_best

@@ -1,42 +1,41 @@
-"""Expectation over transformation (EOT) for attacks that know nothing of it.
+"""Expectation over transformation (EOT, Athalye et al. 2018, arXiv:1707.07397) for attacks that do not support it.
 
-PGD, APGD and zero-order PGD average losses and gradients themselves: ``eot=``. For any other attack, `averaged` makes a
-randomized defense look like its own average.
+PGD, APGD and zero-order PGD average losses and gradients themselves, with ``eot=``. For any other attack, `averaged`
+replaces a randomized defense by its mean over several forward passes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from pytest_gradmask.attacks.protocol import AttackFunction
 from pytest_gradmask.errors import InputError
+from pytest_gradmask.threat import ThreatModel
 
 
 class Averaged(nn.Module):
-    """The logarithm of a randomized model's mean probabilities over some passes.
+    """The logarithm of a randomized model's mean probabilities over several forward passes.
 
-    An attack that judges a point by one forward judges it by as many as these: FAB's steps and success, and the
-    updates that Square accepts, are then those of the mean.
+    An attack that needs one forward pass to evaluate an image then uses the mean over several. This holds for the
+    steps and the success of FAB, and for the updates that Square accepts.
 
     Args:
         model: maps images to logits.
-        passes: forwards for each of its own, at least 1; their graphs are kept together.
+        passes: forward passes of the model for each of its own, at least 1. Their graphs are in memory together.
     """
 
     def __init__(self, model: nn.Module, passes: int) -> None:
         super().__init__()
         self.model, self.passes = model, passes
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         logits = torch.stack([self.model(images) for _ in range(self.passes)])
         return logits.log_softmax(2).logsumexp(0) - torch.tensor(float(self.passes)).log()
 
 
 def averaged(model: nn.Module, passes: int) -> nn.Module:
-    """A model that answers by the mean of ``passes`` forwards; the model itself for one (Athalye et al. 2018).
+    """The mean of a model over ``passes`` forward passes; the model itself if that is one.
 
     Raises:
         InputError: ``passes`` is not at least 1.
@@ -46,12 +45,14 @@ def averaged(model: nn.Module, passes: int) -> nn.Module:
     return model if passes == 1 else Averaged(model, passes)
 
 
-def on_average(attack: Callable[..., torch.Tensor], passes: int) -> Callable[..., torch.Tensor]:
-    """The attack on what a randomized model answers on `averaged` over ``passes`` forwards."""
+def on_average(attack: AttackFunction, passes: int) -> AttackFunction:
+    """The attack on the mean of a randomized model over ``passes`` forward passes; see `averaged`."""
     if passes == 1:
         return attack
 
-    def run(model: nn.Module, images: torch.Tensor, labels: torch.Tensor, **arguments: Any) -> torch.Tensor:
-        return attack(averaged(model, passes), images, labels, **arguments)
+    def run(
+        model: nn.Module, images: Tensor, labels: Tensor, *, threat: ThreatModel, generator: torch.Generator
+    ) -> Tensor:
+        return attack(averaged(model, passes), images, labels, threat=threat, generator=generator)
 
     return run

@@ -1,52 +1,65 @@
-"""The defense as attacks see it: counted, in float32, with its own random stream."""
+"""The defense that attacks query: it counts passes, returns float32 logits and has a separate random stream."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
+from itertools import chain
+from typing import Any
 
-import numpy as np
 import torch
-from numpy.random import mtrand
-from torch import nn
+from torch import Tensor, nn
 
-from pytest_gradmask.batching import out_of_memory
+from pytest_gradmask.attacks.rejection import RejectOption
 from pytest_gradmask.defense import Outputs
 from pytest_gradmask.errors import DefenseError, GradmaskError
-from pytest_gradmask.models.composites import Mixture
-from pytest_gradmask.randomness import seed_everything, set_state_but_numpys, state_but_numpys
+from pytest_gradmask.execution.batching import out_of_memory
+from pytest_gradmask.loading.models.composites import Mixture
+from pytest_gradmask.randomized.streams import RandomStream
 
 _TINY_PROBABILITY = 1e-12
 
 
 def parameter_dtype(model: nn.Module) -> torch.dtype:
-    """What a model computes in, and wants its images in."""
-    return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+    """The floating-point type of a model's parameters, which its images need as well; float32 if it has none."""
+    tensors = chain(model.parameters(), _constants(model))
+    return next((tensor.dtype for tensor in tensors if tensor.is_floating_point()), torch.float32)
 
 
-def as_logits(raw: torch.Tensor, outputs: Outputs) -> torch.Tensor:
-    """What a model returns as float32 logits; those of probabilities are their logarithms."""
+def _constants(model: nn.Module) -> Iterator[Tensor]:
+    """The tensors in the code of TorchScript. Freezing turns all parameters into such constants."""
+    if isinstance(model, torch.jit.ScriptModule):
+        graph: Any = model.inlined_graph  # its nodes are valid only as long as it is referenced
+        for node in graph.findAllNodes("prim::Constant"):
+            if node.hasAttribute("value") and node.kindOf("value") == "t":
+                yield node.t("value")
+
+
+def as_logits(raw: Tensor, outputs: Outputs) -> Tensor:
+    """The outputs of a model as float32 logits. For probabilities, these are their logarithms."""
     logits = raw.float()
     return logits.clamp_min(_TINY_PROBABILITY).log() if outputs == "probabilities" else logits
 
 
-def answer(name: str, model: nn.Module, images: torch.Tensor) -> torch.Tensor:
-    """What a model returns; what it raises, but for want of memory, is an error that names it.
+def output_of(name: str, model: nn.Module, images: Tensor) -> Tensor:
+    """The output of a model, with `errors_attributed_to` that model.
 
     Raises:
-        DefenseError: it raises.
+        DefenseError: the model raises.
     """
-    with blamed(name, images):
+    with errors_attributed_to(name, images):
         return model(images)  # type: ignore[no-any-return]
 
 
 @contextmanager
-def blamed(name: str, images: torch.Tensor) -> Iterator[None]:
-    """What is raised inside, but for want of memory and by ourselves, is an error that names the model.
+def errors_attributed_to(name: str, images: Tensor) -> Iterator[None]:
+    """Turn exceptions inside the block into an error with the name of the model.
+
+    Out-of-memory errors and the errors of this package are passed on unchanged.
 
     Raises:
-        DefenseError: it raises.
+        DefenseError: the block raises another exception.
     """
     try:
         yield
@@ -60,83 +73,30 @@ def blamed(name: str, images: torch.Tensor) -> Iterator[None]:
         ) from error
 
 
-class RandomStream:
-    """A defense's own random numbers.
-
-    The global generators belong to the defense while it runs and to the attack otherwise, so an attack that
-    reseeds them (AutoAttack does) neither repeats nor learns the defense's noise.
-    """
-
-    def __init__(self, seed: int, device: torch.device) -> None:
-        self._device = device
-        self._frozen = False
-        # Swapped in whole: to copy NumPy's state in and out, and back, takes longer than a small layer.
-        self._numpys = np.random.MT19937()
-        self.reseed(seed)
-
-    def reseed(self, seed: int) -> None:
-        """Go on with the numbers of this seed."""
-        with self._apart():
-            seed_everything(seed)
-            self._state = state_but_numpys(self._device)
-
-    @contextmanager
-    def active(self) -> Iterator[None]:
-        """Switch the global generators to this stream."""
-        kept = self._numpys.state if self._frozen else None
-        with self._apart():
-            set_state_but_numpys(self._state, self._device)
-            try:
-                yield
-            finally:
-                if kept is not None:
-                    self._numpys.state = kept
-                else:
-                    self._state = state_but_numpys(self._device)
-
-    @contextmanager
-    def _apart(self) -> Iterator[None]:
-        """Put the global generators back on exit; inside, NumPy's is the one of this stream."""
-        outside, numpys = state_but_numpys(self._device), mtrand.get_bit_generator()
-        before = np.random.get_state(legacy=False)  # a swap loses the second of a pair of normal numbers
-        mtrand.set_bit_generator(self._numpys)
-        try:
-            yield
-        finally:
-            mtrand.set_bit_generator(numpys)
-            if before["has_gauss"]:
-                np.random.set_state(before)
-            set_state_but_numpys(outside, self._device)
-
-    @contextmanager
-    def frozen(self) -> Iterator[None]:
-        """Draw the same numbers again in every use inside, and once more in the first one after it."""
-        before, self._frozen = self._frozen, True
-        try:
-            yield
-        finally:
-            self._frozen = before
-
-
 class Oracle(nn.Module):
-    """What an attack queries.
+    """The model that an attack queries.
 
     Args:
         model: maps images to ``outputs``.
         stream: the defense's random numbers.
         outputs: what the model returns; probabilities are turned into logits by a logarithm.
-        members: where the model is the mixture of a randomized ensemble, the members; one pass of the mixture is one
-            of the defense for each of them.
-        weights: with what chance each member answers.
+        members: if the model is the mixture of a randomized ensemble, its members. One pass of the mixture then counts
+            as one pass for each member.
+        weights: the probability of each member.
+        rejection: of a defense that may reject an image.
 
     Attributes:
-        dtype: what the model computes in.
+        dtype: the floating-point type of the model.
+        outputs: what the model returns.
         members: for each member, a function from images to its logits; empty unless the model is a mixture.
         weights: one for each member.
-        forwards, backwards: images passed through the defense so far in each direction.
+        rejection: adds the class "rejected" to the logits, or joins it with the label under attack.
+        forwards, backwards: number of images passed through the defense so far, in each direction.
+        calls: number of passes so far in either direction, of batches of any size.
+        largest: number of images in the largest batch so far.
 
     Raises:
-        DefenseError: from any forward pass in which the model raises, or changes its number of classes.
+        DefenseError: in a forward pass, if the model raises or changes its number of classes.
     """
 
     def __init__(
@@ -147,73 +107,94 @@ class Oracle(nn.Module):
         *,
         members: Sequence[nn.Module] = (),
         weights: Sequence[float] = (),
+        rejection: RejectOption | None = None,
     ) -> None:
         super().__init__()
         self.model = model
-        self.members = [partial(self._ask, member, 1) for member in members]
+        self.rejection = rejection
+        self.members = [partial(self._query, member, 1) for member in members]
         self.weights = tuple(weights)
         self._passes = max(1, len(members))
         self._stream = stream
-        self._outputs = outputs
+        self.outputs = outputs
         self._classes = 0
         self.dtype = parameter_dtype(model)
         self.forwards = 0
         self.backwards = 0
-        # Attacks of other libraries look at it, and some would switch the model back to it.
-        self.training = False  # eval() would change the model's own flags, which are the user's
+        self.calls = 0
+        self.largest = 0
+        # Attacks of other libraries read this flag, and some set the model back to it afterwards.
+        self.training = False  # eval() would change the flags of the model, which belong to the user
 
     @classmethod
-    def of_mixture(cls, mixture: Mixture, stream: RandomStream, outputs: Outputs = "logits") -> Oracle:
-        """A mixture whose members are known."""
-        return cls(mixture, stream, outputs, members=list(mixture.members), weights=mixture.weights)
+    def of_mixture(
+        cls,
+        mixture: Mixture,
+        stream: RandomStream,
+        outputs: Outputs = "logits",
+        rejection: RejectOption | None = None,
+    ) -> Oracle:
+        """The oracle of a mixture, which knows the members."""
+        return cls(
+            mixture, stream, outputs, members=list(mixture.members), weights=mixture.weights, rejection=rejection
+        )
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Logits, float32, N x K. Where the model's graph does not reach the images, their gradient is zero."""
-        return self._ask(self.model, self._passes, images)
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits, float32, N x K. If the graph of the model does not reach the images, their gradient is zero."""
+        return self._query(self.model, self._passes, images)
 
-    def _ask(self, model: nn.Module, passes: int, images: torch.Tensor) -> torch.Tensor:
+    def _query(self, model: nn.Module, passes: int, images: Tensor) -> Tensor:
         self.forwards += passes * len(images)
-        raw = self._answer(model, images.to(self.dtype, copy=True))  # the model may write into its input
+        self.calls += passes
+        self.largest = max(self.largest, len(images))
+        raw = self._forward(model, images.to(self.dtype, copy=True))  # the model may write into its input
         if raw.shape != (len(images), self._classes or raw.shape[-1]):
             raise DefenseError(
                 f"{type(model).__name__} maps {len(images)} images to shape {tuple(raw.shape)}, but others to "
                 f"{self._classes} classes; it must have as many logits for every image and in every call"
             )
         self._classes = raw.shape[1]
-        logits = as_logits(raw, self._outputs)
+        logits = as_logits(raw, self.outputs)
+        if self.rejection is not None:
+            logits = self.rejection(raw, logits)
         if logits is raw:
-            logits = logits.clone()  # an attack may write into what it gets
+            logits = logits.clone()  # an attack may write into the logits
         if torch.is_grad_enabled() and images.requires_grad:
-            # A defense that detaches its input is a defense with zero gradients, not a crash.
+            # A defense that detaches its input has a gradient of zero; autograd would raise an error instead.
             logits = logits + 0 * images.flatten(1).sum(1, keepdim=True)
             logits.register_hook(partial(self._count_backward, passes))
         return logits
 
-    def _answer(self, model: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    def _forward(self, model: nn.Module, images: Tensor) -> Tensor:
         with self._stream.active():
-            return answer(type(model).__name__, model, images)
+            return output_of(type(model).__name__, model, images)
 
     def frozen(self) -> AbstractContextManager[None]:
-        """Inside, every forward pass of batches of one shape draws the same random numbers.
+        """In this context, all forward passes of batches of the same shape use the same random numbers.
 
-        That makes a randomized defense one fixed draw of itself, unless it keeps a generator of its own.
+        This makes a randomized defense deterministic, unless it has a random generator of its own.
         """
         return self._stream.frozen()
 
+    def drawing(self) -> AbstractContextManager[None]:
+        """Inside, the global generators are the defense's own: for running a copy of the model, or a part of it."""
+        return self._stream.active()
+
     def reseed(self, seed: int) -> None:
-        """Let the defense go on with the random numbers of this seed; for audits, between attacks."""
+        """Restart the random numbers of the defense from a seed; audits do this between attacks."""
         self._stream.reseed(seed)
 
-    def connected(self, image: torch.Tensor) -> bool:
-        """Whether autograd's graph leads from the logits back to the images; 1 x C x H x W, one pass each way."""
+    def connected(self, image: Tensor) -> bool:
+        """Whether the graph of autograd leads from the logits back to the image, 1 x C x H x W; one pass each way."""
         self.forwards += self._passes * len(image)
         point = image.to(self.dtype, copy=True).requires_grad_(True)
         with torch.enable_grad():
-            raw = self._answer(self.model, point + 0)  # the model may write into its input
+            raw = self._forward(self.model, point + 0)  # the model may write into its input
         if not raw.requires_grad:
             return False
         self.backwards += self._passes * len(image)
         return torch.autograd.grad(raw.sum(), point, allow_unused=True)[0] is not None
 
-    def _count_backward(self, passes: int, gradient: torch.Tensor) -> None:
+    def _count_backward(self, passes: int, gradient: Tensor) -> None:
         self.backwards += passes * len(gradient)
+        self.calls += passes

@@ -1,4 +1,4 @@
-"""Collects every audit of a run, from all workers, and reports them at its end."""
+"""Collect every audit of a run, from all workers, and report them at its end."""
 
 from __future__ import annotations
 
@@ -14,22 +14,23 @@ from pytest_gradmask.errors import InputError
 from pytest_gradmask.plugin.github import Workflow
 from pytest_gradmask.plugin.selection import Selection
 from pytest_gradmask.plugin.settings import Settings
-from pytest_gradmask.plugin.stash import TRAVELLING
+from pytest_gradmask.plugin.stash import REPORT_ATTRIBUTES
+from pytest_gradmask.report.records import AuditRecord
 
 if TYPE_CHECKING:
     from pytest_gradmask.report.baseline import Comparison
 
-#: Of pytest, where it has come to its end.
+#: Exit statuses of pytest after which every selected test has had its turn.
 _ENDED = (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.NO_TESTS_COLLECTED)
 
 
 class Collector:
-    """Registered on the controller only; a plugin object, so that nothing is global.
+    """A plugin object that is registered on the controller only. As an object, it needs no globals.
 
     Args:
         config: of the run.
         settings: of the run.
-        selection: what the run is to audit.
+        selection: the tests that this run audits.
 
     Raises:
         pytest.UsageError: the baseline cannot be compared with.
@@ -38,53 +39,59 @@ class Collector:
     def __init__(self, config: pytest.Config, settings: Settings, selection: Selection) -> None:
         self._config, self._settings, self._selection = config, settings, selection
         self._started = datetime.now(UTC)
-        self._found: dict[str, list[dict[str, Any]]] = {name: [] for name in TRAVELLING}
+        self._collected: dict[str, list[Any]] = {name: [] for name in REPORT_ATTRIBUTES}
         self._ran: set[str] = set()
-        self._uncollected: list[str] = []
+        self._not_collected: list[str] = []
         self._workflow = Workflow.of(config)
         self._baseline = _read_baseline(settings)
         self._run: dict[str, Any] | None = None
         self._comparison: Comparison | None = None
         self._notes: list[str] = []
 
+    @property
+    def _records(self) -> list[AuditRecord]:
+        return self._collected["gradmask_audits"]
+
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
-        """Remember what could not be collected; every worker says so."""
-        if report.failed and report.nodeid not in self._uncollected:
-            self._uncollected.append(report.nodeid)
+        """Remember which files could not be collected. Every worker reports them, so each is stored once."""
+        if report.failed and report.nodeid not in self._not_collected:
+            self._not_collected.append(report.nodeid)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Take the audits off a report, and what belongs to them."""
-        for name, found in self._found.items():
-            found += getattr(report, name, [])
+        """Take audits and transfer matrices from a test's report."""
+        for name, collected in self._collected.items():
+            collected += getattr(report, name, [])
         if report.when == "call" or report.skipped:
             self._ran.add(report.nodeid)
         if self._workflow is not None:
             self._workflow.see(report)
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
-        """Write the files, also of a run that was interrupted, and tell the other plugins."""
+        """Write the files and call the report hook of other plugins, also after an interrupted run."""
         if self._config.option.collectonly:
             return
-        for item in getattr(session, "items", []):  # audits of a test that was interrupted after them
-            for name, key in TRAVELLING.items():
-                self._found[name] += item.stash.get(key, [])
+        # If a test was interrupted after its audits, they are on its item still, and on no report.
+        for item in getattr(session, "items", []):
+            for name, key in REPORT_ATTRIBUTES.items():
+                self._collected[name] += item.stash.get(key, [])
         provenance = self._provenance()
         from pytest_gradmask.report.json import document
 
-        not_run = [test for test in self._selection.audits if test not in self._ran] + self._uncollected
+        not_run = [test for test in self._selection.audits if test not in self._ran] + self._not_collected
         ended = session.exitstatus in _ENDED
-        run = document(self._found["gradmask_audits"], provenance, complete=ended and not not_run, not_run=not_run)
-        self._heed_baseline(session, run)
+        audits = [record["audit"] for record in self._records]
+        run = document(audits, provenance, complete=ended and not not_run, not_run=not_run)
+        self._apply_baseline(session, run)
         self._run = run = {**run, "exit_status": int(session.exitstatus)}
         self._write(run)
         try:
             self._config.hook.pytest_gradmask_report(config=self._config, audits=run["audits"], provenance=provenance)
-        except Exception as error:  # somebody else's: it must not take the summary with it
+        except Exception as error:  # the hook is another plugin's code: the summary must be printed nevertheless
             self._notes.append(f"a report failed: {type(error).__name__}: {error}")
             session.exitstatus = pytest.ExitCode.INTERNAL_ERROR
 
-    def _heed_baseline(self, session: pytest.Session, run: dict[str, Any]) -> None:
-        """Compare with the baseline or write it; what fails there fails a run that has not failed otherwise."""
+    def _apply_baseline(self, session: pytest.Session, run: dict[str, Any]) -> None:
+        """Compare with the baseline, or write it. If that fails, a run that has passed so far fails."""
         file, failed = self._settings.baseline, False
         if self._baseline is not None:
             from pytest_gradmask.report.baseline import compare
@@ -115,14 +122,14 @@ class Collector:
         if self._settings.html is not None:
             from pytest_gradmask.report.html import write_html
 
-            audits, evidence, transfers = self._found.values()
-            write_html(self._settings.html, audits, evidence, transfers, run["provenance"], whole=run["complete"])
+            transfers = self._collected["gradmask_transfers"]
+            write_html(self._settings.html, self._records, transfers, run["provenance"], complete=run["complete"])
             self._notes.append(f"written to {self._settings.html}")
         if self._workflow is not None:
             self._notes += self._workflow.write_summary(run, self._comparison)
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        """A table of audits, what has become of the baseline, and where files are."""
+        """Print a table of audits, the comparison with the baseline, and the names of the written files."""
         run = self._run
         if run is None or not (run["audits"] or run["not_run"] or self._comparison or self._settings.baseline):
             return

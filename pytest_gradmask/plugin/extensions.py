@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def with_attacks(node: pytest.Item, defense: Defense | nn.Module) -> Defense:
-    """A defense with the attacks that the hooks which see this test add to it."""
+    """The defense, with the attacks that the hooks of this test add to it."""
     from pytest_gradmask.defense import as_defense
 
     defense = as_defense(defense)
@@ -25,5 +25,5 @@ def with_attacks(node: pytest.Item, defense: Defense | nn.Module) -> Defense:
 
 
 def more_probes(node: pytest.Item, defense: Defense) -> tuple[Callable[..., Any], ...]:
-    """The probes that the hooks which see this test add."""
+    """The probes that the hooks of this test add."""
     return tuple(chain.from_iterable(node.ihook.pytest_gradmask_probes(config=node.config, defense=defense)))

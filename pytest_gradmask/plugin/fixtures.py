@@ -1,9 +1,8 @@
-"""The fixtures. Each imports what needs torch when it is first used."""
+"""The fixtures of audits, data and models. Each imports what needs torch when it is first used."""
 
 from __future__ import annotations
 
 import functools
-import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -14,25 +13,25 @@ from pytest_gradmask.plugin.extensions import more_probes, with_attacks
 from pytest_gradmask.plugin.machines import running_engine, share_of_cpus
 from pytest_gradmask.plugin.marker import TestSettings, read_marker
 from pytest_gradmask.plugin.progress import progress_line, uncaptured
-from pytest_gradmask.plugin.stash import AUDITS, EVIDENCE, SETTINGS, TRANSFERS
+from pytest_gradmask.plugin.stash import AUDITS, SETTINGS, TRANSFERS
 from pytest_gradmask.plugin.timeout import time_limit
+from pytest_gradmask.report.records import AuditRecord
 
 if TYPE_CHECKING:
-    import torch
-    from torch import nn
+    from torch import Tensor, nn
 
-    from pytest_gradmask.datasets import Dataset, Unread
     from pytest_gradmask.defense import Defense
-    from pytest_gradmask.matrix import TransferMatrix
-    from pytest_gradmask.results import AttackResult, Audit
+    from pytest_gradmask.loading.datasets import Dataset, Unread
     from pytest_gradmask.threat import ThreatModel
+    from pytest_gradmask.transfer.matrix import TransferMatrix
+    from pytest_gradmask.verdict.audit import Audit
 
 
 class EvalBatch(NamedTuple):
     """Evaluation images (float32, N x C x H x W, in [0, 1]) and their labels (int64, N)."""
 
-    images: torch.Tensor
-    labels: torch.Tensor
+    images: Tensor
+    labels: Tensor
 
 
 class Gradmask:
@@ -44,14 +43,14 @@ class Gradmask:
         self._audits = 0
         self.settings: TestSettings = read_marker(request.node, request.config.stash[SETTINGS])
 
-    def audit(self, defense: Defense | nn.Module, images: torch.Tensor, labels: torch.Tensor) -> Audit:
-        """Audit a defense on these images; see `pytest_gradmask.auditing.audit`. The result joins the run's report."""
+    def audit(self, defense: Defense | nn.Module, images: Tensor, labels: Tensor) -> Audit:
+        """Audit a defense on these images; see `pytest_gradmask.audit`. The run's reports include the result."""
         from dataclasses import replace
 
-        from pytest_gradmask.auditing import audit
+        from pytest_gradmask.auditing.run import audit
         from pytest_gradmask.report.json import crash_to_json, to_json
 
-        own = self.settings
+        settings = self.settings
         try:
             defense = with_attacks(self._node, defense)
             with (
@@ -63,13 +62,13 @@ class Gradmask:
                     defense,
                     images,
                     labels,
-                    threat=own.threat,
-                    budget=own.budget,
-                    margin=own.margin,
-                    confidence=own.confidence,
+                    threat=settings.threat,
+                    budget=settings.budget,
+                    margin=settings.margin,
+                    confidence=settings.confidence,
                     device=self._config.stash[SETTINGS].torch_device,
-                    seed=own.seed,
-                    exhaustive=own.exhaustive,
+                    seed=settings.seed,
+                    exhaustive=settings.exhaustive,
                     probes=more_probes(self._node, defense),
                     cache=_cache_folder(self._config),
                     engine=running_engine(self._config),
@@ -80,27 +79,27 @@ class Gradmask:
             self._record(crash_to_json(self._node.nodeid, name, error))
             raise
         result = replace(result, test=self._node.nodeid)
-        self._record(to_json(result))
-        # After the record: a test that is stopped meanwhile still has its audit.
-        self._node.stash[EVIDENCE][-1] = self._evidence(result, defense, images, labels)
+        # First the record, then the evidence: if the test is stopped in between, the audit is reported nevertheless.
+        record = self._record(to_json(result))
+        record["evidence"] = self._evidence(result, defense, images, labels)
         return result
 
-    def _record(self, audit: dict[str, Any]) -> None:
+    def _record(self, audit: dict[str, Any]) -> AuditRecord:
+        """Store an audit in its JSON form for the test's report; its evidence is empty at first."""
         from pytest_gradmask.report.properties import properties
 
-        self._node.stash.setdefault(AUDITS, []).append(audit)
-        self._node.stash.setdefault(EVIDENCE, []).append({})
+        record = AuditRecord(audit=audit, evidence={})
+        self._node.stash.setdefault(AUDITS, []).append(record)
         self._audits += 1
         self._node.user_properties += properties(audit, self._audits)
+        return record
 
-    def _evidence(
-        self, result: Audit, defense: Defense | nn.Module, images: torch.Tensor, labels: torch.Tensor
-    ) -> dict[str, Any]:
-        """What the HTML report shows beyond the audit; nothing, at no cost, where there is none."""
+    def _evidence(self, result: Audit, defense: Defense | nn.Module, images: Tensor, labels: Tensor) -> dict[str, Any]:
+        """What the HTML report shows beyond the audit. Without an HTML report it is empty and costs nothing."""
         settings = self._config.stash[SETTINGS]
         if settings.html is None:
             return {}
-        from pytest_gradmask.evidence.collection import collect_evidence
+        from pytest_gradmask.report.evidence.collection import collect_evidence
 
         with share_of_cpus(self._config), progress_line(self._config, self._node.nodeid, images) as progress:
             return collect_evidence(
@@ -121,7 +120,7 @@ def _cache_folder(config: pytest.Config) -> Path | None:
         return None
     if settings.cache is not None:
         return settings.cache
-    # Without pytest's cache plugin (-p no:cacheprovider) nothing is kept.
+    # Without pytest's cache plugin (-p no:cacheprovider) no results are stored.
     return Path(config.cache.mkdir("gradmask")) if getattr(config, "cache", None) is not None else None
 
 
@@ -139,14 +138,15 @@ def threat_model(request: pytest.FixtureRequest) -> ThreatModel:
 
 @pytest.fixture
 def transfer_matrix(request: pytest.FixtureRequest, gradmask: Gradmask) -> Callable[..., TransferMatrix]:
-    """The function `pytest_gradmask.transfer.transfer_matrix` with the run's and the test's settings.
+    """The function `pytest_gradmask.transfer.run.transfer_matrix` with the run's and the test's settings.
 
-    Threat model, seed, device and confidence are theirs, the steps those of BPDA in their budget. Each can be given.
+    Threat model, confidence, seed and device are those of the test and of the run. The number of steps is that of BPDA
+    in the test's budget. A keyword argument overrides each of them.
     """
     from pytest_gradmask.report.json import transfer_to_json
-    from pytest_gradmask.transfer import transfer_matrix
+    from pytest_gradmask.transfer.run import transfer_matrix
 
-    own = gradmask.settings
+    settings = gradmask.settings
 
     def recorded(*arguments: Any, **keywords: Any) -> TransferMatrix:
         matrix = transfer_matrix(*arguments, **keywords)
@@ -155,10 +155,10 @@ def transfer_matrix(request: pytest.FixtureRequest, gradmask: Gradmask) -> Calla
 
     return functools.partial(
         share_of_cpus(request.config)(recorded),
-        threat=own.threat,
-        steps=own.budget.bpda_steps,
-        confidence=own.confidence,
-        seed=own.seed,
+        threat=settings.threat,
+        steps=settings.budget.bpda_steps,
+        confidence=settings.confidence,
+        seed=settings.seed,
         device=request.config.stash[SETTINGS].torch_device,
     )
 
@@ -167,37 +167,37 @@ def transfer_matrix(request: pytest.FixtureRequest, gradmask: Gradmask) -> Calla
 def eval_batch(request: pytest.FixtureRequest) -> EvalBatch:
     """Evaluation images and labels, as chosen by ``--gradmask-data`` and ``--gradmask-samples``."""
     data = _data(request)
-    return EvalBatch(data.images.clone(), data.labels.clone())  # a test may change its own
+    return EvalBatch(data.images.clone(), data.labels.clone())  # a test may change its copy in place
 
 
 def _data(request: pytest.FixtureRequest) -> Dataset:
-    settings = request.config.stash[SETTINGS]
-    own = read_marker(request.node, settings)
-    with uncaptured(request.config, settings.download):
-        return _load(settings.data, settings.download, own.samples, own.budget.samples, own.seed)
+    run_settings = request.config.stash[SETTINGS]
+    settings, download = read_marker(request.node, run_settings), run_settings.download
+    with uncaptured(request.config, wanted=download):
+        return _load(run_settings.data, settings.samples, settings.budget.samples, settings.seed, download=download)
 
 
 @functools.lru_cache(maxsize=2)
-def _load(spec: str, download: bool, samples: int | None, at_most: int, seed: int) -> Dataset:
-    data = _open(spec, download)
-    # Where no number was asked for: the budget's, or all there are.
+def _load(spec: str, samples: int | None, at_most: int, seed: int, *, download: bool) -> Dataset:
+    data = _open(spec, download=download)
+    # If no number of images was asked for, it is the budget's, or all images if there are fewer.
     return data.load(min(at_most, len(data)) if samples is None else samples, seed)
 
 
 @functools.lru_cache(maxsize=2)
-def _open(spec: str, download: bool) -> Unread:
-    from pytest_gradmask.datasets import open_dataset
+def _open(spec: str, *, download: bool) -> Unread:
+    from pytest_gradmask.loading.datasets import open_dataset
 
     return open_dataset(spec, download=download)
 
 
 @pytest.fixture
 def gradmask_model(request: pytest.FixtureRequest) -> nn.Module:
-    """The model of ``--gradmask-model``, on the CPU and in eval mode; parametrize indirectly for others.
+    """The model of ``--gradmask-model``, on the CPU and in eval mode. Parametrize it indirectly to use other models.
 
-    Beside ``eval_batch``, it has to have the classes of these images.
+    If the test also uses ``eval_batch``, the model must have the classes of these images.
     """
-    from pytest_gradmask.sources import check_classes
+    from pytest_gradmask.loading.sources import check_classes
 
     spec = getattr(request, "param", request.config.stash[SETTINGS].model)
     if spec is None:
@@ -210,10 +210,10 @@ def gradmask_model(request: pytest.FixtureRequest) -> nn.Module:
 
 
 def _model(request: pytest.FixtureRequest, spec: str) -> nn.Module:
-    from pytest_gradmask.sources import load_model
+    from pytest_gradmask.loading.sources import load_model
 
     download = request.config.stash[SETTINGS].download
-    with uncaptured(request.config, download):
+    with uncaptured(request.config, wanted=download):
         return load_model(spec, download=download)
 
 
@@ -229,62 +229,3 @@ def _model_fixture(name: str, default: str, what: str) -> Callable[..., Any]:
 backbone = _model_fixture("backbone", "resnet-standard", "A classifier")
 composite = _model_fixture("composite", "resnet-standard-composite", "A front end before a classifier")
 ensemble = _model_fixture("ensemble", "standard-ensemble", "A randomized ensemble of composites")
-
-
-if importlib.util.find_spec("pytest_benchmark") is None:
-
-    @pytest.fixture
-    def benchmark_attack() -> Callable[..., Any]:
-        """Without pytest-benchmark, nothing is timed."""
-        pytest.skip("needs pytest-benchmark: pip install 'pytest-gradmask[benchmark]'")
-
-else:
-
-    @pytest.fixture
-    def benchmark_attack(request: pytest.FixtureRequest, benchmark: Any) -> Callable[..., AttackResult]:
-        """Times one attack on a defense with pytest-benchmark: ``benchmark_attack(defense, images, labels, "bpda")``.
-
-        The attack is the name of one of those that audits run, or a function ``attack(model, images, labels, *, threat,
-        generator) -> images``; ``name=`` is for reports, ``rounds=3`` are timed after one that is not. Results are
-        grouped by defense and attack, and carry seconds, forward and backward passes an image, peak memory and robust
-        accuracy in ``extra_info``.
-        """
-        return functools.partial(_benchmark_attack, request, benchmark)
-
-
-def _benchmark_attack(
-    request: pytest.FixtureRequest,
-    benchmark: Any,
-    defense: Defense | nn.Module,
-    images: torch.Tensor,
-    labels: torch.Tensor,
-    attack: str | Callable[..., torch.Tensor],
-    *,
-    name: str = "",
-    rounds: int = 3,
-) -> AttackResult:
-    import torch
-
-    from pytest_gradmask.benchmarking import bench, extra_info, forget_peak, peak_memory
-
-    if benchmark.disabled:
-        # Under xdist or --benchmark-disable: an attack that is not timed must not read as one that was.
-        pytest.skip("pytest-benchmark is disabled, so nothing would be timed")
-    settings = request.config.stash[SETTINGS]
-    own = read_marker(request.node, settings)
-    device = torch.device(settings.torch_device)
-    called = name or (attack if isinstance(attack, str) else getattr(attack, "__name__", "attack"))
-    defense = with_attacks(request.node, defense)
-    benchmark.group = f"{defense.name}: {called}"
-    with bench(
-        defense, images, labels, threat=own.threat, budget=own.budget, device=str(device), seed=own.seed
-    ) as prepared:
-        run = prepared.runner(attack)
-        forget_peak(device)
-        result: AttackResult = benchmark.pedantic(run, rounds=rounds, iterations=1, warmup_rounds=1)
-        seconds = benchmark.stats.stats.data
-        benchmark.extra_info.update(
-            {"defense": defense.name, "attack": called, "budget": own.budget.name},
-            **extra_info(prepared, result, seconds, device, peak_memory(device)),
-        )
-    return result

@@ -1,4 +1,4 @@
-"""What a run tells GitHub Actions: a summary of the job, and annotations of its tests."""
+"""Output for GitHub Actions: a summary of the job, and annotations of its tests."""
 
 from __future__ import annotations
 
@@ -12,50 +12,56 @@ import pytest
 
 if TYPE_CHECKING:
     from pytest_gradmask.report.baseline import Comparison
-    from pytest_gradmask.report.github import Place
+    from pytest_gradmask.report.github import Location
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class Workflow:
     """A job of GitHub Actions.
 
     Attributes:
         root: pytest's root directory.
-        workspace: the repository's.
+        workspace: root directory of the repository on the runner.
         summary: the file that the job's summary is added to, if there is one.
-        places: of tests that failed or have audits, by node id.
-        failed: of those, the ones that failed.
+        locations: of tests that failed or have audits, by node id.
+        failed: node ids of the tests that failed.
     """
 
     root: Path
     workspace: Path
     summary: Path | None
-    places: dict[str, Place] = field(default_factory=dict)
+    locations: dict[str, Location] = field(default_factory=dict)
     failed: set[str] = field(default_factory=set)
 
     @classmethod
     def of(cls, config: pytest.Config) -> Workflow | None:
-        """The one that this run is part of; None elsewhere."""
+        """The job that this run is part of; None outside of GitHub Actions."""
         if os.environ.get("GITHUB_ACTIONS") != "true":
             return None
         summary = os.environ.get("GITHUB_STEP_SUMMARY")
         workspace = Path(os.environ.get("GITHUB_WORKSPACE") or config.rootpath)
-        return cls(config.rootpath, workspace, Path(summary) if summary else None)
+        return cls(root=config.rootpath, workspace=workspace, summary=Path(summary) if summary else None)
 
     def see(self, report: pytest.TestReport) -> None:
-        """Remember where a test is if there may be something to say of it."""
+        """Remember the location of a test that failed or has audits."""
         if not (report.failed or hasattr(report, "gradmask_audits")):
             return
-        from pytest_gradmask.report.github import Place
+        from pytest_gradmask.report.github import Location
 
-        file, line, _ = report.location  # the line from 0, and unknown where a worker crashed
-        place = Place(self.root / file, None if line is None else line + 1)
-        self.places[report.nodeid] = place.below(self.workspace)
+        file, line, _ = report.location  # lines count from 0; the line is None if a worker crashed
+        location = Location(self.root / file, None if line is None else line + 1)
+        self.locations[report.nodeid] = location.below(self.workspace)
         if report.failed:
             self.failed.add(report.nodeid)
 
     def write_summary(self, run: Mapping[str, Any], comparison: Comparison | None) -> list[str]:
-        """Add to the job's summary. A file that cannot be written to fails no run: what to tell then."""
+        """Add to the job's summary.
+
+        A file that cannot be written does not fail the run.
+
+        Returns:
+            Warnings for the terminal.
+        """
         if self.summary is None or not (run["audits"] or run["not_run"] or comparison):
             return []
         from pytest_gradmask.report.github import step_summary
@@ -70,12 +76,12 @@ class Workflow:
     def annotations(
         self, run: Mapping[str, Any], selected: Collection[str], comparison: Comparison | None
     ) -> Iterator[str]:
-        """Workflow commands that annotate failed and inconclusive audits, and what is worse than the baseline."""
+        """Workflow commands that annotate failed and inconclusive audits, and results worse than the baseline."""
         from pytest_gradmask.report.github import annotate, annotation
 
         audits = {audit["test"] for audit in run["audits"]}.union(selected)
-        failures = {test: place for test, place in self.places.items() if test in self.failed & audits}
-        yield from annotate(run["audits"], failures, self.places)
+        failures = {test: location for test, location in self.locations.items() if test in self.failed & audits}
+        yield from annotate(run["audits"], failures, self.locations)
         for row in comparison.failures if comparison is not None else ():
             text = f"baseline: {row.before}, now: {row.now}"
-            yield annotation("error", f"{row.judgement}: {row.what} of {row.test}", text, self.places.get(row.test))
+            yield annotation("error", f"{row.judgement}: {row.what} of {row.test}", text, self.locations.get(row.test))

@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 def pytest_gradmask_attacks(config: pytest.Config, defense: Defense) -> Sequence[Attack | Callable[..., Any]]:
     """More attacks on a defense that is about to be audited or timed.
 
-    They are treated as if the defense itself had named them: see `Defense.attacks` and `Attack`.
+    They are treated like those in `Defense.attacks`; see also `Attack`.
 
     Args:
         config: of the run.
-        defense: as the test has given it.
+        defense: as the test passes it.
     """
     raise NotImplementedError
 
@@ -28,12 +28,12 @@ def pytest_gradmask_attacks(config: pytest.Config, defense: Defense) -> Sequence
 def pytest_gradmask_probes(config: pytest.Config, defense: Defense) -> Sequence[Callable[..., Any]]:
     """More probes of a defense that is about to be audited: ``probe(model, images, labels, *, threat, generator)``.
 
-    Each returns findings (`Finding`) about images that are classified correctly. A finding with
-    ``undermines_attacks=True`` refuses a ``NOT_MASKED``; none makes a verdict ``MASKED``.
+    The images are classified correctly. Each probe returns findings (a sequence of `Finding`). A finding with
+    ``undermines_attacks=True`` prevents the verdict ``NOT_MASKED``. No finding makes a verdict ``MASKED``.
 
     Args:
         config: of the run.
-        defense: as the test has given it.
+        defense: as the test passes it.
     """
     raise NotImplementedError
 
@@ -42,10 +42,10 @@ def pytest_gradmask_probes(config: pytest.Config, defense: Defense) -> Sequence[
 def pytest_gradmask_report(
     config: pytest.Config, audits: Sequence[Mapping[str, Any]], provenance: Mapping[str, Any]
 ) -> None:
-    """All audits of a run, at its end; under xdist on the controller only.
+    """Called with all audits of a run, at its end. Under pytest-xdist it is called on the controller only.
 
     Args:
         config: of the run.
-        audits: as in the file of ``--gradmask-json``, whose schema is published; empty if there were none.
+        audits: as in the file of ``--gradmask-json``, which has a published schema; empty if nothing was audited.
         provenance: command, time, versions and settings of the run.
     """

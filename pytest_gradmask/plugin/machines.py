@@ -1,4 +1,4 @@
-"""What a run makes of its machine, or of others: CPUs shared by workers, an engine for all of its audits."""
+"""The machines of a run: CPUs shared by workers, and one engine for all audits."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import pytest
 from pytest_gradmask.plugin.stash import ENGINE, SETTINGS
 
 if TYPE_CHECKING:
-    from pytest_gradmask.engine import Engine
+    from pytest_gradmask.execution.engine import Engine
 
 
 @contextmanager
 def share_of_cpus(config: pytest.Config) -> Iterator[None]:
-    """Inside, torch uses no more threads than this worker's share of the CPUs, unless ``OMP_NUM_THREADS`` is set.
+    """Limit torch's threads to this worker's share of the CPUs, unless ``OMP_NUM_THREADS`` is set.
 
-    Each worker of pytest-xdist would otherwise start a thread for every CPU, and they would crowd each other out.
+    Otherwise each worker of pytest-xdist would start a thread for every CPU, and they would slow each other down.
     """
     import torch
 
@@ -39,8 +39,8 @@ def _cpus() -> int:
 
 
 def running_engine(config: pytest.Config) -> Engine:
-    """What ``--gradmask-engine`` asks for, from the first audit to the end of the run."""
-    from pytest_gradmask.engine import opened
+    """The engine of ``--gradmask-engine``. It is opened at the first audit and closed at the end of the run."""
+    from pytest_gradmask.execution.engine import opened
 
     if ENGINE not in config.stash:
         settings, stack = config.stash[SETTINGS], ExitStack()

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pytest_gradmask.budgets import Budget, get_budget
+from pytest_gradmask.auditing.budgets import Budget, get_budget
 from pytest_gradmask.errors import InputError
 from pytest_gradmask.plugin.settings import Settings
 from pytest_gradmask.threat import ThreatModel
@@ -21,11 +21,21 @@ DESCRIPTION = (
 )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TestSettings:
-    """A run's settings with a test's markers applied."""
+    """The settings of one test: those of the run, with the arguments of the test's markers in their place.
 
-    __test__ = False
+    Attributes:
+        threat: threat model of the audit.
+        budget: how much computation its attacks get.
+        margin: the largest masking gap, as a share of images, that still counts as no masking.
+        confidence: of every bound and test, in (0.5, 1).
+        seed: of every random choice.
+        samples: number of evaluation images; None for the budget's number.
+        exhaustive: whether every attack runs on every image.
+    """
+
+    __test__ = False  # not a class of tests
 
     threat: ThreatModel
     budget: Budget
@@ -37,12 +47,12 @@ class TestSettings:
 
 
 def is_audit(item: pytest.Item) -> bool:
-    """Whether a test is an audit: it is marked, or it asks for the ``gradmask`` fixture."""
+    """Whether a test is an audit: it has the marker, or it uses the ``gradmask`` fixture."""
     return item.get_closest_marker("gradmask") is not None or "gradmask" in getattr(item, "fixturenames", ())
 
 
 def read_marker(item: pytest.Item, settings: Settings) -> TestSettings:
-    """Settings of one test; the closest marker wins, argument by argument.
+    """Settings of one test. For each argument, the marker closest to the test wins.
 
     Raises:
         pytest.UsageError: positional or unknown arguments, or values out of range.
@@ -82,4 +92,12 @@ def _resolve(arguments: dict[str, Any], settings: Settings) -> TestSettings:
     exhaustive = arguments.get("exhaustive", False)
     if not isinstance(exhaustive, bool):
         raise InputError(f"exhaustive={exhaustive!r}: must be True or False")
-    return TestSettings(threat, budget, margin, confidence, seed, samples, exhaustive)
+    return TestSettings(
+        threat=threat,
+        budget=budget,
+        margin=margin,
+        confidence=confidence,
+        seed=seed,
+        samples=samples,
+        exhaustive=exhaustive,
+    )

@@ -1,4 +1,4 @@
-"""What the terminal says while a test runs, if somebody watches: what an audit is doing, how far a download is."""
+"""Progress on the terminal, if a person watches it: what an audit is doing, and how far a download is."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from pytest_gradmask.steps import Step
+    from pytest_gradmask.auditing.events import AttackStarted
 
 #: On the config: what attacks took in earlier audits of the run, in seconds an image.
 _RATES = pytest.StashKey[dict[str, float]]()
@@ -20,56 +20,67 @@ _RATES = pytest.StashKey[dict[str, float]]()
 
 @dataclass(slots=True)
 class Clock:
-    """Estimates how long an audit goes on, from how long each attack took before. No guess where one never ran.
+    """Estimates the time left of an audit from how long each attack took before.
+
+    There is no estimate if one of the attacks has not run before.
 
     Attributes:
-        earlier: seconds an image that attacks took in other audits, by name. Those were perhaps of larger models, so
-            what this audit has in common with them sets the scale.
-        own: the same in this audit.
+        earlier: seconds an image that attacks took in other audits, by name. The models of those audits may have been
+            faster or slower, so attacks that both have run set the scale.
+        current: seconds an image that attacks took in this audit, by name.
     """
 
     earlier: dict[str, float]
-    own: dict[str, float] = field(default_factory=dict)
-    _running: tuple[Step, float] | None = None
+    current: dict[str, float] = field(default_factory=dict)
+    _running: tuple[AttackStarted, float] | None = None
 
-    def begin(self, step: Step, now: float) -> float | None:
-        """Seconds until all attacks on these images have run, if each gets as many; None if that cannot be told."""
+    def begin(self, event: AttackStarted, now: float) -> float | None:
+        """Start to time an attack.
+
+        Args:
+            event: the attack that is about to run.
+            now: the time in seconds.
+
+        Returns:
+            Seconds until all attacks on these images have run, if each gets as many images; None if unknown.
+        """
         self.end(now)
-        self._running = step, now
-        shared = self.own.keys() & self.earlier.keys()
+        self._running = event, now
+        shared = self.current.keys() & self.earlier.keys()
         before = sum(self.earlier[name] for name in shared)
-        scale = sum(self.own[name] for name in shared) / before if before else 1.0
-        rates = {name: scale * rate for name, rate in self.earlier.items()} | self.own
-        names = (step.attack, *step.later)
-        return step.images * sum(rates[name] for name in names) if all(name in rates for name in names) else None
+        scale = sum(self.current[name] for name in shared) / before if before else 1.0
+        rates = {name: scale * rate for name, rate in self.earlier.items()} | self.current
+        names = (event.attack, *event.later)
+        return event.images * sum(rates[name] for name in names) if all(name in rates for name in names) else None
 
     def end(self, now: float) -> None:
-        """The attack that was running, if any, is over."""
+        """Stop timing the attack that was running, if any."""
         if self._running is not None:
-            step, started = self._running
-            if step.images or step.attack not in self.own:
-                self.own[step.attack] = (now - started) / max(step.images, 1)
+            event, started = self._running
+            if event.images or event.attack not in self.current:
+                self.current[event.attack] = (now - started) / max(event.images, 1)
             self._running = None
 
 
-def describe(step: Step, seconds: float | None, total: int) -> str:
-    """A step in words, with what is left after it: ``bpda on 14 of 40 images, then 3 more, about 2 min left``.
+def describe(event: AttackStarted, seconds: float | None, total: int) -> str:
+    """The attack in words, with what is left after it: ``bpda on 14 of 40 images, then 3 more, about 2 min left``.
 
     Args:
-        step: which attack is about to run.
-        seconds: until all attacks on these images have run; None if that cannot be told.
-        total: images of the audit. Where it has not looked at all, it may end after these, or go on.
+        event: the attack that is about to run.
+        seconds: until all attacks on these images have run; None if unknown.
+        total: images of the audit. If the audit has not attacked all of them yet, it may end after these images, or
+            go on.
     """
-    parts = [str(step)]
-    if step.later:
-        parts.append(f"then {len(step.later)} more")
+    parts = [str(event)]
+    if event.later:
+        parts.append(f"then {len(event.later)} more")
     if seconds is not None:
-        parts.append(f"{in_words(seconds)} {'left' if step.seen >= total else 'to the next look at the verdict'}")
+        parts.append(f"{in_words(seconds)} {'left' if event.seen >= total else 'to the next interim analysis'}")
     return ", ".join(parts)
 
 
 def in_words(seconds: float) -> str:
-    """No more exact than an estimate is: ``a few seconds``, ``about 40 s``, ``about 3 min``, ``about 1.5 h``."""
+    """A time rounded to the precision of an estimate: ``a few seconds``, ``about 40 s``, ``about 3 min``."""
     if seconds < 10:
         return "a few seconds"
     if seconds < 90:
@@ -78,21 +89,22 @@ def in_words(seconds: float) -> str:
 
 
 @contextmanager
-def progress_line(config: pytest.Config, title: str, images: Sized) -> Iterator[Callable[[str], None]]:
-    """Yield a function that shows its argument after ``title``, in place.
+def progress_line(config: pytest.Config, title: str, images: Sized) -> Iterator[Callable[[object], None]]:
+    """Yield a function that shows an event, or any other object as text, on one line of the terminal.
 
-    Silent in logs (no terminal, or ``CI`` set), under xdist and with ``-q``.
+    Each call replaces the text of the call before. Nothing is shown in logs (no terminal, or ``CI`` is set), under
+    pytest-xdist and with ``-q``.
 
     Args:
         config: of the run.
-        title: what comes first on the line.
+        title: the start of the line.
         images: of the audit.
     """
     capture = _watched_capture(config)
     if capture is None:
-        yield lambda message: None
+        yield lambda event: None
         return
-    from pytest_gradmask.steps import Step
+    from pytest_gradmask.auditing.events import AttackStarted
 
     writer = config.get_terminal_writer()
     rates = config.stash.setdefault(_RATES, {})
@@ -103,19 +115,19 @@ def progress_line(config: pytest.Config, title: str, images: Sized) -> Iterator[
             writer.write("\r" + text[-(writer.fullwidth - 1) :].ljust(writer.fullwidth - 1))
             writer.flush()
 
-    def show(message: str) -> None:
+    def show(event: object) -> None:
         now = time.monotonic()
-        if isinstance(message, Step):
-            message = describe(message, clock.begin(message, now), len(images))
+        if isinstance(event, AttackStarted):
+            write(f"{title}: {describe(event, clock.begin(event, now), len(images))}")
         else:
             clock.end(now)
-        write(f"{title}: {message}")
+            write(f"{title}: {event}")
 
     try:
         yield show
     finally:
         clock.end(time.monotonic())
-        rates.update(clock.own)
+        rates.update(clock.current)
         write("")
         with capture.global_and_fixture_disabled():
             writer.write("\r")
@@ -123,15 +135,15 @@ def progress_line(config: pytest.Config, title: str, images: Sized) -> Iterator[
 
 
 @contextmanager
-def uncaptured(config: pytest.Config, wanted: bool) -> Iterator[None]:
-    """Where wanted, and somebody watches, let what libraries print through: how far a download is."""
+def uncaptured(config: pytest.Config, *, wanted: bool) -> Iterator[None]:
+    """If wanted, and if a person watches, show what libraries print, such as how far a download is."""
     capture = _watched_capture(config) if wanted else None
     with nullcontext() if capture is None else capture.global_and_fixture_disabled():
         yield
 
 
 def _watched_capture(config: pytest.Config) -> Any:
-    """What captures the output of tests, if there is a terminal on which a line may change."""
+    """The object that captures the output of tests, if there is a terminal whose line can be replaced; else None."""
     reporter = config.pluginmanager.getplugin("terminalreporter")
     capture = config.pluginmanager.getplugin("capturemanager")
     watched = reporter is not None and reporter.isatty and not os.environ.get("CI")

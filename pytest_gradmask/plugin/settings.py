@@ -1,28 +1,24 @@
-"""Options and ini values -> `Settings`. No torch: this runs at every pytest start."""
+"""The settings of a run, read from its options and ini values. No torch: this runs at every pytest start."""
 
 from __future__ import annotations
 
 import argparse
 import importlib.util
-import math
-import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pytest_gradmask import specs
-from pytest_gradmask.budgets import BUDGETS
-from pytest_gradmask.engine import check_engine, ray_address
 from pytest_gradmask.errors import DependencyError, EngineError, InputError
-from pytest_gradmask.plugin.starter import import_path
+from pytest_gradmask.execution.engine import check_engine
+from pytest_gradmask.loading import specs
+from pytest_gradmask.plugin.options import FLAGS, OPTIONS
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """What a run was asked for.
+    """The settings of a run.
 
     Attributes:
         enabled: whether audits run at all.
@@ -30,7 +26,7 @@ class Settings:
         device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
         data: specification of the evaluation images.
         model: specification of the model of the fixture ``gradmask_model``; None if it was not given.
-        samples: how many of them; None for the budget's number, or all where there are fewer.
+        samples: number of evaluation images; None for the budget's number, or all images if there are fewer.
         seed: of every random choice.
         json: file to write audits to.
         badge: file to write a badge to.
@@ -38,12 +34,12 @@ class Settings:
         baseline_update: whether to write that file anew instead.
         html: file to write a report to, with pictures.
         download: whether missing data and pretrained weights may be downloaded.
-        cache: folder to keep results in; None for pytest's own cache.
-        no_cache: whether to keep none and use none.
-        timeout: seconds that an audit may take; None for any.
+        cache: folder to store results in; None for pytest's own cache.
+        no_cache: whether results are neither stored nor taken from the cache.
+        timeout: seconds that an audit may take; None for no limit.
         engine: where attacks run: ``"local"``, ``"ray"`` or ``"ray:ADDRESS"``.
-        worker: number of this worker of pytest-xdist; 0 without it.
-        workers: how many there are; 1 without it.
+        worker: number of this worker of pytest-xdist; 0 without pytest-xdist.
+        workers: number of workers of pytest-xdist; 1 without pytest-xdist.
     """
 
     enabled: bool
@@ -68,176 +64,28 @@ class Settings:
 
     @property
     def torch_device(self) -> str:
-        """``device`` with ``auto`` resolved and, under xdist, a GPU for each worker, in turn. Imports torch."""
+        """The device with ``auto`` resolved. Under pytest-xdist, workers get the GPUs in turn. Imports torch."""
         if self.device not in ("auto", "cuda"):
             return self.device
         import torch
 
         if not torch.cuda.is_available():
             return "cpu" if self.device == "auto" else self.device
-        # On a cluster, Ray chooses.
+        # On a cluster, Ray chooses the GPU.
         if self.workers == 1 or self.engine != "local":
             return "cuda"
         return f"cuda:{self.worker % torch.cuda.device_count()}"
 
 
-def _budget(value: str) -> str:
-    if value not in BUDGETS:
-        raise argparse.ArgumentTypeError(f"{value!r} is not one of {', '.join(BUDGETS)}")
-    return value
-
-
-def _device(value: str) -> str:
-    kind, _, index = value.partition(":")
-    if value not in ("auto", "cpu") and not (kind == "cuda" and (index.isdigit() or ":" not in value)):
-        raise argparse.ArgumentTypeError(f"{value!r} is not auto, cpu, cuda or cuda:N")
-    return value
-
-
-def _data(value: str) -> str:
-    return _spelled(specs.parse_data, value)
-
-
-def _model(value: str) -> str:
-    return _spelled(specs.parse_model, value)
-
-
-def _spelled(parse: Callable[[str], object], value: str) -> str:
-    # Whether files are there is checked where audits will run: other runs are none of our business.
-    try:
-        parse(value)
-    except InputError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
-    return value
-
-
-def _samples(value: str) -> int:
-    if not value.isdecimal() or int(value) < 1:
-        raise argparse.ArgumentTypeError(f"{value!r} is not a whole number of at least 1")
-    return int(value)
-
-
-def _seed(value: str) -> int:
-    if not value.isdecimal():
-        raise argparse.ArgumentTypeError(f"{value!r} is not a whole number of at least 0")
-    return int(value)
-
-
-def _timeout(value: str) -> float:
-    try:
-        seconds = float(value)
-    except ValueError:
-        seconds = math.nan
-    if not 0 < seconds < math.inf:
-        raise argparse.ArgumentTypeError(f"{value!r} is not a number of seconds above 0")
-    return seconds
-
-
-def _file(value: str) -> Path:
-    file = Path(value)
-    if file.is_dir() or not file.absolute().parent.is_dir():
-        raise argparse.ArgumentTypeError(f"{value!r} is not a file in an existing directory")
-    try:
-        tempfile.TemporaryFile(dir=file.absolute().parent).close()
-    except OSError as error:
-        raise argparse.ArgumentTypeError(f"{value!r} is in a directory that cannot be written to ({error})") from error
-    return file
-
-
-def _folder(value: str) -> Path:
-    folder = Path(value)
-    if folder.exists() and not folder.is_dir():
-        raise argparse.ArgumentTypeError(f"{value!r} is not a directory")
-    return folder
-
-
-def _engine(value: str) -> str:
-    try:
-        ray_address(value)
-    except InputError as error:
-        raise argparse.ArgumentTypeError(f"{value!r} is not local, ray, ray:HOST:PORT or ray:auto") from error
-    return value
-
-
-@dataclass(frozen=True, slots=True)
-class _Option:
-    name: str
-    default: str
-    parse: Callable[[str], Any]
-    metavar: str
-    help: str
-
-
-_OPTIONS = (
-    _Option("budget", "smoke", _budget, "{" + ",".join(BUDGETS) + "}", "how hard audits try (default: smoke)"),
-    _Option("device", "auto", _device, "DEVICE", "auto, cpu, cuda or cuda:N (default: auto, a GPU where there is one)"),
-    _Option(
-        "data",
-        "embedded",
-        _data,
-        "DATA",
-        f"evaluation images: {specs.DATA} (default: embedded, 20 of CIFAR-10)",
-    ),
-    _Option("model", "", _model, "MODEL", f"the model of the fixture gradmask_model: {specs.MODELS}"),
-    _Option("samples", "", _samples, "N", "how many images to evaluate (default: the budget's number)"),
-    _Option("seed", "0", _seed, "N", "seed of every random choice (default: 0)"),
-    _Option("json", "", _file, "FILE", "write every audit to FILE as JSON"),
-    _Option("badge", "", _file, "FILE", "write a badge to FILE: JSON for an endpoint of shields.io"),
-    _Option("baseline", "", _file, "FILE", "fail if an audit is worse than in FILE, written by --gradmask-json"),
-    _Option("html", "", _file, "FILE", "write a report of every audit to FILE, with pictures (takes longer)"),
-    _Option("cache", "", _folder, "DIR", "keep results in DIR (default: in pytest's cache directory)"),
-    _Option("timeout", "", _timeout, "SECONDS", "end an audit after so many seconds, as INCONCLUSIVE (default: never)"),
-    _Option(
-        "engine",
-        "local",
-        _engine,
-        "ENGINE",
-        "where attacks run: local, ray (the cluster of RAY_ADDRESS, or one of this machine alone) or ray:ADDRESS",
-    ),
-)
-
-
-def add_options(parser: pytest.Parser) -> None:
-    """Register options and their ini twins: ``--gradmask-budget`` and ``gradmask_budget``, and so on."""
-    group = parser.getgroup("gradmask", "gradient masking audits")
-    group.addoption("--gradmask", action="store_true", default=None, help="run audits: tests marked gradmask")
-    group.addoption(
-        "--gradmask-download", action="store_true", default=None, help="download missing data and pretrained weights"
-    )
-    group.addoption("--gradmask-no-cache", action="store_true", default=None, help="audit anew, and keep no results")
-    group.addoption(
-        "--gradmask-baseline-update",
-        action="store_true",
-        default=None,
-        help="write the file of --gradmask-baseline anew instead of comparing with it",
-    )
-    group.addoption(
-        "--gradmask-init",
-        type=import_path,
-        metavar="MODULE:ATTR",
-        default=None,
-        help="write a first test of this model (or function that returns one) to test_gradient_masking.py, and exit",
-    )
-    parser.addini("gradmask", "run audits, as --gradmask does", type="bool", default=False)
-    parser.addini("gradmask_download", "download what is missing", type="bool", default=False)
-    parser.addini("gradmask_no_cache", "audit anew, as --gradmask-no-cache does", type="bool", default=False)
-    parser.addini("gradmask_baseline_update", "as --gradmask-baseline-update does", type="bool", default=False)
-    for option in _OPTIONS:
-        group.addoption(
-            f"--gradmask-{option.name}", type=option.parse, metavar=option.metavar, default=None, help=option.help
-        )
-        parser.addini(f"gradmask_{option.name}", f"default of --gradmask-{option.name}", default=option.default)
-
-
 def read_settings(config: pytest.Config) -> Settings:
-    """Command line before ini file before default.
+    """Read every setting: from the command line, else from the ini file, else its default.
 
     Raises:
-        pytest.UsageError: an ini value that the option would not take, CUDA asked for where there is none, a cluster
-            that does not answer, data or a model's file that is not there, or one file for two things.
+        pytest.UsageError: an ini value that the option would refuse, CUDA on a machine without it, a cluster that does
+            not answer, data or a model's file that does not exist, or one file for two outputs.
     """
     values: dict[str, Any] = {}
-    for option in _OPTIONS:
+    for option in OPTIONS:
         value = config.getoption(f"gradmask_{option.name}")
         if value is None:
             text = str(config.getini(f"gradmask_{option.name}"))
@@ -246,10 +94,10 @@ def read_settings(config: pytest.Config) -> Settings:
             except argparse.ArgumentTypeError as error:
                 raise pytest.UsageError(f"ini value gradmask_{option.name}: {error}") from error
         values[option.name] = value
-    for flag in ("gradmask", "gradmask_download", "gradmask_no_cache", "gradmask_baseline_update"):
-        given = config.getoption(flag)
-        values[flag] = bool(config.getini(flag)) if given is None else given
-    # Of a worker of pytest-xdist; its name is gwN unless --tx says otherwise.
+    for flag in FLAGS:
+        value = config.getoption(flag)
+        values[flag] = bool(config.getini(flag)) if value is None else value
+    # Set on a worker of pytest-xdist. Its name is gwN unless --tx says otherwise.
     xdist = getattr(config, "workerinput", {"workerid": "gw0", "workercount": 1})
     number = str(xdist["workerid"]).removeprefix("gw")
     settings = Settings(
@@ -270,17 +118,20 @@ def read_settings(config: pytest.Config) -> Settings:
 
 
 def _check_files(files: dict[str, Path | None]) -> None:
-    """A file that is compared with and written over would compare each run with the one before."""
-    owners: dict[Path, str] = {}
+    """Refuse one file for two options.
+
+    If the baseline were also an output, each run would be compared with the run before it.
+    """
+    options: dict[Path, str] = {}
     for name, file in files.items():
-        if file is not None and owners.setdefault(file.resolve(), name) != name:
+        if file is not None and options.setdefault(file.resolve(), name) != name:
             raise pytest.UsageError(
-                f"--gradmask-{name}={file}: is the file of --gradmask-{owners[file.resolve()]}, too; use two"
+                f"--gradmask-{name}={file}: is the file of --gradmask-{options[file.resolve()]}, too; use two"
             )
 
 
 def _check_machine(settings: Settings) -> None:
-    """What can only be checked with torch, and so only where audits will run."""
+    """Check what needs torch. This is done only if audits run."""
     if importlib.util.find_spec("torch") is None:
         raise pytest.UsageError("--gradmask needs PyTorch; install it with pip install torch torchvision")
     if settings.html is not None:
@@ -307,7 +158,7 @@ def _check_machine(settings: Settings) -> None:
 
 
 def _check_report() -> None:
-    """What the HTML report needs, before audits run for hours."""
+    """Check that the packages of the HTML report are installed, before audits run for hours."""
     missing = [name for name in ("jinja2", "markdown_it", "matplotlib") if importlib.util.find_spec(name) is None]
     if missing:
         raise pytest.UsageError(

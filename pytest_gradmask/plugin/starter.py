@@ -1,4 +1,4 @@
-"""``--gradmask-init``: a first test for a model, given by its import path."""
+"""``--gradmask-init``: write a first test for a model, which is given by its import path."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_gradmask.files import replaced
+from pytest_gradmask.execution.files import replaced
 
 if TYPE_CHECKING:
     from torch import nn
@@ -31,7 +31,7 @@ def test_gradient_masking(gradmask, eval_batch):
     # YOUR DATA: bring it by --gradmask-data, or load it here: images float32 N x C x H x W in [0, 1], labels int64 N.
     images, labels = eval_batch
     model = {attribute}{call}.eval()
-    # What an attacker would know makes the audit stronger, such as what to bypass: bypass=[{first}].
+    # Tell the audit what an attacker would know, such as which submodules BPDA should bypass: bypass=[{first}].
     # Submodules of this model: {children}.
     defense = Defense(model{outputs})
     audit = gradmask.audit(defense, images, labels)
@@ -44,11 +44,12 @@ _NEXT = """\
      numpy.savez("test.npz", images=images, labels=labels)
   2. Set eps and norm in {file} to your threat model.
   3. pytest {file} --gradmask --gradmask-data=npz:test.npz
-Without --gradmask-data, the images are 20 of CIFAR-10. More of them, and --gradmask-budget=ci, settle smaller gaps."""
+Without --gradmask-data, the images are 20 of CIFAR-10. With more images and --gradmask-budget=ci, an audit decides on
+smaller masking gaps."""
 
 
 def import_path(value: str) -> str:
-    """An option's value, if it has the form ``MODULE:ATTR``."""
+    """Check that an option's value has the form ``MODULE:ATTR``, and return it."""
     module, _, attribute = value.partition(":")
     if not (attribute.isidentifier() and all(part.isidentifier() for part in module.split("."))):
         raise argparse.ArgumentTypeError(
@@ -59,10 +60,10 @@ def import_path(value: str) -> str:
 
 
 def write_starter(path: str, folder: Path) -> str:
-    """Write the test of the model at ``path`` (``MODULE:ATTR``) into a folder; returns what to do next, for a human.
+    """Write a test of the model at ``path`` (``MODULE:ATTR``) into a folder, and return a text with the next steps.
 
     Raises:
-        pytest.UsageError: the file is there already, or there is no model at ``path``.
+        pytest.UsageError: the file exists already, or there is no model at ``path``.
     """
     file = folder / FILE
     if file.exists():
@@ -70,8 +71,7 @@ def write_starter(path: str, folder: Path) -> str:
     if importlib.util.find_spec("torch") is None:
         raise pytest.UsageError("--gradmask-init needs PyTorch; install it with pip install torch torchvision")
     module, _, attribute = path.partition(":")
-    found = _found(module, attribute, folder)
-    model, call = _as_model(path, found)
+    model, call = _as_model(path, _imported(module, attribute, folder))
     names = [name for name, _ in model.named_children()]
     text = _TEST.format(
         module=module,
@@ -86,13 +86,13 @@ def write_starter(path: str, folder: Path) -> str:
     return _NEXT.format(file=FILE, path=path)
 
 
-def _found(module: str, attribute: str, folder: Path) -> Any:
-    """What is at ``module:attribute``, imported as a test in the folder would import it."""
+def _imported(module: str, attribute: str, folder: Path) -> Any:
+    """The object at ``module:attribute``, imported as a test in the folder would import it."""
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
     try:
         imported = importlib.import_module(module)
-    except (Exception, SystemExit) as error:  # whatever the user's code raises, at its top
+    except (Exception, SystemExit) as error:  # whatever the user's module raises when it is imported
         if isinstance(error, ModuleNotFoundError) and error.name and f"{module}.".startswith(f"{error.name}."):
             raise pytest.UsageError(
                 f"--gradmask-init: there is no module {error.name!r} to import from {folder}; run pytest where "
@@ -104,16 +104,16 @@ def _found(module: str, attribute: str, folder: Path) -> Any:
         ) from error
     if not hasattr(imported, attribute):
         public = [name for name in vars(imported) if not name.startswith("_")]
-        import difflib  # here: this module is imported in every run of pytest
+        import difflib  # imported here, as every run of pytest imports this module
 
         near = difflib.get_close_matches(attribute, public, cutoff=0.5) or public[:8]
-        said = f"did you mean {' or '.join(near)}?" if near else "it has no public names"
-        raise pytest.UsageError(f"--gradmask-init: {module} has no {attribute!r}; {said}")
+        hint = f"did you mean {' or '.join(near)}?" if near else "it has no public names"
+        raise pytest.UsageError(f"--gradmask-init: {module} has no {attribute!r}; {hint}")
     return getattr(imported, attribute)
 
 
 def _as_model(path: str, found: Any) -> tuple[nn.Module, str]:
-    """The model that was found, or that calling it returns, and what follows its name to get it."""
+    """The model, which is the imported object or what it returns when called, and ``"()"`` if it was called."""
     from torch import nn
 
     if isinstance(found, nn.Module):

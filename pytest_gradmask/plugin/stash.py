@@ -1,4 +1,4 @@
-"""Keys under which the plugin keeps what it knows on pytest's own objects, instead of in globals."""
+"""Keys under which the plugin stores its state on pytest's own objects, so that it needs no globals."""
 
 from __future__ import annotations
 
@@ -6,18 +6,17 @@ from typing import Any
 
 import pytest
 
-from pytest_gradmask.engine import Engine
+from pytest_gradmask.execution.engine import Engine
 from pytest_gradmask.plugin.settings import Settings
+from pytest_gradmask.report.records import AuditRecord
 
 #: On the config: the run's settings.
 SETTINGS = pytest.StashKey[Settings]()
-#: On the config, from the first audit on: what runs attacks.
+#: On the config, from the first audit on: the engine that runs attacks.
 ENGINE = pytest.StashKey[Engine]()
-#: On an item: its audits that are on no report yet, as plain data.
-AUDITS = pytest.StashKey[list[dict[str, Any]]]()
-#: On an item: for each of its audits, what the HTML report shows beyond it; empty where none is written.
-EVIDENCE = pytest.StashKey[list[dict[str, Any]]]()
-#: On an item: its transfer matrices, as plain data.
+#: On an item: its audits that are not on a report yet, each with its evidence.
+AUDITS = pytest.StashKey[list[AuditRecord]]()
+#: On an item: its transfer matrices that are not on a report yet, as plain data.
 TRANSFERS = pytest.StashKey[list[dict[str, Any]]]()
-#: What a report carries from an item to the controller, by the report's attribute.
-TRAVELLING = {"gradmask_audits": AUDITS, "gradmask_evidence": EVIDENCE, "gradmask_transfers": TRANSFERS}
+#: What a report carries from an item to the controller: the name of the report's attribute, and the key on the item.
+REPORT_ATTRIBUTES: dict[str, pytest.StashKey[Any]] = {"gradmask_audits": AUDITS, "gradmask_transfers": TRANSFERS}

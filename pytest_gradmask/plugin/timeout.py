@@ -1,4 +1,4 @@
-"""An end to audits that hang."""
+"""``--gradmask-timeout``: end audits that hang."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ from pytest_gradmask.errors import AuditTimeoutError, InputError
 
 
 class _TimeIsUp(BaseException):
-    """No `Exception`, or an attack that it interrupts would count as failed, and the audit would go on."""
+    """Not an `Exception`: an attack that raises one counts as failed, and the audit would go on."""
 
 
 @contextmanager
 def time_limit(seconds: float | None) -> Iterator[None]:
-    """End what runs inside after so many seconds; None for never.
+    """End what runs inside the context after this many seconds; None for no limit.
 
-    By a signal, which interrupts Python code, sleep and locks, but no call of C code that never returns.
+    A signal does that. It interrupts Python code, `time.sleep` and waiting for locks. It cannot interrupt a call of C
+    code that never returns.
 
     Raises:
-        AuditTimeoutError: they have passed.
+        AuditTimeoutError: the time is over.
         InputError: this is not the main thread, or the system has no such signal.
     """
     if seconds is None:
@@ -35,7 +36,7 @@ def time_limit(seconds: float | None) -> Iterator[None]:
         raise _TimeIsUp
 
     handler = signal.signal(signal.SIGALRM, ring)
-    before = signal.setitimer(signal.ITIMER_REAL, seconds)  # of somebody else, as pytest-timeout
+    before = signal.setitimer(signal.ITIMER_REAL, seconds)  # another plugin's timer, such as pytest-timeout's
     try:
         try:
             yield
@@ -43,8 +44,8 @@ def time_limit(seconds: float | None) -> Iterator[None]:
             signal.setitimer(signal.ITIMER_REAL, 0)
     except _TimeIsUp as error:
         raise AuditTimeoutError(
-            f"the audit has taken more than {seconds:g} s (--gradmask-timeout). Attacks that had ended are in the "
-            "cache, so run again to go on after them, with more time; or see in the traceback where the defense hangs"
+            f"the audit has taken more than {seconds:g} s (--gradmask-timeout). Finished attacks are in the cache: run "
+            "again with more time to go on after them. The traceback shows where the defense hangs"
         ) from error
     finally:
         signal.signal(signal.SIGALRM, handler)

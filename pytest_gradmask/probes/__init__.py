@@ -1,6 +1,6 @@
-"""Probes explain a verdict: each looks at one symptom and returns findings, explained in ``docs/findings.md``.
+"""Probes explain a verdict. Each tests for one symptom and returns findings, which ``docs/findings.md`` explains.
 
-Those of `suite.probe_defense` ask the defense, before any attack runs; those of `comparisons` only look at what the
-attacks of an audit broke. A finding that undermines the attacks keeps an audit from saying ``NOT_MASKED``: attacks
-that cannot work prove nothing.
+The probes of `suite.probe_defense` query the defense. The probes of `comparisons` only compare the images that the
+attacks of an audit have broken. A finding that undermines the attacks prevents the verdict ``NOT_MASKED``, because
+attacks that cannot work prove nothing.
 """

@@ -1,38 +1,40 @@
-"""What the attacks of an audit, compared with one another, say about its gradients: pure functions, no torch."""
+"""Findings from comparing the attacks of an audit with one another: pure functions, no torch.
+
+Attacks are grouped by what they see of the defense (`threat.Access`), never by their names.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
-from pytest_gradmask.results import AttackResult, Finding
-from pytest_gradmask.stats import mcnemar_p
+from pytest_gradmask.threat import Access
+from pytest_gradmask.verdict.results import AttackResult, Finding
+from pytest_gradmask.verdict.stats import mcnemar_p
 
-#: Attacks that see nothing but outputs.
-_BLACK_BOX = ("square", "zero-order", "hop-skip-jump", "boundary")
-#: Attacks that follow the gradient of something other than the defense.
-_TRANSFER, _BYPASS = ("transfer",), ("bpda", "inner-logits")
 #: Share of images, and how many, that the placebo may break before the gradient attacks count as not converged.
 _CONVERGED, _FEWEST = 0.01, 2
 
 
 def compare_attacks(results: Sequence[AttackResult], total: int, confidence: float) -> list[Finding]:
-    """All findings from the attacks' results alone.
+    """All findings from the results of attacks alone.
 
-    They keep no audit from ``NOT_MASKED``: the verdict measures the same differences against its margin, and a
-    difference of a point or two between attacks is normal.
+    None of them refuses ``NOT_MASKED``: the verdict measures the same differences against its margin, and a difference
+    of a percentage point or two between attacks is normal.
 
     Args:
         results: every attack of an audit.
         total: images of the audit.
         confidence: in (0.5, 1), of every test.
     """
-    fallen = {index for result in results if result.kind == "gradient" for index in result.broken}
-    # On randomized defenses, others go on where a gradient attack has broken an image but not in every forward.
+    if not any(result.kind == "gradient" and result.status == "done" for result in results):
+        return []  # without a gradient attack there is nothing to compare the others with
+    by_gradient = {index for result in results if result.kind == "gradient" for index in result.broken}
+    # On a randomized defense, others also attack an image that a gradient attack broke, but not in every forward.
     results = [
-        replace(result, broken=tuple(index for index in result.broken if index not in fallen))
+        replace(result, broken=tuple(index for index in result.broken if index not in by_gradient))
         for result in results
-        if result.kind != "gradient"
+        if result.kind != "gradient" and result.status == "done"
     ]
     return [
         *black_box_beats_white_box(results, confidence),
@@ -44,28 +46,30 @@ def compare_attacks(results: Sequence[AttackResult], total: int, confidence: flo
 
 
 def black_box_beats_white_box(results: Sequence[AttackResult], confidence: float) -> list[Finding]:
-    """Attacks without any gradient break significantly more than gradient attacks (Athalye et al. 2018)."""
-    seen = _beyond_gradients(results, _BLACK_BOX, confidence)
+    """Attacks without a gradient break significantly more than gradient attacks (Athalye et al. 2018)."""
+    seen = _beyond_gradients(results, ("scores", "labels"), confidence)
     return [Finding("black-box-beats-white-box", f"without a gradient, {seen}")] if seen else []
 
 
 def transfer_beats_white_box(results: Sequence[AttackResult], confidence: float) -> list[Finding]:
     """Adversarial examples of another model break significantly more than gradient attacks (Carlini et al. 2019)."""
-    seen = _beyond_gradients(results, _TRANSFER, confidence)
+    seen = _beyond_gradients(results, ["surrogate"], confidence)
     return [Finding("transfer-beats-white-box", f"with the gradient of another model, {seen}")] if seen else []
 
 
 def bypass_beats_white_box(results: Sequence[AttackResult], confidence: float) -> list[Finding]:
     """A gradient that skips submodules breaks significantly more than the true one (Athalye et al. 2018)."""
-    seen = _beyond_gradients(results, _BYPASS, confidence)
+    seen = _beyond_gradients(results, ["bypass"], confidence)
     return [Finding("bypass-beats-white-box", f"with a gradient that skips submodules, {seen}")] if seen else []
 
 
 def transfer_failure(results: Sequence[AttackResult], confidence: float) -> list[Finding]:
-    """Attacks with a substitute's gradient break significantly less than attacks without any (Pintor et al. 2022)."""
-    surrogate = _done(results, _named(_TRANSFER + _BYPASS))
-    black_box = _done(results, _named(_BLACK_BOX))
-    ours, theirs = _broken(black_box), _broken(surrogate)
+    """Attacks with a surrogate's or bypassed gradient break significantly less than attacks without a gradient.
+
+    An indicator of attack failure of Pintor et al. (2022).
+    """
+    surrogate = _with_access(results, ("surrogate", "bypass"))
+    ours, theirs = _broken(_with_access(results, ("scores", "labels"))), _broken(surrogate)
     p_value = mcnemar_p(len(ours - theirs), len(theirs - ours))
     if not surrogate or p_value >= 1 - confidence:
         return []
@@ -73,15 +77,15 @@ def transfer_failure(results: Sequence[AttackResult], confidence: float) -> list
     return [
         Finding(
             "transfer-failure",
-            f"{len(ours - theirs)} images fall to attacks without a gradient and to none with a substitute's ({names}; "
-            f"p = {p_value:.2g})",
+            f"attacks without a gradient break {len(ours - theirs)} images that no attack with a surrogate's or a "
+            f"bypassed gradient breaks ({names}; p = {p_value:.2g})",
         )
     ]
 
 
 def not_converged(results: Sequence[AttackResult], total: int) -> list[Finding]:
     """More of the same budget breaks more: the placebo is a gradient attack with another seed (Carlini et al. 2019)."""
-    broken = len(_broken(_done(results, lambda result: result.kind == "placebo")))
+    broken = len(_broken([result for result in results if result.kind == "placebo"]))
     if broken < max(_FEWEST, _CONVERGED * total):
         return []
     return [
@@ -93,13 +97,13 @@ def not_converged(results: Sequence[AttackResult], total: int) -> list[Finding]:
     ]
 
 
-def _beyond_gradients(results: Sequence[AttackResult], names: Sequence[str], confidence: float) -> str:
-    """In words, what these attacks break that gradient attacks and placebo do not; empty if that may be chance.
+def _beyond_gradients(results: Sequence[AttackResult], access: Collection[Access], confidence: float) -> str:
+    """In words, what attacks with this access break beyond gradient attacks and placebo; empty if that may be chance.
 
     Adaptive attacks and the placebo are given the images that survive all gradient attacks.
     """
-    attacks = _done(results, _named(names))
-    placebo = _broken(_done(results, lambda result: result.kind == "placebo"))
+    attacks = _with_access(results, access)
+    placebo = _broken([result for result in results if result.kind == "placebo"])
     ours, theirs = _broken(attacks) - placebo, placebo - _broken(attacks)
     p_value = mcnemar_p(len(ours), len(theirs))
     if p_value >= 1 - confidence:
@@ -108,14 +112,9 @@ def _beyond_gradients(results: Sequence[AttackResult], names: Sequence[str], con
     return f"{who} break {len(ours)} images that survive every gradient attack and the placebo (p = {p_value:.2g})"
 
 
-def _named(prefixes: Sequence[str]) -> Callable[[AttackResult], bool]:
-    return lambda result: result.kind == "adaptive" and result.name.startswith(tuple(prefixes))
-
-
-def _done(results: Sequence[AttackResult], wanted: Callable[[AttackResult], bool]) -> list[AttackResult]:
-    return [result for result in results if result.status == "done" and wanted(result)]
+def _with_access(results: Sequence[AttackResult], access: Collection[Access]) -> list[AttackResult]:
+    return [result for result in results if result.kind == "adaptive" and result.access in access]
 
 
 def _broken(results: Sequence[AttackResult]) -> set[int]:
-    """Images that fall to any of these, beyond the gradient attacks."""
     return {index for result in results for index in result.broken}

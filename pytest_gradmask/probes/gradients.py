@@ -1,44 +1,46 @@
-"""Gradients that lead nowhere: zero, vanishing, exploding, not finite, or cut off from the images."""
+"""Probes for useless gradients: zero, vanishing, exploding, not finite, or not connected to the images."""
 
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from pytest_gradmask.attacks.oracle import Oracle
-from pytest_gradmask.probes.path import Path
-from pytest_gradmask.results import Finding
+from pytest_gradmask.probes.trace import PGDTrace
+from pytest_gradmask.verdict.results import Finding
 
-#: Share of the looks at an image with a gradient of zero that makes it one without a gradient. One look alone may
-#: be a point at which a gradient happens to be zero, and the path goes on from a random point then.
+#: Share of the evaluations of an image that must have a zero gradient for a finding. In a single one, the gradient may
+#: be zero by chance, and the trace then goes on from a random point.
 _MOSTLY = 0.5
-#: Change of the margin that the gradient promises for the whole range of the inputs, as a share of the margin, below
-#: which it has vanished. Undefended and adversarially trained models promise 5 times the margin and more.
+#: A gradient vanishes if it predicts, for a change over the whole range of the inputs, a change of the logit margin
+#: below this share of the margin. Undefended and adversarially trained models have 5 and more.
 _VANISHED = 0.1
-#: Change of the margin that it promises for a change of a 255th of the range, as a multiple of the spread of the
-#: logits, above which it has exploded. On undefended and adversarially trained models it is 0.02 to 0.4.
+#: A gradient explodes if it predicts, for a change by a 255th of the range, a change of the logit margin above this
+#: multiple of the range of the logits. Undefended and adversarially trained models have 0.02 to 0.4.
 _EXPLODED = 10.0
 
 
-def zero_gradient(oracle: Oracle, path: Path) -> list[Finding]:
-    """Gradients of the margin that are exactly zero at most looks before the image is broken, and a cut graph.
+def zero_gradient(oracle: Oracle, trace: PGDTrace) -> list[Finding]:
+    """Gradients of the logit margin that are exactly zero in most evaluations before the image is broken.
 
-    The margin, because a cross-entropy's gradient also vanishes where a model is merely very sure. Costs one pass
-    each way of one image, and only where there are gradients of zero.
+    A graph that does not lead to the images is a finding of its own. The logit margin is used because the gradient of
+    the cross-entropy also vanishes where a model is merely very confident. Costs one pass each way of one image, and
+    only if there are zero gradients.
     """
-    slopes, margins = _by_margin(path)
-    looked = slopes.isfinite() & ~(margins > 0)
-    zeros = ((slopes == 0) & looked).sum(0)
-    stuck = int(((zeros > 0) & (zeros >= _MOSTLY * looked.sum(0))).sum())
-    if stuck == 0:
+    gradient_norms, logit_margins = _of_logit_margin(trace)
+    evaluated = gradient_norms.isfinite() & ~(logit_margins > 0)
+    zeros = ((gradient_norms == 0) & evaluated).sum(0)
+    count = int(((zeros > 0) & (zeros >= _MOSTLY * evaluated.sum(0))).sum())
+    if count == 0:
         return []
     findings = [
         Finding(
             "zero-gradient",
-            f"the gradient of the margin is exactly zero at {stuck} of {len(path.images)} images",
+            f"the gradient of the logit margin is exactly zero at {count} of {len(trace.images)} images",
             undermines_attacks=True,
         )
     ]
-    if not oracle.connected(path.images[:1]):
+    if not oracle.connected(trace.images[:1]):
         findings.append(
             Finding(
                 "interrupted-graph",
@@ -49,56 +51,56 @@ def zero_gradient(oracle: Oracle, path: Path) -> list[Finding]:
     return findings
 
 
-def nan_gradient(path: Path) -> list[Finding]:
-    """Gradients, of the margin or of the cross-entropy, that are NaN or infinite anywhere on the path."""
-    bad = int(path.slopes.isinf().any(0).sum())
-    if bad == 0:
+def nan_gradient(trace: PGDTrace) -> list[Finding]:
+    """Gradients, of the logit margin or of the cross-entropy, that are NaN or infinite anywhere in the trace."""
+    count = int(trace.gradient_norms.isinf().any(0).sum())
+    if count == 0:
         return []
     return [
         Finding(
             "nan-gradient",
-            f"{bad} of {len(path.images)} images have NaN or infinite gradients on the way of an attack",
+            f"{count} of {len(trace.images)} images have NaN or infinite gradients during an attack",
             undermines_attacks=True,
         )
     ]
 
 
-def vanishing_gradient(path: Path) -> list[Finding]:
-    """Gradients so small that even a step across all inputs would hardly change the margin, to first order."""
-    slopes, margins = _by_margin(path)
-    small = path.across(1.0) * slopes < _VANISHED * margins.abs()
-    vanished = int((small & (slopes > 0) & ~(margins > 0)).any(0).sum())
-    if 2 * vanished <= len(path.images):
+def vanishing_gradient(trace: PGDTrace) -> list[Finding]:
+    """Gradients so small that, to first order, even a change of all inputs would hardly change the logit margin."""
+    gradient_norms, logit_margins = _of_logit_margin(trace)
+    small = trace.size_of_change(1.0) * gradient_norms < _VANISHED * logit_margins.abs()
+    count = int((small & (gradient_norms > 0) & ~(logit_margins > 0)).any(0).sum())
+    if 2 * count <= len(trace.images):
         return []
-    # Steps of a fixed size do not care how large a gradient is, so a failed attack may well prove something.
+    # Does not undermine the attacks: their step size does not depend on the size of the gradient.
     return [
         Finding(
             "vanishing-gradient",
-            f"at {vanished} of {len(path.images)} images the gradient promises less than {_VANISHED:.0%} of the margin "
-            "for a step across the whole range of the inputs",
+            f"at {count} of {len(trace.images)} images the gradient predicts, for a change over the whole range of the "
+            f"inputs, a change of less than {_VANISHED:.0%} of the logit margin",
         )
     ]
 
 
-def exploding_gradient(path: Path) -> list[Finding]:
-    """Gradients so large that a change nobody sees would, to first order, turn every logit over."""
-    slopes, _ = _by_margin(path)
-    promised = (path.across(1 / 255) * slopes / path.spreads.clamp_min(torch.finfo(torch.float32).tiny)).masked_fill(
-        slopes.isinf(), float("nan")
-    )
-    typical = promised.nanmedian().item()
+def exploding_gradient(trace: PGDTrace) -> list[Finding]:
+    """Gradients so large that, to first order, an invisible change of the image would reverse all logits."""
+    gradient_norms, _ = _of_logit_margin(trace)
+    predicted = (
+        trace.size_of_change(1 / 255) * gradient_norms / trace.logit_ranges.clamp_min(torch.finfo(torch.float32).tiny)
+    ).masked_fill(gradient_norms.isinf(), float("nan"))
+    typical = predicted.nanmedian().item()
     if not typical > _EXPLODED:
         return []
     return [
         Finding(
             "exploding-gradient",
-            f"for a change of every pixel by a 255th of its range, the gradient promises {typical:.3g} times the whole "
-            "spread of the logits",
+            f"for a change of every pixel by a 255th of its range, the gradient predicts a change of {typical:.3g} "
+            "times the range of the logits",
         )
     ]
 
 
-def _by_margin(path: Path) -> tuple[torch.Tensor, torch.Tensor]:
-    """Slopes and margins of the looks at which the gradient is that of the margin."""
-    looks = torch.tensor(path.by_margin, device=path.slopes.device)
-    return path.slopes[looks], path.margins[looks]
+def _of_logit_margin(trace: PGDTrace) -> tuple[Tensor, Tensor]:
+    """Gradient norms and logit margins of the evaluations with the gradient of the logit margin."""
+    mask = torch.tensor(trace.by_logit_margin, device=trace.gradient_norms.device)
+    return trace.gradient_norms[mask], trace.logit_margins[mask]

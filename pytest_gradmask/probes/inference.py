@@ -1,4 +1,4 @@
-"""Defenses that take gradients themselves, whenever they classify an image."""
+"""Probe for defenses that compute gradients themselves when they classify an image."""
 
 from __future__ import annotations
 
@@ -6,20 +6,21 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from pytest_gradmask.attacks.oracle import Oracle
-from pytest_gradmask.results import Finding
+from pytest_gradmask.verdict.results import Finding
 
 _IMAGES = 2
 
 
-class _Watch(TorchFunctionMode):
-    """Notes calls of autograd, however they were imported, and what switches gradients on."""
+class _RecordAutograd(TorchFunctionMode):
+    """Records calls of autograd, no matter how they were imported, and code that switches gradients on."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.seen: dict[str, None] = {}
+        self.calls: dict[str, None] = {}
 
     def __torch_function__(
         self,
@@ -28,25 +29,25 @@ class _Watch(TorchFunctionMode):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        if function in (torch.autograd.grad, torch.autograd.backward, torch.Tensor.backward):
-            self.seen["calls autograd"] = None
+        if function in (torch.autograd.grad, torch.autograd.backward, Tensor.backward):
+            self.calls["calls autograd"] = None
         elif getattr(function, "__name__", "") == "_set_grad_enabled" and args and args[0]:
-            self.seen["switches gradients on"] = None
+            self.calls["switches gradients on"] = None
         return function(*args, **(kwargs or {}))
 
 
-def optimizes_at_inference(oracle: Oracle, images: torch.Tensor) -> list[Finding]:
-    """Whether a forward pass without gradients takes some of its own (Croce et al. 2022).
+def optimizes_at_inference(oracle: Oracle, images: Tensor) -> list[Finding]:
+    """Whether a forward pass computes gradients although they are switched off (Croce et al. 2022, arXiv:2202.13711).
 
-    Costs one forward of two images.
+    Costs one forward pass of two images.
     """
-    with torch.no_grad(), _Watch() as watch:
+    with torch.no_grad(), _RecordAutograd() as record:
         oracle(images[:_IMAGES])
-    if not watch.seen:
+    if not record.calls:
         return []
     return [
         Finding(
             "optimizes-at-inference",
-            f"a forward pass {' and '.join(watch.seen)}: gradients through an optimisation are costly, and often cut",
+            f"a forward pass {' and '.join(record.calls)}: gradients through an optimisation are costly, and often cut",
         )
     ]

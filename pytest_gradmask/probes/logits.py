@@ -1,40 +1,40 @@
-"""Logits whose scale is in the way of an attack: so large that a softmax saturates, or too small for a float."""
+"""Probes for logits whose scale hinders an attack: too large for a softmax, or too small for a float."""
 
 from __future__ import annotations
 
-from pytest_gradmask.probes.path import Path
-from pytest_gradmask.results import Finding
+from pytest_gradmask.probes.trace import PGDTrace
+from pytest_gradmask.verdict.results import Finding
 
-#: A spread of the logits below this leaves the cross-entropy, which is about 1, a few hundred steps of a float32.
+#: A smaller range of the logits leaves only a few hundred float32 values for the cross-entropy, which is about 1.
 _TINY = 1e-4
-#: The same as a share of the largest logit, for those that share a large offset.
+#: The same as a share of the largest logit, for logits with a large common offset.
 _TINY_SHARE = 1e-5
 
 
-def saturated_logits(path: Path) -> list[Finding]:
-    """Clean images whose label has a probability of 1 to the last bit of a float32 (Carlini and Wagner 2017)."""
-    count = int(path.saturated[0].sum())
+def saturated_logits(trace: PGDTrace) -> list[Finding]:
+    """Clean images whose label has a probability of exactly 1 as a float32 (Carlini and Wagner, arXiv:1608.04644)."""
+    count = int(trace.saturated[0].sum())
     if count == 0:
         return []
-    # Attacks on the margin, DLR among them, do not go through the softmax.
+    # Attacks on the logit margin, such as DLR, do not use the softmax.
     return [
         Finding(
             "saturated-logits",
-            f"the softmax saturates at {count} of {len(path.images)} images, so the gradient of the cross-entropy "
-            f"underflows there: logits are up to {path.spreads.max().item():.3g} apart",
+            f"the softmax saturates at {count} of {len(trace.images)} images, so the gradient of the cross-entropy "
+            f"underflows there: logits differ by up to {trace.logit_ranges.max().item():.3g}",
         )
     ]
 
 
-def tiny_logits(path: Path) -> list[Finding]:
-    """Logits that differ so little that rounding hides what an attack changes about them."""
-    small = (path.spreads < _TINY) | (path.spreads < _TINY_SHARE * path.largest)
-    if 2 * int(small.sum()) <= len(path.images):
+def tiny_logits(trace: PGDTrace) -> list[Finding]:
+    """Logits that differ so little that rounding hides the changes of an attack."""
+    small = (trace.logit_ranges < _TINY) | (trace.logit_ranges < _TINY_SHARE * trace.largest_logits)
+    if 2 * int(small.sum()) <= len(trace.images):
         return []
     return [
         Finding(
             "tiny-logits",
-            f"the logits of an image are only {path.spreads.median().item():.2g} apart, of a size of "
-            f"{path.largest.median().item():.2g}: rounding hides what an attack changes about a loss",
+            f"the logits of an image differ only by {trace.logit_ranges.median().item():.2g}, at a size of "
+            f"{trace.largest_logits.median().item():.2g}: rounding hides the changes of a loss during an attack",
         )
     ]

@@ -1,172 +1,206 @@
-"""Signs that a gradient attack does not optimise: something simpler finds more, or more room finds nothing."""
+"""Probes for gradient attacks that do not optimise: something simpler is better, or a larger ball does not help."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
-from pytest_gradmask.attacks.iterates import look_at, mean_margins
-from pytest_gradmask.attacks.losses import margin
+from pytest_gradmask.attacks.evaluate import mean_logit_margins, value_and_grad
+from pytest_gradmask.attacks.losses import logit_margin
 from pytest_gradmask.attacks.oracle import Oracle
-from pytest_gradmask.probes.path import FEWEST, Path
-from pytest_gradmask.results import Finding
+from pytest_gradmask.probes.trace import MIN_SURVIVORS, PGDTrace
+from pytest_gradmask.verdict.results import Finding
 
-#: A gradient attack of this many steps in an unbounded ball should reach any image, in one of two runs.
+#: A gradient attack of this many steps in an unbounded ball should break any image, in one of two runs.
 _UNBOUNDED_STEPS, _UNBOUNDED_RUNS = 20, 2
 #: Share of images that may survive it before the attack counts as failing.
 _UNBOUNDED_SHARE = 0.1
-#: Random points an image, as many as the steps that the path took to the edge of the ball.
+#: Random points for each image, as many as the steps of the trace within eps.
 _RANDOM_POINTS = 10
-#: Share of the standing images at which random points may come further than the gradient. On undefended and
-#: adversarially trained models there is none; where the gradient is noise, most.
+#: Share of the survivors at which random points may be better than the gradient. On undefended and adversarially
+#: trained models there are none; where the gradient is noise, most.
 _RANDOM_SHARE = 0.25
-#: Share at which one step may come further than many, and by how much it has to: where a loss is linear, one large
-#: step is best by a hair.
+#: Share of the survivors at which one step may be better than many, and by which factor it has to be better: where a
+#: loss is linear, one large step is better by very little.
 _ONE_STEP_SHARE, _ONE_STEP_LEAD = 0.5, 1.1
-#: Share of the standing images that may fall on the way from half of eps to twice eps for that to count as none.
+#: As many steps as the trace has within eps.
+_MANY_STEPS = 10
+#: Accuracy counts as constant if at most this share of the survivors at half of eps is broken up to twice eps.
 _NO_FALL = 0.1
-#: Images that lose a success again. One may lie on the decision boundary, on any model.
+#: Number of images that must lose a success again. One may be on the decision boundary, on any model.
 _SILENT = 2
-#: Rise of the margin up to twice eps, as a share of what the gradient promises (and at most of the margin itself).
-_KEPT = 0.3
+#: Increase of the logit margin up to twice eps, as a share of the increase that the gradient predicts. The predicted
+#: increase is at most the one that breaks the image.
+_AS_PREDICTED = 0.3
 
 
-def unbounded_attack(oracle: Oracle, path: Path, generator: torch.Generator, eot: int = 1) -> list[Finding]:
-    """Whether PGD breaks (nearly) every image once the ball is as large as the bounds (Carlini et al. 2019).
+def unbounded_attack(oracle: Oracle, trace: PGDTrace, generator: torch.Generator, *, eot: int = 1) -> list[Finding]:
+    """Whether PGD breaks (nearly) every image if the ball is as large as the bounds (Carlini et al. 2019).
 
-    It starts inside the ball of radius eps: from a random point of the large one, which is no image any more, a
-    misclassification would be luck. An image is followed until it breaks, so one on which the gradient is a guide costs
-    about 3 passes, and one on which it is none 42 forwards and 40 backwards. Images that the path has broken within
-    twice eps cost nothing.
+    See arXiv:1902.06705. The attack starts inside the ball of radius eps: a random point of the large ball is not an
+    image any more, and a misclassification there would be luck. It attacks an image until it is broken. So an image
+    costs about 3 passes if the gradient is useful, and 42 forward and 40 backward passes if it is not. Images that the
+    trace has broken within twice eps cost nothing.
     """
-    left = path.standing(2.0)
-    images, labels = path.images[left], path.labels[left]
-    wide = replace(path.threat, eps=path.across(1.0))
-    size = 2.5 * wide.eps / _UNBOUNDED_STEPS
+    survivors = trace.survivors(2.0)
+    images, labels = trace.images[survivors], trace.labels[survivors]
+    unbounded = replace(trace.threat, eps=trace.size_of_change(1.0))
+    step_size = 2.5 * unbounded.eps / _UNBOUNDED_STEPS
     for _ in range(_UNBOUNDED_RUNS):
-        points = path.threat.random_start(images, generator)
+        x_adv = trace.threat.random_start(images, generator)
         for step in range(_UNBOUNDED_STEPS + 1):
             if len(images) == 0:
                 return []
             if step == _UNBOUNDED_STEPS:
-                margins = mean_margins(oracle, points, labels, eot)
+                logit_margins = mean_logit_margins(oracle, x_adv, labels, eot)
             else:
-                seen = look_at(oracle, points, labels, margin, eot)
-                margins, gradient = seen.margins, seen.gradient
-                points = wide.project(points + size * wide.step(gradient.nan_to_num(nan=0.0)), images)
-            # Broken at the look before the step; NaN logits are no classification, and no success of a gradient either.
-            stands = ~(margins > 0)
-            images, labels, points = images[stands], labels[stands], points[stands]
-    standing = len(images)
-    if standing <= _UNBOUNDED_SHARE * len(path.images):
+                evaluation = value_and_grad(oracle, x_adv, labels, logit_margin, eot)
+                logit_margins, gradient = evaluation.logit_margins, evaluation.gradient
+                x_adv = unbounded.project(x_adv + step_size * unbounded.step(gradient.nan_to_num(nan=0.0)), images)
+            # The margins are from before the step. NaN logits are no success of the gradient.
+            active = ~(logit_margins > 0)
+            images, labels, x_adv = images[active], labels[active], x_adv[active]
+    count = len(images)
+    if count <= _UNBOUNDED_SHARE * len(trace.images):
         return []
     return [
         Finding(
             "unbounded-attack-fails",
-            f"PGD with unlimited perturbations leaves {standing} of {len(path.images)} images standing: "
-            "the gradient is no guide",
+            f"{count} of {len(trace.images)} images survive PGD with unlimited perturbations: the gradient does not "
+            "lead to adversarial examples",
             undermines_attacks=True,
         )
     ]
 
 
-def random_search(oracle: Oracle, path: Path, generator: torch.Generator) -> list[Finding]:
-    """Whether random points of the ball come further than the gradient with as many steps (Athalye et al. 2018).
+def random_search(oracle: Oracle, trace: PGDTrace, generator: torch.Generator) -> list[Finding]:
+    """Whether random points of the ball are better than as many steps of the gradient (Athalye et al. 2018).
 
-    Costs 10 forwards for each image that the path left standing within eps; nothing where they are fewer than 3.
+    See arXiv:1802.00420. Costs 10 forward passes for each image that survives the trace within eps, and nothing if
+    there are fewer than 3.
     """
-    asked, standing = path.asked(1.0), path.standing(1.0)
-    if len(asked) == 0:
+    queried, survivors = trace.indices_to_query(1.0), trace.survivors(1.0)
+    if len(queried) == 0:
         return []
-    images, labels = path.images[asked], path.labels[asked]
-    found = torch.full((len(images),), float("-inf"), device=images.device)
+    images, labels, threat = trace.images[queried], trace.labels[queried], trace.threat
+    random_best = torch.full((len(images),), float("-inf"), device=images.device)
     with torch.no_grad():
         for _ in range(_RANDOM_POINTS):
             signs = torch.randint(0, 2, images.shape, generator=generator, dtype=torch.int8).to(images) * 2 - 1
-            points = path.threat.project(images + path.threat.eps * path.threat.step(signs), images)
-            found = torch.maximum(found, margin(oracle(points), labels))
-    ahead = int(((found > path.best(1.0)[asked]) & standing[asked]).sum())
-    broken = int(((found > 0) & standing[asked]).sum())
-    if ahead < max(FEWEST, _RANDOM_SHARE * int(standing.sum())):
+            points = threat.project(images + threat.eps * threat.step(signs), images)
+            random_best = torch.maximum(random_best, logit_margin(oracle(points), labels))
+    ahead = int(((random_best > trace.best_logit_margins(1.0)[queried]) & survivors[queried]).sum())
+    broken = int(((random_best > 0) & survivors[queried]).sum())
+    if ahead < max(MIN_SURVIVORS, _RANDOM_SHARE * int(survivors.sum())):
         return []
     return [
         Finding(
             "random-beats-gradient",
-            f"at {ahead} of {int(standing.sum())} images that ten steps along the gradient leave standing, as many "
-            f"random points of the ball come closer to a misclassification; {broken} of them are one",
+            f"of {int(survivors.sum())} images that survive ten gradient steps, {ahead} come closer to a "
+            f"misclassification by ten random points of the ball; {broken} are broken by one",
             undermines_attacks=True,
         )
     ]
 
 
-def one_step(oracle: Oracle, path: Path) -> list[Finding]:
-    """Whether one step of size eps (FGSM) comes further than the ten steps of the path (Athalye et al. 2018).
+def one_step(oracle: Oracle, trace: PGDTrace) -> list[Finding]:
+    """Whether one step of size eps (FGSM) is better than the ten steps of the trace (Athalye et al. 2018).
 
-    Costs one forward for each image that the path left standing within eps; nothing where they are fewer than 3.
+    See arXiv:1802.00420. Both follow the logit margin. The trace also follows the cross-entropy, whose gradient may be
+    rounded away where a model is very confident. So where one step is better than the trace, ten steps along the
+    logit margin have to be worse, too.
+
+    Costs one forward pass for each image that survives the trace within eps, and nothing if there are fewer than 3. If
+    one step is better than the trace, each of them costs another 11 forward and 10 backward passes.
     """
-    asked, standing = path.asked(1.0), path.standing(1.0)
-    if len(asked) == 0:
+    queried, survivors = trace.indices_to_query(1.0), trace.survivors(1.0)
+    if len(queried) == 0:
         return []
-    images, threat = path.images[asked], path.threat
+    images, threat = trace.images[queried], trace.threat
     with torch.no_grad():
-        points = threat.project(images + threat.eps * threat.step(path.gradient[asked].nan_to_num(0, 0, 0)), images)
-        found = margin(oracle(points), path.labels[asked])
-    start = path.margins[0][asked]
-    ahead = (found - start > _ONE_STEP_LEAD * (path.best(1.0)[asked] - start)) & standing[asked]
-    count, total = int(ahead.sum()), int(standing.sum())
-    if count < max(FEWEST, _ONE_STEP_SHARE * total):
+        direction = threat.step(trace.clean_gradient[queried].nan_to_num(0, 0, 0))
+        points = threat.project(images + threat.eps * direction, images)
+        one_step_margins = logit_margin(oracle(points), trace.labels[queried])
+    clean, total = trace.logit_margins[0][queried], int(survivors.sum())
+
+    def is_ahead(best: Tensor) -> Tensor:
+        return (one_step_margins - clean > _ONE_STEP_LEAD * (best - clean)) & survivors[queried]
+
+    fewest = max(MIN_SURVIVORS, _ONE_STEP_SHARE * total)
+    best = trace.best_logit_margins(1.0)[queried]
+    if int(is_ahead(best).sum()) < fewest:
+        return []
+    ahead = is_ahead(torch.maximum(best, _many_steps(oracle, trace, queried)))
+    count = int(ahead.sum())
+    if count < fewest:
         return []
     return [
         Finding(
             "one-step-beats-many",
-            f"one step comes closer to a misclassification than ten at {count} of {total} images that those leave "
-            f"standing, and breaks {int((ahead & (found > 0)).sum())}",
+            f"of {total} images that survive ten gradient steps, {count} come closer to a misclassification by one "
+            f"large step; {int((ahead & (one_step_margins > 0)).sum())} are broken by it",
             undermines_attacks=True,
         )
     ]
 
 
-def no_fall_with_eps(path: Path) -> list[Finding]:
-    """Whether robust accuracy stays where it is from half of eps to twice eps, though the gradient says otherwise.
+def _many_steps(oracle: Oracle, trace: PGDTrace, queried: Tensor) -> Tensor:
+    """The largest logit margin of ten steps along its gradient within eps, from each of these images."""
+    images, labels, threat = trace.images[queried], trace.labels[queried], trace.threat
+    x_adv, best = images, torch.full((len(images),), float("-inf"), device=images.device)
+    for _ in range(_MANY_STEPS):
+        evaluation = value_and_grad(oracle, x_adv, labels, logit_margin, 1)
+        best = torch.fmax(best, evaluation.logit_margins)
+        direction = threat.step(evaluation.gradient.nan_to_num(0, 0, 0))
+        x_adv = threat.project(x_adv + 2.5 * threat.eps / _MANY_STEPS * direction, images)
+    return torch.fmax(best, mean_logit_margins(oracle, x_adv, labels, 1))
 
-    A tiny eps changes no prediction either; but then the margin rises as the gradient promises. No pass of its own.
+
+def no_fall_with_eps(trace: PGDTrace) -> list[Finding]:
+    """Whether robust accuracy is constant from half of eps to twice eps, although the gradient predicts a decrease.
+
+    A tiny eps changes no prediction either, but then the logit margin increases as the gradient predicts. Costs no
+    pass.
     """
-    before, after = path.standing(0.5), path.standing(2.0)
-    if int(after.sum()) < FEWEST or int((before & ~after).sum()) > _NO_FALL * int(before.sum()):
+    before, after = trace.survivors(0.5), trace.survivors(2.0)
+    if int(after.sum()) < MIN_SURVIVORS or int((before & ~after).sum()) > _NO_FALL * int(before.sum()):
         return []
-    start = path.margins[0][after]
-    promised = torch.minimum(2 * path.threat.eps * path.slopes[0][after], -start)
-    kept = (path.best(2.0)[after] - start >= _KEPT * promised) & (promised > 0)
-    if 2 * int(kept.sum()) >= len(kept):
+    clean = trace.logit_margins[0][after]
+    predicted = torch.minimum(2 * trace.threat.eps * trace.gradient_norms[0][after], -clean)
+    as_predicted = (trace.best_logit_margins(2.0)[after] - clean >= _AS_PREDICTED * predicted) & (predicted > 0)
+    if 2 * int(as_predicted.sum()) >= len(as_predicted):
         return []
-    counts = "/".join(str(int(path.standing(radius).sum())) for radius in (0.5, 1.0, 2.0))
+    counts = "/".join(str(int(trace.survivors(radius).sum())) for radius in (0.5, 1.0, 2.0))
     return [
         Finding(
             "no-fall-with-eps",
-            f"of {len(path.images)} images {counts} stand within eps/2, eps and 2 eps: more room does not help the "
-            "gradient",
+            f"of {len(trace.images)} images, {counts} survive within eps/2, eps and 2 eps: a larger ball does not help "
+            "the gradient",
         )
     ]
 
 
-def silent_success(path: Path) -> list[Finding]:
-    """Images that are misclassified somewhere on the path within eps and no longer at its end (Pintor et al. 2022).
+def silent_success(trace: PGDTrace) -> list[Finding]:
+    """Images that are misclassified in the trace within eps, but not at its end (Pintor et al. 2022).
 
-    The attacks of an audit return their best iterate; what undermines those that return the last one does not
-    undermine them. No pass of its own.
+    See arXiv:2106.09947. This undermines attacks that return their last iterate. The attacks of an audit return their
+    best iterate, so it does not undermine them. Costs no pass.
     """
-    within = torch.tensor([radius <= 1 for radius in path.radii], device=path.margins.device)
-    margins = path.margins[within]
-    seen = ~margins.isnan()
-    last = torch.where(seen, torch.arange(len(margins), device=margins.device)[:, None], -1).amax(0)
-    final = margins.gather(0, last[None].clamp_min(0)).squeeze(0)
-    count = int(((margins > 0).any(0) & ~(margins[0] > 0) & (final <= 0)).sum())
+    within = torch.tensor([radius <= 1 for radius in trace.radii], device=trace.logit_margins.device)
+    logit_margins = trace.logit_margins[within]
+    evaluated = ~logit_margins.isnan()
+    indices = torch.arange(len(logit_margins), device=logit_margins.device)[:, None]
+    last = torch.where(evaluated, indices, -1).amax(0)
+    final = logit_margins.gather(0, last[None].clamp_min(0)).squeeze(0)
+    count = int(((logit_margins > 0).any(0) & ~(logit_margins[0] > 0) & (final <= 0)).sum())
     if count < _SILENT:
         return []
     return [
         Finding(
             "silent-success",
-            f"at {count} of {len(path.images)} images an attack passes an adversarial example and ends at none",
+            f"at {count} of {len(trace.images)} images an attack finds an adversarial example on its way, but does not "
+            "end at one",
         )
     ]

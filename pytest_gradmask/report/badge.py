@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pytest_gradmask.files import replaced
+from pytest_gradmask.execution.files import replaced
 
 
 def badge(run: Mapping[str, Any]) -> dict[str, Any]:
-    """The worst that a run, in its JSON form, has to say; green only where everything ran, passed and is not masked."""
+    """The worst verdict of a run in its JSON form. The badge is green only if all ran, passed and is ``NOT_MASKED``."""
     message, color = _message(run)
     return {"schemaVersion": 1, "label": "gradient masking", "message": message, "color": color}
 

@@ -5,8 +5,8 @@ An audit is matched by its test and its place among the audits of that test. It 
 - its verdict is another and not ``NOT_MASKED``: what was known to be unmasked, or was known at all, no longer is;
 - its clean accuracy or its robust accuracy under all attacks together is lower beyond chance: both runs have the same
   images, so an exact paired test counts those that were lost against those that were gained. Errors of 5 % are shared
-  by all comparisons of a run (Holm). Where an audit is ``MASKED``, attacks may have been spared, and there is no robust
-  accuracy to compare.
+  by all comparisons of a run (Holm). Where an audit is ``MASKED``, attacks may have been skipped early, and there is no
+  robust accuracy to compare.
 
 Nothing is chance in an audit of the same defense with the same settings on the same machine: it gives the same figures.
 Two audits with other settings or other images cannot be compared, which is a failure, too.
@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pytest_gradmask.errors import InputError
-from pytest_gradmask.report.json import VERSION
+from pytest_gradmask.report.json import VERSION, upgraded
 from pytest_gradmask.report.text import aligned
-from pytest_gradmask.results import Verdict
-from pytest_gradmask.stats import holm, mcnemar_p, mean_p
+from pytest_gradmask.verdict.results import Verdict
+from pytest_gradmask.verdict.stats import holm, mcnemar_p, mean_p
 
 #: Chance of even one false alarm where defenses have changed and none is worse.
 LEVEL = 0.05
@@ -79,8 +79,10 @@ class Comparison:
     def lines(self) -> list[str]:
         """A table of all but what is the same, failures first, then how many there are of each."""
         order: Sequence[Judgement] = (*_FAILURES, "not run", "within chance", "new", "better")
-        told = sorted((row for row in self.rows if row.judgement in order), key=lambda row: order.index(row.judgement))
-        cells = [(row.judgement, row.what, row.before, row.now, row.test) for row in told]
+        listed = sorted(
+            (row for row in self.rows if row.judgement in order), key=lambda row: order.index(row.judgement)
+        )
+        cells = [(row.judgement, row.what, row.before, row.now, row.test) for row in listed]
         table = aligned([("compared", "what", "baseline", "now", "test"), *cells]) if cells else []
         counts = Counter(row.judgement for row in self.rows)
         numbers = ", ".join(f"{counts[each]} {each}" for each in (*order, "same") if counts[each])
@@ -102,9 +104,10 @@ def read_baseline(file: Path) -> list[dict[str, Any]]:
         raise InputError(f"{file} cannot be read ({error}); {again}") from error
     if not isinstance(run, dict) or "version" not in run:
         raise InputError(f"{file} is not a file of --gradmask-json; {again}")
-    if run["version"] != VERSION:
-        raise InputError(f"{file} has version {run['version']!r}, not {VERSION}; {again}")
+    if run["version"] not in (1, VERSION):
+        raise InputError(f"{file} has version {run['version']!r}, not {VERSION} or 1; {again}")
     try:
+        run = upgraded(run)
         audits: list[dict[str, Any]] = run["audits"]
         compare(audits, audits, lambda test: False)  # whatever a comparison needs is there
         complete = run["complete"]
@@ -157,7 +160,7 @@ def _compared(name: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> I
     verdicts = before["verdict"], now["verdict"]
     if before["provenance"] and now["provenance"]:  # an audit that raised has no settings and no figures
         old, new = _settings(before), _settings(now)
-        differing = [key for key in old if old[key] != new[key]]
+        differing = [key for key in old if key in new and old[key] != new[key]]
         for key in differing:
             yield Row("not comparable", name, key, _short(old[key]), _short(new[key]))
         if differing:
@@ -171,10 +174,11 @@ def _compared(name: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> I
 
 def _settings(audit: Mapping[str, Any]) -> dict[str, Any]:
     """What two audits have to have in common to be compared."""
-    told = audit["provenance"]
+    provenance = audit["provenance"]
     return {
-        **{key: told["threat"][key] for key in ("norm", "eps", "bounds")},
-        **{key: told[key] for key in ("budget", "seed", "images_hash")},
+        **{key: provenance["threat"][key] for key in ("norm", "eps", "bounds")},
+        **{key: provenance[key] for key in ("budget", "seed", "images_hash")},
+        **provenance.get("budget_settings", {}),
         **{key: audit[key] for key in ("margin", "confidence", "exhaustive")},
     }
 
@@ -184,7 +188,7 @@ def _short(value: object) -> str:
 
 
 def _accuracy(name: str, what: str, key: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> Row:
-    """An accuracy on the images that both audits looked at: the verdict of one may have been certain earlier."""
+    """An accuracy on the images of both audits: one of them may have been decided earlier."""
     old, new = (dict(zip(each["index"], each[key], strict=True)) for each in (before["per_image"], now["per_image"]))
     common = sorted(old.keys() & new.keys())
     losses = [old[index] - new[index] for index in common]
@@ -198,7 +202,7 @@ def _accuracy(name: str, what: str, key: str, before: Mapping[str, Any], now: Ma
 def _p_value(losses: Sequence[float]) -> float:
     """One-sided, of what each image has lost on average."""
     if all(loss in (-1, 0, 1) for loss in losses):
-        return mcnemar_p(losses.count(1), losses.count(-1))
+        return float(mcnemar_p(losses.count(1), losses.count(-1)))
     return mean_p(losses, 0.0, -1.0)
 
 

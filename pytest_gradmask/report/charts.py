@@ -1,6 +1,6 @@
-"""The charts of the HTML report: from plain data to SVG, with an alternative text that tells the same.
+"""The charts of the HTML report: from plain data to SVG, each with an alternative text that says the same.
 
-All are as wide as a phone, so that their text stays readable there; wider screens show several side by side.
+All charts are as wide as a phone, so that their text is readable there. Wider screens show several side by side.
 """
 
 from __future__ import annotations
@@ -18,53 +18,53 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _WIDTH = 4.4  # inches
-#: Of Okabe and Ito, told apart by colour-blind readers, too; each with a marker, for who sees no colour at all.
+#: Colour and marker of each kind of attack. Colour-blind readers can distinguish these colours (Okabe and Ito).
 KINDS = {"gradient": ("#0072B2", "o"), "adaptive": ("#D55E00", "s"), "placebo": ("#555555", "^"), "": ("black", "D")}
-#: Not attacked, survived, broken, wrong without an attack.
+#: Label and colour of each state of `survival_states`.
 _STATES = (
     ("not attacked any more", "#FFFFFF"),
-    ("still right", "#9CC9E8"),
+    ("survives", "#9CC9E8"),
     ("broken", "#A63603"),
-    ("wrong without an attack", "#8C8C8C"),
+    ("misclassified without an attack", "#8C8C8C"),
 )
-_GRIDDED = 60  # images up to which each has a cell of its own
+_GRIDDED = 60  # up to so many images, cells have edges
 
 
 class Picture(NamedTuple):
-    """An image for a page: its source, as data, and what it shows in words."""
+    """An image for a page: its source as a data URI, and its alternative text."""
 
     src: str
     alt: str
 
 
 def picture(height: float, alt: str, draw: Callable[[Figure], None]) -> Picture:
-    """A chart of the report's width, and of this height in inches."""
+    """A chart of the report's width and of this height, in inches."""
     text = drawn((_WIDTH, height), draw)
     return Picture("data:image/svg+xml;base64," + base64.b64encode(text.encode()).decode(), alt)
 
 
 def accuracy_chart(audit: Mapping[str, Any]) -> Picture:
-    """Robust accuracy once each attack has run, with its bounds."""
+    """Robust accuracy after each attack, with its bounds."""
     rows: list[tuple[str, str, Mapping[str, Any]]] = [("no attack", "", audit["clean_accuracy"])]
     rows += [(name, result["kind"], result) for name, result in audit["robust_accuracy"].items()]
     rows.append(("all attacks", "", audit["all_attacks"]))
 
     def draw(figure: Figure) -> None:
         axes = figure.add_subplot()
-        told = []
-        for place, (_, kind, share) in enumerate(rows):
+        labels = []
+        for row, (_, kind, share) in enumerate(rows):
             colour, marker = KINDS[kind]
             if share["value"] is None:
-                told.append(share["status"])
+                labels.append(share["status"])
                 continue
-            told.append(percent(share["value"]))
-            axes.plot([100 * share["low"], 100 * share["high"]], [place, place], color=colour, linewidth=2)
-            axes.plot(100 * share["value"], place, marker, color=colour, markersize=5, clip_on=False, zorder=3)
+            labels.append(percent(share["value"]))
+            axes.plot([100 * share["low"], 100 * share["high"]], [row, row], color=colour, linewidth=2)
+            axes.plot(100 * share["value"], row, marker, color=colour, markersize=5, clip_on=False, zorder=3)
         axes.set(xlim=(0, 100), ylim=(len(rows) - 0.5, -0.5), xlabel="robust accuracy, %")
         axes.set_yticks(range(len(rows)), [_short(name) for name, _, _ in rows])
         right = axes.twinx()
         right.set(ylim=axes.get_ylim())
-        right.set_yticks(range(len(rows)), told)
+        right.set_yticks(range(len(rows)), labels)
         for side in (axes, right):
             side.tick_params(axis="y", length=0)
             side.spines[["top", "left", "right"]].set_visible(False)
@@ -79,7 +79,7 @@ def accuracy_chart(audit: Mapping[str, Any]) -> Picture:
 
 
 def survival_chart(outcomes: Mapping[str, Any]) -> Picture:
-    """Images from left to right, attacks from top to bottom: which broke which."""
+    """Which attack broke which image: images from left to right, attacks from top to bottom."""
     states = survival_states(outcomes)
     names = [attack["name"] for attack in outcomes["attacks"]]
     columns = sorted(range(len(outcomes["clean"])), key=lambda image: _order([row[image] for row in states]))
@@ -98,13 +98,13 @@ def survival_chart(outcomes: Mapping[str, Any]) -> Picture:
             axes.imshow(cells, cmap=colours, vmin=0, vmax=3, aspect="auto", interpolation="nearest", extent=size,
                         origin="lower")  # fmt: skip
         axes.set(ylim=(len(names), 0), xlabel=f"{len(columns)} images, sorted by what breaks them", xticks=[])
-        axes.set_yticks([place + 0.5 for place in range(len(names))], [_short(name) for name in names])
+        axes.set_yticks([row + 0.5 for row in range(len(names))], [_short(name) for name in names])
         axes.tick_params(axis="y", length=0)
         patches = [Patch(facecolor=colour, edgecolor="#888888", label=label) for label, colour in _STATES]
         figure.legend(handles=patches, loc="outside lower center", ncols=2, frameon=False)
 
-    right = sum(outcomes["clean"])
-    alt = f"Of {len(columns)} images {right} are right without an attack. " + "; ".join(
+    correct = sum(outcomes["clean"])
+    alt = f"{correct} of {len(columns)} images are classified correctly without an attack. " + "; ".join(
         f"{attack['name']} breaks {len(attack['broken'])} of {len(attack['attacked'])}"
         for attack in outcomes["attacks"]
     )
@@ -112,7 +112,7 @@ def survival_chart(outcomes: Mapping[str, Any]) -> Picture:
 
 
 def survival_states(outcomes: Mapping[str, Any]) -> list[list[int]]:
-    """For each attack and image: 0 not attacked, 1 still right, 2 broken, 3 wrong without an attack."""
+    """For each attack and image: 0 not attacked, 1 survives, 2 broken, 3 misclassified without an attack."""
     states = []
     for attack in outcomes["attacks"]:
         attacked, broken = set(attack["attacked"]), set(attack["broken"])
@@ -126,7 +126,7 @@ def survival_states(outcomes: Mapping[str, Any]) -> list[list[int]]:
 
 
 def _order(states: Sequence[int]) -> tuple[Any, ...]:
-    return (3 in states, next((place for place, state in enumerate(states) if state == 2), len(states)), states)
+    return (3 in states, next((row for row, state in enumerate(states) if state == 2), len(states)), states)
 
 
 def eps_chart(curves: Mapping[str, Any]) -> Picture:
@@ -142,49 +142,49 @@ def eps_chart(curves: Mapping[str, Any]) -> Picture:
         if curves["eps"] in sizes:
             axes.axvline(sizes.index(curves["eps"]), color="#555555", linestyle=":", linewidth=1)
 
-    where = [eps_text(size) for size in sizes]
-    return picture(2.7, "Robust accuracy against eps. " + _told(lines, where), draw)
+    ticks = [eps_text(size) for size in sizes]
+    return picture(2.7, "Robust accuracy against eps. " + _in_words(lines, ticks), draw)
 
 
 def budget_chart(curves: Mapping[str, Any]) -> Picture:
     """Accuracy against the iterations of the attack."""
     attacks = [attack for attack in curves["attacks"] if not attack["error"]]
     lines = [(attack, attack["by_budget"]) for attack in attacks]
-    where = [f"{point['share']:.3g}" for point in attacks[0]["by_budget"]]
+    ticks = [f"{point['share']:.3g}" for point in attacks[0]["by_budget"]]
 
     def draw(figure: Figure) -> None:
         axes = _curve(figure, lines)
-        axes.set_xticks(range(len(where)), where)
+        axes.set_xticks(range(len(ticks)), ticks)
         axes.set_xlabel("iterations, as a multiple of the budget smoke")
-        axes.axvline(where.index("1"), color="#555555", linestyle=":", linewidth=1)
+        axes.axvline(ticks.index("1"), color="#555555", linestyle=":", linewidth=1)
 
-    return picture(2.7, "Robust accuracy against the iterations of the attack. " + _told(lines, where), draw)
+    return picture(2.7, "Robust accuracy against the iterations of the attack. " + _in_words(lines, ticks), draw)
 
 
 def _curve(figure: Figure, lines: Sequence[tuple[Mapping[str, Any], Sequence[Mapping[str, float]]]]) -> Axes:
     axes = figure.add_subplot()
     for attack, points in lines:
         colour, marker = KINDS[attack["kind"]]
-        places = range(len(points))
+        positions = range(len(points))
         low, high, value = ([100 * point[key] for point in points] for key in ("low", "high", "value"))
-        axes.fill_between(places, low, high, color=colour, alpha=0.15, linewidth=0)
-        axes.plot(places, value, marker=marker, color=colour, markersize=5, clip_on=False, zorder=3)
+        axes.fill_between(positions, low, high, color=colour, alpha=0.15, linewidth=0)
+        axes.plot(positions, value, marker=marker, color=colour, markersize=5, clip_on=False, zorder=3)
     axes.set(ylim=(0, 100), ylabel="robust accuracy, %")
     plain(axes)
     legend(figure, [(f"{attack['name']} ({attack['kind']})", *KINDS[attack["kind"]]) for attack, _ in lines])
     return axes
 
 
-def _told(lines: Sequence[tuple[Mapping[str, Any], Sequence[Mapping[str, float]]]], where: Sequence[str]) -> str:
+def _in_words(lines: Sequence[tuple[Mapping[str, Any], Sequence[Mapping[str, float]]]], ticks: Sequence[str]) -> str:
     return "; ".join(
         f"{attack['name']}: "
-        + ", ".join(f"{percent(point['value'])} at {place}" for place, point in zip(where, points, strict=True))
+        + ", ".join(f"{percent(point['value'])} at {tick}" for tick, point in zip(ticks, points, strict=True))
         for attack, points in lines
     )
 
 
 def transfer_chart(transfer: Mapping[str, Any]) -> Picture:
-    """Row = crafted on, column = tested on."""
+    """The transfer matrix: row = crafted on, column = tested on."""
     names = [_short(name) for name in transfer["names"]]
     values = [[100 * share["value"] for share in row] for row in transfer["fooled"]]
 
@@ -194,16 +194,16 @@ def transfer_chart(transfer: Mapping[str, Any]) -> Picture:
         axes.tick_params(axis="x", rotation=90 if max(map(len, names)) > 6 else 0)
         axes.set(xlabel="tested on", ylabel="crafted on")
 
-    told = "; ".join(
+    text = "; ".join(
         f"crafted on {source}: " + ", ".join(f"{target} {percent(share['value'])}"
                                              for target, share in zip(transfer["names"], row, strict=True))
         for source, row in zip(transfer["names"], transfer["fooled"], strict=True)
     )  # fmt: skip
-    return picture(min(4.4, 1.6 + 0.4 * len(names)), f"Share of images that are fooled. {told}", draw)
+    return picture(min(4.4, 1.6 + 0.4 * len(names)), f"Share of images that fool each model. {text}", draw)
 
 
 def legend(figure: Figure, entries: Sequence[tuple[str, str, str]], columns: int = 3) -> None:
-    """Below the chart: a label, a colour and a marker each."""
+    """Draw a legend below the chart. Each entry has a label, a colour and a marker."""
     from matplotlib.lines import Line2D
 
     handles = [
@@ -214,7 +214,7 @@ def legend(figure: Figure, entries: Sequence[tuple[str, str, str]], columns: int
 
 
 def plain(axes: Axes) -> None:
-    """Without a frame, and with faint lines behind."""
+    """Remove the frame, and draw light grid lines behind the data."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_axisbelow(True)
     axes.grid(axis="y", color="#DDDDDD")

@@ -1,4 +1,4 @@
-"""What each attack costs and leaves, as a plot: from the file of ``pytest --benchmark-json``."""
+"""A plot of what each attack costs and of the robust accuracy under it, from ``pytest --benchmark-json``."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from typing import Any
 from pytest_gradmask.errors import DataError
 from pytest_gradmask.report.plots import saved
 
-#: Okabe and Ito's, told apart by colour-blind readers, too; and markers, for more attacks than colours.
+#: The palette of Okabe and Ito, which colour-blind readers can distinguish. Markers are for more attacks than colours.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _MARKERS = "osD^vP*X"
 _COLUMNS = 3
 
 
 def read_costs(file: str | Path) -> list[dict[str, Any]]:
-    """What the fixture ``benchmark_attack`` has measured, of a file of pytest-benchmark.
+    """Read what the fixture ``benchmark_attack`` has measured from a file of pytest-benchmark.
 
     Raises:
-        DataError: no such file, not one of pytest-benchmark's, or nothing in it is from that fixture.
+        DataError: the file does not exist, is not from pytest-benchmark, or has no results of that fixture.
     """
     try:
         found = [each["extra_info"] for each in json.loads(Path(file).read_text())["benchmarks"]]
@@ -34,11 +34,13 @@ def read_costs(file: str | Path) -> list[dict[str, Any]]:
 
 
 def plot_attack_costs(costs: Sequence[Mapping[str, Any]], file: str | Path) -> None:
-    """Robust accuracy against passes, one panel a defense, one point an attack. Down and to the left is better.
+    """Plot robust accuracy against passes: one panel for each defense, one point for each attack.
+
+    Attacks further down and to the left are better: they leave a lower robust accuracy at a lower cost.
 
     Args:
         costs: from `read_costs`.
-        file: ends in ``.svg`` or ``.png``; replaced in one atomic step. Its folder is made if it is not there.
+        file: ends in ``.svg`` or ``.png``; replaced in one atomic step. Its folder is created if it does not exist.
 
     Raises:
         InputError: another suffix.

@@ -1,4 +1,4 @@
-"""What findings mean, from the page that explains them: a report carries the text, as it is read where no page is."""
+"""Explanations of findings, from the documentation: a report contains the text, as it must need no other file."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from markdown_it import MarkdownIt
 
 
 def explanations(ids: Iterable[str]) -> dict[str, str]:
-    """The explanation of each of these findings as HTML, in the order of the alphabet; those without one are left out.
+    """The explanation of each of these findings as HTML, in alphabetical order. Findings without one are left out.
 
     Links between findings lead to ``#finding-ID``.
     """
     titled = re.split(r"^## (.+)$", _page(), flags=re.MULTILINE)[1:]
     sections = dict(zip(titled[::2], titled[1::2], strict=True))
-    told = sorted(set(ids) & set(sections))
+    explained = sorted(set(ids) & set(sections))
 
     def link(match: re.Match[str]) -> str:
         text, target = match.groups()
-        return f"[{text}](#finding-{target})" if target in told else text
+        return f"[{text}](#finding-{target})" if target in explained else text
 
     render = MarkdownIt("commonmark", {"html": False}).render
-    return {name: str(render(re.sub(r"\[([^]]+)]\(#([a-z-]+)\)", link, sections[name]))) for name in told}
+    return {name: str(render(re.sub(r"\[([^]]+)]\(#([a-z-]+)\)", link, sections[name]))) for name in explained}
 
 
 def _page() -> str:
-    """Inside an installed package, or beside it in a checkout; nothing if it is in neither."""
+    """The text of the page: inside an installed package, or beside it in a checkout. Empty if it is in neither."""
     package = Path(__file__).parents[1]
     for folder in (package, package.parent):
         file = folder / "docs" / "findings.md"

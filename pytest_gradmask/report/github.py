@@ -1,6 +1,6 @@
 """Audits for GitHub Actions: Markdown for a job's summary, and annotations of the lines of tests.
 
-Workflow commands, of which annotations are some, and what has to be escaped in them:
+An annotation is a workflow command. What has to be escaped in workflow commands:
 https://docs.github.com/actions/reference/workflow-commands-for-github-actions
 """
 
@@ -16,21 +16,21 @@ from pytest_gradmask.report.text import AUDIT_COLUMNS, audit_row, counted, why_p
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """Where a test is: its file, and its line from 1, if known."""
+class Location:
+    """Where a test is: its file, and its line, counted from 1, if known."""
 
     file: Path
     line: int | None = None
 
-    def below(self, workspace: Path) -> Place:
-        """The same from a folder, if it is in there: GitHub wants paths from the workspace."""
+    def below(self, workspace: Path) -> Location:
+        """The location with its file relative to the workspace, as GitHub wants it; unchanged for other files."""
         file = self.file.resolve()
         inside = file.is_relative_to(workspace.resolve())
-        return Place(file.relative_to(workspace.resolve()), self.line) if inside else self
+        return Location(file.relative_to(workspace.resolve()), self.line) if inside else self
 
 
 def step_summary(run: Mapping[str, Any], comparison: Sequence[str] = ()) -> str:
-    """Markdown about a run in its JSON form: a table of its audits, the worst first.
+    """Markdown about a run in its JSON form: a table of its audits, worst verdicts first.
 
     Args:
         run: in its JSON form.
@@ -52,34 +52,35 @@ def step_summary(run: Mapping[str, Any], comparison: Sequence[str] = ()) -> str:
 
 
 def annotate(
-    audits: Iterable[Mapping[str, Any]], failures: Mapping[str, Place], places: Mapping[str, Place]
+    audits: Iterable[Mapping[str, Any]], failures: Mapping[str, Location], locations: Mapping[str, Location]
 ) -> Iterator[str]:
-    """One error a failed test, and one warning an inconclusive audit of another, as workflow commands.
+    """Workflow commands: one error for each failed test, one warning for each other inconclusive audit.
 
     Args:
         audits: in their JSON form.
-        failures: tests that were to audit and failed.
-        places: of all tests that have audits.
+        failures: location of each selected audit test that failed, by node id.
+        locations: of all tests that have audits, by node id.
     """
-    said: dict[str, list[str]] = {test: [] for test in failures}
+    texts: dict[str, list[str]] = {test: [] for test in failures}
     for audit in audits:
         text = f"{audit['verdict']}: {audit['defense']}: {'; '.join(audit['reasons'])}"
         if audit["test"] in failures:
-            said[audit["test"]].append(text)
+            texts[audit["test"]].append(text)
         elif audit["verdict"] == "INCONCLUSIVE":
-            yield annotation("warning", f"INCONCLUSIVE: {audit['test']}", text, places.get(audit["test"]))
-    for test, lines in said.items():
+            yield annotation("warning", f"INCONCLUSIVE: {audit['test']}", text, locations.get(audit["test"]))
+    for test, lines in texts.items():
         text = "\n".join(lines) or "The test failed before it had audited anything."
         yield annotation("error", f"failed: {test}", text, failures[test])
 
 
-def annotation(level: Literal["error", "warning"], title: str, text: str, place: Place | None = None) -> str:
-    """One workflow command; GitHub shows it at its place."""
+def annotation(level: Literal["error", "warning"], title: str, text: str, location: Location | None = None) -> str:
+    """One workflow command. GitHub shows it at its location."""
     properties = {"title": title}
-    if place is not None:
-        properties = {"file": place.file.as_posix()} | ({"line": str(place.line)} if place.line else {}) | properties
-    told = ",".join(f"{name}={_property(value)}" for name, value in properties.items())
-    return f"::{level} {told}::{_data(text)}"
+    if location is not None:
+        line = {"line": str(location.line)} if location.line else {}
+        properties = {"file": location.file.as_posix()} | line | properties
+    fields = ",".join(f"{name}={_property(value)}" for name, value in properties.items())
+    return f"::{level} {fields}::{_data(text)}"
 
 
 def _data(text: str) -> str:
@@ -95,6 +96,6 @@ def _row(cells: Sequence[str]) -> str:
 
 
 def _escaped(text: str) -> str:
-    """Nothing in it is markup, neither HTML nor Markdown, nor ends a cell of a table."""
+    """The text with everything escaped that is HTML or Markdown, or that would end a table cell."""
     text = html.escape(" ".join(text.split()))
     return "".join(f"&#{ord(letter)};" if letter in "|\\`*_[]~@" else letter for letter in text)

@@ -1,4 +1,4 @@
-"""The charts of the HTML report that tell what a gradient is worth."""
+"""The charts of the HTML report that show how useful a gradient is to an attack."""
 
 from __future__ import annotations
 
@@ -11,47 +11,47 @@ from pytest_gradmask.report.wording import eps_text
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-#: Of the defense's own gradient, of the one around what is bypassed, and of a random direction.
-_WAYS = (*(KINDS[kind] for kind in ("gradient", "adaptive")), ("#555555", "^"))
+#: Style of the defense's gradient, of the gradient around what BPDA bypasses, and of a random direction.
+_STYLES = (*(KINDS[kind] for kind in ("gradient", "adaptive")), ("#555555", "^"))
 
 
 def noise_chart(noise: Mapping[str, Any]) -> Picture:
-    """Cosine of the gradient with that of the loss smoothed over several distances."""
+    """The cosine of the gradient with the gradient of the loss smoothed over several distances."""
     radii = [f"1/{round(1 / radius)}" if radius < 1 else f"{radius:.3g}" for radius in noise["radii"]]
     means = [mean_cosines(way) for way in noise["ways"]]
 
     def draw(figure: Figure) -> None:
         axes = figure.add_subplot()
         axes.axhline(0, color="#555555", linewidth=1)
-        for shift, way, mean, (colour, marker) in zip((-0.08, 0.08), noise["ways"], means, _WAYS, strict=False):
-            for place, values in enumerate(way["cosines"]):
+        for shift, way, mean, (colour, marker) in zip((-0.08, 0.08), noise["ways"], means, _STYLES, strict=False):
+            for column, values in enumerate(way["cosines"]):
                 known = [value for value in values if value is not None]
-                axes.plot([place + shift] * len(known), known, marker, color=colour, markersize=3, alpha=0.45)
-            known_means = [(place + shift, value) for place, value in enumerate(mean) if value is not None]
+                axes.plot([column + shift] * len(known), known, marker, color=colour, markersize=3, alpha=0.45)
+            known_means = [(column + shift, value) for column, value in enumerate(mean) if value is not None]
             axes.plot(*(list(axis) for axis in zip(*known_means, strict=True)) if known_means else ([], []),
                       color=colour, marker=marker, markersize=6)  # fmt: skip
         axes.set(ylim=(-1.05, 1.05), xlim=(-0.4, len(radii) - 0.6), ylabel="cosine")
         axes.set_xticks(range(len(radii)), radii)
         axes.set_xlabel("distance over which the loss is smoothed, in eps")
         plain(axes)
-        legend(figure, [(way["name"], *style) for way, style in zip(noise["ways"], _WAYS, strict=False)], columns=1)
+        legend(figure, [(way["name"], *style) for way, style in zip(noise["ways"], _STYLES, strict=False)], columns=1)
 
-    told = "; ".join(
+    text = "; ".join(
         f"{way['name']}: " + ", ".join(f"{'none' if m is None else f'{m:.2f}'} at {r} eps"
                                       for m, r in zip(mean, radii, strict=True))
         for way, mean in zip(noise["ways"], means, strict=True)
     )  # fmt: skip
-    return picture(3.0, f"Mean cosine with the gradient of the smoothed loss. {told}", draw)
+    return picture(3.0, f"Mean cosine with the gradient of the smoothed loss. {text}", draw)
 
 
 def mean_cosines(way: Mapping[str, Any]) -> list[float | None]:
-    """Of the images for which there is one, at each distance; None where there is none."""
+    """The mean cosine at each distance, over the images that have one; None if no image has one."""
     known = [[value for value in values if value is not None] for values in way["cosines"]]
     return [sum(values) / len(values) if values else None for values in known]
 
 
 def lines_chart(landscape: Mapping[str, Any], eps: float) -> Picture:
-    """The margin of one image along each direction."""
+    """The logit margin of one image along each direction."""
     lines = landscape["lines"]
 
     def draw(figure: Figure) -> None:
@@ -59,24 +59,25 @@ def lines_chart(landscape: Mapping[str, Any], eps: float) -> Picture:
         nan = float("nan")
         for line, (colour, marker), dash in zip(lines, _styles(len(lines)), ("-", "--", ":"), strict=False):
             values = [nan if value is None else value for value in line["margins"]]
-            axes.plot(_places(len(values)), values, dash, color=colour, marker=marker, markevery=4, markersize=4)
+            axes.plot(_positions(len(values)), values, dash, color=colour, marker=marker, markevery=4, markersize=4)
         low, high = axes.get_ylim()
         high = max(high, 0.05 * (high - low))
         axes.axhspan(0, high, color="#A63603", alpha=0.12, linewidth=0)
         axes.axhline(0, color="#A63603", linewidth=1)
-        axes.set(ylim=(min(low, -0.05 * high), high), xlim=(-1, 1), ylabel="margin (above 0: misclassified)")
+        axes.set(ylim=(min(low, -0.05 * high), high), xlim=(-1, 1), ylabel="logit margin (above 0: misclassified)")
         axes.set_xticks([-1, -0.5, 0, 0.5, 1], _ticks(eps))
         axes.set_xlabel("step along the direction")
         plain(axes)
         styles = _styles(len(lines))
         legend(figure, [(_along(line), *style) for line, style in zip(lines, styles, strict=False)], columns=1)
 
-    told = "; ".join(f"along {_along(line)} it goes {_span(line['margins'])}" for line in lines)
-    return picture(3.1, f"Margin of image {landscape['image']} within eps, above 0 where misclassified: {told}", draw)
+    text = "; ".join(f"along {_along(line)} it goes {_span(line['margins'])}" for line in lines)
+    alt = f"Logit margin of image {landscape['image']} within eps, above 0 where misclassified: {text}"
+    return picture(3.1, alt, draw)
 
 
 def map_chart(landscape: Mapping[str, Any], eps: float) -> Picture:
-    """The margin of one image along each gradient and a random direction: one map for each gradient."""
+    """The logit margin of one image along each gradient and a random direction: one map for each gradient."""
     maps = landscape["maps"]
     known = [value for each in maps for row in each["margins"] for value in row if value is not None]
     largest = max((abs(value) for value in known), default=1.0) or 1.0
@@ -90,8 +91,8 @@ def map_chart(landscape: Mapping[str, Any], eps: float) -> Picture:
                 values, cmap="RdBu_r", vmin=-largest, vmax=largest, origin="lower", extent=(-1, 1, -1, 1)
             )
             if any(value > 0 for value in known):
-                places = _places(len(values))
-                axes.contour(places, places, values, levels=[0], colors="black", linewidths=1)
+                positions = _positions(len(values))
+                axes.contour(positions, positions, values, levels=[0], colors="black", linewidths=1)
             first = each is maps[0]
             axes.set_xticks([-1, 0, 1], _ticks(eps)[::2] if first else ["", *_ticks(eps)[2::2]])
             axes.set_yticks([-1, 0, 1], _ticks(eps)[::2])
@@ -99,25 +100,26 @@ def map_chart(landscape: Mapping[str, Any], eps: float) -> Picture:
             axes.tick_params(left=first)
             axes.spines[:].set_visible(False)
         panels[0].set_ylabel("random direction")
-        figure.colorbar(shown, ax=panels, location="bottom", shrink=0.8, aspect=40, label="margin")
+        figure.colorbar(shown, ax=panels, location="bottom", shrink=0.8, aspect=40, label="logit margin")
 
-    told = "; ".join(
-        f"along {each['along']} {_wrong(each['margins'])} points of the map are misclassified" for each in maps
+    text = "; ".join(
+        f"along {each['along']} {_misclassified(each['margins'])} points of the map are misclassified" for each in maps
     )
-    return picture(3.1, f"Map of the margin around image {landscape['image']}, inside the ball: {told}", draw)
+    alt = f"Map of the logit margin around image {landscape['image']}, inside the ball: {text}"
+    return picture(3.1, alt, draw)
 
 
 def _styles(lines: int) -> list[tuple[str, str]]:
-    """Of the gradients, and of the random direction, which comes last."""
-    return [*_WAYS[: lines - 1], _WAYS[-1]]
+    """Styles of the gradients, and of the random direction, which comes last."""
+    return [*_STYLES[: lines - 1], _STYLES[-1]]
 
 
 def _along(line: Mapping[str, Any]) -> str:
     return f"{line['along']} (it is zero)" if line["zero"] else str(line["along"])
 
 
-def _places(count: int) -> list[float]:
-    return [2 * place / (count - 1) - 1 for place in range(count)]
+def _positions(count: int) -> list[float]:
+    return [2 * index / (count - 1) - 1 for index in range(count)]
 
 
 def _ticks(eps: float) -> list[str]:
@@ -130,6 +132,6 @@ def _span(values: Sequence[float | None]) -> str:
     return f"from {min(known):.3g} to {max(known):.3g}" if known else "nowhere finite"
 
 
-def _wrong(rows: Sequence[Sequence[float | None]]) -> str:
+def _misclassified(rows: Sequence[Sequence[float | None]]) -> str:
     known = [value for row in rows for value in row if value is not None]
     return f"{sum(value > 0 for value in known)} of {len(known)}"

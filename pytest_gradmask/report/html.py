@@ -1,4 +1,4 @@
-"""Audits as one HTML file that needs nothing else: no network, no script, no other file.
+"""Audits as one HTML file that needs no network, no script and no other file.
 
 ``pip install pytest-gradmask[report]``.
 """
@@ -13,58 +13,59 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from pytest_gradmask.files import replaced
+from pytest_gradmask.execution.files import replaced
 from pytest_gradmask.report import charts, gradient_charts, wording
 from pytest_gradmask.report.explanations import explanations
+from pytest_gradmask.report.records import AuditRecord
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _MEANINGS = {
-    "MASKED": "adaptive attacks break images that gradient attacks, given the same budget again, do not. The robust "
-    "accuracy under gradient attacks is an artefact.",
-    "NOT_MASKED": "a gap above the margin is excluded, and the attacks work on this defense. That alone does not make "
-    "it robust.",
-    "INCONCLUSIVE": "neither is shown. It is no pass.",
+    "MASKED": "adaptive attacks break images that gradient attacks do not break, even if these get the same budget "
+    "again. The robust accuracy under gradient attacks is an artefact.",
+    "NOT_MASKED": "a masking gap above the margin is excluded, and the attacks work on this defense. That alone does "
+    "not make it robust.",
+    "INCONCLUSIVE": "neither is shown. Such an audit does not pass.",
 }
 
 
 def write_html(
     file: Path,
-    audits: Sequence[Mapping[str, Any]],
-    evidence: Sequence[Mapping[str, Any]],
+    records: Sequence[AuditRecord],
     transfers: Sequence[Mapping[str, Any]],
     provenance: Mapping[str, Any],
     *,
-    whole: bool = True,
+    complete: bool = True,
 ) -> None:
     """Write a run's report in one atomic step.
 
     Args:
         file: to write.
-        audits: in their JSON form.
-        evidence: for each of them, what `collect_evidence` returned, or nothing.
-        transfers: matrices in their JSON form.
+        records: the audits of the run, each with its evidence.
+        transfers: transfer matrices in their JSON form.
         provenance: of the run.
-        whole: whether the run came to its end.
+        complete: whether pytest reached its end, and every selected audit ran.
     """
-    page = render(audits, evidence, transfers, provenance, whole=whole)
+    page = render(records, transfers, provenance, complete=complete)
     with replaced(file) as part:
         part.write_text(page, encoding="utf-8")
 
 
 def render(
-    audits: Sequence[Mapping[str, Any]],
-    evidence: Sequence[Mapping[str, Any]],
+    records: Sequence[AuditRecord],
     transfers: Sequence[Mapping[str, Any]],
     provenance: Mapping[str, Any],
     *,
-    whole: bool = True,
+    complete: bool = True,
 ) -> str:
-    """The page; the arguments are those of `write_html`. Audits are sorted by test, so that workers leave no mark."""
-    pairs = sorted(zip(audits, evidence, strict=True), key=lambda pair: str(pair[0]["test"]))
+    """The page, as text. The arguments are those of `write_html`.
+
+    Audits are sorted by test, so that the page is the same however workers shared the tests.
+    """
     matrices = [_transfer(each) for each in sorted(transfers, key=lambda each: str(each["test"]))]
-    tested = {audit["test"] for audit in audits}
-    shown = [_audit(*pair, [each for each in matrices if each["test"] == pair[0]["test"]]) for pair in pairs]
-    told = explanations(finding["id"] for audit in audits for finding in audit["findings"])
+    ordered = sorted(records, key=lambda record: str(record["audit"]["test"]))
+    audits = [_audit(record, matrices) for record in ordered]
+    tests = {audit["test"] for audit in audits}
+    texts = explanations(finding["id"] for audit in audits for finding in audit["findings"])
     environment = Environment(
         loader=FileSystemLoader(_TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
@@ -72,43 +73,42 @@ def render(
     environment.filters |= {
         "percent": wording.percent,
         "share": wording.share_text,
-        "gap": wording.gap_text,
+        "gap": wording.gap_figures,
         "eps": wording.eps_text,
     }
     return environment.get_template("report.html.jinja").render(
-        audits=shown,
+        audits=audits,
         counts={name: sum(audit["verdict"] == name for audit in audits) for name in _MEANINGS},
         meanings=_MEANINGS,
-        # Our own page, of which any HTML was escaped.
-        explained={name: Markup(text) for name, text in told.items()},  # nosec B704
-        lone_transfers=[each for each in matrices if each["test"] not in tested],
+        # The text is from our own documentation, and any HTML in it was escaped.
+        explained={name: Markup(text) for name, text in texts.items()},  # nosec B704
+        lone_transfers=[each for each in matrices if each["test"] not in tests],
         started=provenance["started"],
         run=_run(provenance),
-        whole=whole,
+        complete=complete,
     )
 
 
-def _audit(
-    audit: Mapping[str, Any], evidence: Mapping[str, Any], transfers: Sequence[Mapping[str, Any]]
-) -> dict[str, Any]:
-    """All that the template shows of one audit."""
-    judged = audit["clean_accuracy"] is not None
+def _audit(record: AuditRecord, matrices: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Everything that the template shows of one audit."""
+    audit, evidence = record["audit"], record["evidence"]
+    raised = audit["clean_accuracy"] is None
     return {
         **audit,
         "sentence": wording.verdict_sentence(audit),
-        "accuracy": _picture(charts.accuracy_chart, audit) if judged else None,
+        "accuracy": None if raised else _picture(charts.accuracy_chart, audit),
         "survival": _survival(evidence.get("outcomes")),
         "curves": _curves(evidence.get("curves")),
         "noise": _noise(evidence.get("noise")),
         "landscapes": _landscapes(evidence.get("landscapes")),
         "pictures": evidence.get("pictures"),
-        "transfers": transfers,
+        "transfers": [each for each in matrices if each["test"] == audit["test"]],
         "settings": _settings(audit, evidence),
     }
 
 
 def _picture(make: Callable[..., charts.Picture], *data: Any) -> dict[str, str]:
-    """A chart, or why there is none: a page without one of its charts is better than no page."""
+    """A chart, or the error that prevents it: a page without one of its charts is better than no page."""
     try:
         return make(*data)._asdict()
     except Exception as error:
@@ -121,9 +121,9 @@ def _survival(outcomes: Mapping[str, Any] | None) -> dict[str, Any] | None:
     images = outcomes["images"]
     return {
         "picture": _picture(charts.survival_chart, outcomes),
-        "wrong": [image for image, right in zip(images, outcomes["clean"], strict=True) if not right],
+        "misclassified": [image for image, correct in zip(images, outcomes["clean"], strict=True) if not correct],
         "broken": [
-            {"name": attack["name"], "images": [images[place] for place in attack["broken"]]}
+            {"name": attack["name"], "images": [images[index] for index in attack["broken"]]}
             for attack in outcomes["attacks"]
         ],
     }
@@ -176,7 +176,7 @@ def _transfer(transfer: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _settings(audit: Mapping[str, Any], evidence: Mapping[str, Any]) -> dict[str, str]:
-    """Whatever decides the figures, in words."""
+    """Everything that the figures depend on, in words."""
     provenance = audit["provenance"]
     if not provenance:
         return {}
@@ -184,17 +184,19 @@ def _settings(audit: Mapping[str, Any], evidence: Mapping[str, Any]) -> dict[str
     return {
         "threat model": f"{wording.threat_text(provenance['threat'])}, images in {provenance['threat']['bounds']}",
         "budget": f"{provenance['budget']}; {provenance['autoattack']}",
-        "margin": f"{100 * audit['margin']:.4g} points",
+        "margin": f"{100 * audit['margin']:.4g} percentage points",
         "confidence": f"{wording.percent(audit['confidence'])} of every bound and test",
-        "images": f"{audit['images']} looked at, of {audit['images_given']} given",
-        "every attack on every image": "yes" if audit["exhaustive"] else "no, the audit ended once it was certain",
+        "images": f"{audit['images']} used, of {audit['images_given']} given",
+        "every attack on every image": "yes"
+        if audit["exhaustive"]
+        else "no, the audit ended once its verdict was decided",
         "bypassed by BPDA": ", ".join(audit["bypassed"]) or "nothing",
         "seed": str(provenance["seed"]),
         "device": str(provenance["device"]),
         "versions": ", ".join(f"{name} {version}" for name, version in provenance["versions"].items()),
-        "SHA-256 of the defense": hashes.get("defense", f"none: {hashes.get('error', 'not taken')}"),
-        "SHA-256 of images and labels": hashes.get("images and labels", f"none: {hashes.get('error', 'not taken')}"),
-        "from the cache": "yes, of an earlier run" if audit["cached"] else "no",
+        "SHA-256 of the defense": hashes.get("defense", f"none: {hashes.get('error', 'not computed')}"),
+        "SHA-256 of images and labels": hashes.get("images and labels", f"none: {hashes.get('error', 'not computed')}"),
+        "from the cache": "yes, from an earlier run" if audit["cached"] else "no",
         "seconds of the audit": f"{audit['seconds']:.1f}",
         "seconds for this report": f"{evidence.get('seconds', 0):.1f}",
     }

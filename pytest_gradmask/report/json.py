@@ -8,9 +8,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pytest_gradmask.files import replaced
-from pytest_gradmask.matrix import TransferMatrix
-from pytest_gradmask.results import Audit, Proportion, Verdict, chances
+from pytest_gradmask.execution.files import replaced
+from pytest_gradmask.transfer.matrix import TransferMatrix
+from pytest_gradmask.verdict.audit import Audit
+from pytest_gradmask.verdict.results import Proportion, Verdict, chances
 
 #: The published schema of the file: JSON Schema, draft 2020-12.
 SCHEMA: Mapping[str, Any] = json.loads(Path(__file__).with_name("schema.json").read_text(encoding="utf-8"))
@@ -18,6 +19,9 @@ SCHEMA: Mapping[str, Any] = json.loads(Path(__file__).with_name("schema.json").r
 VERSION: int = SCHEMA["properties"]["version"]["const"]
 
 _SHARE = ("value", "low", "high", "count", "total")
+#: Version 1 had other words for the same things.
+_STATUS_1 = {"spared": "skipped-early"}
+_FINDING_1 = {"attack-fails-unit-test": "attack-fails-binarization-test"}
 #: An array of numbers alone, as `json.dumps` breaks it into lines. No string holds a bare line break.
 _NUMBERS = re.compile(r"\[\n[-+.\deE,\s]+\]")
 
@@ -38,6 +42,8 @@ def to_json(audit: Audit) -> dict[str, Any]:
         "margin": audit.margin,
         "confidence": audit.confidence,
         "clean_accuracy": _proportion(audit.clean_accuracy),
+        "clean_rejected": _optional(audit.clean_rejected),
+        "selective_accuracy": _optional(audit.selective_accuracy),
         "robust_accuracy": {result.name: _attack(audit, result.name) for result in audit.attacks},
         "gradient_attacks": _proportion(audit.gradient_accuracy),
         "autoattack": _optional(audit.autoattack_accuracy),
@@ -53,7 +59,7 @@ def to_json(audit: Audit) -> dict[str, Any]:
             "excess": gap.excess,
             "placebo_only": gap.placebo_only,
             "p_value": gap.p_value,
-            "looks": gap.looks,
+            "analyses": gap.analyses,
         },
         "findings": [
             {
@@ -67,8 +73,8 @@ def to_json(audit: Audit) -> dict[str, Any]:
         "bypassed": list(audit.bypassed),
         "per_image": {
             "index": list(audit.images),
-            "clean": _plain(chances(audit.clean, audit.votes, [])),
-            "robust": _plain(chances(audit.clean, audit.votes, audit.attacks)),
+            "clean": _plain(chances(audit.clean, audit.predictions, [])),
+            "robust": _plain(chances(audit.clean, audit.predictions, audit.attacks)),
         },
         "seconds": round(audit.seconds, 3),
         "provenance": dict(audit.provenance),
@@ -90,6 +96,8 @@ def crash_to_json(test: str, defense: str, error: BaseException) -> dict[str, An
         "margin": None,
         "confidence": None,
         "clean_accuracy": None,
+        "clean_rejected": None,
+        "selective_accuracy": None,
         "robust_accuracy": {},
         "gradient_attacks": None,
         "autoattack": None,
@@ -150,6 +158,30 @@ def document(
     }
 
 
+def upgraded(run: Mapping[str, Any]) -> dict[str, Any]:
+    """A run of an earlier version of the schema, in the words of this one. Fields that it did not have are missing.
+
+    Raises:
+        KeyError, TypeError, AttributeError: it is no run.
+    """
+    if run["version"] != 1:
+        return dict(run)
+    return {**run, "version": VERSION, "audits": [_upgraded(audit) for audit in run["audits"]]}
+
+
+def _upgraded(audit: Mapping[str, Any]) -> dict[str, Any]:
+    gap, attacks = audit["gap"], audit["robust_accuracy"]
+    return {
+        **audit,
+        "gap": gap and {{"looks": "analyses"}.get(key, key): value for key, value in gap.items()},
+        "robust_accuracy": {
+            name: {**attack, "status": _STATUS_1.get(attack["status"], attack["status"])}
+            for name, attack in attacks.items()
+        },
+        "findings": [{**finding, "id": _FINDING_1.get(finding["id"], finding["id"])} for finding in audit["findings"]],
+    }
+
+
 def write_json(file: Path, run: Mapping[str, Any]) -> None:
     """Write a run (`document`) in one atomic step, arrays of numbers on one line each."""
     text = json.dumps(run, indent=2)
@@ -176,12 +208,14 @@ def _attack(audit: Audit, name: str) -> dict[str, Any]:
     return {
         **(_proportion(audit.accuracy_under(name)) if done else dict.fromkeys(_SHARE)),
         "kind": result.kind,
+        "access": result.access,
         "status": result.status,
         "note": result.note,
         "attacked": len(result.attacked),
         "broken": len(result.broken),
         "broken_alone": audit.broken_alone(name),
         "invalid": result.invalid,
+        "rejected": result.rejected,
         "forwards": result.forwards,
         "backwards": result.backwards,
         "seconds": round(result.seconds, 3),

@@ -11,26 +11,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_gradmask.errors import DependencyError, InputError
-from pytest_gradmask.files import replaced
-from pytest_gradmask.matrix import TransferMatrix
+from pytest_gradmask.execution.files import replaced
+from pytest_gradmask.transfer.matrix import TransferMatrix
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-#: The same data make the same file: no random names, and no style of the user's.
+#: Makes files reproducible: no random names, and no style that the user has set.
 _STYLE = {"svg.hashsalt": "gradmask", "svg.fonttype": "none", "font.size": 9}
 
 
 def plot_transfer_matrix(matrix: TransferMatrix, file: str | Path) -> None:
-    """Draw a transfer matrix: row = crafted on, column = tested on, in a cell the share of images that is fooled.
+    """Draw a transfer matrix: row = crafted on, column = tested on, in each cell the share of images that fool it.
 
-    Shares are of the images that every model classifies correctly without an attack, so the diagonal tells how well
-    the attack works at all.
+    Shares are of the images that every model classifies correctly without an attack. The diagonal shows how well the
+    attack works at all.
 
     Args:
         matrix: from `transfer_matrix`.
-        file: ends in ``.svg`` or ``.png``; replaced in one atomic step. Its folder is made if it is not there.
+        file: ends in ``.svg`` or ``.png``; replaced in one atomic step. Its folder is created if it does not exist.
 
     Raises:
         InputError: another suffix.
@@ -51,7 +51,7 @@ def plot_transfer_matrix(matrix: TransferMatrix, file: str | Path) -> None:
 
 @contextmanager
 def saved(file: str | Path, size: tuple[float, float]) -> Iterator[Figure]:
-    """A figure to draw on, which is then written to a file in one atomic step; its folder is made if it is not there.
+    """Yield a figure to draw on, then write it to a file in one atomic step. Its folder is created if needed.
 
     Args:
         file: ends in ``.svg`` or ``.png``.
@@ -68,7 +68,7 @@ def saved(file: str | Path, size: tuple[float, float]) -> Iterator[Figure]:
     style, figures = (_matplotlib(f"matplotlib.{name}") for name in ("style", "figure"))
     file.parent.mkdir(parents=True, exist_ok=True)
     with style.context(["default", _STYLE]), replaced(file) as part:
-        # No pyplot: it would keep the figure, and choose a backend for the whole process.
+        # Not pyplot: it would store the figure, and choose a backend for the whole process.
         figure = figures.Figure(figsize=size)
         yield figure
         date = {"Date": None} if form == "svg" else None
@@ -78,7 +78,7 @@ def saved(file: str | Path, size: tuple[float, float]) -> Iterator[Figure]:
 def drawn(size: tuple[float, float], draw: Callable[[Figure], None]) -> str:
     """A figure of this width and height in inches as the text of an SVG document.
 
-    Names in it are shown as they are: a dollar sign begins no formula.
+    Text is shown as it is: a dollar sign does not start a formula.
 
     Raises:
         DependencyError: matplotlib is not installed.
@@ -95,9 +95,9 @@ def drawn(size: tuple[float, float], draw: Callable[[Figure], None]) -> str:
 def heat(
     axes: Axes, values: Sequence[Sequence[float]], columns: Sequence[str], rows: Sequence[str], form: str = "{:.0f}"
 ) -> None:
-    """Percentages as a map of colours, each with its figure; NaN leaves a cell empty.
+    """Draw percentages as a heat map with a figure in each cell. A cell with NaN stays empty.
 
-    Cividis grows brighter all the way and looks the same to colour-blind readers.
+    The colour map cividis increases in brightness, and looks the same to colour-blind readers.
     """
     axes.imshow(values, vmin=0, vmax=100, cmap="cividis", aspect="auto")
     axes.set_xticks(range(len(columns)), columns)
@@ -113,7 +113,7 @@ def _matplotlib(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
-        if (error.name or "").split(".")[0] != "matplotlib":  # something that matplotlib itself is missing
+        if (error.name or "").split(".")[0] != "matplotlib":  # matplotlib is there, but a package that it needs is not
             raise
         raise DependencyError(
             "plots need matplotlib, which is not installed; run: pip install 'pytest-gradmask[report]'"

@@ -6,29 +6,33 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pytest_gradmask.results import Audit, Verdict
+from pytest_gradmask.verdict.audit import Audit
+from pytest_gradmask.verdict.results import Verdict
 
 if TYPE_CHECKING:  # a summary needs no torch
-    from pytest_gradmask.unit_test import UnitTest
+    from pytest_gradmask.binarization.run import BinarizationTest
 
 _INTERVAL = ("estimate", "low", "high")
-AUDIT_COLUMNS = ("verdict", "clean", "gradient", "all attacks", "gap", "seconds", "test")
+#: The masking gap is in percentage points.
+AUDIT_COLUMNS = ("verdict", "clean", "gradient", "all attacks", "gap, pp", "seconds", "test")
 _WORST_FIRST = [verdict.name for verdict in (Verdict.MASKED, Verdict.INCONCLUSIVE, Verdict.NOT_MASKED)]
-#: Audits in the summary of a run that was not asked for all of them.
+#: Audits in the summary of a run without -v.
 _SHOWN = 20
 
 _NEXT_STEP = {
     Verdict.MASKED: (
-        "The robust accuracy under gradient attacks is an artefact. Report the figure under the adaptive attacks, and "
-        "look at what the findings and the strongest attack point to."
+        "The robust accuracy under gradient attacks is an artefact. Report the figure under the adaptive attacks. The "
+        "findings and the strongest attack show what hides the gradient."
     ),
     Verdict.NOT_MASKED: "Gradient attacks and adaptive attacks agree: the robust accuracy can be reported as it is.",
-    Verdict.INCONCLUSIVE: "This is no pass. Settle it with --gradmask-budget=ci or full and --gradmask-data.",
+    Verdict.INCONCLUSIVE: (
+        "This does not pass. More images may decide it: use --gradmask-budget=ci or full, and --gradmask-data."
+    ),
 }
 
 
 def explain(audit: Audit, expected: str) -> str:
-    """Why an audit is not what was expected: verdict, reasons, findings, a table of attacks, the next step."""
+    """Why an audit is not as expected: verdict, reasons, a table of attacks, findings, the next step."""
     lines = [f"expected {expected}, but the verdict on {audit.defense} is {audit.verdict.name}", ""]
     lines += [f"  {reason}" for reason in audit.reasons]
     lines += ["", *attack_table(audit), ""]
@@ -41,10 +45,12 @@ def explain(audit: Audit, expected: str) -> str:
     return "\n".join(lines)
 
 
-def explain_unit_test(result: UnitTest, attack: str, defense: str) -> str:
-    """Why an attack does not pass its unit test on a defense: what it found, how sure that is, the next step."""
-    lines = [f"expected {attack} to pass its unit test on {defense}, but {_found(result)}", ""]
-    lines.append("  Each image got a last layer of its own for which an adversarial example inside the ball is known.")
+def explain_binarization_test(result: BinarizationTest, attack: str, defense: str) -> str:
+    """Why an attack does not pass the binarization test on a defense: what it found, with bounds, and the next step."""
+    lines = [f"expected {attack} to pass the binarization test on {defense}, but {_found(result)}", ""]
+    lines.append(
+        "  For each image, a new last layer was fitted for which an adversarial example inside the ball is known."
+    )
     total = len(result.outcomes)
     if result.trivial:
         lines.append(
@@ -52,8 +58,8 @@ def explain_unit_test(result: UnitTest, attack: str, defense: str) -> str:
         )
     if result.unseparable:
         lines.append(
-            f"  {result.unseparable} of {total} images do not count: no example could be planted, as features at the "
-            "boundary of the ball cannot be told from those inside."
+            f"  {result.unseparable} of {total} images do not count: no adversarial example could be embedded, as no "
+            "last layer separates the features at the boundary of the ball from those inside."
         )
     if result.invalid:
         lines.append(
@@ -61,29 +67,33 @@ def explain_unit_test(result: UnitTest, attack: str, defense: str) -> str:
         )
     if result.fails:
         step = (
-            f"A robust accuracy under {attack} means nothing on this defense: where it finds no adversarial example, "
-            "there may be one. Adapt it: BPDA around what hides the gradient (through=bypassed(...)), more forwards a "
-            "step (eot=) on a randomized defense, another loss (loss=margin) where logits saturate, or more steps."
+            f"A robust accuracy under {attack} means nothing on this defense: if the attack finds no adversarial "
+            "example, there may be one nevertheless. Adapt the attack: use BPDA around what hides the gradient "
+            "(through=bypassed(...)), more forwards a step (eot=) on a randomized defense, another loss if logits "
+            "saturate (loss=logit_margin), or more steps."
         )
     elif result.tested == 0:
-        step = "Nothing is shown either way. Look at eps, gap and at what the defense does to noise; try other images."
+        step = "The test shows nothing. Check eps, gap and what the defense does to noise, or try other images."
     else:
-        step = f"This is no pass, and no proof of failure. Settle it with more than {total} images."
+        step = f"This does not pass, and it does not prove a failure. More than {total} images may decide it."
     return "\n".join([*lines, "", step])
 
 
-def _found(result: UnitTest) -> str:
+def _found(result: BinarizationTest) -> str:
     if result.rate is None:
-        return f"none of the {len(result.outcomes)} images can be used for one"
+        return f"none of the {len(result.outcomes)} images can be used for it"
     return (
-        f"it found {result.passed} of {result.tested} planted adversarial examples: {result.rate} at "
+        f"it found {result.passed} of {result.tested} embedded adversarial examples: {result.rate} at "
         f"{result.confidence:.0%} confidence"
     )
 
 
 def attack_table(audit: Audit) -> list[str]:
-    """One line an attack: kind, images it was given and broke, robust accuracy once it has run."""
+    """One line for each attack: its kind, how many images it was given and broke, the robust accuracy after it."""
     rows: list[Sequence[str]] = [("attack", "kind", "given", "broken", "alone", "robust accuracy"), _clean_row(audit)]
+    for what, share in (("(none), rejected", audit.clean_rejected), ("(none), of accepted", audit.selective_accuracy)):
+        if share is not None:
+            rows.append((what, "", str(share.total), "", "", str(share)))
     for result in audit.attacks:
         if result.status == "done":
             figures = (
@@ -99,44 +109,60 @@ def attack_table(audit: Audit) -> list[str]:
     if autoattack is not None:
         name = str(audit.provenance.get("autoattack", "AutoAttack"))
         rows.append((name, "both", str(audit.total), "", "", str(autoattack)))
-    for said, share in (("by votes", audit.rand_accuracy), ("by one forward, as it judges itself", audit.rand_claim)):
+    for how, share in (
+        ("over repeated forwards", audit.rand_accuracy),
+        ("by one forward, its own rule", audit.rand_claim),
+    ):
         if share is not None:
-            rows.append((f"AutoAttack rand, {said}", "gradient", str(audit.total), "", "", str(share)))
+            rows.append((f"AutoAttack rand, {how}", "gradient", str(audit.total), "", "", str(share)))
     rows.append(("all attacks", "", str(audit.total), "", "", str(audit.robust_accuracy)))
-    return [*aligned(rows), *_how_far(audit), *_how_judged(audit)]
+    return [*aligned(rows), *_rejected(audit), *_skipped(audit), *_forwards(audit)]
 
 
-def _how_far(audit: Audit) -> list[str]:
-    """What an audit that was not exhaustive has left out."""
-    told = []
+def _rejected(audit: Audit) -> list[str]:
+    """How many perturbed images a defense with a reject option rejects."""
+    counts = ", ".join(f"{result.rejected} of {result.name}" for result in audit.attacks if result.rejected)
+    return [f"Rejected, and so not broken: {counts or 'no perturbed image'}."] if audit.rejected else []
+
+
+def _skipped(audit: Audit) -> list[str]:
+    """What an audit that is not exhaustive, or is from the cache, has not computed."""
+    lines = []
     if audit.total < audit.given:
-        told.append(f"Looked at {audit.total} of {audit.given} images, in random order: the verdict was certain.")
+        lines.append(
+            f"Used {audit.total} of {audit.given} images, in random order, as the verdict was decided after them."
+        )
     if not audit.exhaustive and any(result.name == "pgd" for result in audit.attacks):
-        told.append("AutoAttack's attacks got what pgd left; for its own figure, audit with exhaustive=True.")
+        lines.append(
+            "AutoAttack's attacks got only images that survive pgd. For the figure of AutoAttack itself, audit with "
+            "exhaustive=True."
+        )
     if audit.cached:
-        told.append("Found in the cache, as nothing it depends on has changed; --gradmask-no-cache audits anew.")
-    return told
+        lines.append("From the cache, as nothing it depends on has changed. To audit anew, use --gradmask-no-cache.")
+    return lines
 
 
-def _how_judged(audit: Audit) -> list[str]:
-    """How the accuracies of a randomized defense came about."""
-    if not audit.votes:
+def _forwards(audit: Audit) -> list[str]:
+    """How many forwards the accuracies of a randomized defense are from."""
+    if not audit.predictions:
         return []
-    numbers = [votes.number for result in audit.attacks for votes in result.votes.values()]
+    numbers = [predictions.number for result in audit.attacks for predictions in result.predictions.values()]
     if not any(numbers):
-        return ["Randomized: chances of a right answer are exact, from the members and their weights."]
+        return [
+            "Randomized: the chances of a correct prediction are exact, computed from the members and their weights."
+        ]
     return [
-        "Randomized: accuracies are mean chances of a right answer, from "
+        "Randomized: accuracies are mean chances of a correct prediction, estimated from "
         f"{min(numbers)} to {max(numbers)} forwards of each image at each point."
     ]
 
 
 def summary(run: Mapping[str, Any], *, every: bool) -> list[str]:
-    """One line an audit, the worst verdicts first, and how many there are of each.
+    """One line for each audit, worst verdicts first, and how many audits have each verdict.
 
     Args:
-        run: in its JSON form: the controller of a distributed run has no other.
-        every: whether to list more than 20.
+        run: in its JSON form, the only form that the controller of a distributed run has.
+        every: whether to list more than 20 audits.
     """
     audits = worst_first(run["audits"])
     shown = audits if every else audits[:_SHOWN]
@@ -155,34 +181,34 @@ def worst_first(audits: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 
 
 def counted(audits: Sequence[Mapping[str, Any]]) -> str:
-    """How many audits have each verdict: ``1 MASKED, 3 NOT_MASKED``; empty if there are none."""
+    """How many audits have each verdict: ``1 MASKED, 3 NOT_MASKED``; empty if there are no audits."""
     found = Counter(audit["verdict"] for audit in audits)
     return ", ".join(f"{found[verdict]} {verdict}" for verdict in _WORST_FIRST if found[verdict])
 
 
 def why_partial(run: Mapping[str, Any]) -> str:
-    """Why a run in its JSON form is not complete, and what is missing, in a clause."""
+    """A clause that says why a run, in its JSON form, is not complete, and what is missing."""
     missing = run["not_run"]
     named = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
-    told = [f"pytest ended with exit status {run['exit_status']}"]
+    parts = [f"pytest ended with exit status {run['exit_status']}"]
     if missing:
-        told.append(f"{len(missing)} of what was to audit did not run ({named})")
-    return ", ".join(told)
+        parts.append(f"{len(missing)} of the selected tests or files did not run ({named})")
+    return ", ".join(parts)
 
 
 def audit_table(audits: Iterable[Mapping[str, Any]]) -> list[str]:
-    """One line an audit, from its JSON form."""
+    """One line for each audit, from its JSON form."""
     return aligned([AUDIT_COLUMNS, *map(audit_row, audits)])
 
 
 def audit_row(audit: Mapping[str, Any]) -> tuple[str, ...]:
-    """Verdict, accuracies, gap, time and test of an audit in its JSON form."""
+    """Verdict, accuracies, masking gap in percentage points, time and test of an audit in its JSON form."""
     gap = audit["gap"]
-    points = "-" if gap is None else "{:.1f} [{:.1f}, {:.1f}]".format(*(100 * gap[k] for k in _INTERVAL))
+    gap_text = "-" if gap is None else "{:.1f} [{:.1f}, {:.1f}]".format(*(100 * gap[k] for k in _INTERVAL))
     shares = [audit[key] for key in ("clean_accuracy", "gradient_attacks", "all_attacks")]
     percents = ["-" if share is None else f"{share['value']:.1%}" for share in shares]
     seconds = "cached" if audit["cached"] else f"{audit['seconds']:.1f}"
-    return (audit["verdict"], *percents, points, seconds, audit["test"])
+    return (audit["verdict"], *percents, gap_text, seconds, audit["test"])
 
 
 def _clean_row(audit: Audit) -> Sequence[str]:

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pytest_gradmask.matrix import TransferMatrix
 from pytest_gradmask.report.text import aligned
-from pytest_gradmask.stats import clopper_pearson, images_to_exclude
+from pytest_gradmask.transfer.matrix import TransferMatrix
+from pytest_gradmask.verdict.stats import clopper_pearson, images_to_exclude
 
 _SHOWN = 5  # pairs in a message
 
 _STRONGER = (
-    "Nothing is shown of what an attack would do that works. Where gradients may be masked use "
-    'transfer_matrix(attack="bpda"), else more steps, a larger eps or more images.'
+    "The attack is too weak to show anything. If gradients may be masked, use "
+    'transfer_matrix(attack="bpda"). Otherwise use more steps, a larger eps or more images.'
 )
-_MORE = "This is no pass, and no proof of failure. Settle it with more images."
+_MORE = "This does not pass, and it does not prove a failure. More images may decide it."
 
 
 def transfer_table(matrix: TransferMatrix) -> list[str]:
-    """One line a model that the attack was crafted on: the share of the common images that it makes others get wrong.
+    """One line for each source model: the share of the common images on which its adversarial images fool each model.
 
-    The diagonal tells how well the attack works at all.
+    The diagonal shows how well the attack works at all.
     """
     rows: list[Sequence[str]] = [("crafted on \\ tested on", *matrix.names)]
     rows += [
@@ -30,62 +30,74 @@ def transfer_table(matrix: TransferMatrix) -> list[str]:
 
 
 def explain_transferability(matrix: TransferMatrix, at_most: float) -> str:
-    """Why low transferability is not shown: the worst pairs, how sure that is, the table, the next step."""
+    """Why low transferability is not shown: the worst pairs with their bounds, the table, the next step."""
     rates = {pair: matrix.transfer_rate(*pair) for pair in matrix.pairs}
-    idle = [name for name in matrix.names if not matrix.fooled_images(name, name)]
+    failed = [name for name in matrix.names if not matrix.fooled_images(name, name)]
     open_pairs = [(pair, rate) for pair, rate in rates.items() if rate is not None and rate.high > at_most]
     open_pairs.sort(key=lambda entry: entry[1].value, reverse=True)
-    # To say of single pairs that they are above is to look at all of them, so the error is shared out (Bonferroni).
+    # Naming single pairs as above the limit means testing all pairs, so they share the error (Bonferroni).
     each = 1 - (1 - matrix.confidence) / len(rates)
     above = {pair for pair, rate in open_pairs if clopper_pearson(round(rate.count), rate.total, each)[0] > at_most}
     wrong = len(open_pairs) + sum(rate is None for rate in rates.values())
     lines = [
-        f"expected what fools one model to fool another in at most {at_most:.1%} of cases, but of {wrong} of "
-        f"{len(rates)} pairs that is not shown" + (f"; {len(above)} are surely above" if above else ""),
+        f"expected adversarial images of one model to fool another model in at most {at_most:.1%} of cases, but that "
+        f"is not shown for {wrong} of {len(rates)} pairs"
+        + (f"; {len(above)} are significantly above" if above else ""),
         "",
     ]
     for (source, target), rate in open_pairs[:_SHOWN]:
-        line = f"  crafted on {source}, tested on {target}: fools it {rate.count} times of {rate.total}: {rate}"
+        line = f"  crafted on {source}, tested on {target}: {rate.count} of {rate.total} images fool it: {rate}"
         needed = images_to_exclude(at_most, rate.value, matrix.confidence)
         if (source, target) in above:
-            line += ", surely above"
+            line += ", significantly above"
         elif needed is not None:
-            line += f"; at that rate about {needed} images that fool {source} would settle it"
+            line += f"; at that rate about {needed} images that fool {source} would decide it"
         lines.append(line)
     if len(open_pairs) > _SHOWN:
-        lines.append(f"  and {len(open_pairs) - _SHOWN} pairs more")
-    lines += [f"  crafted on {name}: does not fool {name} itself, so nothing is known of its transfer" for name in idle]
+        lines.append(f"  and {len(open_pairs) - _SHOWN} more pairs")
+    lines += [
+        f"  crafted on {name}: the attack does not fool {name} itself, so it shows nothing about transfer"
+        for name in failed
+    ]
     if above:
         step = (
-            "Who can attack one of these models can attack the other: as members of an ensemble they add little. Make "
-            "them differ more (architecture, data, front end, training for diversity), or expect less."
+            "An attack on one of these models also works on the other, so an ensemble of them gains little. Make them "
+            "differ more (architecture, data, front end, training for diversity), or expect less."
         )
     else:
-        step = _STRONGER if idle else _MORE
+        step = _STRONGER if failed else _MORE
     return "\n".join([*lines, *_setting(matrix), "", step])
 
 
 def explain_diversity(matrix: TransferMatrix, at_least: float) -> str:
-    """Why diversity is not shown: on how many images it was tested, how sure it is, the table, the next step."""
+    """Why diversity is not shown: on how many images it was tested, its bounds, the table, the next step."""
     found = matrix.diversity
     expected = f"expected no crafted image to fool all models for at least {at_least:.1%} of the images"
-    own = ", ".join(f"{name} {len(matrix.fooled_images(name, name))}" for name in matrix.names)
+    fooled = ", ".join(f"{name} {len(matrix.fooled_images(name, name))}" for name in matrix.names)
     if found is None:
-        said = "there is none on which the attack fools every model when crafted on it"
+        outcome = "there is none on which the attack fools every model when crafted on it"
         step = _STRONGER
     else:
-        said = f"that holds for {found.count} of {found.total}: {found}"
+        outcome = f"that holds for {found.count} of {found.total}: {found}"
         if found.high < at_least:
             step = (
-                "Surely fewer. Where one perturbation fools all members, choosing among them at random does not help. "
-                "Make them differ more (architecture, data, front end, training for diversity), or expect less."
+                "The share is significantly smaller. If one perturbation fools all members, choosing a member at "
+                "random does not help. Make them differ more (architecture, data, front end, training for diversity), "
+                "or expect less."
             )
         else:
             needed = images_to_exclude(1 - at_least, 1 - found.value, matrix.confidence)
-            enough = "" if needed is None else f" About {needed} on which every attack works, if the share stays."
+            enough = (
+                ""
+                if needed is None
+                else f" At this share, about {needed} images on which every attack works would decide it."
+            )
             step = _MORE + enough
-    lines = [f"{expected}, but {said}", ""]
-    lines.append(f"  Of {len(matrix.common)} images that every model has right, the attack fools its own model: {own}")
+    lines = [f"{expected}, but {outcome}", ""]
+    lines.append(
+        f"  Of {len(matrix.common)} images that every model classifies correctly, the attack fools the model it was "
+        f"crafted on: {fooled}"
+    )
     return "\n".join([*lines, *_setting(matrix), "", step])
 
 
@@ -94,7 +106,7 @@ def _setting(matrix: TransferMatrix) -> list[str]:
     lines = [
         "",
         f"fooled by the {matrix.attack} attack ({threat.norm}, eps={threat.eps:.4g}), of the {len(matrix.common)} "
-        "images that every model has right:",
+        "images that every model classifies correctly:",
         *transfer_table(matrix),
         "",
         f"bounds each valid at {matrix.confidence:.0%}",
@@ -105,7 +117,7 @@ def _setting(matrix: TransferMatrix) -> list[str]:
         if names
     ]
     lines += [
-        f"crafted on {name}: {count} images outside of the ball or the bounds, or not finite, fool nobody"
+        f"crafted on {name}: {count} images outside of the ball or the bounds, or not finite, do not count"
         for name, count in zip(matrix.names, matrix.invalid, strict=False)
         if count
     ]

@@ -1,4 +1,4 @@
-"""What an audit found, in sentences that can be quoted: from its JSON form."""
+"""Sentences and figures of an audit that can be quoted, from its JSON form."""
 
 from __future__ import annotations
 
@@ -7,30 +7,30 @@ from typing import Any
 
 
 def verdict_sentence(audit: Mapping[str, Any]) -> str:
-    """The verdict with the figures behind it; of one that is not certain, why it is not."""
+    """The verdict with its figures. An ``INCONCLUSIVE`` comes with its reasons."""
     name, verdict, reasons = audit["defense"], audit["verdict"], audit["reasons"]
     gradient, everything, gap = (audit.get(key) for key in ("gradient_attacks", "all_attacks", "gap"))
     if not (gradient and everything and gap):
         return f"{name}: {verdict}, as {_clause(reasons)}."
     setting = f"At {threat_text(audit['provenance'].get('threat'))} on {audit['images']} images"
     figures = f"robust accuracy is {share_text(gradient)} under gradient attacks"
-    points, confidence = gap_text(gap), f"confidence {percent(audit['confidence'])}"
+    masking_gap, confidence = f"masking gap of {gap_text(gap)}", f"confidence {percent(audit['confidence'])}"
     if verdict == "MASKED":
         return (
             f"{setting}, {_possessive(name)} {figures}, but {share_text(everything)} once adaptive attacks join them: "
-            f"MASKED (gap of {points} beyond a placebo of the same budget, {confidence})."
+            f"MASKED ({masking_gap} beyond a placebo of the same budget, {confidence})."
         )
     figures = f"{figures} and {share_text(everything)} once adaptive attacks join them"
     if verdict == "NOT_MASKED":
         return (
-            f"{setting}, {_possessive(name)} {figures}: NOT_MASKED (gap of {points}, so none above the margin of "
-            f"{_number(100 * audit['margin'])} points, {confidence})."
+            f"{setting}, {_possessive(name)} {figures}: NOT_MASKED ({masking_gap}, so it is not above the margin of "
+            f"{_number(100 * audit['margin'])} percentage points, {confidence})."
         )
     return f"{setting}, {_possessive(name)} {figures}, which is {verdict}: {_clause(reasons)}."
 
 
 def percent(share: float) -> str:
-    """A share as a percentage with at most one decimal: ``95 %``, which no line breaks."""
+    """A share as a percentage with at most one decimal and a no-break space: ``95 %``."""
     return f"{_number(round(100 * share, 1))}\N{NO-BREAK SPACE}%"
 
 
@@ -42,18 +42,26 @@ def share_text(share: Mapping[str, Any]) -> str:
 
 
 def gap_text(gap: Mapping[str, Any]) -> str:
-    """A gap with its bounds, in points."""
+    """A masking gap with its bounds, in percentage points: ``90 percentage points [83, 95.1]``."""
+    value, _, bounds = gap_figures(gap).partition(" ")
+    return f"{value} percentage points {bounds}"
+
+
+def gap_figures(gap: Mapping[str, Any]) -> str:
+    """A masking gap with its bounds for a table whose column names the unit, percentage points: ``90 [83, 95.1]``."""
     value, low, high = (_number(round(100 * gap[key], 1)) for key in ("estimate", "low", "high"))
-    return f"{value} points [{low}, {high}]"
+    return f"{value} [{low}, {high}]"
 
 
 def eps_text(eps: float, bounds: tuple[float, float] | list[float] = (0.0, 1.0)) -> str:
-    """A radius as papers give it: ``8/255`` where it is that and images lie in [0, 1]."""
+    """A radius as papers write it: ``8/255`` if it is such a fraction and images lie in [0, 1], else a decimal."""
     levels = 255 * eps
     halves = round(2 * levels)
-    # Further up, 0.1 and 0.2 would be so many levels, too.
+    # Above 4/255 only whole levels count: otherwise 0.1 and 0.2 would be written as fractions, too.
     usual = halves % 2 == 0 if levels > 4 else halves > 0
-    if tuple(bounds) == (0.0, 1.0) and usual and levels < 33 and abs(2 * levels - halves) < 1e-4:  # of a float32
+    if (
+        tuple(bounds) == (0.0, 1.0) and usual and levels < 33 and abs(2 * levels - halves) < 1e-4
+    ):  # the precision of a float32
         return f"{_number(halves / 2)}/255"
     return f"{eps:.4g}"
 

@@ -1,1 +1,1 @@
-"""Recipes and the loop that trains the fixtures."""
+"""Train the fixtures: recipes, the training loop, and the measurement of trained models."""

@@ -1,4 +1,4 @@
-"""``python -m pytest_gradmask.training``: train recipes, measure what came out, save it with its card."""
+"""``python -m pytest_gradmask.training``: train recipes, measure the models, save each with its card."""
 
 from __future__ import annotations
 
@@ -14,21 +14,22 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from pytest_gradmask.checkpoints import available, load_card, load_checkpoint, save_card, save_model
-from pytest_gradmask.datasets import Dataset, load_dataset
 from pytest_gradmask.errors import GradmaskError, InputError
-from pytest_gradmask.models.composites import Composite
-from pytest_gradmask.training.loop import Progress, augment, initialised, load_state, total_steps, train
+from pytest_gradmask.execution.versions import versions
+from pytest_gradmask.loading.checkpoints import available, load_card, load_checkpoint, save_card, save_model
+from pytest_gradmask.loading.datasets import Dataset, load_dataset
+from pytest_gradmask.loading.models.composites import Composite
+from pytest_gradmask.training.loop import Progress, augment, initialised, total_steps, train
 from pytest_gradmask.training.measurement import measure
 from pytest_gradmask.training.provenance import describe, describe_device, exit_code, output_directory
 from pytest_gradmask.training.recipes import Recipe, load_recipe
-from pytest_gradmask.versions import versions
+from pytest_gradmask.training.state import load_state
 
 logger = logging.getLogger(__name__)
 
 
 def joined(parts: Sequence[Dataset]) -> Dataset:
-    """One data set after the other."""
+    """Concatenate data sets."""
     for part in parts:
         if part.images.shape[1:] != parts[0].images.shape[1:]:
             raise InputError(
@@ -40,9 +41,12 @@ def joined(parts: Sequence[Dataset]) -> Dataset:
 
 
 def check_fit(recipe: Recipe, data: Dataset, backbone: nn.Module | None) -> None:
-    """Try the recipe's untrained model on an image: what does not fit the data must fail before hours of training.
+    """Run the recipe's untrained model on one image, so that a model that does not fit fails before hours of training.
 
-    ``backbone`` is that of a front end, or None if there is none yet: then only the front end itself is tried.
+    ``backbone`` is the backbone of a front end. If it is None because it is not trained yet, only the front end runs.
+
+    Raises:
+        InputError: the model does not fit the data.
     """
     image = augment(data.images[:1], torch.Generator())
     try:
@@ -57,7 +61,7 @@ def check_fit(recipe: Recipe, data: Dataset, backbone: nn.Module | None) -> None
                 output = backbone(output)
     except GradmaskError as error:
         raise InputError(f"recipe {recipe.name!r}: {error}") from error
-    except Exception as error:  # what layers make of arguments and images that do not fit them has no common type
+    except Exception as error:  # layers raise various errors on arguments and images that do not fit
         shape = tuple(data.images.shape[1:])
         raise InputError(
             f"recipe {recipe.name!r}: architecture {recipe.architecture!r} with arguments {recipe.arguments} does not "
@@ -74,21 +78,21 @@ def check_fit(recipe: Recipe, data: Dataset, backbone: nn.Module | None) -> None
 
 
 def check(options: argparse.Namespace, recipes: Sequence[Recipe]) -> None:
-    """Refuse what can be refused before any data is read."""
+    """Check the options and recipes before any data is read."""
     names = [name for recipe in recipes for name in {recipe.name, product(recipe)}]
     if repeated := sorted({name for name in names if names.count(name) > 1}):
-        raise InputError(f"recipes: more than one is named {', '.join(repeated)}; give each a name of its own")
+        raise InputError(f"recipes: more than one is named {', '.join(repeated)}; give each another name")
     if options.device == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: torch sees no such device; use --device cpu or auto")
 
 
 def product(recipe: Recipe) -> str:
-    """Name of the weights that a recipe makes."""
+    """Name of the checkpoint with the weights that a recipe makes."""
     return f"{recipe.name}-front-end" if recipe.backbone else recipe.name
 
 
 def in_order(recipes: Sequence[Recipe]) -> list[Recipe]:
-    """The recipes, each after those whose products it needs."""
+    """Sort the recipes so that each comes after those whose checkpoints it needs."""
     makers = {product(recipe): recipe for recipe in recipes}
     needs = {name: [n for n in (recipe.initial, recipe.backbone) if n in makers] for name, recipe in makers.items()}
     try:
@@ -116,12 +120,12 @@ def run(options: argparse.Namespace) -> None:
     for number, recipe in enumerate(recipes):
         earlier = [product(other) for other in recipes[:number]]
         if recipe.initial and recipe.initial not in earlier:
-            load_card(recipe.initial, output)  # raises if there is none
+            load_card(recipe.initial, output)  # raises if there is no such card
         backbone = load_backbone(recipe, output) if recipe.backbone not in earlier else None
         check_fit(recipe, data, backbone)
         check_fit(recipe, test, backbone)
-        total_steps(recipe, len(data))  # raises if they are too few
-        load_state(states / f"{recipe.name}.state", recipe, len(data))  # raises if it is another run's
+        total_steps(recipe, len(data))  # raises if there are too few steps
+        load_state(states / f"{recipe.name}.state", recipe, len(data))  # raises if the state belongs to another run
     states.mkdir(parents=True, exist_ok=True)
     for recipe in recipes:
         file = states / f"{recipe.name}.state"
@@ -157,7 +161,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def load_backbone(recipe: Recipe, output: Path) -> nn.Module | None:
-    """The backbone of a front end, from where it will be saved or else from the package's fixtures."""
+    """The backbone of a front end, from the output directory or, if it is not there, from the package's fixtures."""
     if not recipe.backbone:
         return None
     here = recipe.backbone in available(output)
@@ -166,22 +170,22 @@ def load_backbone(recipe: Recipe, output: Path) -> nn.Module | None:
 
 @contextmanager
 def training_progress(name: str) -> Iterator[Callable[[Progress], None]]:
-    """A progress bar on stderr, if that is a terminal; the log has the rest."""
+    """A progress bar on stderr, if stderr is a terminal. Further details go to the log."""
     from rich.console import Console
     from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
 
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[seen]}"), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[shown]}"), TimeRemainingColumn())
     console = Console(stderr=True)
-    if not console.is_terminal:  # where a bar of older releases of rich leaves an empty line
+    if not console.is_terminal:  # there, the progress bar of old rich releases leaves an empty line
         yield lambda progress: None
         return
     with Bar(*columns, console=console, transient=True) as bar:
-        task = bar.add_task(name, total=None, seen="")
+        task = bar.add_task(name, total=None, shown="")
 
         def report(progress: Progress) -> None:
-            seen = f"{progress.step}/{progress.total} loss {progress.loss:.3f} accuracy {progress.accuracy:.3f}"
-            bar.update(task, total=progress.total, completed=progress.step, seen=seen)
+            shown = f"{progress.step}/{progress.total} loss {progress.loss:.3f} accuracy {progress.accuracy:.3f}"
+            bar.update(task, total=progress.total, completed=progress.step, shown=shown)
 
         yield report
 
@@ -196,7 +200,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m pytest_gradmask.training",
         description="Train recipes one after the other; measure and save each model with a card.",
-        epilog="Exit status: 0 if all were saved, 2 on bad input, which is told on stderr before anything is written.",
+        epilog="Exit status: 0 if all models were saved; 2 on bad input, with a message on stderr and nothing written.",
     )
     spec = "embedded, cifar10[:ROOT], cifar100[:ROOT], imagefolder:DIR or npz:FILE"
     add = parser.add_argument
@@ -206,7 +210,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--test", required=True, metavar="SPEC", help=f"test data: {spec}")
     add("--pgd-images", type=_count, default=500, metavar="N", help="test images to attack (default: %(default)s)")
     add("--output", type=Path, metavar="DIR", help="where to save the models (default: the package's fixtures)")
-    add("--state", type=Path, default="runs", metavar="DIR", help="progress, to resume from (default: %(default)s)")
+    add("--state", type=Path, default="runs", metavar="DIR", help="progress to resume from (default: %(default)s)")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to train (default: %(default)s)")
     return parser
 

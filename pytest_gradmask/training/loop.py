@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import logging
 import math
-import pickle  # nosec B403  # for its error only
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -13,18 +12,19 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, pad
 
-from pytest_gradmask.datasets import Dataset
 from pytest_gradmask.errors import CheckpointError, InputError
-from pytest_gradmask.files import replaced
-from pytest_gradmask.models import build_model
-from pytest_gradmask.models.batch_norm import estimate_batch_norm
-from pytest_gradmask.models.composites import Composite
-from pytest_gradmask.models.front_ends import DnCNN, calibrate
-from pytest_gradmask.randomness import seeded_weights
+from pytest_gradmask.execution.files import replaced
+from pytest_gradmask.execution.generators import seeded_weights
+from pytest_gradmask.loading.datasets import Dataset
+from pytest_gradmask.loading.models import build_model
+from pytest_gradmask.loading.models.batch_norm import estimate_batch_norm
+from pytest_gradmask.loading.models.composites import Composite
+from pytest_gradmask.loading.models.front_ends import DnCNN, calibrate
 from pytest_gradmask.training.recipes import Recipe
+from pytest_gradmask.training.state import load_state
 
 logger = logging.getLogger(__name__)
 
@@ -32,14 +32,13 @@ _SAVE_EVERY_SECONDS = 120.0
 _LOG_EVERY_STEPS = 50
 _CROP_MARGIN = 4
 _FEWEST_STEPS = 5  # the one-cycle schedule divides by zero for 4 and has no rise for fewer
-_STATE_KEYS = frozenset({"model", "optimizer", "scheduler", "step", "seconds", "history", "recipe", "images"})
 _CALIBRATION_IMAGES = 512
 
 
-def augment(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Shift each image by up to 4 pixels (reflected borders) and mirror half of them.
+def augment(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Shift each image by up to 4 pixels (reflected borders), and mirror it with probability 1/2.
 
-    The standard CIFAR augmentation, drawn image by image but applied to the whole batch at once.
+    The standard CIFAR augmentation. It is drawn for each image and applied to the whole batch at once.
     """
     count, _, height, width = images.shape
     padded = pad(images, [_CROP_MARGIN] * 4, mode="reflect")
@@ -54,10 +53,8 @@ def augment(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     return padded[index[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
-def perturb(
-    model: nn.Module, images: torch.Tensor, labels: torch.Tensor, recipe: Recipe, generator: torch.Generator
-) -> torch.Tensor:
-    """The inner attack of adversarial training: Linf steps of the sign of the gradient from a random start."""
+def perturb(model: nn.Module, images: Tensor, labels: Tensor, recipe: Recipe, generator: torch.Generator) -> Tensor:
+    """The inner attack of adversarial training: signed gradient steps in the Linf ball from a random start."""
     noise = torch.empty(images.shape).uniform_(-recipe.eps, recipe.eps, generator=generator).to(images.device)
     adversarial = (images + noise).clamp(0, 1)
     for _ in range(recipe.attack_steps):
@@ -70,21 +67,21 @@ def perturb(
 
 
 def initialised(recipe: Recipe) -> nn.Module:
-    """The recipe's untrained model, from its seed; the global random state is untouched."""
+    """The untrained model of a recipe, drawn from its seed. The global random state does not change."""
     with seeded_weights(recipe.seed):
         return build_model(recipe.architecture, recipe.arguments)
 
 
 def frozen(backbone: nn.Module) -> nn.Module:
-    """A copy in eval mode whose parameters take no gradient: a front end learns before it, it does not."""
+    """A copy in eval mode whose parameters require no gradient, so that only the front end before it is trained."""
     return copy.deepcopy(backbone).eval().requires_grad_(False)
 
 
 def total_steps(recipe: Recipe, images: int) -> int:
-    """How many steps a recipe makes of so many training images.
+    """Number of training steps of a recipe on this many images.
 
     Raises:
-        InputError: too few for its learning rate to rise and fall.
+        InputError: too few steps for the one-cycle learning rate.
     """
     total = round(recipe.epochs * math.ceil(images / recipe.batch_size))
     if total < _FEWEST_STEPS:
@@ -96,41 +93,8 @@ def total_steps(recipe: Recipe, images: int) -> int:
     return total
 
 
-def load_state(file: Path, recipe: Recipe, images: int) -> dict[str, Any] | None:
-    """Read the state in which a killed or finished run of a recipe left off.
-
-    Args:
-        file: where `train` saved it.
-        recipe: what is to be continued.
-        images: number of training images.
-
-    Returns:
-        The state, on the CPU; its ``seconds`` is the time trained so far and its ``history`` that of `train`. ``None``
-        if there is no file.
-
-    Raises:
-        CheckpointError: the file cannot be read, or belongs to another recipe or other data.
-    """
-    if not file.exists():
-        return None
-    remedy = f"delete it to train {recipe.name!r} anew, or keep states in another directory"
-    try:
-        state = torch.load(file, weights_only=True, map_location="cpu")
-    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
-        reason = str(error).partition("\n")[0]
-        raise CheckpointError(f"state {file}: cannot be read ({reason}); {remedy}") from error
-    if not isinstance(state, dict) or not state.keys() >= _STATE_KEYS:
-        raise CheckpointError(f"state {file}: is not the state of a training run; {remedy}")
-    ours, theirs = {**asdict(recipe), "images": images}, {**state["recipe"], "images": state["images"]}
-    different = [key for key in ours if theirs.get(key) != ours[key]]
-    if different:
-        told = ", ".join(f"{key} is {theirs.get(key)!r} there and {ours[key]!r} here" for key in different)
-        raise CheckpointError(f"state {file}: belongs to another run ({told}); {remedy}")
-    return state
-
-
 class Progress(NamedTuple):
-    """Where a run is after a step: that step's loss and accuracy, on perturbed images if any are."""
+    """Progress after a step: its loss and accuracy, on adversarial images if the recipe trains on them."""
 
     step: int
     total: int
@@ -139,7 +103,7 @@ class Progress(NamedTuple):
 
 
 class _Run:
-    """A model in training: what a state file holds, and how to go one step on."""
+    """A model in training: its state, and how to make one step."""
 
     def __init__(self, recipe: Recipe, data: Dataset, backbone: nn.Module | None, calibration: Dataset, device: str):
         self.recipe, self.images, self.device = recipe, len(data), device
@@ -193,7 +157,7 @@ class _Run:
         self.step, self.seconds, self.history = state["step"], state["seconds"], state["history"]
 
     def save(self, file: Path) -> None:
-        """Write the state in one atomic step: a run killed meanwhile keeps the state before."""
+        """Write the state in one atomic step: if the run is killed meanwhile, the previous state stays."""
         state = {
             "model": self.learner.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -207,10 +171,10 @@ class _Run:
         with replaced(file) as part:
             torch.save(state, part)
 
-    def batch(self, data: Dataset) -> tuple[torch.Tensor, torch.Tensor, torch.Generator]:
-        """The images and labels of this step, and a generator for what else it draws.
+    def batch(self, data: Dataset) -> tuple[Tensor, Tensor, torch.Generator]:
+        """The images and labels of this step, and a generator for its other random numbers.
 
-        Order and noise depend on the seed and the step alone, so a resumed run draws what it would have drawn.
+        Order and noise depend on the seed and the step alone, so a resumed run draws the same numbers.
         """
         epoch, position = divmod(self.step, self.steps_per_epoch)
         seed, size = self.recipe.seed * 1_000_003, self.recipe.batch_size
@@ -259,18 +223,18 @@ def train(
     """Train one model.
 
     Args:
-        recipe: what to do.
-        data: training images, kept in memory.
-        initial: whose weights to start from, if the recipe has an ``initial``.
-        backbone: the classifier behind the front end that is trained, if the recipe has a ``backbone``; unchanged.
+        recipe: how to train.
+        data: training images, in memory.
+        initial: model with the weights to start from, if the recipe has an ``initial``.
+        backbone: classifier behind the front end to train, if the recipe has a ``backbone``. It is not changed.
         calibration: images for ``recalibrate`` and ``residual_std``; the training images if ``None``.
         device: torch device.
-        state_file: if given, progress is saved there and a killed run continues from it; the result is
-            that of an undisturbed run.
+        state_file: file for the progress. A killed run continues from it, and ends with the result of an uninterrupted
+            run. If ``None``, nothing is saved.
         report: called after every step.
 
     Returns:
-        The trained model (of a front end: without its backbone) in eval mode, on the CPU.
+        The trained model in eval mode, on the CPU. A front end is returned without its backbone.
 
     Raises:
         InputError: the recipe makes too few steps, lacks its backbone, or its loss is no longer finite.
@@ -302,7 +266,7 @@ def train(
             run.save(state_file)
             saved = time.monotonic()
     if recipe.recalibrate:
-        # In the memory format the model was trained in, and on its device.
+        # In the memory format of the training, and on its device.
         estimate_batch_norm(run.learner, (calibration or data).images.to(device))
     trained: nn.Module = run.learner.eval().cpu()
     return trained

@@ -1,4 +1,4 @@
-"""What the card of a trained fixture says it can do."""
+"""Measure a trained fixture: the accuracies in its card."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from pytest_gradmask.attacks.bpda import bypassed
-from pytest_gradmask.attacks.gradient import pgd
-from pytest_gradmask.datasets import Dataset
-from pytest_gradmask.stats import clopper_pearson
+from pytest_gradmask.attacks.bypass.bpda import bypassed
+from pytest_gradmask.attacks.pgd import pgd
+from pytest_gradmask.loading.datasets import Dataset
 from pytest_gradmask.threat import ThreatModel
 from pytest_gradmask.training.provenance import describe
+from pytest_gradmask.verdict.stats import clopper_pearson
 
-_BATCH = 125  # fixed: the attack's random numbers are drawn batch by batch
+_BATCH = 125  # fixed, because the random numbers of the attack are drawn batch by batch
 _PGD_STEPS, _PGD_SEED = 20, 0
 _CONFIDENCE = 0.99
 
@@ -29,11 +29,13 @@ def measure(
         model: moved to ``device``, and put into eval mode.
         data: test images.
         device: torch device.
-        bypass: submodules to take for the identity in a second PGD-20 (BPDA).
-        pgd_images: how many images to attack, at least 1; all, if there are fewer.
+        bypass: submodules that a second PGD-20 replaces by the identity on the backward pass (BPDA, Athalye et al.
+            2018, arXiv:1802.00420).
+        pgd_images: number of images to attack, at least 1. If there are fewer, all are attacked.
 
     Returns:
-        What was measured and on what; each bound of the clean accuracy is valid at 99 % on its own.
+        The measured accuracies and the settings. Each of the two bounds of the clean accuracy holds with 99 %
+        confidence by itself.
     """
     model = model.to(device).eval()
     clean, images = correct_clean(model, data, device), len(data)
@@ -57,7 +59,7 @@ def measure(
 
 
 def correct_clean(model: nn.Module, data: Dataset, device: str) -> int:
-    """How many images are classified correctly."""
+    """Number of images that are classified correctly."""
     batches = zip(data.images.split(_BATCH), data.labels.split(_BATCH), strict=True)
     return sum(int(_correct(model, images.to(device), labels.to(device)).sum()) for images, labels in batches)
 
@@ -65,18 +67,18 @@ def correct_clean(model: nn.Module, data: Dataset, device: str) -> int:
 def correct_under_pgd(
     model: nn.Module, data: Dataset, threat: ThreatModel, device: str, source: nn.Module | None = None
 ) -> int:
-    """How many images are classified correctly before and after PGD-20, which follows the gradient of ``source``."""
+    """Number of images that are correct before and after PGD-20 (Madry et al., arXiv:1706.06083) on ``source``."""
     generator = torch.Generator().manual_seed(_PGD_SEED)
     survivors = 0
     for cpu_images, cpu_labels in zip(data.images.split(_BATCH), data.labels.split(_BATCH), strict=True):
         images, labels = cpu_images.to(device), cpu_labels.to(device)
         found = pgd(source or model, images, labels, threat=threat, steps=_PGD_STEPS, generator=generator)
-        # Not the attack's word counts, but what the model says about images that are inside the ball.
+        # The model classifies the returned images again; only those inside the ball count.
         broken = threat.contains(found, images) & ~_correct(model, found, labels)
         survivors += int((_correct(model, images, labels) & ~broken).sum())
     return survivors
 
 
-def _correct(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def _correct(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
     with torch.no_grad():
         return torch.as_tensor(model(images)).argmax(1) == labels

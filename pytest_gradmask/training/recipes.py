@@ -1,4 +1,4 @@
-"""A training recipe: everything that decides what a run produces, as data in a TOML file."""
+"""Training recipes: all settings of a training run, read from a TOML file."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from typing import Any
 
 from pytest_gradmask.errors import InputError
 
-_NAME = re.compile(r"[a-z0-9][a-z0-9-]*")  # what a checkpoint may be called
+_NAME = re.compile(r"[a-z0-9][a-z0-9-]*")  # valid names of checkpoints
 
-#: For each field: its type, what else must hold, and both in words. A ``float`` may be written as an integer.
+#: For each field: its type, a further condition, and both in words. A ``float`` may be written as an integer.
 _RULES: dict[str, tuple[type, Callable[[Any], bool], str]] = {
     "name": (str, lambda v: bool(_NAME.fullmatch(v)), "lower-case letters, digits and dashes, such as 'vgg-standard'"),
-    "architecture": (str, lambda v: bool(v), "a key of pytest_gradmask.models.ARCHITECTURES, such as 'vgg'"),
+    "architecture": (str, lambda v: bool(v), "a key of pytest_gradmask.loading.models.ARCHITECTURES, such as 'vgg'"),
     "arguments": (dict, lambda v: all(isinstance(key, str) for key in v), "a table, such as { num_classes = 10 }"),
     "epochs": (float, lambda v: v > 0, "a number above 0, such as 10"),
     "batch_size": (int, lambda v: v >= 1, "an integer of at least 1, such as 128"),
@@ -37,31 +37,32 @@ _RULES: dict[str, tuple[type, Callable[[Any], bool], str]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
     """How to train one model.
 
     Attributes:
-        name: name of the checkpoint it makes.
-        architecture: key of `pytest_gradmask.models.ARCHITECTURES`.
+        name: name of the checkpoint to make.
+        architecture: key of `pytest_gradmask.loading.models.ARCHITECTURES`.
         arguments: keyword arguments of that architecture.
-        epochs: passes over the training data, may be fractional.
-        batch_size: images a step.
-        learning_rate: of every step or, if the schedule is one-cycle, of its peak.
-        optimizer: ``"sgd"`` (with Nesterov's momentum) or ``"adamw"`` (Adam, where ``weight_decay`` is 0).
-        schedule: ``"one-cycle"`` (Smith and Topin 2018) or ``"constant"``.
-        weight_decay: L2 penalty of SGD, or AdamW's decay (Loshchilov and Hutter 2019).
+        epochs: passes over the training data; may be fractional.
+        batch_size: images per step.
+        learning_rate: learning rate of every step, or the peak if the schedule is one-cycle.
+        optimizer: ``"sgd"`` (with Nesterov momentum) or ``"adamw"`` (plain Adam if ``weight_decay`` is 0).
+        schedule: ``"one-cycle"`` (Smith and Topin 2018, arXiv:1708.07120) or ``"constant"``.
+        weight_decay: L2 penalty of SGD, or the decay of AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101).
         label_smoothing: in [0, 1).
         eps: radius of the Linf ball of adversarial training in [0, 1] units; 0 trains on clean images.
-        attack_steps: steps of the inner attack: 1 is the randomly started FGSM of Wong et al. 2020,
-            more is the PGD of Madry et al. 2018.
-        attack_step_size: of the inner attack, as a multiple of eps.
-        initial: checkpoint to start from, in the directory where this one will be saved; a new model if empty.
-        backbone: checkpoint of a classifier. If given, the recipe makes a front end: it is trained before this
-            backbone, which is frozen and in eval mode, so only the front end learns (arXiv:2402.17018).
-        residual_std: if above 0, `calibrate` an untrained front end to a residual of this standard deviation.
+        attack_steps: steps of the inner attack. 1 step is FGSM with a random start (Wong et al. 2020,
+            arXiv:2001.03994); more steps are PGD (Madry et al. 2018, arXiv:1706.06083).
+        attack_step_size: step size of the inner attack, as a multiple of eps.
+        initial: checkpoint to start from, in the directory where this one will be saved. If empty, start from a new
+            model.
+        backbone: checkpoint of a classifier. If not empty, the recipe makes a front end, which is trained in front of
+            this backbone. The backbone is frozen and in eval mode, so only the front end learns (arXiv:2402.17018).
+        residual_std: if above 0, `calibrate` the untrained front end to a residual of this standard deviation.
         recalibrate: whether to set the batch norm statistics to those of the calibration data after training.
-        seed: of initialisation, data order and augmentation.
+        seed: seed of initialisation, data order and augmentation.
 
     Raises:
         InputError: on a value of the wrong type or outside its range.
@@ -100,7 +101,7 @@ class Recipe:
 
 
 def _is_a(value: object, kind: type) -> bool:
-    if kind is bool or isinstance(value, bool):  # an int to Python, and no number to anyone else
+    if kind is bool or isinstance(value, bool):  # bool is a subclass of int, but not a valid number here
         return kind is bool and isinstance(value, bool)
     if kind is float:
         return isinstance(value, (int, float)) and math.isfinite(value)
@@ -112,7 +113,7 @@ def load_recipe(file: Path) -> Recipe:
 
     Raises:
         InputError: the file is missing, is not TOML, lacks a key without a default, has keys a `Recipe` does not
-            know, or has a value that a `Recipe` refuses.
+            know, or has an invalid value.
     """
     try:
         content = tomllib.loads(file.read_text(encoding="utf-8"))

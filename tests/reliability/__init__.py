@@ -1,1 +1,1 @@
-"""How reliable the project is: measured by its tests, written to docs/reliability.md."""
+"""The reliability of the project: measured by its tests, written to docs/reliability.md."""

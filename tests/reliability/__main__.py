@@ -15,7 +15,7 @@ MEASUREMENTS = {"nightly": nightly, "coverage": coverage, "mutants": mutants, "v
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status: 1 if a nightly test has failed."""
+    """Run the command line. Returns the exit status: 1 if a nightly test has failed."""
     parser = argparse.ArgumentParser(prog="python -m tests.reliability", description=__doc__)
     choices = [*MEASUREMENTS, "page"]
     parser.add_argument("commands", nargs="*", choices=[*choices, []], metavar="COMMAND", help=f"{', '.join(choices)}")

@@ -1,4 +1,4 @@
-"""What is measured: nightly tests, coverage, mutants, versions. Each runs for minutes to hours."""
+"""The measurements: nightly tests, coverage, mutants, versions. Each runs for minutes to hours."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from pytest_gradmask.errors import InputError
-from pytest_gradmask.versions import versions
+from pytest_gradmask import InputError
+from pytest_gradmask.auditing.research import versions
 
 ROOT = Path(__file__).parents[2]
 RESULTS = Path(__file__).parent / "results"
 
 Record = dict[str, Any]
 
-#: What became of a mutant, by the exit code of its tests that mutmut keeps.
+#: The outcome of a mutant, by the exit code of its tests that mutmut stores.
 _FATES = {0: "survived", 1: "killed", 3: "killed", 5: "no tests", 33: "no tests"}
 _FATES |= dict.fromkeys((-24, 24, 36, 152, 255), "timed out")
 
@@ -34,14 +34,14 @@ def nightly() -> Record:
         file = Path(folder, "junit.xml")
         _run(sys.executable, "-m", "pytest", "-m", "nightly", "-q", "-n2", f"--junitxml={file}")
         if not file.exists():
-            raise InputError("nightly: pytest wrote no report; its output tells why")
+            raise InputError("nightly: pytest wrote no report; its output says why")
         return {"tests": list(tests(file)), "versions": versions("torch", "pytest", "hypothesis", "pytest-xdist")}
 
 
 def tests(junit: Path) -> Iterator[Record]:
-    """Each test of a JUnit file, with the properties that it has recorded."""
+    """Each test of a JUnit file, with its recorded properties."""
     for case in ElementTree.parse(junit).getroot().iter("testcase"):
-        if not case.attrib["classname"]:  # a module that was skipped, with a test or without
+        if not case.attrib["classname"]:  # a skipped module
             continue
         properties = {each.attrib["name"]: each.attrib["value"] for each in case.iter("property")}
         failed = case.find("failure") is not None or case.find("error") is not None
@@ -58,13 +58,13 @@ def coverage() -> Record:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "coverage.json")
         data = f"--data-file={file.with_suffix('.data')}"
-        # Not pytest-cov, which begins when the plugin has been imported.
+        # pytest-cov would start only after the plugin has been imported.
         _run(
             sys.executable, "-m", "coverage", "run", data, "--branch", "--source=pytest_gradmask", "-m", "pytest", "-q"
         )
         _run(sys.executable, "-m", "coverage", "json", data, "-o", file)
         if not file.exists():
-            raise InputError("coverage: there is no report; the output tells why")
+            raise InputError("coverage: there is no report; the output says why")
         found = json.loads(file.read_text())
     modules = {
         name: {"percent": round(module["summary"]["percent_covered"], 1), "missing": module["missing_lines"]}
@@ -80,21 +80,21 @@ def coverage() -> Record:
 
 
 def mutants() -> Record:
-    """What becomes of small changes to the code that verdicts rest on (see ``[tool.mutmut]``)."""
+    """The outcome of small changes to the code that verdicts depend on (see ``[tool.mutmut]``)."""
     _run(sys.executable, "-m", "mutmut", "run")
     return mutants_in(ROOT / "mutants") | {"versions": versions("mutmut", "pytest")}
 
 
 def mutants_in(folder: Path) -> Record:
-    """The results of mutmut, module by module, and the names of all mutants that no test has noticed."""
+    """The results of mutmut by module, and the names of all mutants that no test detects."""
     modules, alive = {}, []
     for file in sorted(folder.rglob("*.meta")):
-        fates = json.loads(file.read_text())["exit_code_by_key"]
-        if fates:
+        codes = json.loads(file.read_text())["exit_code_by_key"]
+        if codes:
             name = file.relative_to(folder).with_suffix("").as_posix()
-            told = {key: _FATES.get(code, "not run") for key, code in fates.items()}
-            modules[name] = dict(Counter(told.values()))
-            alive += [key for key, fate in told.items() if fate in ("survived", "no tests")]
+            outcomes = {key: _FATES.get(code, "not run") for key, code in codes.items()}
+            modules[name] = dict(Counter(outcomes.values()))
+            alive += [key for key, fate in outcomes.items() if fate in ("survived", "no tests")]
     return {"modules": modules, "alive": sorted(alive)}
 
 
@@ -105,20 +105,20 @@ def version_matrix() -> Record:
 
 
 def _environment(name: str) -> Record:
-    said = _run(sys.executable, "-m", "tox", "run", "-e", name)
-    closing = re.findall(r"^=* ?(\d+ (?:passed|failed).*?) in [\d.]+s", said, re.MULTILINE)
+    output = _run(sys.executable, "-m", "tox", "run", "-e", name)
+    closing = re.findall(r"^=* ?(\d+ (?:passed|failed).*?) in [\d.]+s", output, re.MULTILINE)
     packages = ("torch", "torchvision", "timm", "pytest", "numpy", "scipy")
     python = ROOT / ".tox" / name / "bin" / "python"
-    code = f"from pytest_gradmask.versions import versions; print(versions(*{packages}))"
+    code = f"from pytest_gradmask.execution.versions import versions; print(versions(*{packages}))"
     return {"result": closing[-1] if closing else "did not run", "versions": ast.literal_eval(_run(python, "-c", code))}
 
 
 def _run(*command: str | Path) -> str:
-    """What a command prints, which it shows, too, as it comes."""
-    said = []
+    """Run a command, show its output as it comes, and return the output."""
+    lines = []
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         assert process.stdout is not None
         for line in process.stdout:
             print(line, end="", flush=True)
-            said.append(line)
-    return "".join(said)
+            lines.append(line)
+    return "".join(lines)

@@ -1,4 +1,4 @@
-"""docs/reliability.md, from what was measured."""
+"""docs/reliability.md, from the stored results."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from audits.markdown import table
 from benchmarks.records import stored
-from pytest_gradmask.files import replaced
+from pytest_gradmask.auditing.research import replaced
 from tests.reliability.measurement import RESULTS, ROOT, Record
 
 PAGE = ROOT / "docs" / "reliability.md"
@@ -42,7 +42,7 @@ def _nightly(record: Record) -> str:
         for each in record["tests"]
     ]
     return "\n\n".join(
-        ("## What was done", table(("what", "tries", "what came of it", "took", "test"), rows), _measured(record))
+        ("## Nightly tests", table(("test", "repetitions", "result", "time", "file"), rows), _measured(record))
     )
 
 
@@ -53,11 +53,11 @@ def _versions(record: Record) -> str:
         (name, *(each["versions"].get(package, "-") for package in packages), each["result"])
         for name, each in found.items()
     ]
-    told = (
-        "The default tests with the oldest release of everything that the project asks for, with pytest 8, and with "
-        "the newest releases: `tox run`."
+    introduction = (
+        "The default tests with the oldest supported releases of all dependencies, with pytest 8, and with the newest "
+        "releases: `tox run`."
     )
-    return "\n\n".join(("## Versions", told, table(("environment", *packages, "tests"), rows)))
+    return "\n\n".join(("## Versions", introduction, table(("environment", *packages, "tests"), rows)))
 
 
 def _coverage(record: Record) -> str:
@@ -65,11 +65,11 @@ def _coverage(record: Record) -> str:
     branches = f"{record['covered_branches']} of {record['branches']} branches"
     least = sorted(record["modules"].items(), key=lambda item: item[1]["percent"])[:5]
     modules = ", ".join(f"`{name.removeprefix('pytest_gradmask/')}` {found['percent']} %" for name, found in least)
-    told = (
+    introduction = (
         f"The default tests reach {lines} and {branches} of the package: **{record['percent']} %**. The least covered: "
-        f"{modules}. What runs in processes of its own is not counted."
+        f"{modules}. Code that runs in other processes is not counted."
     )
-    return "\n\n".join(("## Coverage", told, _measured(record)))
+    return "\n\n".join(("## Coverage", introduction, _measured(record)))
 
 
 def _mutants(record: Record) -> str:
@@ -80,18 +80,22 @@ def _mutants(record: Record) -> str:
         )
         for name, fates in record["modules"].items()
     }
-    noticed, tried = (sum(numbers) for numbers in zip(*counts.values(), strict=True))
-    rows = [(f"`{name}`", str(of), str(seen), f"{seen / of:.0%}") for name, (seen, of) in counts.items() if of]
-    rows.append(("all", str(tried), str(noticed), f"**{noticed / max(tried, 1):.1%}**"))
-    told = (
-        "Small changes to the code that verdicts rest on, one at a time, and whether a test fails: `mutmut run`. Those "
-        "that no test notices are listed in `tests/reliability/results/mutants.json`."
+    detected, tested = (sum(numbers) for numbers in zip(*counts.values(), strict=True))
+    rows = [
+        (f"`{name}`", str(total), str(found), f"{found / total:.0%}")
+        for name, (found, total) in counts.items()
+        if total
+    ]
+    rows.append(("all", str(tested), str(detected), f"**{detected / max(tested, 1):.1%}**"))
+    introduction = (
+        "Small changes to the code that verdicts depend on, one at a time, and whether a test detects them: `mutmut "
+        "run`. `tests/reliability/results/mutants.json` lists the mutants that no test detects."
     )
-    left = sum(fates.get("not run", 0) for fates in record["modules"].values())
-    told += f" This run was ended before its end: {left} mutants were not tried." if left else ""
-    figures = table(("module", "mutants", "noticed", "share"), rows)
+    untested = sum(fates.get("not run", 0) for fates in record["modules"].values())
+    introduction += f" This run was stopped early: {untested} mutants were not tested." if untested else ""
+    figures = table(("module", "mutants", "detected", "share"), rows)
     survivors = (Path(__file__).parent / "survivors.md").read_text().rstrip()
-    return "\n\n".join(("## Mutants", told, figures, survivors, _measured(record)))
+    return "\n\n".join(("## Mutants", introduction, figures, survivors, _measured(record)))
 
 
 def _measured(record: Record) -> str:

@@ -1,0 +1,156 @@
+"""BPDA: replace parts of a defense on the backward pass. `attacks.bypass.search` finds out which parts.
+
+Backward pass differentiable approximation (Athalye, Carlini and Wagner 2018, arXiv:1802.00420): the forward pass
+stays that of the defense. On the backward pass, a submodule is replaced by the identity or by another differentiable
+approximation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pytest_gradmask.attacks.bypass.approximations import Approximation
+from pytest_gradmask.attacks.bypass.hooks import plainly
+
+Forward = Callable[..., Any]
+
+
+@dataclass(frozen=True, slots=True)
+class FromImages:
+    """An approximation of everything between the defense's images and the input of a submodule.
+
+    It is for code in a ``forward`` that is not a submodule itself. With ``bypass={"net": FromImages()}``, the backward
+    pass treats the input of ``net`` as the images themselves, or as ``function(images)``.
+
+    Attributes:
+        function: differentiable, from the images to a tensor of the shape of the submodule's input; None: the identity.
+    """
+
+    function: Approximation | None = None
+
+
+class _StraightThrough(torch.autograd.Function):
+    """Returns the value of one tensor, with the gradient of another."""
+
+    @staticmethod
+    def forward(ctx: Any, approximated: Tensor, value: Tensor) -> Tensor:
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0], None
+
+
+#: Takes the forward of a submodule and the images of the model, and returns the forward that replaces it.
+Rewire = Callable[[Forward, Tensor], Forward]
+
+
+class Rewired(nn.Module):
+    """A model in which some submodules have another forward, but only while this wrapper runs the model.
+
+    Args:
+        model: not changed between calls.
+        rewires: for each dotted name of a submodule, the function that makes its other forward.
+    """
+
+    def __init__(self, model: nn.Module, rewires: Mapping[str, Rewire]) -> None:
+        super().__init__()
+        self.model = model
+        self._rewires = dict(rewires)
+
+    def forward(self, images: Tensor) -> Tensor:
+        modules = dict(self.model.named_modules())
+        with plainly(), _forwards_replaced({modules[name]: rewire for name, rewire in self._rewires.items()}, images):
+            # The model may write into its input, but approximations need the images that it was given.
+            return self.model(images.clone())  # type: ignore[no-any-return]
+
+
+@contextmanager
+def _forwards_replaced(rewires: Mapping[nn.Module, Rewire], images: Tensor) -> Iterator[None]:
+    before = {module: module.__dict__.get("forward") for module in rewires}
+    try:
+        for module, rewire in rewires.items():
+            module.__dict__["forward"] = rewire(module.forward, images)
+        yield
+    finally:
+        for module, forward in before.items():
+            if forward is None:
+                module.__dict__.pop("forward", None)
+            else:
+                module.__dict__["forward"] = forward
+
+
+def bypassed(model: nn.Module, approximations: Mapping[str, Any]) -> Rewired:
+    """The model with the same outputs, but with a gradient that skips the named submodules.
+
+    Args:
+        model: the defense.
+        approximations: the dotted name of each submodule to bypass. Its value is a differentiable function from its
+            input to a tensor of the shape of its output, None for the identity, or `FromImages` to bypass the code
+            before it.
+    """
+    return Rewired(
+        model,
+        {
+            name: _replace_input_gradient(approximation.function)
+            if isinstance(approximation, FromImages)
+            else _replace_gradient(approximation)
+            for name, approximation in approximations.items()
+        },
+    )
+
+
+def _replace_gradient(approximation: Approximation | None) -> Rewire:
+    """A submodule with the gradient of an approximation."""
+
+    def rewire(original: Forward, _: Tensor) -> Forward:
+        def forward(inputs: Tensor) -> Tensor:
+            with torch.no_grad():  # no graph through the submodule: BPDA is cheaper than the true gradient
+                value = original(inputs.clone())  # a front end may write into its input
+            approximated = inputs if approximation is None else approximation(inputs)
+            return _StraightThrough.apply(approximated, value)  # type: ignore[no-any-return]
+
+        return forward
+
+    return rewire
+
+
+def _replace_input_gradient(function: Approximation | None) -> Rewire:
+    """A submodule whose input has the gradient of a function of the images."""
+
+    def rewire(original: Forward, images: Tensor) -> Forward:
+        def forward(inputs: Tensor) -> Tensor:
+            approximated = images if function is None else function(images)
+            return original(_StraightThrough.apply(approximated, inputs.detach()))  # type: ignore[no-any-return]
+
+        return forward
+
+    return rewire
+
+
+def removed(model: nn.Module, approximations: Mapping[str, Any]) -> Rewired:
+    """The model with the approximations of `bypassed` on the forward pass, too. What remains is the backbone."""
+
+    def replace_forward(approximation: Any) -> Rewire:
+        def rewire(original: Forward, images: Tensor) -> Forward:
+            if isinstance(approximation, FromImages):
+                return lambda _: original(images if approximation.function is None else approximation.function(images))
+            return approximation or (lambda inputs: inputs)
+
+        return rewire
+
+    return Rewired(model, {name: replace_forward(approximation) for name, approximation in approximations.items()})
+
+
+def described(approximations: Mapping[str, Any]) -> tuple[str, ...]:
+    """The bypassed parts, in words for a report."""
+    return tuple(
+        f"all before {name}" if isinstance(approximation, FromImages) else name
+        for name, approximation in approximations.items()
+    )

@@ -1,0 +1,1 @@
+"""One audit, from images and labels to a verdict."""

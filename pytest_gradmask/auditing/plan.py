@@ -1,0 +1,250 @@
+"""The attack plan: which attacks an audit runs on a defense. Gradient attacks come first, then adaptive attacks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from torch import Tensor
+
+from pytest_gradmask.attacks import autoattack
+from pytest_gradmask.attacks.arc import arc
+from pytest_gradmask.attacks.bypass.bpda import bypassed, removed
+from pytest_gradmask.attacks.bypass.inner_logits import InnerLogits
+from pytest_gradmask.attacks.decision import foolbox_installed, hop_skip_jump
+from pytest_gradmask.attacks.ensembles import joint_margins, member_by_member
+from pytest_gradmask.attacks.eot import on_average
+from pytest_gradmask.attacks.losses import logit_margin
+from pytest_gradmask.attacks.oracle import Oracle
+from pytest_gradmask.attacks.pgd import apgd, pgd
+from pytest_gradmask.attacks.zero_order import zero_order
+from pytest_gradmask.auditing.budgets import Budget
+from pytest_gradmask.auditing.surface import AttackSurface
+from pytest_gradmask.defense import Attack
+from pytest_gradmask.errors import InputError
+from pytest_gradmask.threat import Access
+from pytest_gradmask.verdict.results import AutoAttackVersion, Kind
+
+Run = Callable[..., Tensor]
+
+#: Queries of the first step of HopSkipJump. Step t has sqrt(t) times as many, so some 20 steps make 3,000.
+_EVALUATIONS = 50
+_QUICK_STEPS = 10
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedAttack:
+    """One attack, ready to run.
+
+    Attributes:
+        name: unique within the plan.
+        kind: its family.
+        access: what it sees of the defense.
+        run: ``run(model, images, labels, threat=, generator=)`` returns the perturbed images.
+        model: what it queries; its counters belong to this attack alone.
+        autoattack: versions of AutoAttack that it is part of.
+        by_user: whether it is an attack of the user's.
+        checked: whether the attack check may test it.
+        skip: if not empty, why it cannot run on this defense.
+    """
+
+    name: str
+    kind: Kind
+    access: Access
+    run: Run
+    model: Oracle
+    autoattack: tuple[AutoAttackVersion, ...] = ()
+    by_user: bool = False
+    checked: bool = False
+    skip: str = ""
+
+
+def plan_attacks(surface: AttackSurface, budget: Budget, *, quick: bool = False) -> list[PlannedAttack]:
+    """All gradient and adaptive attacks, in the order to run them.
+
+    Args:
+        surface: the defense as its attacker sees it.
+        budget: how hard to try.
+        quick: whether a short attack comes first, so that AutoAttack need not run on images that anything breaks.
+
+    Raises:
+        InputError: a user's attack has the name of another.
+    """
+    user_attacks = [_user_attack(surface, attack) for attack in surface.defense.own_attacks()]
+    first = [_quick_attack(surface)] if quick and not surface.randomized else []
+    gradient, adaptive = _gradient_attacks(surface, budget), _adaptive_attacks(surface, budget)
+    taken = {attack.name for attack in (*first, *gradient, *adaptive)} | {"placebo"}
+    for attack in user_attacks:
+        if attack.name in taken:
+            raise InputError(f"attacks: {attack.name!r} is the name of one that every audit runs; give it another")
+    # After AutoAttack's attacks, whose figure they would change; before the adaptive ones, which may be skipped early.
+    return [*first, *gradient, *user_attacks, *adaptive]
+
+
+def plan_placebo(surface: AttackSurface, budget: Budget, passes: int) -> PlannedAttack:
+    """The placebo: a gradient attack with a fresh seed and the budget of the adaptive attacks.
+
+    It shows what that budget breaks without adapting to the defense.
+
+    Args:
+        surface: the defense as its attacker sees it.
+        budget: of the audit.
+        passes: forward and backward passes that an unbroken image faced in the adaptive attacks. The placebo gets at
+            least as many, in whole restarts.
+    """
+    each = surface.eot * max(1, len(surface.defense.members))
+    # Rounded up: a placebo with less than the adaptive attacks' budget makes mere extra budget look like masking.
+    restarts = max(1, math.ceil(passes / (2 * each * (budget.apgd_steps + 1))))
+    return PlannedAttack(
+        name="placebo",
+        kind="placebo",
+        access="gradient",
+        run=partial(_apgd(surface, budget.apgd_steps), restarts=restarts),
+        model=surface.oracle(surface.attacked),
+    )
+
+
+def _user_attack(surface: AttackSurface, attack: Attack) -> PlannedAttack:
+    assert attack.access is not None
+    return PlannedAttack(
+        name=attack.name,
+        kind=attack.kind,
+        access=attack.access,
+        run=partial(_counted, attack.run),
+        model=surface.oracle(attack.through),
+        by_user=True,
+    )
+
+
+def _counted(run: Run, model: Oracle, *batch: Tensor, **arguments: object) -> Tensor:
+    """What a user's attack returns, provided that it queried the model that it was given."""
+    before = model.forwards
+    returned = run(model, *batch, **arguments)
+    if model.forwards == before:
+        raise InputError(
+            "it asked nothing of the model it was given, so its cost is unknown; query that model, or name "
+            "another as Attack(through=...)"
+        )
+    return returned
+
+
+def _apgd(surface: AttackSurface, steps: int) -> Run:
+    """APGD; on a randomized defense with EOT, and then without stopping at the first success of a single draw."""
+    return partial(apgd, steps=steps, eot=surface.eot, stop_early=surface.eot == 1)
+
+
+def _quick_attack(surface: AttackSurface) -> PlannedAttack:
+    run = partial(pgd, steps=_QUICK_STEPS, stop_early=True)
+    return PlannedAttack(name="pgd", kind="gradient", access="gradient", run=run, model=surface.oracle())
+
+
+def _gradient_attacks(surface: AttackSurface, budget: Budget) -> list[PlannedAttack]:
+    eot = budget.eot if surface.randomized else 1
+    targets = min(budget.targets, surface.classes - 1)
+    runs: dict[str, Run] = {"apgd-ce": partial(autoattack.apgd_ce, steps=budget.apgd_steps, eot=eot)}
+    # The targeted DLR loss compares four logits, the untargeted one three: fewer classes, fewer losses.
+    if surface.classes == 3 or (surface.randomized and surface.classes > 3):
+        runs["apgd-dlr"] = partial(autoattack.apgd_dlr, steps=budget.apgd_steps, eot=eot)
+    if surface.classes > 3:
+        runs["apgd-t"] = on_average(partial(autoattack.apgd_t, steps=budget.apgd_steps, targets=targets), eot)
+    runs["fab-t"] = on_average(partial(autoattack.fab_t, steps=budget.fab_steps, targets=targets), eot)
+    planned = [
+        PlannedAttack(
+            name=name,
+            kind="gradient",
+            access="gradient",
+            run=run,
+            model=surface.oracle(),
+            autoattack=("standard", "rand") if name in ("apgd-ce", "apgd-dlr") else ("standard",),
+            checked=name == "apgd-ce",
+        )
+        for name, run in runs.items()
+    ]
+    if surface.randomized:
+        # Upstream's EOT averages gradients, but keeps the iterate that fooled a single forward.
+        run = _apgd(surface, budget.apgd_steps)
+        model = surface.oracle(surface.attacked)
+        planned.append(
+            PlannedAttack(name="apgd-eot", kind="gradient", access="gradient", run=run, model=model, checked=True)
+        )
+    return planned
+
+
+def _adaptive_attacks(surface: AttackSurface, budget: Budget) -> list[PlannedAttack]:
+    follow = _apgd(surface, budget.bpda_steps)
+    skip = "" if surface.approximations else "no submodule to bypass was given or found"
+    through: Access = "bypass" if surface.approximations else "gradient"
+    around = surface.rewired(bypassed)
+
+    def adaptive(name: str, access: Access, run: Run, model: Oracle, skip: str = "") -> PlannedAttack:
+        return PlannedAttack(name=name, kind="adaptive", access=access, run=run, model=model, skip=skip)
+
+    backbone = surface.oracle(surface.rewired(removed))
+    planned = [
+        PlannedAttack(
+            name="bpda",
+            kind="adaptive",
+            access="bypass",
+            run=follow,
+            model=surface.oracle(around),
+            checked=True,
+            skip=skip,
+        ),
+        adaptive("transfer-backbone", "surrogate", partial(follow, stop_early=False), backbone, skip),
+    ]
+    if surface.inner:
+        inside = InnerLogits(around, f"model.{surface.inner}")
+        run = partial(follow, loss=logit_margin)
+        planned.append(adaptive("inner-logits", "bypass", run, surface.inner_oracle(inside)))
+    if surface.randomized and surface.defense.members:
+        on_members: dict[str, Run] = {
+            "bpda-members": partial(member_by_member, steps=budget.bpda_steps),
+            "joint-margins": partial(follow, loss=joint_margins),
+            "arc": partial(arc, steps=max(1, budget.bpda_steps // 2)),
+        }
+        planned += [adaptive(name, through, run, surface.oracle(around)) for name, run in on_members.items()]
+    for number, source in enumerate(surface.defense.sources):
+        run = partial(apgd, steps=budget.bpda_steps, stop_early=False)
+        model = Oracle(source, surface.stream, rejection=surface.rejection)
+        planned.append(adaptive(f"transfer-source-{number}", "surrogate", run, model))
+    return [*planned, *_black_box_attacks(surface, budget)]
+
+
+def _black_box_attacks(surface: AttackSurface, budget: Budget) -> list[PlannedAttack]:
+    eot = budget.eot if surface.randomized else 1
+    # As many forwards as on a deterministic defense: fewer queries, each judged by the mean of several forwards.
+    square = on_average(partial(autoattack.square, steps=max(1, budget.square_queries // eot)), eot)
+    estimate = partial(
+        zero_order, steps=budget.zero_order_steps, pairs=budget.zero_order_pairs, loss=logit_margin, eot=surface.eot
+    )
+    planned = [
+        PlannedAttack(
+            name="square",
+            kind="adaptive",
+            access="scores",
+            run=square,
+            model=surface.oracle(),
+            autoattack=("standard",),
+        ),
+        PlannedAttack(
+            name="zero-order",
+            kind="adaptive",
+            access="scores",
+            run=estimate,
+            model=surface.oracle(surface.attacked),
+        ),
+    ]
+    if surface.scoreless:
+        planned.append(
+            PlannedAttack(
+                name="hop-skip-jump",
+                kind="adaptive",
+                access="labels",
+                run=partial(hop_skip_jump, steps=budget.zero_order_steps, evaluations=_EVALUATIONS),
+                model=surface.oracle(),
+                skip="" if foolbox_installed() else "it needs foolbox: pip install 'pytest-gradmask[decision]'",
+            )
+        )
+    return planned

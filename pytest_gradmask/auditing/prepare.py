@@ -1,0 +1,102 @@
+"""What every audit needs before its first attack: a defense isolated, checked, and ready to be attacked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from pytest_gradmask.attacks.oracle import Oracle
+from pytest_gradmask.attacks.rejection import RejectOption
+from pytest_gradmask.auditing.budgets import Budget
+from pytest_gradmask.auditing.scoring import Scorer, subseed
+from pytest_gradmask.auditing.surface import AttackSurface, find_attack_surface, known_models
+from pytest_gradmask.defense import Defense
+from pytest_gradmask.execution.cache import Cache
+from pytest_gradmask.execution.engine import LOCAL, Engine
+from pytest_gradmask.execution.isolation import moved, no_trace
+from pytest_gradmask.probes.preflight import check_defense
+from pytest_gradmask.randomized.prediction import plan_sampler
+from pytest_gradmask.randomized.streams import RandomStream
+from pytest_gradmask.threat import ThreatModel
+from pytest_gradmask.verdict.results import Finding
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A defense that is ready to be attacked.
+
+    Attributes:
+        surface: the defense as its attacker sees it.
+        scorer: runs attacks, and scores what they return.
+        findings: of the preflight.
+        predictions: classes of all clean images, by the first forward; int64, N.
+        rejected: whether the defense rejects each clean image; empty for a defense without a reject option.
+    """
+
+    surface: AttackSurface
+    scorer: Scorer
+    findings: tuple[Finding, ...]
+    predictions: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
+    rejected: tuple[bool, ...] = ()
+
+
+@contextmanager
+def isolated(models: Sequence[nn.Module], device: torch.device) -> Iterator[None]:
+    """Inside, the models are on the device. On exit they, and the state of the process, are as they were before."""
+    with moved(models, device), no_trace(models, device):
+        yield
+
+
+@contextmanager
+def prepared(
+    defense: Defense,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    threat: ThreatModel,
+    budget: Budget,
+    margin: float,
+    seed: int,
+    cache: Cache | None = None,
+    key: str = "",
+    engine: Engine = LOCAL,
+) -> Iterator[Prepared]:
+    """Isolate a defense, check it, and find out what its attacker knows and how its answers are scored.
+
+    Args:
+        defense: what is audited.
+        images, labels: checked, and on the device to run on.
+        threat: where attacks may search.
+        budget: of the audit.
+        margin: of the verdict.
+        seed: of every random choice.
+        cache, key: where results of attacks are kept, and everything they depend on besides attack and images.
+        engine: where attacks run.
+
+    Raises:
+        DefenseError, InputError: the defense cannot be audited; the message says what to change.
+    """
+    with isolated(known_models(defense), images.device):
+        stream = RandomStream(subseed(seed, "defense"), images.device)
+        rejection = None if defense.rejects is None else RejectOption(defense.rejects)
+        oracle = Oracle(defense.model, stream, defense.outputs, rejection=rejection)
+        with stream.active():
+            checked = check_defense(defense, oracle, images, labels)
+        surface = find_attack_surface(
+            defense, images, stream=stream, classes=checked.classes, randomized=checked.randomized, threat=threat,
+            eot=budget.eot, rejection=rejection,
+        )  # fmt: skip
+        sampler, findings = None, [*checked.findings, *surface.findings]
+        if checked.randomized:
+            ensemble = surface.oracle(surface.attacked) if defense.members else None
+            sampler, unusual = plan_sampler(oracle, ensemble, images, pilot=budget.pilot_samples, margin=margin)
+            findings += unusual
+        scorer = Scorer(
+            oracle=oracle, images=images, labels=labels, threat=threat, seed=seed, sampler=sampler, cache=cache,
+            key=key, engine=engine,
+        )  # fmt: skip
+        yield Prepared(surface, scorer, tuple(findings), checked.predictions, checked.rejected)

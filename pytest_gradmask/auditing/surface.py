@@ -1,0 +1,224 @@
+"""The attack surface: what an adaptive attacker knows of a defense, given by the user or found by a search."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor, nn
+
+from pytest_gradmask.attacks.bypass.bpda import bypassed
+from pytest_gradmask.attacks.bypass.inner_logits import find_inner_logits
+from pytest_gradmask.attacks.bypass.search import SEARCH_FORWARDS, SEARCH_IMAGES, find_bypass
+from pytest_gradmask.attacks.oracle import Oracle, output_of, parameter_dtype
+from pytest_gradmask.attacks.rejection import RejectOption
+from pytest_gradmask.defense import Defense
+from pytest_gradmask.errors import GradmaskError, InputError
+from pytest_gradmask.execution.batching import out_of_memory
+from pytest_gradmask.loading.models.composites import Mixture
+from pytest_gradmask.randomized.streams import RandomStream
+from pytest_gradmask.threat import ThreatModel
+from pytest_gradmask.verdict.results import Finding
+
+#: Id of the finding.
+SEARCH_FAILED = "search-failed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttackSurface:
+    """A defense as its attacker sees it.
+
+    Attributes:
+        defense: what is audited.
+        stream: random numbers of the defense.
+        classes: number of logits that attacks see, which have no class "rejected".
+        randomized: whether its answers differ from forward to forward.
+        attacked: the module that adaptive attacks take gradients from: the model or, where the members of an
+            ensemble are known, their mixture.
+        approximations: submodules of ``attacked`` to bypass, each with its BPDA approximation (None: the identity).
+        inner: a submodule of ``attacked`` that returns logits which the defense then disguises; empty if there is none.
+        scoreless: whether the outputs do not change with the image, so that they do not guide a score-based attack.
+        eot: forwards of ``attacked`` to average in each step; 1 unless its randomness has to be sampled.
+        rejection: of a defense that may reject an image.
+        findings: of searches that failed.
+    """
+
+    defense: Defense
+    stream: RandomStream
+    classes: int
+    randomized: bool
+    attacked: nn.Module
+    approximations: dict[str, object] = field(default_factory=dict)
+    inner: str = ""
+    scoreless: bool = False
+    eot: int = 1
+    rejection: RejectOption | None = None
+    findings: tuple[Finding, ...] = ()
+
+    def oracle(self, model: nn.Module | None = None) -> Oracle:
+        """A fresh counter around the defense, or around a model made of ``attacked``."""
+        if isinstance(model, Mixture):
+            return Oracle.of_mixture(model, self.stream, self.defense.outputs, self.rejection)
+        model = self.defense.model if model is None else model
+        return Oracle(model, self.stream, self.defense.outputs, rejection=self.rejection)
+
+    def inner_oracle(self, model: nn.Module) -> Oracle:
+        """The same around a model that returns the inner logits, whatever the defense returns."""
+        # A function reads the outputs of the defense, which inner logits are not.
+        readable = self.rejection is not None and isinstance(self.rejection.rejects, int)
+        return Oracle(model, self.stream, rejection=self.rejection if readable else None)
+
+    def rewired(self, rewire: Callable[[nn.Module, dict[str, object]], nn.Module]) -> nn.Module:
+        """``attacked`` with its approximations: member by member if it is a mixture, whose members then stay known."""
+        if not isinstance(self.attacked, Mixture):
+            return rewire(self.attacked, self.approximations)
+        modules = dict(self.attacked.named_modules(remove_duplicate=False))
+        by_module = {modules[name]: approximation for name, approximation in self.approximations.items()}
+        members = [
+            # By module, not by name: members may share one.
+            rewire(member, {name: by_module[module] for name, module in member.named_modules() if module in by_module})
+            for member in self.attacked.members
+        ]
+        return Mixture(members, self.attacked.weights, probabilities=self.attacked.probabilities)
+
+
+def find_attack_surface(
+    defense: Defense,
+    images: Tensor,
+    *,
+    stream: RandomStream,
+    classes: int,
+    randomized: bool,
+    threat: ThreatModel,
+    eot: int,
+    rejection: RejectOption | None = None,
+) -> AttackSurface:
+    """What an adaptive attacker uses: what the user says, or else what a search finds.
+
+    The searches are optional. One that fails has found nothing, and a finding says so.
+
+    Args:
+        defense: what is audited.
+        images: of the audit, N x C x H x W; a few of them serve the search.
+        stream: random numbers of the defense.
+        classes, randomized: known from the preflight.
+        threat: where attacks may search.
+        eot: forwards to average in each step on a randomized defense.
+        rejection: of a defense that may reject an image.
+
+    Raises:
+        InputError: the user bypasses a submodule that no member contains.
+        DefenseError: the defense raises.
+    """
+    known = bool(defense.members)
+    attacked = defense.model
+    if known:
+        attacked = Mixture(defense.members, defense.weights, probabilities=defense.outputs == "probabilities")
+    surface = AttackSurface(
+        defense=defense,
+        stream=stream,
+        classes=classes,
+        randomized=randomized,
+        attacked=attacked,
+        eot=eot if randomized and not known else 1,
+        rejection=rejection,
+    )
+    few = images[:SEARCH_IMAGES]
+    _check_members(surface, few)
+    findings: list[Finding] = []
+    with searching("parts to bypass", findings):
+        surface = replace(surface, approximations=_approximations(surface, few, findings))
+    if not known:
+        surface = replace(surface, scoreless=not randomized and _scoreless(surface.oracle(), few, threat))
+        with searching("inner logits", findings), stream.active():
+            inner = find_inner_logits(
+                defense.model, few, defense.outputs, forwards=SEARCH_FORWARDS if randomized else 1
+            )
+            surface = replace(surface, inner=inner)
+    return replace(surface, findings=tuple(findings))
+
+
+def known_models(defense: Defense) -> Sequence[nn.Module]:
+    """Every module that an audit may run."""
+    through = [attack.through for attack in defense.own_attacks() if attack.through is not None]
+    return (defense.model, *defense.members, *defense.sources, *through)
+
+
+@contextmanager
+def searching(what: str, findings: list[Finding]) -> Iterator[None]:
+    """Turn exceptions inside the block into a finding: the search for ``what`` has found nothing.
+
+    Out-of-memory errors and the errors of this package are passed on unchanged.
+    """
+    try:
+        yield
+    except GradmaskError:
+        raise
+    except Exception as error:  # our search in the user's code: neither may end the audit
+        if out_of_memory(error):
+            raise
+        message = f"the search for {what} found nothing, because it raised {type(error).__name__}: {error}"
+        findings.append(Finding(SEARCH_FAILED, message))
+
+
+def _approximations(surface: AttackSurface, images: Tensor, findings: list[Finding]) -> dict[str, object]:
+    """What to bypass, under its name in ``surface.attacked``."""
+    defense, attacked = surface.defense, surface.attacked
+    user_bypass = defense.bypassed_modules()
+    if user_bypass is None:
+        with surface.stream.active():
+            found = _search(surface, images, findings)
+        with surface.stream.frozen(), surface.stream.active():  # frozen: later random numbers stay the same
+            _check(replace(surface, approximations=found), images)
+        return found
+    if not defense.members:
+        return user_bypass
+    # The user's names are those in the model. The mixture holds the same modules under other names.
+    modules = dict(defense.model.named_modules())
+    names = {module: name for name, module in attacked.named_modules()}
+    outside = [name for name in user_bypass if modules[name] not in names]
+    if outside:
+        raise InputError(
+            f"bypass: {', '.join(outside)} is part of {defense.name} but of none of its members; "
+            "an attack on the members cannot bypass it: leave it or members= out"
+        )
+    return {names[modules[name]]: approximation for name, approximation in user_bypass.items()}
+
+
+def _search(surface: AttackSurface, images: Tensor, findings: list[Finding]) -> dict[str, object]:
+    if not surface.defense.members:
+        return find_bypass(surface.attacked, images, forwards=SEARCH_FORWARDS if surface.eot > 1 else 1)
+    found: dict[str, object] = {}
+    for number, member in enumerate(surface.defense.members):
+        with searching(f"parts of members[{number}] to bypass", findings):
+            found |= {f"members.{number}.{name}": new for name, new in find_bypass(member, images).items()}
+    return found
+
+
+def _check(surface: AttackSurface, images: Tensor) -> None:
+    """Raise what an attack on the bypassed defense would raise."""
+    if surface.approximations:
+        point = images.to(parameter_dtype(surface.attacked), copy=True).requires_grad_(True)
+        with torch.enable_grad():
+            logits = surface.rewired(bypassed)(point + 0)
+        if logits.requires_grad:
+            torch.autograd.grad(logits.sum(), point, allow_unused=True)
+
+
+def _check_members(surface: AttackSurface, images: Tensor) -> None:
+    """Name a member that raises. The random numbers of the defense stay where they are."""
+    with torch.no_grad(), surface.stream.frozen(), surface.stream.active():
+        for number, member in enumerate(surface.defense.members):
+            output_of(f"members[{number}]", member, images.to(parameter_dtype(member), copy=True))
+
+
+def _scoreless(oracle: Oracle, images: Tensor, threat: ThreatModel) -> bool:
+    """Whether the outputs mostly do not change at all when an image does; tried in three directions for each image."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        before = oracle(images)
+        points = [threat.random_start(images, generator) for _ in range(3)]
+        unchanged = [(oracle(each) == before).all(1) for each in points]
+    return bool(torch.cat(unchanged).float().mean() > 0.5)

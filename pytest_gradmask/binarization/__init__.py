@@ -1,0 +1,1 @@
+"""The binarization test: is an attack strong enough for this defense?"""

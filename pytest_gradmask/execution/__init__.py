@@ -1,0 +1,1 @@
+"""Where and how attacks run: engines, cache, batches, random generators, isolation."""

@@ -1,0 +1,125 @@
+"""An audit restores the process and the models to the state in which it found them."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from pytest_gradmask.execution.generators import random_state_kept
+
+
+@contextmanager
+def moved(models: Sequence[nn.Module], device: torch.device) -> Iterator[None]:
+    """Move models to a device. On exit, even after an error, move each back. A model may contain another."""
+    devices = [next((tensor.device for tensor in (*model.parameters(), *model.buffers())), device) for model in models]
+    try:
+        for model in models:
+            model.to(device)
+        yield
+    finally:
+        for model, original in zip(models, devices, strict=True):
+            model.to(original)
+
+
+def _default_device() -> torch.device:
+    # Not torch.get_default_device: in torch 2.6 it raises after the default was set and unset again.
+    return torch.empty(0).device
+
+
+def _set_default_device(device: torch.device) -> None:
+    torch.set_default_device(None if device == torch.device("cpu") else device)
+
+
+#: Settings of the whole process that a defense, or a library that an attack uses, may change: a getter and a setter.
+_SETTINGS: tuple[tuple[Callable[[], Any], Callable[[Any], object]], ...] = (
+    (torch.is_grad_enabled, torch.set_grad_enabled),
+    (torch.get_default_dtype, torch.set_default_dtype),
+    (_default_device, _set_default_device),
+    (torch.get_num_threads, torch.set_num_threads),
+    (torch.get_deterministic_debug_mode, torch.set_deterministic_debug_mode),
+    (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
+    *(
+        (partial(getattr, torch.backends.cudnn, name), partial(setattr, torch.backends.cudnn, name))
+        for name in ("enabled", "benchmark", "deterministic", "allow_tf32")
+    ),
+    (sys.gettrace, sys.settrace),
+    (sys.getprofile, sys.setprofile),
+)
+
+
+@contextmanager
+def _settings_restored() -> Iterator[None]:
+    before = [read() for read, _ in _SETTINGS]
+    with warnings.catch_warnings():  # an import may add warnings filters
+        try:
+            yield
+        finally:
+            for (read, write), value in zip(_SETTINGS, before, strict=True):
+                if read() != value:  # some setters are slow even when nothing changes
+                    write(value)
+
+
+@contextmanager
+def _checkpoints_differentiable() -> Iterator[None]:
+    """Let `torch.autograd.grad` differentiate re-entrant checkpoints (``checkpoint(..., use_reentrant=True)``).
+
+    They refuse, because they also add to the ``.grad`` of parameters, which is not what ``autograd.grad`` promises.
+    During an audit no parameter requires a gradient. So the gradient of the images is all that there is, and is right.
+    AutoAttack's own attacks, too, call ``autograd.grad``.
+    """
+    name = "_is_checkpoint_valid"  # what checkpoints ask, in torch and in DeepSpeed
+    refuses = getattr(torch.autograd, name, None)
+    if refuses is None:
+        yield
+        return
+    setattr(torch.autograd, name, lambda: True)
+    try:
+        yield
+    finally:
+        setattr(torch.autograd, name, refuses)
+
+
+@contextmanager
+def no_trace(models: Sequence[nn.Module], device: torch.device) -> Iterator[None]:
+    """On exit, even after an error, restore random states, settings of the process, and the state of each model.
+
+    The settings of the process are grad mode, default dtype and device, threads, deterministic and cuDNN flags, tracer
+    and profiler, and warnings filters. The state of a model is its train/eval flags, ``requires_grad`` and ``.grad`` of
+    its parameters, and the values of its buffers. Inside, parameters require no gradient: attacks differentiate with
+    respect to the images only.
+    """
+    modules = list({module: None for model in models for module in model.modules()})
+    parameters = list({parameter: None for model in models for parameter in model.parameters()})
+    buffers = [dict(module.named_buffers(recurse=False)) for module in modules]
+    training = [getattr(module, "training", None) for module in modules]  # frozen TorchScript has no such flag
+    gradients = [(parameter.requires_grad, parameter.grad) for parameter in parameters]
+    values = [(buffer, buffer.detach().clone()) for named in buffers for buffer in named.values()]
+    try:
+        # Also make it the current GPU, for a defense that says "cuda" and means its device.
+        gpu = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+        with _settings_restored(), gpu, random_state_kept(device), _checkpoints_differentiable():
+            for parameter in parameters:
+                parameter.requires_grad_(False)
+            yield
+    finally:
+        for module, flag in zip(modules, training, strict=True):
+            if flag is not None:
+                module.training = flag
+        for parameter, (requires_grad, grad) in zip(parameters, gradients, strict=True):
+            parameter.requires_grad_(requires_grad)
+            parameter.grad = grad
+        with torch.no_grad():
+            for module, named in zip(modules, buffers, strict=True):
+                for name, buffer in named.items():
+                    if getattr(module, name, None) is not buffer:  # the model has replaced the buffer by another tensor
+                        setattr(module, name, buffer)
+            for buffer, value in values:
+                if not torch.equal(buffer, value):
+                    buffer.copy_(value)

@@ -1,0 +1,1 @@
+"""Load models, data sets and checkpoints."""

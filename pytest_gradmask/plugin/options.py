@@ -1,0 +1,221 @@
+"""Command-line options and ini values: their names, defaults and parsers. No torch: this runs at every pytest start."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pytest_gradmask.auditing.budgets import BUDGETS
+from pytest_gradmask.errors import InputError
+from pytest_gradmask.execution.engine import ray_address
+from pytest_gradmask.loading import specs
+from pytest_gradmask.plugin.starter import import_path
+
+
+def _budget(value: str) -> str:
+    if value not in BUDGETS:
+        raise argparse.ArgumentTypeError(f"{value!r} is not one of {', '.join(BUDGETS)}")
+    return value
+
+
+def _device(value: str) -> str:
+    kind, _, index = value.partition(":")
+    if value not in ("auto", "cpu") and not (kind == "cuda" and (index.isdigit() or ":" not in value)):
+        raise argparse.ArgumentTypeError(f"{value!r} is not auto, cpu, cuda or cuda:N")
+    return value
+
+
+def _data(value: str) -> str:
+    return _checked_syntax(specs.parse_data, value)
+
+
+def _model(value: str) -> str:
+    return _checked_syntax(specs.parse_model, value)
+
+
+def _checked_syntax(parse: Callable[[str], object], value: str) -> str:
+    # Only the syntax. Whether the files exist is checked if audits run: other runs do not need them.
+    try:
+        parse(value)
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return value
+
+
+def _samples(value: str) -> int:
+    if not value.isdecimal() or int(value) < 1:
+        raise argparse.ArgumentTypeError(f"{value!r} is not a whole number of at least 1")
+    return int(value)
+
+
+def _seed(value: str) -> int:
+    if not value.isdecimal():
+        raise argparse.ArgumentTypeError(f"{value!r} is not a whole number of at least 0")
+    return int(value)
+
+
+def _timeout(value: str) -> float:
+    try:
+        seconds = float(value)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"{value!r} is not a number of seconds above 0")
+    return seconds
+
+
+def _file(value: str) -> Path:
+    file = Path(value)
+    if file.is_dir() or not file.absolute().parent.is_dir():
+        raise argparse.ArgumentTypeError(f"{value!r} is not a file in an existing directory")
+    try:
+        tempfile.TemporaryFile(dir=file.absolute().parent).close()
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"{value!r} is in a directory that cannot be written to ({error})") from error
+    return file
+
+
+def _folder(value: str) -> Path:
+    folder = Path(value)
+    if folder.exists() and not folder.is_dir():
+        raise argparse.ArgumentTypeError(f"{value!r} is not a directory")
+    return folder
+
+
+def _engine(value: str) -> str:
+    try:
+        ray_address(value)
+    except InputError as error:
+        raise argparse.ArgumentTypeError(f"{value!r} is not local, ray, ray:HOST:PORT or ray:auto") from error
+    return value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Option:
+    """An option with a value, and the ini value of the same name.
+
+    Attributes:
+        name: without ``--gradmask-`` or ``gradmask_``.
+        default: as text; empty for none.
+        parse: from text to the value; raises `argparse.ArgumentTypeError`.
+        metavar: the value's name in ``pytest --help``.
+        help: what the option does.
+    """
+
+    name: str
+    default: str = ""
+    parse: Callable[[str], Any]
+    metavar: str
+    help: str
+
+
+#: Options without a value. The ini value of ``--gradmask-no-cache`` is ``gradmask_no_cache``, and so on.
+FLAGS = ("gradmask", "gradmask_download", "gradmask_no_cache", "gradmask_baseline_update")
+
+OPTIONS = (
+    Option(
+        name="budget",
+        default="smoke",
+        parse=_budget,
+        metavar="{" + ",".join(BUDGETS) + "}",
+        help="how hard audits try (default: smoke)",
+    ),
+    Option(
+        name="device",
+        default="auto",
+        parse=_device,
+        metavar="DEVICE",
+        help="auto, cpu, cuda or cuda:N (default: auto, a GPU if there is one)",
+    ),
+    Option(
+        name="data",
+        default="embedded",
+        parse=_data,
+        metavar="DATA",
+        help=f"evaluation images: {specs.DATA} (default: embedded, 20 of CIFAR-10)",
+    ),
+    Option(
+        name="model", parse=_model, metavar="MODEL", help=f"the model of the fixture gradmask_model: {specs.MODELS}"
+    ),
+    Option(
+        name="samples",
+        parse=_samples,
+        metavar="N",
+        help="how many images to evaluate (default: the budget's number)",
+    ),
+    Option(name="seed", default="0", parse=_seed, metavar="N", help="seed of every random choice (default: 0)"),
+    Option(name="json", parse=_file, metavar="FILE", help="write every audit to FILE as JSON"),
+    Option(name="badge", parse=_file, metavar="FILE", help="write a badge to FILE: JSON for an endpoint of shields.io"),
+    Option(
+        name="baseline",
+        parse=_file,
+        metavar="FILE",
+        help="fail if an audit is worse than in FILE, written by --gradmask-json",
+    ),
+    Option(
+        name="html",
+        parse=_file,
+        metavar="FILE",
+        help="write a report of every audit to FILE, with pictures (takes longer)",
+    ),
+    Option(
+        name="cache",
+        parse=_folder,
+        metavar="DIR",
+        help="store results in DIR (default: in pytest's cache directory)",
+    ),
+    Option(
+        name="timeout",
+        parse=_timeout,
+        metavar="SECONDS",
+        help="end an audit after so many seconds, as INCONCLUSIVE (default: never)",
+    ),
+    Option(
+        name="engine",
+        default="local",
+        parse=_engine,
+        metavar="ENGINE",
+        help="where attacks run: local, ray (the cluster of RAY_ADDRESS, or one of this machine alone) or ray:ADDRESS",
+    ),
+)
+
+
+def add_options(parser: pytest.Parser) -> None:
+    """Register each option and the ini value of the same name: ``--gradmask-budget`` and ``gradmask_budget``."""
+    group = parser.getgroup("gradmask", "gradient masking audits")
+    group.addoption("--gradmask", action="store_true", default=None, help="run audits: tests marked gradmask")
+    group.addoption(
+        "--gradmask-download", action="store_true", default=None, help="download missing data and pretrained weights"
+    )
+    group.addoption(
+        "--gradmask-no-cache", action="store_true", default=None, help="neither use stored results nor store new ones"
+    )
+    group.addoption(
+        "--gradmask-baseline-update",
+        action="store_true",
+        default=None,
+        help="write the file of --gradmask-baseline anew instead of comparing with it",
+    )
+    group.addoption(
+        "--gradmask-init",
+        type=import_path,
+        metavar="MODULE:ATTR",
+        default=None,
+        help="write a first test of this model (or function that returns one) to test_gradient_masking.py, and exit",
+    )
+    parser.addini("gradmask", "run audits, as --gradmask does", type="bool", default=False)
+    parser.addini("gradmask_download", "download what is missing", type="bool", default=False)
+    parser.addini("gradmask_no_cache", "audit anew, as --gradmask-no-cache does", type="bool", default=False)
+    parser.addini("gradmask_baseline_update", "as --gradmask-baseline-update does", type="bool", default=False)
+    for option in OPTIONS:
+        group.addoption(
+            f"--gradmask-{option.name}", type=option.parse, metavar=option.metavar, default=None, help=option.help
+        )
+        parser.addini(f"gradmask_{option.name}", f"default of --gradmask-{option.name}", default=option.default)

@@ -1,0 +1,242 @@
+"""The preflight: checks of the batch and the defense before any attack runs.
+
+Input that cannot be audited raises an error that names the argument, the value and the fix. Input that is unusual but
+can be audited becomes a finding.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from pytest_gradmask.attacks.oracle import Oracle, as_logits, output_of, parameter_dtype
+from pytest_gradmask.defense import Defense
+from pytest_gradmask.errors import DefenseError, InputError
+from pytest_gradmask.execution.batching import in_batches
+from pytest_gradmask.probes.rejection import check_rejects, examine_rejections, unused_class
+from pytest_gradmask.threat import ThreatModel
+from pytest_gradmask.verdict.results import Finding
+
+#: Forward passes that must agree before a defense counts as deterministic. A random choice between two equally likely
+#: members is detected with probability 1 - 2**-15. With known members, one of them may answer rarely: a member that
+#: answers one in 20 passes is detected with 96 %.
+_REPEATS, _REPEATS_OF_MEMBERS = 16, 64
+_BATCH = 250  # images of one forward pass, if memory allows
+_SAMPLE = 2  # images in the checks that repeat
+_SAME = 1e-4  # largest difference of logits, relative to their size, that counts as equal
+#: The same between an image in a batch and the image alone. Rounding differs there, and a deep front end amplifies it
+#: a thousandfold. Batch norm in train mode or attention across images changes logits by tens of percent.
+_SAME_ALONE = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class Preflight:
+    """Properties of a defense that are known before it is attacked.
+
+    Attributes:
+        classes: number of classes, without one that means "rejected".
+        randomized: whether the same image gets different logits.
+        findings: about unusual behaviour.
+        rejected: whether the defense rejects each clean image; empty for a defense without a reject option.
+        predictions: classes that it answers to all clean images, int64, N.
+    """
+
+    classes: int
+    randomized: bool
+    findings: tuple[Finding, ...]
+    rejected: tuple[bool, ...] = ()
+    predictions: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long), compare=False)
+
+
+def check_setting(confidence: float, seed: int = 0, margin: float = 0.05) -> None:
+    """Raise `InputError` unless confidence, margin and seed are valid and gradients can be taken."""
+    if not _between(confidence, 0.5, 1):
+        raise InputError(f"confidence={confidence!r}: must be between 0.5 and 1, such as 0.99")
+    if not _between(margin, 0, 1):
+        raise InputError(f"margin={margin!r}: must be a share of images between 0 and 1, such as 0.05")
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise InputError(f"seed={seed!r}: must be an integer, such as 0")
+    if torch.is_inference_mode_enabled():
+        raise InputError("torch.inference_mode() is on: no gradient can be taken inside; call this outside of it")
+
+
+def _between(value: object, low: float, high: float) -> bool:
+    return isinstance(value, (int, float)) and low < value < high
+
+
+def check_device(device: str) -> torch.device:
+    """The device of this name; `InputError` if there is none or if it cannot compute."""
+    try:
+        found = torch.device(device)
+        torch.zeros(1, device=found).item()
+    except Exception as error:  # each backend raises an exception of another type
+        fix = "use cpu, cuda or cuda:N, of which this machine has "
+        count = torch.cuda.device_count()
+        available = ", ".join(["cpu", *(f"cuda:{index}" for index in range(count))])
+        raise InputError(f"device={device!r}: cannot be used ({type(error).__name__}); {fix}{available}") from error
+    return found
+
+
+def check_batch(images: Tensor, labels: Tensor, threat: ThreatModel) -> None:
+    """Raise `InputError` unless images and labels are ready to use."""
+    if not isinstance(threat, ThreatModel):
+        raise InputError(f"threat={threat!r}: must be a ThreatModel, such as ThreatModel(eps=8/255)")
+    for argument, value in (("images", images), ("labels", labels)):
+        if not isinstance(value, Tensor):
+            raise InputError(
+                f"{argument}: must be a torch.Tensor, got {type(value).__name__}; use torch.as_tensor(...)"
+            )
+        if value.layout is not torch.strided:
+            raise InputError(f"{argument}: layout is {value.layout}; use {argument}.to_dense()")
+        if value.is_meta:
+            raise InputError(f"{argument}: on the device meta, which holds no values; load them on cpu or cuda")
+    shape = tuple(images.shape)
+    if images.dtype == torch.uint8:
+        raise InputError("images: dtype is uint8; scale them to the bounds, as in images.float() / 255")
+    if images.dtype != torch.float32:
+        raise InputError(f"images: dtype is {images.dtype}; use images.float()")
+    if images.ndim != 4:
+        raise InputError(
+            f"images: shape is {shape}; a batch has four axes, N x C x H x W; for one image use images[None]"
+        )
+    if shape[1] > 4 and shape[3] in (1, 3, 4):
+        raise InputError(f"images: shape {shape} looks like N x H x W x C; use images.permute(0, 3, 1, 2)")
+    if images.numel() == 0:
+        raise InputError(f"images: shape is {shape}; there is no image to attack")
+    if labels.dtype not in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8):
+        raise InputError(f"labels: dtype is {labels.dtype}; use class indices, as in labels.long()")
+    if labels.shape != (len(images),):
+        hint = "; for one-hot labels use labels.argmax(1)" if labels.ndim == 2 else ""
+        raise InputError(f"labels: shape is {tuple(labels.shape)}; must be ({len(images)},), one label an image{hint}")
+    if not images.isfinite().all():
+        raise InputError("images: hold NaN or infinite values")
+    low, high = images.min().item(), images.max().item()
+    if low < threat.bounds[0] - threat.tolerance or high > threat.bounds[1] + threat.tolerance:
+        hint = "; divide by 255" if high > 2 and threat.bounds == (0.0, 1.0) else ""
+        raise InputError(
+            f"images: values from {low:.4g} to {high:.4g} are outside the bounds {threat.bounds}{hint}; put a "
+            "normalisation inside the model, or give ThreatModel(bounds=...)"
+        )
+
+
+def check_defense(defense: Defense, oracle: Oracle, images: Tensor, labels: Tensor) -> Preflight:
+    """Check how the defense behaves on clean images.
+
+    Raises:
+        DefenseError: the defense is in train mode, its forward raises, its output is not a finite N x K tensor of
+            floats, or it returns probabilities although logits were declared.
+        InputError: labels are out of range, or ``rejects`` does not fit the outputs.
+    """
+    for model in (defense.model, *defense.members, *defense.sources):
+        _check_eval_mode(model)
+    raw = _outputs(defense, images)
+    classes = raw.shape[1]
+    if labels.min() < 0 or labels.max() >= classes:
+        raise InputError(
+            f"labels: range from {labels.min().item()} to {labels.max().item()}, but {defense.name} has {classes} "
+            f"classes; labels must be in 0..{classes - 1}"
+        )
+    check_rejects(defense, raw, labels)
+    logits = as_logits(raw, defense.outputs)
+    rejected: tuple[bool, ...] = ()
+    if defense.rejects is None:
+        findings = unused_class(logits, labels)
+    else:
+        findings, rejected = examine_rejections(defense.rejects, raw, logits)
+    sample = images[:_SAMPLE]
+    with torch.no_grad():
+        number = _REPEATS_OF_MEMBERS if defense.members else _REPEATS
+        repeats = torch.stack([oracle(sample) for _ in range(number)])
+        scale = repeats.abs().amax().clamp_min(1e-12)
+        spread = ((repeats.amax(0) - repeats.amin(0)).max() / scale).item()
+        randomized = spread > _SAME
+        if randomized:
+            findings.append(
+                Finding("randomized", f"the same image gets logits that differ by up to {spread:.2g} of their size")
+            )
+        elif len(images) > 1:
+            alone = oracle(images[:1])
+            together = in_batches(lambda start, end: oracle(images[start:end]), len(images[:_BATCH]), _BATCH)[0]
+            change = ((alone - together[:1]).abs().max() / scale).item()
+            if change > _SAME_ALONE:
+                findings.append(
+                    Finding(
+                        "batch-dependence",
+                        f"an image's logits differ by {change:.2g} of their size alone and in a batch: each image's "
+                        "robustness depends on its neighbours",
+                        undermines_attacks=True,
+                    )
+                )
+    if defense.outputs == "probabilities":
+        findings.append(Finding("probabilities", "the model returns probabilities; attacks used their logarithm"))
+    classes_of_rejection = isinstance(defense.rejects, int)
+    return Preflight(classes - classes_of_rejection, randomized, tuple(findings), rejected, raw.argmax(1))
+
+
+def _check_eval_mode(model: nn.Module) -> None:
+    if getattr(model, "training", False) and not _without_modes(model):
+        raise DefenseError(f"{type(model).__name__} is in train mode; call model.eval() first")
+    for name, module in model.named_modules():
+        if isinstance(module, _BatchNorm) and module.training:
+            raise DefenseError(
+                f"the batch norm layer {name!r} is in train mode, so images change each other's logits; "
+                "call model.eval() first (dropout left on by intention may stay in train mode)"
+            )
+
+
+def _without_modes(model: nn.Module) -> bool:
+    """Whether a model is an exported program, whose mode is that of its export: its own ``eval`` raises."""
+    return isinstance(model, torch.fx.GraphModule) and "eval" in vars(model)
+
+
+def _outputs(defense: Defense, images: Tensor) -> Tensor:
+    """The outputs for all images as the model returns them, N x K, computed and checked batch by batch."""
+
+    def part(start: int, end: int) -> Tensor:
+        # Not through the oracle, which converts the output of the model.
+        batch = images[start:end].to(parameter_dtype(defense.model), copy=True)
+        with torch.no_grad():
+            raw = output_of(defense.name, defense.model, batch)
+        _check_output(defense, raw, images[start:end])
+        return raw
+
+    return torch.cat(in_batches(part, len(images), _BATCH))
+
+
+def _check_output(defense: Defense, output: object, images: Tensor) -> None:
+    if not isinstance(output, Tensor):
+        raise DefenseError(
+            f"{defense.name} returns {type(output).__name__}, not a tensor of logits; wrap it in a module that "
+            "returns the logits alone"
+        )
+    if output.ndim != 2 or len(output) != len(images) or output.shape[1] < 2:
+        raise DefenseError(
+            f"{defense.name} maps images of shape {tuple(images.shape)} to shape {tuple(output.shape)}; logits must "
+            f"be {len(images)} x K with K of at least 2 (for a single sigmoid score s use the logits (0, s))"
+        )
+    if not output.is_floating_point():
+        raise DefenseError(f"{defense.name} returns {output.dtype}; logits must be floating point")
+    if output.layout is not torch.strided:
+        raise DefenseError(f"{defense.name} returns logits of layout {output.layout}; use logits.to_dense()")
+    if output.device != images.device:
+        raise DefenseError(
+            f"{defense.name} returns logits on {output.device} for images on {images.device}; "
+            "use logits.to(images.device)"
+        )
+    if not output.isfinite().all():
+        bad = int((~output.isfinite().all(1)).sum())
+        raise DefenseError(f"{defense.name} returns NaN or infinite logits for {bad} of {len(images)} clean images")
+    values = output.float()
+    probabilities = bool((values >= -_SAME).all() and ((values.sum(1) - 1).abs() < 1e-3).all())
+    if defense.outputs == "logits" and probabilities:
+        raise DefenseError(
+            f"{defense.name} returns probabilities, not logits: a softmax hides gradients where it saturates. Remove "
+            'it, or pass Defense(model, outputs="probabilities") to have its logarithm attacked'
+        )
+    if defense.outputs == "probabilities" and not probabilities:
+        raise DefenseError(
+            f'{defense.name} was declared with outputs="probabilities", but its rows do not sum to 1; drop outputs='
+        )

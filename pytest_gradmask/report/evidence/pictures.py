@@ -1,0 +1,91 @@
+"""Clean images, adversarial images and their differences, as small PNG files."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from pytest_gradmask.auditing.bench import Bench
+from pytest_gradmask.auditing.scoring import subseed
+from pytest_gradmask.report.evidence.curves import Rerun, done
+
+#: Largest side in pixels. Larger images show every second or third pixel; averaging would hide the difference.
+_SIDE = 128
+
+
+def pictures(bench: Bench, rerun: Rerun, order: Sequence[int], numbers: Sequence[int], count: int) -> dict[str, Any]:
+    """Clean image, adversarial image and their difference, with the predictions of the defense for the first two.
+
+    Args:
+        bench: with the images.
+        rerun: of the attack.
+        order: indices of attacked images, the preferred ones first. Broken images come before all others.
+        numbers: for each image of the bench, its number in the report.
+        count: how many to show.
+    """
+    broken = set(done(rerun).broken)
+    shown = sorted(dict.fromkeys(order), key=lambda index: index not in broken)[:count]
+    scorer = bench.scorer
+    low, high = scorer.threat.bounds
+    clean = scorer.images[shown]
+    adversarial = rerun.returned[[rerun.attacked.index(index) for index in shown]]
+    scorer.oracle.reseed(subseed(scorer.seed, "defense under pictures of evidence"))
+    before, after = _predictions(bench, clean), _predictions(bench, adversarial)
+    difference = (adversarial - clean).nan_to_num(0, 0, 0)
+    largest = difference.abs().max().item() / (high - low)
+    magnification = max(1, math.floor(0.5 / largest)) if largest > 0 else 1
+    distances = scorer.threat.distance(adversarial, clean).tolist()
+    return {
+        "attack": rerun.name,
+        "broken": len(broken),
+        "attacked": len(rerun.attacked),
+        "magnification": magnification,
+        "every": _every(clean),
+        "channels": clean.shape[1],
+        "images": [
+            {
+                "image": numbers[index],
+                "label": int(scorer.labels[index]),
+                "clean": before[row],
+                "adversarial": after[row],
+                "broken": index in broken,
+                "distance": distances[row],
+                "clean_png": _png((clean[row] - low) / (high - low)),
+                "adversarial_png": _png((adversarial[row] - low) / (high - low)),
+                "difference_png": _png(0.5 + magnification * difference[row] / (high - low)),
+            }
+            for row, index in enumerate(shown)
+        ],
+    }
+
+
+def _predictions(bench: Bench, images: Tensor) -> list[dict[str, Any]]:
+    """The predicted class of each image in one forward, and its probability by a softmax of the logits."""
+    with torch.no_grad():
+        probabilities = bench.scorer.oracle(images).softmax(1)
+    largest, classes = probabilities.max(1)
+    return [
+        {"class": predicted, "probability": round(value, 4) if math.isfinite(value) else None}
+        for value, predicted in zip(largest.tolist(), classes.tolist(), strict=True)
+    ]
+
+
+def _every(images: Tensor) -> int:
+    return math.ceil(max(images.shape[2:]) / _SIDE)
+
+
+def _png(image: Tensor) -> str:
+    """An image in [0, 1], C x H x W, as a PNG in base64. Shows the first channel if they are neither grey nor RGB."""
+    every = _every(image[None])
+    image = image if len(image) in (1, 3) else image[:1]
+    pixels = (image[:, ::every, ::every].nan_to_num(0, 1, 0).clamp(0, 1) * 255).round().to("cpu", torch.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels.permute(1, 2, 0).squeeze(-1).numpy()).save(file, "png")
+    return base64.b64encode(file.getvalue()).decode()

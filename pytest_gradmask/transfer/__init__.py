@@ -1,0 +1,1 @@
+"""Transfer matrices: an attack is crafted on each of several models and tested on all of them."""

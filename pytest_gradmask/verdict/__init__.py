@@ -1,0 +1,1 @@
+"""The decision rule, its statistics and its results: pure functions and plain data, no torch."""

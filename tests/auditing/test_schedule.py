@@ -1,0 +1,358 @@
+"""Which attack gets which images, what the placebo gets, and when attacks are skipped early."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Generator, Sequence
+from contextlib import closing
+from dataclasses import replace
+from typing import Any, cast
+
+import pytest
+from torch import nn
+
+from pytest_gradmask.auditing.events import AttackStarted, Event, ignore
+from pytest_gradmask.auditing.plan import PlannedAttack
+from pytest_gradmask.auditing.schedule import AttackSchedule
+from pytest_gradmask.auditing.scoring import Scorer, empty_result
+from pytest_gradmask.auditing.surface import AttackSurface
+from pytest_gradmask.defense import Defense
+from pytest_gradmask.randomized.streams import RandomStream
+from pytest_gradmask.verdict.results import AttackResult, Prediction
+from tests.toys import CPU, TINY, KillGradient, linear, masked
+
+CLEAN = [True] * 9 + [False]
+GRADIENT = ["apgd-ce", "apgd-t", "fab-t"]
+ADAPTIVE = ["bpda", "transfer-backbone", "square", "zero-order"]
+#: Passes of one restart of the placebo.
+ONE = 2 * (TINY.apgd_steps + 1)
+
+
+Decided = Callable[[Sequence[AttackResult]], bool]
+
+
+class Script:
+    """Stands in for a scorer: attacks break what the script says, and cost what it says."""
+
+    def __init__(self, broken: dict[str, set[int]], passes: dict[str, int] | None = None) -> None:
+        self.broken, self.passes = broken, passes or {}
+        self.given: list[tuple[str, set[int]]] = []
+        self.stream_names: list[tuple[str, str]] = []
+        self.restarts: list[int] = []
+        self.means: dict[str, int] = {}  # passes for each image, if less than what an unbroken one faced
+        self.failing: set[str] = set()
+
+    def clean(self) -> tuple[list[bool], dict[int, Prediction]]:
+        return list(CLEAN), {}
+
+    def run_each(
+        self, attacks: Sequence[PlannedAttack], given: Collection[int], stream_name: str
+    ) -> Generator[AttackResult, None, None]:
+        for attack in attacks:
+            yield self.run(attack, given, stream_name)
+
+    def run(self, attack: PlannedAttack, given: Collection[int], stream_name: str) -> AttackResult:
+        if attack.skip:
+            return replace(empty_result(attack), status="skipped", note=attack.skip)
+        self.given.append((attack.name, set(given)))
+        self.stream_names.append((attack.name, stream_name))
+        if attack.name in self.failing:
+            return replace(empty_result(attack), attacked=tuple(given), status="failed", note="no such thing")
+        cost = self.passes.get(attack.name, 10)
+        if attack.kind == "placebo":
+            restarts = cast(Any, attack.run).keywords["restarts"]
+            self.restarts.append(restarts)
+            cost = restarts * ONE
+        broken = tuple(sorted(self.broken.get(attack.name, set()) & set(given)))
+        forwards = self.means.get(attack.name, cost) * len(given)
+        return replace(
+            empty_result(attack), attacked=tuple(sorted(given)), broken=broken, forwards=forwards, passes=cost
+        )
+
+
+def schedule(
+    script: Script,
+    model: nn.Module | None = None,
+    *,
+    quick: bool = False,
+    randomized: bool = False,
+    events: list[Event] | None = None,
+) -> AttackSchedule:
+    model = model or masked(KillGradient)
+    surface = AttackSurface(
+        defense=Defense(model), stream=RandomStream(0, CPU), classes=4, randomized=randomized, attacked=model
+    )
+    if isinstance(model[0], KillGradient):  # type: ignore[index]
+        surface = replace(surface, approximations={"0": None})
+    progress = ignore if events is None else events.append
+    return AttackSchedule(cast(Scorer, script), surface, TINY, quick=quick, progress=progress)
+
+
+def attack(schedule: AttackSchedule, decided: Decided | None = None) -> None:
+    """Attack the newest batch; end as audits do, once the results with a matched placebo decide."""
+    with closing(schedule.attack_batch()) as attacks:
+        for _ in attacks:
+            if decided is not None and decided(schedule.results()):
+                schedule.match_placebo()
+                if decided(schedule.results()):
+                    break
+
+
+def turn(
+    script: Script,
+    model: nn.Module | None = None,
+    decided: Decided | None = None,
+    events: list[Event] | None = None,
+) -> list[AttackResult]:
+    """All images in one batch, the placebo with its whole budget."""
+    own = schedule(script, model, events=events)
+    own.admit(len(CLEAN))
+    attack(own, decided)
+    own.match_placebo()
+    return own.results()
+
+
+def found(results: Sequence[AttackResult], name: str) -> AttackResult:
+    return next(result for result in results if result.name == name)
+
+
+def test_attacks_get_the_survivors_of_gradient_attacks() -> None:
+    script = Script({"apgd-ce": {0, 1}, "apgd-t": {2}, "bpda": {3, 4}, "square": {3}, "placebo": {5}})
+    events: list[Event] = []
+    results = turn(script, events=events)
+    assert [result.name for result in results] == [*GRADIENT, *ADAPTIVE, "placebo"]
+    left = {3, 4, 5, 6, 7, 8}
+    expected = [("apgd-ce", set(range(9))), ("apgd-t", set(range(2, 9))), ("fab-t", left)]
+    assert script.given == [*expected, *((name, left) for name in [*ADAPTIVE, "placebo"])]
+    assert [str(event) for event in events[:2]] == ["apgd-ce on 9 of 10 images", "apgd-t on 7 of 10 images"]
+
+
+def test_a_quick_attack_goes_first_where_it_is_wanted() -> None:
+    script = Script({"pgd": {0, 1}})
+    own = schedule(script, quick=True)
+    own.admit(10)
+    attack(own)
+    assert script.given[:2] == [("pgd", set(range(9))), ("apgd-ce", set(range(2, 9)))]
+    assert [result.name for result in own.results()][:2] == ["pgd", "apgd-ce"]
+
+
+@pytest.mark.parametrize("passes", [1, 100, 110, 1000])
+def test_the_placebo_gets_all_adaptive_passes(passes: int) -> None:
+    script = Script({}, {"square": passes})
+    results = turn(script)
+    together = passes + 3 * 10
+    assert script.restarts == [math.ceil(together / ONE)]
+    assert results[-1].kind == "placebo"
+    assert together <= results[-1].forwards / 9 < together + ONE
+
+
+def until_the_placebo() -> Decided:
+    """Decided by what there is before the placebo goes on, and no longer once it has."""
+    seen: list[int] = []
+
+    def decided(results: Sequence[AttackResult]) -> bool:
+        unchanged = not seen or results[-1].forwards == seen[-1]
+        seen.append(results[-1].forwards)
+        return unchanged
+
+    return decided
+
+
+def test_a_placebo_continues_with_other_starts() -> None:
+    costs = {"bpda": 100, "transfer-backbone": 200, "square": 300, "zero-order": 400}
+    script = Script({"placebo": {1}}, costs)
+    results = turn(script, decided=until_the_placebo())
+    stream_names = [stream_name for name, stream_name in script.stream_names if name == "placebo"]
+    assert len(stream_names) == 4
+    assert len(set(stream_names)) == 4, "with the same name it repeats the same random starts"
+    assert [given for name, given in script.given if name == "placebo"] == [set(range(9)), *[set(range(9)) - {1}] * 3]
+    placebo = results[-1]
+    assert (placebo.name, placebo.kind, placebo.broken) == ("placebo", "placebo", (1,))
+    assert placebo.forwards / 9 == pytest.approx(1000, rel=0.15)
+    assert [result.name for result in results] == [*GRADIENT, *ADAPTIVE, "placebo"]
+
+
+def test_placebo_passes_count_for_survivors() -> None:
+    # Two restarts reach the budget of all attacks, so a third would be wasted.
+    costs = {"bpda": ONE, "transfer-backbone": ONE, "square": 0, "zero-order": 0}
+    script = Script({"placebo": {0, 1, 2}}, costs)
+    turn(script, decided=until_the_placebo())
+    assert script.restarts == [1, 1]
+
+
+def test_a_placebo_starts_with_one_restart() -> None:
+    script = Script({}, {"square": 1000})
+    own = schedule(script)
+    own.admit(10)
+    attack(own)
+    own.start_placebo()
+    own.start_placebo()
+    assert script.restarts == [1]
+    own.match_placebo()
+    assert script.restarts == [1, math.ceil((1030 - ONE) / ONE)]
+
+
+@pytest.mark.parametrize("randomized", [False, True])
+def test_a_failed_placebo_is_not_tried_again(randomized: bool) -> None:
+    script = Script({})
+    script.failing = {"placebo"}
+    own = schedule(script, randomized=randomized)
+    own.admit(10)
+    attack(own)
+    own.match_placebo()
+    own.match_placebo()
+    assert own.results()[-1].status == "failed"
+    assert [name for name, _ in script.given].count("placebo") == 1
+
+
+def test_the_placebo_gets_what_an_unbroken_image_faced() -> None:
+    # BPDA leaves 8 of 9 images early, so the mean over all images is less than what the ninth faced.
+    script = Script({"bpda": set(range(8))}, {"bpda": 20 * ONE})
+    script.means = {"bpda": 3 * ONE}
+    results = turn(script)
+    assert found(results, "bpda").forwards == 9 * 3 * ONE
+    assert script.restarts == [math.ceil((20 * ONE + 30) / ONE)]
+
+
+def test_a_randomized_placebo_runs_once_for_each_adaptive_attack() -> None:
+    # Each run returns one candidate point, and the worst of many looks worse than it is.
+    costs = {"bpda": 3 * ONE, "transfer-backbone": ONE, "square": 2 * ONE, "zero-order": 5 * ONE}
+    gradient_attacks, placebo_runs = {}, {}
+    for randomized in (False, True):
+        script = Script({}, costs)
+        own = schedule(script, randomized=randomized)
+        own.admit(10)
+        attack(own)
+        own.match_placebo()
+        own.match_placebo()
+        gradient_attacks[randomized] = [name for name, _ in script.given if name in [*GRADIENT, "apgd-eot"]]
+        placebo_runs[randomized] = script.restarts
+    assert placebo_runs == {False: [11], True: [3, 1, 2, 5]}
+    assert len(gradient_attacks[True]) > len(gradient_attacks[False])
+
+
+def test_a_placebo_run_before_it_was_due_is_made_up_for() -> None:
+    script = Script({}, dict.fromkeys(ADAPTIVE, 2 * ONE))
+    own = schedule(script, randomized=True)
+    own.admit(10)
+    attack(own)
+    own.start_placebo()
+    own.match_placebo()
+    assert script.restarts == [1, 2, 2, 2, 1]
+
+
+def test_a_placebo_that_broke_everything_has_nothing_left_to_do() -> None:
+    script = Script({"placebo": set(range(9))}, dict.fromkeys(ADAPTIVE, 2 * ONE))
+    own = schedule(script)
+    own.admit(10)
+    attack(own)
+    own.start_placebo()
+    own.match_placebo()
+    assert script.restarts == [1]
+
+
+def test_once_decided_the_rest_is_skipped() -> None:
+    script = Script({"bpda": set(range(9))})
+    results = turn(script, decided=lambda results: any(result.broken for result in results))
+    assert [name for name, _ in script.given] == [*GRADIENT, "bpda", "placebo"]
+    assert [result.name for result in results] == [*GRADIENT, *ADAPTIVE, "placebo"]
+    assert [found(results, name).status for name in ADAPTIVE] == [
+        "done",
+        "skipped-early",
+        "skipped-early",
+        "skipped-early",
+    ]
+    assert found(results, "square").autoattack
+
+
+def test_what_cannot_run_is_not_skipped_early() -> None:
+    script = Script({"square": {1}})
+    results = turn(script, linear(), decided=lambda results: any(result.broken for result in results))
+    assert [found(results, name).status for name in ADAPTIVE] == ["skipped", "skipped", "done", "skipped-early"]
+
+
+def test_undecided_everything_runs() -> None:
+    results = turn(Script({"bpda": set(range(9))}))
+    assert {result.status for result in results} == {"done"}
+
+
+def test_nothing_is_skipped_while_undecided() -> None:
+    seen: list[int] = []
+
+    def judge(results: Sequence[AttackResult]) -> bool:
+        seen.append(len(results))
+        return False
+
+    script = Script({})
+    results = turn(script, decided=judge)
+    assert {result.status for result in results} == {"done"}
+    assert seen == [8, 8, 8, 8]  # after each adaptive attack, of all planned attacks and the placebo
+    assert sum(name == "placebo" for name, _ in script.given) == 1
+
+
+def test_batches_are_reported_as_one() -> None:
+    script = Script({"apgd-ce": {0, 4}, "bpda": {1, 5, 6}, "placebo": {2, 7}})
+    events: list[Event] = []
+    own = schedule(script, events=events)
+    for images in (4, 10):
+        own.admit(images)
+        attack(own)
+        own.match_placebo()
+    assert own.clean == CLEAN
+    results = own.results()
+    assert [given for name, given in script.given if name == "bpda"] == [{1, 2, 3}, {5, 6, 7, 8}]
+    assert found(results, "bpda").attacked == (1, 2, 3, 5, 6, 7, 8)
+    assert [found(results, name).broken for name in ("apgd-ce", "bpda", "placebo")] == [(0, 4), (1, 5, 6), (2, 7)]
+    assert found(results, "bpda").forwards == 70
+    assert {result.status for result in results} == {"done"}
+    assert str(events[0]) == "apgd-ce on 4 of 4 images"
+    assert "apgd-ce on 5 of 10 images" in [str(event) for event in events]
+    stream_names = [stream_name for name, stream_name in script.stream_names if name == "bpda"]
+    assert len(set(stream_names)) == 2, "batches draw other random numbers"
+
+
+def test_an_attack_skipped_in_a_later_batch() -> None:
+    script = Script({"square": {0}, "bpda": {5, 6, 7, 8}})
+    own = schedule(script)
+    own.admit(4)
+    attack(own, lambda results: False)
+    own.admit(10)
+    attack(own, lambda results: 5 in found(results, "bpda").broken)
+    square = found(own.results(), "square")
+    assert (square.status, square.broken) == ("done", (0,))
+    assert "decided" in square.note
+
+
+def test_each_batch_matches_its_placebo() -> None:
+    script = Script({}, dict.fromkeys(ADAPTIVE, ONE))
+    own = schedule(script)
+    own.admit(4)
+    attack(own)
+    own.start_placebo()
+    assert script.restarts == [1]
+    own.admit(10)
+    attack(own, lambda results: True)  # ends after the first adaptive attack, for which all placebos had to match
+    assert script.restarts == [1, 3, 1]
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_an_attack_that_failed_once_has_failed(first: bool) -> None:
+    script = Script({})
+    own = schedule(script)
+    for images, failing in ((4, first), (10, not first)):
+        script.failing = {"square"} if failing else set()
+        own.admit(images)
+        attack(own)
+    square = found(own.results(), "square")
+    assert (square.status, square.note) == ("failed", "no such thing")
+
+
+def test_each_step_says_which_attacks_may_follow() -> None:
+    events: list[Event] = []
+    turn(Script({"apgd-ce": {0, 1}}), events=events)
+    steps = [event for event in events if isinstance(event, AttackStarted)]
+    assert [step.attack for step in steps] == [*GRADIENT, *ADAPTIVE, "placebo"]
+    assert [step.later for step in steps] == [
+        (*GRADIENT, *ADAPTIVE, "placebo")[number:] for number in range(1, len(steps) + 1)
+    ]
+    assert (steps[1].images, steps[1].seen) == (7, 10)

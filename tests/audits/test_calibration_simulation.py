@@ -1,0 +1,442 @@
+"""Simulated audits: verdicts are wrong no more often than promised, and a simulation of worse rules would show it."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Collection, Generator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import binomtest
+
+from audits.calibration import randomized
+from audits.calibration.__main__ import DOCS, FILE, with_a_gap, without_masking
+from audits.calibration.exact import (
+    by_new_rule,
+    by_old_rule,
+    chances,
+    false_alarm_bound,
+    images_for_power,
+    not_masked_chances,
+    thresholds,
+)
+from audits.calibration.populations import FINDERS, Counts, Population, costs, draw, patterns
+from audits.calibration.randomized import RandomizedPopulation
+from audits.calibration.simulation import (
+    ADAPTIVE,
+    CONFIDENCE,
+    INCONCLUSIVE,
+    MASKED,
+    NOT_MASKED,
+    VERDICTS,
+    Evidence,
+    audit_rule,
+    disagreements,
+    results,
+    simulate,
+)
+from pytest_gradmask.auditing.budgets import BUDGETS
+from pytest_gradmask.auditing.events import ignore
+from pytest_gradmask.auditing.plan import PlannedAttack
+from pytest_gradmask.auditing.prepare import Prepared
+from pytest_gradmask.auditing.run import AuditRun
+from pytest_gradmask.auditing.scoring import Scorer, empty_result
+from pytest_gradmask.auditing.surface import AttackSurface
+from pytest_gradmask.defense import Defense
+from pytest_gradmask.randomized.streams import RandomStream
+from pytest_gradmask.verdict.interim import InterimAnalysis, plan_analyses
+from pytest_gradmask.verdict.paired import above_p, below_p, rejected_below
+from pytest_gradmask.verdict.results import AttackResult, Prediction
+from pytest_gradmask.verdict.rule import decide
+from pytest_gradmask.verdict.stats import clopper_pearson, mean_p
+from tests.toys import CPU, TINY, KillGradient, masked
+
+CI = costs(BUDGETS["ci"])
+#: Costs of which not all are whole restarts of the placebo at the budget `TINY`.
+UNEQUAL: dict[str, Any] = {"costs": (12, 30, 60, 100), "restart": 2 * (TINY.apgd_steps + 1)}
+SURE = 0.999
+
+
+def exceeds(events: int, trials: int, rate: float) -> bool:
+    """Whether so many events are too many for a true rate of ``rate`` or less."""
+    return bool(clopper_pearson(events, trials, SURE)[0] > rate)
+
+
+def agrees(events: int, trials: int, rate: float) -> bool:
+    return bool(binomtest(events, trials, rate).pvalue > 1 - SURE)
+
+
+def uncorrected(evidence: Evidence) -> Counts:
+    """Every decision at 80 % confidence by itself."""
+    rejected = rejected_below(evidence.placebo_only, evidence.excess, evidence.images, 0.0, 0.2)
+    return np.where(rejected, MASKED, INCONCLUSIVE)
+
+
+def by_estimate(evidence: Evidence) -> Counts:
+    """No gap because the estimate is below the margin of 5 points."""
+    estimate = (evidence.excess - evidence.placebo_only) / evidence.images
+    return np.where(estimate < 0.05, NOT_MASKED, MASKED)
+
+
+# error rates
+
+
+@pytest.mark.parametrize("correlation", [0.0, 0.5])
+@pytest.mark.parametrize("spent", [{}, CI], ids=["equal costs", "ci"])
+def test_without_masking_masked_is_rare(correlation: float, spent: dict[str, Any]) -> None:
+    # At no margin to speak of, so that the tests alone have to prevent false alarms.
+    tally = simulate(Population(0.9, 0.1, correlation, **spent), 100, 800, audit_rule(0.001), margin=0.001)
+    assert not exceeds(tally.exhaustive[MASKED], tally.audits, 0.01)
+    assert not exceeds(tally.in_turn[MASKED], tally.audits, 0.01)
+    assert sum(tally.in_turn) == sum(tally.exhaustive) == sum(tally.analyses) == tally.audits
+
+
+def test_tests_without_correction_are_caught() -> None:
+    tally = simulate(Population(0.9, 0.1, **CI), 100, 200, uncorrected, margin=0.001)
+    assert exceeds(tally.exhaustive[MASKED], tally.audits, 0.01)
+    assert exceeds(tally.in_turn[MASKED], tally.audits, 0.01)
+
+
+@pytest.mark.parametrize(("share", "caught"), [(0.8, True), (1.0, False)])
+def test_a_placebo_with_too_small_a_budget_is_caught(share: float, caught: bool) -> None:
+    tally = simulate(Population(0.9, 0.1, placebo_share=share, **CI), 1000, 300, audit_rule(0.001), margin=0.001)
+    assert exceeds(tally.exhaustive[MASKED], tally.audits, 0.01) is caught
+    assert exceeds(tally.in_turn[MASKED], tally.audits, 0.01) is caught
+
+
+@pytest.mark.parametrize(("gets", "caught"), [("mean", True), ("unbroken", False)])
+@pytest.mark.parametrize(("images", "margin", "broken"), [(200, 0.05, 0.7), (1000, 0.02, 0.5)])
+def test_attacks_that_stop_early(images: int, margin: float, broken: float, gets: Any, caught: bool) -> None:
+    population = Population.breaking(broken, placebo_gets=gets, **CI | {"restart": 1})
+    tally = simulate(population, images, 400, audit_rule(margin), margin=margin)
+    assert exceeds(tally.exhaustive[MASKED], tally.audits, 0.01) is caught
+    assert exceeds(tally.in_turn[MASKED], tally.audits, 0.01) is caught
+
+
+@pytest.mark.parametrize(("runs", "between", "caught"), [(7, 0.1, False), (1, 0.1, True), (1, 0.0, False)])
+def test_the_worst_of_many_points(runs: int, between: float, caught: bool) -> None:
+    population = RandomizedPopulation(runs, between_points=between)
+    tally = randomized.simulate(population, 200, 150, 0.02)
+    assert exceeds(tally.exhaustive, 150, 0.01) is caught
+    assert exceeds(tally.in_turn, 150, 0.01) is caught
+    assert (tally.gap > 0.02) is caught
+
+
+@pytest.mark.parametrize("images", [20, 100, 500])
+def test_false_alarms_are_bounded_exactly(images: int) -> None:
+    shares = [0.2 / 3] * 3 + [0.8]
+    bounds = [false_alarm_bound(images, [step / 20] * 4, shares) for step in range(21)]
+    assert 0.001 < max(bounds) <= 0.01
+    # Two decisions, each counted as the only one, are not bounded so.
+    assert max(false_alarm_bound(images, [step / 20] * 2, [1.0, 1.0]) for step in range(21)) > 0.01
+
+
+@pytest.mark.parametrize("finders", FINDERS)
+def test_a_gap_of_20_points_is_found_on_200_images(finders: Any) -> None:
+    tally = simulate(Population(0.6, 0.01, gap=0.2, finders=finders, **CI), 200, 500, audit_rule(0.05))
+    for verdicts in (tally.exhaustive, tally.in_turn):
+        assert clopper_pearson(verdicts[MASKED], tally.audits, SURE)[0] > 0.95
+
+
+@pytest.mark.parametrize("finders", FINDERS)
+@pytest.mark.parametrize(("images", "margin"), [(20, 0.25), (200, 0.05), (1000, 0.02)])
+def test_a_gap_of_the_margin_is_rarely_called_none(images: int, margin: float, finders: Any) -> None:
+    tally = simulate(
+        Population(0.6, 0.0, gap=margin, finders=finders, **CI), images, 500, audit_rule(margin), margin=margin
+    )
+    assert not exceeds(tally.exhaustive[NOT_MASKED], tally.audits, 0.01)
+    assert not exceeds(tally.in_turn[NOT_MASKED], tally.audits, 0.01)
+    assert chances(images, margin, margin)[1] <= 0.01
+
+
+def test_a_rule_that_trusts_the_estimate_is_caught() -> None:
+    tally = simulate(Population(0.6, 0.0, gap=0.05), 200, 300, by_estimate)
+    assert exceeds(tally.exhaustive[NOT_MASKED], tally.audits, 0.01)
+
+
+@pytest.mark.parametrize("gap", [0.02, 0.05, 0.08])
+def test_simulation_agrees_with_the_exact_calculation(gap: float) -> None:
+    tally = simulate(Population(0.6, 0.0, gap=gap, finders="last"), 200, 1500, audit_rule(0.05))
+    for verdict, chance in zip((MASKED, NOT_MASKED), chances(200, 0.05, gap), strict=True):
+        assert agrees(tally.exhaustive[verdict], tally.audits, chance)
+    assert not agrees(tally.exhaustive[MASKED], tally.audits, chances(200, 0.05, gap + 0.02)[0])
+
+
+def test_thresholds_by_hand() -> None:
+    # Of 200 images, 4 allow a gap of 5.7 points at 99 %, 3 one of 4.96; 11 are the first above 5 %.
+    assert thresholds(200, 0.05) == (4, 11)
+
+
+@pytest.mark.parametrize(("images", "margin"), [(4, 0.05), (20, 0.25), (60, 0.05)])
+def test_thresholds_are_those_of_decide(images: int, margin: float) -> None:
+    quiet, loud = thresholds(images, margin)
+    for broken in {0, quiet - 1, quiet, loud - 1, loud} & set(range(images + 1)):
+        attacks = [AttackResult("bpda", "adaptive", broken=tuple(range(broken))), AttackResult("placebo", "placebo")]
+        verdict = decide([True] * images, attacks, (), margin=margin, confidence=CONFIDENCE).verdict
+        assert (verdict is VERDICTS[NOT_MASKED]) == (broken < quiet)
+        assert (verdict is VERDICTS[MASKED]) == (broken >= loud)
+
+
+def test_the_exact_tests_need_fewer_images() -> None:
+    for gap, most in ((0.1, 95), (0.2, 50)):
+        old, new = (images_for_power(gap, 0.02, rule(16)) for rule in (by_old_rule, by_new_rule))
+        assert new <= most < 0.67 * old
+
+
+@pytest.mark.parametrize(("images", "margin", "gain"), [(200, 0.05, 0.2), (1000, 0.02, 0.6)])
+def test_what_the_placebo_breaks_too_is_no_obstacle(images: int, margin: float, gain: float) -> None:
+    old, new = not_masked_chances(images, margin, 0.02)
+    assert new > old + gain
+    assert not_masked_chances(images, margin, 0.0) == pytest.approx((1, 1))
+
+
+# the populations
+
+
+@pytest.mark.parametrize("correlation", [0.0, 0.3, 1.0])
+def test_tries_have_the_chance_and_the_correlation_they_are_said_to_have(correlation: float) -> None:
+    seen = patterns(Population(0.5, 0.1, correlation))
+    assert seen.chance.sum() == pytest.approx(1)
+    survivors = np.where(seen.survives, seen.chance, 0) / 0.5
+    # After one attack the placebo has had the budget of one try.
+    tries = np.column_stack([seen.broken, seen.stage <= 0])
+    assert (survivors @ tries).tolist() == pytest.approx([0.1] * 5)
+    both = float(survivors @ (tries[:, 0] & tries[:, 4]))
+    assert (both - 0.01) / 0.09 == pytest.approx(correlation)
+
+
+def test_the_placebo_has_the_budget_of_all_attacks_so_far_in_whole_restarts() -> None:
+    population = Population(0.5, 0.1, **UNEQUAL)
+    assert population.placebo_budgets() == pytest.approx([0.12, 0.48, 1.08, 2.04])
+    assert replace(population, placebo_share=0.5).placebo_budgets() == pytest.approx([0.06, 0.24, 0.54, 1.02])
+
+
+@pytest.mark.parametrize("correlation", [0.0, 0.5])
+def test_mean_passes_are_those_that_images_face(correlation: float) -> None:
+    population = Population.breaking(0.7, correlation, costs=(30, 60), placebo_gets="mean")
+    seen = patterns(population)
+    assert float(seen.chance @ seen.broken.any(1)) == pytest.approx(0.6 * 0.7)
+    soft = population.placebo / (population.placebo + correlation * (1 - population.placebo))
+    generator = np.random.default_rng(0)
+    # The pass that breaks an image, where each pass breaks it with the same chance.
+    hazard = 1 - (1 - population.placebo / soft) ** (1 / 60)
+    broken_at = np.where(generator.random(200_000) < soft, generator.geometric(hazard, 200_000), 10**9)
+    means = [np.minimum(broken_at, cost).mean() for cost in (30, 60)]
+    assert population.placebo_budgets() == pytest.approx([means[0] / 60, sum(means) / 60], rel=0.02)
+    assert replace(population, placebo_gets="unbroken").placebo_budgets() == pytest.approx([0.5, 1.5])
+
+
+def test_randomized_audits_are_measured_as_by_decide() -> None:
+    generator = np.random.default_rng(0)
+    for runs in (1, 7):
+        population = RandomizedPopulation(runs)
+        sampled = randomized.draw(population, 60, generator)
+        clean, predictions, attacks = randomized.results(population, sampled, 60)
+        decision = decide(clean, attacks, (), margin=0.02, confidence=CONFIDENCE, predictions=predictions)
+        each = randomized.differences(population, sampled, 60, 7)
+        assert decision.gap is not None
+        assert decision.gap.estimate == pytest.approx(each.mean())
+        assert decision.gap.p_value == pytest.approx(mean_p(each.tolist(), 0.0, -1.0))
+
+
+@pytest.mark.parametrize("finders", FINDERS)
+def test_the_true_gap_is_what_many_images_show(finders: Any) -> None:
+    population = Population(0.6, 0.05, 0.2, gap=0.1, finders=finders, **CI)
+    seen = patterns(population)
+    clean, attacks = results(seen, draw(population, 100_000, 1, seed=0)[0], 3, 3)
+    decision = decide(clean, attacks, (), margin=0.05, confidence=CONFIDENCE)
+    assert decision.gap is not None
+    assert decision.gap.estimate == pytest.approx(seen.gap(3), abs=0.005)
+    assert seen.gap(3) == pytest.approx(0.1, abs=0.01)
+    assert patterns(Population(0.6, 0.0, gap=0.1, finders=finders)).gap(3) == pytest.approx(0.1)
+
+
+# the procedure
+
+
+class Drawn:
+    """Stands in for an evaluation: attacks break what one drawn audit says, at the costs of its population."""
+
+    def __init__(
+        self, population: Population, clean: Sequence[bool], attacks: Sequence[AttackResult], stages: Sequence[int]
+    ) -> None:
+        self.population, self.right, self.stages = population, clean, stages
+        self.broken = {attack.name: set(attack.broken) for attack in attacks}
+        self.due = [max(population.costs) * budget for budget in population.placebo_budgets()]
+        self.spent: dict[str, int] = defaultdict(int)
+        self.images = self.labels = torch.zeros(0)
+
+    def clean(self) -> tuple[list[bool], dict[int, Prediction]]:
+        return list(self.right), {}
+
+    def run_each(
+        self, attacks: Sequence[PlannedAttack], given: Collection[int], stream_name: str
+    ) -> Generator[AttackResult, None, None]:
+        yield from (self.run(attack, given, stream_name) for attack in attacks)
+
+    def run(self, attack: PlannedAttack, given: Collection[int], stream_name: str) -> AttackResult:
+        broken, passes = self.broken.get(attack.name, set()), 1
+        if attack.kind == "adaptive":
+            passes = self.population.costs[ADAPTIVE.index(attack.name)]
+        if attack.kind == "placebo":
+            passes, batch = (
+                cast(Any, attack.run).keywords["restarts"] * self.population.restart,
+                stream_name.split(" after")[0],
+            )
+            self.spent[batch] += passes
+            reached = sum(due <= self.spent[batch] + 1e-9 for due in self.due)
+            broken = {index for index, stage in enumerate(self.stages) if stage < reached}
+        found = tuple(sorted(broken & set(given)))
+        return replace(empty_result(attack), attacked=tuple(given), broken=found, passes=passes)
+
+
+def test_simulated_audits_end_as_real_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(AuditRun, "_probe", lambda run: [])
+    population = Population(0.6, 0.04, 0.2, gap=0.15, finders="parts", **UNEQUAL)
+    images, audits, margin = 100, 150, 0.1
+    seen, generator = patterns(population), np.random.default_rng(3)
+    plan = plan_analyses(images, margin, CONFIDENCE)
+    sizes = np.diff([0, *(analysis.images for analysis in plan)])
+    batches = [draw(population, int(size), audits, generator) for size in sizes]
+    defense = masked(KillGradient)
+    surface = AttackSurface(
+        defense=Defense(defense), stream=RandomStream(0, CPU), classes=4, randomized=False, attacked=defense,
+        approximations={"0": None},
+    )  # fmt: skip
+    verdicts, analyses, ends = (
+        [0] * len(VERDICTS),
+        [0] * len(ADAPTIVE),
+        dict.fromkeys((analysis.images for analysis in plan), 0),
+    )
+    for drawn in zip(*batches, strict=True):
+        clean: list[bool] = []
+        everything: dict[str, set[int]] = defaultdict(set)
+        for batch in drawn:
+            right, attacks = results(seen, batch, 3, 3)
+            for attack in attacks:
+                everything[attack.name] |= {len(clean) + index for index in attack.broken}
+            clean += right
+        whole = [AttackResult(name, "adaptive", broken=tuple(broken)) for name, broken in everything.items()]
+        stages = np.concatenate([np.repeat(seen.stage, batch) for batch in drawn]).tolist()
+        scorer = cast(Scorer, Drawn(population, clean, whole, stages))
+        run = AuditRun(
+            ready=Prepared(surface, scorer, ()), budget=TINY, margin=margin, confidence=CONFIDENCE, exhaustive=False,
+            probes=(), progress=ignore, attacks_checked=True,
+        )  # fmt: skip
+        audit = run.until_decided()
+        ends[audit.total] += 1
+        verdicts[VERDICTS.index(audit.verdict)] += 1
+        start = audit.total - dict(zip((each.images for each in plan), sizes, strict=True))[audit.total]
+        last = [
+            any(index >= start for index in attack.attacked) for attack in audit.attacks if attack.kind == "adaptive"
+        ]
+        analyses[sum(last) - 1] += 1
+    tally = simulate(population, images, audits, audit_rule(margin), seed=3, margin=margin)
+    assert (tally.in_turn, tally.analyses, tally.sizes) == (verdicts, analyses, ends)
+    assert min(sum(analyses[:3]), analyses[3]) > 20, "some audits have to stop early, and some not"
+    assert min(ends.values()) > 0
+    assert tally.in_turn != tally.exhaustive
+
+
+@pytest.mark.parametrize("finders", FINDERS)
+@pytest.mark.parametrize(("images", "effect", "gap"), [(20, 0.1, 0.5), (60, 0.02, 0.2), (200, 0.08, 0.1), (500, 0, 0)])
+def test_the_rules_in_bulk_are_those_of_decide(images: int, effect: float, gap: float, finders: Any) -> None:
+    population = Population(0.8, effect, 0.2, gap=gap, finders=finders, **CI)
+    assert disagreements(population, images, 0.05, audits=200, seed=0, each=4) == []
+
+
+def test_a_disagreement_shows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("audits.calibration.simulation.audit_rule", lambda margin: by_estimate)
+    for only_last in (False, True):
+        wrong = disagreements(Population(0.8, 0.1), 100, 0.05, audits=20, seed=0, only_last=only_last)
+        assert "INCONCLUSIVE by decide" in " ".join(wrong)
+
+
+def test_tests_in_bulk_are_those_of_the_package() -> None:
+    ours, theirs = (side.reshape(-1) for side in np.mgrid[:16, :16])
+    kept = ours + theirs <= 15
+    ours, theirs = ours[kept], theirs[kept]
+    found = Evidence(InterimAnalysis(15), 1, True, ours, theirs, theirs)
+    pairs = list(zip(ours.tolist(), theirs.tolist(), strict=True))
+    assert found.excluded(0.3).tolist() == [below_p(*pair, 15, 0.3) <= 0.01 for pair in pairs]
+    assert found.established(0.1).tolist() == [above_p(*pair, 15, 0.1) <= 0.01 for pair in pairs]
+
+
+def test_the_same_seed_gives_the_same_audits() -> None:
+    population = Population(0.5, 0.1, gap=0.2)
+    assert simulate(population, 50, 200, audit_rule(0.1)) == simulate(population, 50, 200, audit_rule(0.1))
+    assert simulate(population, 50, 200, audit_rule(0.1)) != simulate(population, 50, 200, audit_rule(0.1), seed=1)
+
+
+# the page
+
+
+def stored() -> dict[str, Any]:
+    return cast(dict[str, Any], json.loads(FILE.read_text()))
+
+
+def test_stored_rates_are_those_of_the_rules_of_today() -> None:
+    fresh = [*with_a_gap(200, sizes=(20,)), *without_masking(200, sizes=(100,), correlations=(0.0,))]
+    kept = [*stored()["with_a_gap"], *stored()["without_masking"]]
+    keys = ("images", "margin", "survival", "effect", "correlation", "gap", "finders")
+    matched = 0
+    for row in fresh:
+        (same,) = [k for k in kept if all(k[key] == row[key] for key in keys) and k.get("costs") == row.get("costs")]
+        for mode in ("exhaustive", "in_turn"):
+            for ours, theirs in zip(row[mode], same[mode], strict=True):
+                low, high = clopper_pearson(theirs, same["audits"], SURE)
+                assert clopper_pearson(ours, row["audits"], SURE)[0] <= high
+                assert clopper_pearson(ours, row["audits"], SURE)[1] >= low
+        matched += 1
+    assert matched == len(fresh) > 50
+
+
+def test_stored_rates_are_as_promised() -> None:
+    null, gaps, early = (stored()[name] for name in ("without_masking", "with_a_gap", "early_stopping"))
+    points = stored()["candidate_points"]
+    assert all(row["audits"] >= 10_000 for row in (*null, *early))
+    sizes, effects = ({row[key] for row in null} for key in ("images", "effect"))
+    assert (sizes, effects) == ({20, 100, 500}, {0.0, 0.01, 0.02, 0.05, 0.1})
+    fair = [row for row in early if row["placebo_gets"] == "unbroken"]
+    for mode in ("exhaustive", "in_turn"):
+        # The largest of many rates is above its true value by chance alone.
+        assert not any(exceeds(row[mode][MASKED], row["audits"], 0.01) for row in (*null, *fair))
+        assert not any(
+            exceeds(row[mode][NOT_MASKED], row["audits"], 0.01) for row in gaps if row["gap"] >= row["margin"]
+        )
+        assert not any(exceeds(row[mode], row["audits"], 0.01) for row in points if row["runs"] == 7)
+
+
+def test_stored_rates_show_what_the_old_placebo_did() -> None:
+    early, points = stored()["early_stopping"], stored()["candidate_points"]
+    small = [row for row in early if row["placebo_gets"] == "mean" and row["broken"] >= 0.5]
+    assert all(exceeds(row["exhaustive"][MASKED], row["audits"], 0.01) for row in small if row["correlation"] == 0)
+    assert all(
+        exceeds(row["exhaustive"], row["audits"], 0.01) for row in points if (row["runs"], row["between"]) == (1, 0.1)
+    )
+
+
+def test_page_in_docs_shows_the_stored_result() -> None:
+    pytest.importorskip("matplotlib")
+    from audits.calibration.page import markdown
+
+    page = (DOCS / "calibration.md").read_text()
+    assert page == markdown(stored())
+    assert (DOCS / "figures" / "power.svg").exists()
+    changed = stored()
+    changed["with_a_gap"][-1]["exhaustive"] = [0, 0, changed["with_a_gap"][-1]["audits"]]
+    assert markdown(changed) != page
+
+
+def test_the_picture_is_drawn_alike_each_time(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    from audits.calibration.page import draw
+
+    for folder in ("first", "second"):
+        draw(stored()["power"], tmp_path / folder)
+    assert (tmp_path / "first" / "power.svg").read_bytes() == (tmp_path / "second" / "power.svg").read_bytes()

@@ -1,0 +1,441 @@
+"""The binarization test: attacks that work pass it, weak or misled attacks fail it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from audits.defenses.shattered import Detached, GradientKiller, Quantization
+from audits.honest.wrong_gradient import size_for_cosine, wrong_gradient
+from pytest_gradmask import assert_attack_passes_binarization_test, load_model
+from pytest_gradmask.attacks.bypass.bpda import bypassed
+from pytest_gradmask.attacks.losses import logit_margin
+from pytest_gradmask.attacks.pgd import apgd, pgd
+from pytest_gradmask.binarization.run import BinarizationTest, binarization_test
+from pytest_gradmask.binarization.single_image import Outcome
+from pytest_gradmask.defense import Defense
+from pytest_gradmask.errors import DefenseError, InputError
+from pytest_gradmask.loading.datasets import load_dataset
+from pytest_gradmask.loading.models.composites import Composite, Mixture, RandomizedEnsemble
+from pytest_gradmask.loading.models.front_ends import calibrated_front_end
+from pytest_gradmask.threat import Norm, ThreatModel
+from tests.toys import (
+    Detach,
+    KillGradient,
+    Noisy,
+    Quantize,
+    Softmax,
+    draw,
+    global_state,
+    masked,
+    predictions,
+    seeded,
+)
+
+IMAGES = draw(8, 3, 8, 8)
+THREAT = ThreatModel(0.1)
+PGD = partial(pgd, steps=10)
+
+
+def convnet(features: int = 32, seed: int = 0) -> nn.Sequential:
+    """Two convolutions and a linear layer, for 3 x 8 x 8 images."""
+    model = nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(16, features, 3, padding=1),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(features, 4),
+    )
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0, 0.3, generator=seeded(seed))
+    return model.eval()
+
+
+def on_toy(
+    defense: nn.Module | Defense, attack: Callable[..., Tensor] = PGD, seed: int = 0, **arguments: Any
+) -> BinarizationTest:
+    labels = torch.arange(len(IMAGES)) % 4
+    return binarization_test(
+        attack, defense, IMAGES, labels, **{"threat": THREAT, "generator": seeded(seed), **arguments}
+    )
+
+
+def unmoved(_model: nn.Module, images: Tensor, _labels: Tensor, **_: Any) -> Tensor:
+    """An attack that returns its input."""
+    return images
+
+
+def noise(
+    _model: nn.Module, images: Tensor, _labels: Tensor, *, threat: ThreatModel, generator: torch.Generator
+) -> Tensor:
+    """An attack that returns a random corner of the ball."""
+    sign = torch.randn(images.shape, generator=generator).sign()
+    return threat.project(images + threat.eps * sign, images)
+
+
+both_norms = pytest.mark.parametrize("threat", [THREAT, ThreatModel(0.8, "L2")], ids=["Linf", "L2"])
+
+
+@both_norms
+@pytest.mark.parametrize("attack", [PGD, partial(apgd, steps=10)], ids=["pgd", "apgd"])
+def test_working_attack_passes(attack: Callable[..., Tensor], threat: ThreatModel) -> None:
+    result = on_toy(convnet(), attack, threat=threat)
+    assert result.ok
+    assert not result.fails
+    assert result.on_logits == 0
+    assert result.tested >= 7
+
+
+@both_norms
+@pytest.mark.parametrize("front", [KillGradient, Detach, Quantize])
+def test_masked_gradients_fail_and_bpda_passes(front: Callable[[], nn.Module], threat: ThreatModel) -> None:
+    model = masked(front, convnet())
+    blind = on_toy(model, threat=threat)
+    assert blind.fails
+    assert not blind.ok
+    assert on_toy(model, threat=threat, through=bypassed(model, {"0": None})).ok
+
+
+@both_norms
+@pytest.mark.parametrize("attack", [unmoved, noise])
+def test_attack_without_search_fails(attack: Callable[..., Tensor], threat: ThreatModel) -> None:
+    result = on_toy(convnet(), attack, threat=threat)
+    assert result.fails
+    assert result.passed == 0
+    assert result.queries == 0
+
+
+def half_fgsm(model: nn.Module, images: Tensor, labels: Tensor, *, threat: ThreatModel, **_: Any) -> Tensor:
+    """One step of half of eps along the gradient of the logit margin."""
+    points = images.clone().requires_grad_(True)
+    (gradient,) = torch.autograd.grad(logit_margin(model(points), labels).sum(), points)
+    return threat.project(images + threat.eps / 2 * threat.step(gradient), images)
+
+
+@both_norms
+def test_step_of_half_of_eps_fails(threat: ThreatModel) -> None:
+    result = on_toy(convnet(), half_fgsm, threat=threat)
+    assert result.fails
+    assert result.passed == 0
+
+
+@both_norms
+def test_wrong_gradient_fails(threat: ThreatModel) -> None:
+    model, attack = convnet(), partial(apgd, steps=20)
+    size = size_for_cosine(model, model[1], IMAGES, predictions(model, IMAGES), 0.5)
+    with wrong_gradient(model[1], size):
+        assert on_toy(model, attack, threat=threat).fails
+    assert on_toy(model, attack, threat=threat).ok
+
+
+def test_success_outside_the_ball_does_not_count() -> None:
+    def far(*arguments: Any, threat: ThreatModel, generator: torch.Generator) -> Tensor:
+        return pgd(*arguments, threat=ThreatModel(2 * threat.eps), steps=10, generator=generator)
+
+    result = on_toy(convnet(), far)
+    assert result.invalid == result.tested
+    assert result.passed == 0
+
+
+def test_saturation_stops_cross_entropy_but_not_logit_margin() -> None:
+    class Scale(nn.Module):
+        def forward(self, logits: Tensor) -> Tensor:
+            return 1e5 * logits
+
+    model = nn.Sequential(convnet(), Scale()).eval()
+    assert on_toy(model).fails
+    assert on_toy(model, partial(PGD, loss=logit_margin)).ok
+
+
+class Features(nn.Module):
+    """A network that ends in no linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = convnet()[:-1]
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network(images)  # type: ignore[no-any-return]
+
+
+def test_without_linear_layer_the_head_is_on_logits() -> None:
+    result = on_toy(Features().eval())
+    assert result.on_logits == result.tested + result.trivial > 0
+    assert result.ok
+    assert on_toy(masked(Detach, Features().eval())).fails
+
+
+class Picky(nn.Module):
+    """A classifier that needs its number of classes after the linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = convnet()
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.model(images) + torch.zeros(4)  # type: ignore[no-any-return]
+
+
+def test_layer_that_cannot_be_replaced() -> None:
+    result = on_toy(Picky().eval())
+    assert result.on_logits == len(IMAGES) - result.unseparable
+
+
+def test_few_pixels_make_images_trivial() -> None:
+    class Corner(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return images * (torch.arange(8) < 1) * (torch.arange(8) < 1)[:, None]
+
+    result = on_toy(masked(Corner, convnet()), noise)
+    assert result.trivial > 0
+    assert not result.ok
+
+
+def test_constant_features_are_unseparable() -> None:
+    class Blind(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return images.round() * 0
+
+    result = on_toy(masked(Blind, convnet()))
+    assert result.outcomes == ("unseparable",) * len(IMAGES)
+    assert result.rate is None
+    assert not result.ok
+    assert not result.fails
+
+
+def test_defense_that_returns_probabilities() -> None:
+    defense = Defense(Softmax(convnet()).eval(), outputs="probabilities")
+    assert on_toy(defense).ok
+    assert on_toy(Defense(masked(Detach, Softmax(convnet()).eval()), outputs="probabilities")).fails
+
+
+def test_randomized_logits_are_averaged() -> None:
+    model = Noisy(convnet(), 0.03).eval()
+    assert on_toy(model, partial(PGD, eot=4)).ok
+    assert on_toy(Noisy(masked(KillGradient, convnet()), 0.03).eval(), partial(PGD, eot=4)).fails
+
+
+class Dropped(nn.Module):
+    """Heavy dropout, left on, before the last layer: its noise hides every embedded adversarial example."""
+
+    def __init__(self, model: nn.Sequential) -> None:
+        super().__init__()
+        *body, head = model
+        self.model = nn.Sequential(*body, nn.Dropout(0.8), head)
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.model[-2].train()
+        logits: Tensor = self.model(images)
+        self.model[-2].eval()
+        return logits
+
+
+@pytest.mark.slow
+def test_frozen_random_numbers_make_noisy_defense_testable() -> None:
+    model = Dropped(convnet()).eval()
+    assert on_toy(model).tested < on_toy(model, frozen=True).tested
+    assert on_toy(model, frozen=True).ok
+    assert on_toy(masked(KillGradient, Dropped(convnet())), frozen=True).fails
+
+
+def test_frozen_has_no_effect_on_deterministic_defense() -> None:
+    assert on_toy(convnet(), frozen=True) == on_toy(convnet())
+
+
+def test_ensemble_is_attacked_through_its_mixture() -> None:
+    backbone = convnet()
+    members = [Composite(front(), backbone) for front in (nn.Identity, KillGradient)]
+    ensemble = RandomizedEnsemble(members).eval()
+    assert on_toy(ensemble, through=Mixture(members).eval()).ok
+
+
+def test_through_another_model_is_refused() -> None:
+    with pytest.raises(InputError, match="through: Sequential does not contain the last linear layer"):
+        on_toy(convnet(), through=convnet(seed=1))
+
+
+def test_the_seed_decides() -> None:
+    def drawn(seed: int) -> tuple[BinarizationTest, list[Tensor]]:
+        returned = []
+
+        def remember(*arguments: Any, **options: Any) -> Tensor:
+            returned.append(PGD(*arguments, **options))
+            return returned[-1]
+
+        return on_toy(Noisy(convnet(), 0.1).eval(), remember, seed=seed), returned
+
+    (first, images), (second, same), (_, other) = drawn(1), drawn(1), drawn(2)
+    assert first == second
+    assert torch.equal(torch.cat(images), torch.cat(same))
+    assert not torch.equal(torch.cat(images), torch.cat(other))
+
+
+def test_no_trace_is_left() -> None:
+    model = Noisy(masked(Quantize, convnet())).eval()
+    model.model.train(False)
+    before = global_state()
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    given, flags = IMAGES.clone(), [(module.training, len(module._forward_hooks)) for module in model.modules()]
+
+    def rude(target: nn.Module, images: Tensor, _labels: Tensor, **_: Any) -> Tensor:
+        torch.manual_seed(1)
+        target.train()
+        return images.add_(5)
+
+    for attack in (PGD, rude):
+        on_toy(model, attack)
+    assert global_state() == before
+    assert torch.equal(IMAGES, given)
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    assert [(module.training, len(module._forward_hooks)) for module in model.modules()] == flags
+    assert not any(module._forward_pre_hooks or "forward" in module.__dict__ for module in model.modules())
+    assert all(parameter.requires_grad and parameter.grad is None for parameter in model.parameters())
+
+
+def test_exception_of_the_attack_is_passed_on() -> None:
+    def broken(*_: Any, **__: Any) -> Tensor:
+        raise ZeroDivisionError("mine")
+
+    with pytest.raises(ZeroDivisionError, match="mine"):
+        on_toy(convnet(), broken)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"attack": None}, "attack=None: must be a function"),
+        ({"attack": lambda *_, **__: None}, "attack: returned NoneType for images of shape"),
+        ({"attack": lambda model, images, labels, **_: images[0]}, r"attack: returned \(3, 8, 8\)"),
+        ({"generator": 3}, "generator=3: must be a CPU generator"),
+        ({"through": "me"}, "through='me': must be a torch.nn.Module"),
+        ({"separation": 0.0}, "separation=0.0: must be a share of eps"),
+        ({"separation": 1.0}, "separation=1.0: must be a share of eps"),
+        ({"inner": 1}, "inner=1: must be a whole number of at least 2"),
+        ({"boundary": 0}, "boundary=0: must be a whole number of at least 1"),
+        ({"forwards": 0}, "forwards=0: must be a whole number of at least 1"),
+        ({"forwards": 1.5}, "forwards=1.5: must be a whole number"),
+        ({"confidence": 1.0}, "confidence=1.0: must be between 0.5 and 1"),
+    ],
+)
+def test_bad_arguments_are_refused(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        on_toy(convnet(), **arguments)
+
+
+def test_input_that_audits_refuse_is_refused() -> None:
+    with pytest.raises(InputError, match="images: dtype is uint8"):
+        binarization_test(PGD, convnet(), IMAGES.byte(), torch.zeros(8).long(), threat=THREAT, generator=seeded())
+    with pytest.raises(DefenseError, match="train mode"):
+        on_toy(convnet().train())
+    with torch.inference_mode(), pytest.raises(InputError, match="inference_mode"):
+        on_toy(convnet())
+
+
+def outcomes(**counts: int) -> tuple[Outcome, ...]:
+    return tuple(kind for kind, count in counts.items() for _ in range(count))  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("counts", "ok", "fails"),
+    [
+        ({"passed": 8}, True, False),
+        ({"passed": 7, "trivial": 1}, True, False),
+        ({"passed": 6, "trivial": 2}, False, False),
+        ({"passed": 7, "failed": 1}, False, False),
+        ({"passed": 19, "failed": 1}, True, False),
+        ({"passed": 18, "failed": 2}, False, False),
+        ({"passed": 4, "failed": 4}, False, True),
+        ({"failed": 8}, False, True),
+        ({"failed": 2}, False, True),
+        ({"failed": 1}, False, False),
+        ({"trivial": 4, "unseparable": 4}, False, False),
+    ],
+    ids=str,
+)
+def test_ok_and_fails_by_counts(counts: dict[str, int], ok: bool, fails: bool) -> None:
+    result = BinarizationTest(outcomes=outcomes(**counts), confidence=0.99)
+    assert (result.ok, result.fails) == (ok, fails)
+    assert result.tested == counts.get("passed", 0) + counts.get("failed", 0)
+
+
+def asserted(model: nn.Module, attack: Callable[..., Tensor] = PGD, count: int = 8) -> None:
+    labels = predictions(model, IMAGES[:count])
+    assert_attack_passes_binarization_test(attack, model, IMAGES[:count], labels, threat=THREAT, generator=seeded())
+
+
+def test_assertion_is_silent_if_the_attack_passes() -> None:
+    asserted(convnet())
+
+
+def test_message_of_the_assertion() -> None:
+    with pytest.raises(AssertionError) as failure:
+        asserted(masked(KillGradient, convnet()))
+    message = str(failure.value)
+    assert message.startswith("expected pgd to pass the binarization test on Sequential, but it found 0 of 8 embedded")
+    assert "0.0% [0.0%, 43.8%] at 99% confidence" in message
+    assert "through=bypassed(...)" in message
+
+
+def test_assertion_fails_on_too_few_images() -> None:
+    with pytest.raises(AssertionError, match=r"(?s)found 3 of 3 .*does not prove a failure.*More than 3 images"):
+        asserted(convnet(), count=3)
+
+
+@pytest.fixture(scope="module")
+def resnet() -> nn.Module:
+    return load_model("resnet-standard")
+
+
+def on_resnet(model: nn.Module, through: nn.Module | None = None) -> BinarizationTest:
+    data = load_dataset("embedded", samples=8)
+    attack = partial(apgd, steps=20)
+    return binarization_test(
+        attack, model, data.images, data.labels, threat=ThreatModel(), generator=seeded(), through=through
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+def test_apgd_passes_on_trained_classifier(resnet: nn.Module, norm: Norm) -> None:
+    threat = ThreatModel(8 / 255 if norm == "Linf" else 0.5, norm)
+    data = load_dataset("embedded", samples=8)
+    assert_attack_passes_binarization_test(
+        partial(apgd, steps=20), resnet, data.images, data.labels, threat=threat, generator=seeded()
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mask", ["gradient-killer", "quantization", "detached", "deep"])
+def test_mask_before_trained_classifier(resnet: nn.Module, mask: str) -> None:
+    if mask == "deep":
+        images = load_dataset("embedded").images
+        front: nn.Module = calibrated_front_end(images, residual_std=0.01, seed=0, depth=65, width=16)
+    else:
+        front = {"gradient-killer": GradientKiller, "quantization": Quantization, "detached": Detached}[mask]()
+    model = nn.Sequential(front, resnet).eval()
+    assert on_resnet(model).fails
+    assert on_resnet(model, through=bypassed(model, {"0": None})).ok
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("steps", [20, 50])
+def test_wrong_gradient_in_trained_classifier(resnet: nn.Module, steps: int) -> None:
+    data, threat = load_dataset("embedded", samples=8), ThreatModel()
+    layer = resnet.get_submodule("1.layer1")
+
+    def tested(attack: Callable[..., Tensor]) -> BinarizationTest:
+        return binarization_test(attack, resnet, data.images, data.labels, threat=threat, generator=seeded())
+
+    size = size_for_cosine(resnet, layer, data.images, data.labels, 0.5)
+    with wrong_gradient(layer, size):
+        assert tested(partial(apgd, steps=steps)).fails
+    assert tested(partial(apgd, steps=steps)).ok
+    assert tested(half_fgsm).passed == 0

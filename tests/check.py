@@ -1,0 +1,37 @@
+"""``python -m tests.check``: every check of the project, one after another, until one fails.
+
+Further arguments go to pytest: ``python -m tests.check tests/verdict`` runs those tests only.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+#: Module and arguments of each check, the fast ones first.
+CHECKS = (
+    ("ruff", "check", "."),
+    ("ruff", "format", "--check", "."),
+    ("mypy",),
+    ("bandit", "-q", "-c", "pyproject.toml", "-r", "pytest_gradmask"),
+    ("pytest", "-n", "2"),
+)
+
+
+def main(pytest_arguments: Sequence[str] = ()) -> int:
+    """Run the checks; returns the exit status of the first that fails, or 0."""
+    for check in CHECKS:
+        command = ["python", "-m", *check, *(pytest_arguments if check[0] == "pytest" else ())]
+        print("$", *command, flush=True)
+        status = subprocess.run([sys.executable, *command[1:]], cwd=ROOT, check=False).returncode
+        if status:
+            return status
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

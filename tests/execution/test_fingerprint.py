@@ -1,0 +1,231 @@
+"""Fingerprints change exactly when the computation of a defense changes."""
+
+from __future__ import annotations
+
+import decimal
+import functools
+import importlib
+import io
+import itertools
+import random
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from pytest_gradmask import Defense, load_model
+from pytest_gradmask.execution.fingerprint import FingerprintError, fingerprint, source_fingerprint
+from tests.toys import KillGradient, Noisy, Quantize, convolutional, linear, masked
+
+
+class Slotted:
+    """An object with slots only."""
+
+    __slots__ = ("__hidden", "__weakref__", "number")
+
+    def __init__(self, number: float, hidden: float) -> None:
+        self.number, self.__hidden = number, hidden
+
+
+@dataclass
+class Plain:
+    """An object with attributes."""
+
+    number: float = 0.5
+
+
+class Holder(nn.Module):
+    """Holds anything."""
+
+    def __init__(self, value: object) -> None:
+        super().__init__()
+        self.value = value
+
+
+def closed_over(number: float) -> Callable[[float], float]:
+    return lambda value: value * number
+
+
+def changed(change: Callable[[nn.Module], object]) -> nn.Module:
+    model = masked(Quantize, convolutional())
+    change(model)
+    return model
+
+
+SAME: dict[str, Callable[[], object]] = {
+    "weights": lambda: convolutional(),
+    "defense": lambda: Defense(masked(KillGradient), bypass=["0"]),
+    "noise": lambda: Noisy(linear(), 0.1).eval(),
+    "trained": lambda: load_model("resnet-standard-composite"),
+    "partial": lambda: Holder(functools.partial(torch.clamp, min=0.0)),
+    "closure": lambda: Holder(closed_over(2.0)),
+    "method": lambda: Holder(Plain(1.0).__repr__),
+    "object": lambda: Holder(Plain(1.0)),
+    "slots": lambda: Holder(Slotted(1.0, 2.0)),
+    "namespace": lambda: Holder(SimpleNamespace(number=1.0)),
+    "set": lambda: Holder({"a", "b", "c", "d"}),
+    "arrays": lambda: Holder([np.arange(3), np.float64(0.5), np.dtype("f4"), np.array([Plain()], dtype=object)]),
+    "generators": lambda: Holder(
+        [random.Random(0), np.random.default_rng(0), np.random.RandomState(0), torch.Generator().manual_seed(0)]
+    ),
+    "plain": lambda: Holder([None, ..., 1, 1.0, "x", b"x", 1j, Path("x"), torch.float32, torch.Size([1]), {"a": (1,)}]),
+    "module": lambda: Holder(re),
+}
+
+
+@pytest.mark.parametrize("make", SAME.values(), ids=SAME)
+def test_the_same_thing_made_twice_has_one_fingerprint(make: Callable[[], object]) -> None:
+    assert fingerprint(make()) == fingerprint(make())
+
+
+OTHER: dict[str, tuple[object, object]] = {
+    "weight": (linear(), linear(seed=1)),
+    "one bit": (torch.zeros(3), torch.tensor([0.0, -0.0, 0.0])),
+    "dtype": (torch.zeros(2), torch.zeros(2, dtype=torch.float64)),
+    "shape": (torch.zeros(2, 3), torch.zeros(3, 2)),
+    "number type": (1, 1.0),
+    "boolean": (1, True),
+    "text": ("1", 1),
+    "nesting": ([[1], 2], [1, [2]]),
+    "list or tuple": ([1], (1,)),
+    "attribute": (Noisy(linear(), 0.1), Noisy(linear(), 0.2)),
+    "closure": (Holder(closed_over(2.0)), Holder(closed_over(3.0))),
+    "code": (Holder(lambda value: value + 1), Holder(lambda value: value + 2)),
+    "global name": (Holder(lambda value: torch.sin(value)), Holder(lambda value: torch.cos(value))),
+    "default": (Holder(lambda value, more=1: value), Holder(lambda value, more=2: value)),
+    "partial": (functools.partial(torch.clamp, min=0), functools.partial(torch.clamp, min=1)),
+    "builtin": (torch.sin, torch.cos),
+    "object": (Holder(Plain(1.0)), Holder(Plain(2.0))),
+    "slot": (Holder(Slotted(1.0, 2.0)), Holder(Slotted(2.0, 2.0))),
+    "private slot": (Holder(Slotted(1.0, 2.0)), Holder(Slotted(1.0, 3.0))),
+    "namespace": (Holder(SimpleNamespace(number=1.0)), Holder(SimpleNamespace(number=2.0))),
+    "set": ({1, 2}, {1, 3}),
+    "generator": (torch.Generator().manual_seed(0), torch.Generator().manual_seed(1)),
+    "front end": (masked(Quantize), masked(KillGradient)),
+    "order": (nn.Sequential(nn.ReLU(), nn.Tanh()), nn.Sequential(nn.Tanh(), nn.ReLU())),
+    "bypass": (Defense(masked(Quantize)), Defense(masked(Quantize), bypass=["0"])),
+    "mode": (nn.Dropout(), nn.Dropout().eval()),
+}
+
+
+@pytest.mark.parametrize(("first", "second"), OTHER.values(), ids=OTHER)
+def test_another_thing_has_another_fingerprint(first: object, second: object) -> None:
+    assert fingerprint(first) != fingerprint(second)
+
+
+CHANGES: dict[str, Callable[[Any], object]] = {
+    "buffer": lambda model: model[1].register_buffer("extra", torch.ones(1)),
+    "hook": lambda model: model[1][0].register_forward_hook(lambda module, inputs, output: output * 2),
+    "forward": lambda model: setattr(model[0], "forward", lambda images: images),
+    "stride": lambda model: setattr(model[1][0], "stride", (1, 1)),
+    "submodule": lambda model: setattr(model[1], "1", nn.Tanh()),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_what_is_done_to_a_model_shows(change: Callable[[nn.Module], object]) -> None:
+    assert fingerprint(changed(lambda model: None)) != fingerprint(changed(change))
+
+
+def test_what_only_training_needs_does_not_show() -> None:
+    model = convolutional()
+    before = fingerprint(model)
+    model.requires_grad_(False)
+    assert fingerprint(model) == before
+
+
+def test_what_holds_itself_is_no_trap() -> None:
+    def knot(depth: int) -> list[Any]:
+        inner: list[Any] = []
+        outer = inner
+        for _ in range(depth):
+            outer = [outer]
+        inner.append(outer)
+        return outer
+
+    assert fingerprint(knot(2)) == fingerprint(knot(2)) != fingerprint(knot(3))
+
+
+class Text(io.StringIO):
+    """Has a state that is not in its attributes."""
+
+
+class WrongError(Exception):
+    """Also has a state that is not in its attributes."""
+
+
+#: The last five have their state in C. Newer Pythons define some of these like ordinary classes.
+UNHASHABLE: tuple[object, ...] = (
+    threading.Lock(), re.compile("x"), iter([]), torch.zeros(2).to_sparse(), b"x".decode,
+    io.StringIO("x"), Text("x"), WrongError("x"), itertools.count(), decimal.Decimal(1),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("value", UNHASHABLE)
+def test_object_without_fingerprint_is_an_error(value: object) -> None:
+    with pytest.raises(FingerprintError):
+        fingerprint(Holder(value))
+
+
+def test_class_typed_at_a_prompt_is_an_error() -> None:
+    typed: dict[str, Any] = {"__name__": "typed"}
+    sys.modules["typed"] = ModuleType("typed")
+    try:
+        exec("class Front:\n    pass", typed)
+        with pytest.raises(FingerprintError, match="typed, which has no file"):
+            fingerprint(typed["Front"]())
+    finally:
+        del sys.modules["typed"]
+
+
+DEFENSE = """
+from helper import blur
+
+class Front:
+    def __call__(self, x):
+        return blur(x)
+"""
+ASK = """
+import other, defense
+from pytest_gradmask.execution.fingerprint import fingerprint
+print(fingerprint(defense.Front()))
+"""
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A project of three modules: ``defense`` imports ``helper``; nothing imports ``other``."""
+    (tmp_path / "defense.py").write_text(DEFENSE)
+    (tmp_path / "helper.py").write_text("def blur(x):\n    return x\n")
+    (tmp_path / "other.py").write_text("NUMBER = 1\n")
+    return tmp_path
+
+
+def front_of(project: Path) -> str:
+    return subprocess.run([sys.executable, "-c", ASK], cwd=project, check=True, capture_output=True, text=True).stdout
+
+
+def test_fingerprint_covers_imported_code_only(project: Path) -> None:
+    before = front_of(project)
+    (project / "other.py").write_text("NUMBER = 2\n")
+    assert front_of(project) == before
+    (project / "helper.py").write_text("def blur(x):\n    return x / 2\n")
+    helper = front_of(project)
+    assert helper != before
+    (project / "defense.py").write_text(DEFENSE + "        # a comment")
+    assert front_of(project) not in (before, helper)
+
+
+def test_fingerprint_covers_this_package() -> None:
+    importlib.import_module("pytest_gradmask.auditing.run")
+    assert source_fingerprint("pytest_gradmask.auditing.run") != source_fingerprint("pytest_gradmask.verdict.stats")

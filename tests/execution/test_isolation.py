@@ -1,0 +1,254 @@
+"""An audit restores the process and the models."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pytest_gradmask.execution.isolation import moved, no_trace
+from tests.toys import CPU, KillGradient, audited, global_state, masked, seed_all
+
+Inside = Callable[[nn.Module], AbstractContextManager[None]]
+
+
+@contextlib.contextmanager
+def quietly(model: nn.Module) -> Iterator[None]:
+    """Leave the context normally."""
+    with no_trace([model], CPU):
+        yield
+
+
+@contextlib.contextmanager
+def raising(model: nn.Module) -> Iterator[None]:
+    """Leave the context by an exception."""
+    with contextlib.suppress(ZeroDivisionError), no_trace([model], CPU):
+        yield
+        _ = 1 / 0
+
+
+@pytest.fixture(params=[quietly, raising], ids=["quietly", "raising"])
+def inside(request: pytest.FixtureRequest) -> Inside:
+    """A context manager that enters ``no_trace`` around a model, and leaves it in one of the two ways."""
+    return request.param  # type: ignore[no-any-return]
+
+
+class Stateful(nn.Module):
+    """Has a frozen parameter, another with a gradient, buffers, and a submodule in train mode."""
+
+    mean: Tensor
+    calls: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+        self.dropout = nn.Dropout()
+        self.register_buffer("mean", torch.zeros(4))
+        self.register_buffer("calls", torch.zeros((), dtype=torch.int64), persistent=False)
+        self.eval()
+        self.dropout.train()
+        self.layer.bias.requires_grad_(False)
+        self.layer.weight.grad = torch.ones(4, 4)
+
+
+@pytest.fixture
+def model() -> Stateful:
+    """A model with every kind of state that an audit might change."""
+    return Stateful()
+
+
+def test_random_states(inside: Inside, model: nn.Module) -> None:
+    seed_all(1)
+    before = global_state()
+    with inside(model):
+        seed_all(4)
+        assert global_state() != before
+    assert global_state() == before
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_grad_mode(inside: Inside, model: nn.Module, enabled: bool) -> None:
+    with torch.set_grad_enabled(enabled):
+        with inside(model):
+            torch.set_grad_enabled(not enabled)
+        assert torch.is_grad_enabled() == enabled
+
+
+def test_default_dtype(inside: Inside, model: nn.Module) -> None:
+    with inside(model):
+        torch.set_default_dtype(torch.float64)
+    assert torch.get_default_dtype() is torch.float32
+
+
+CHANGES: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {
+    "default device": (lambda: torch.empty(0).device, lambda: torch.set_default_device("meta")),
+    "threads": (torch.get_num_threads, lambda: torch.set_num_threads(torch.get_num_threads() + 1)),
+    "determinism": (torch.get_deterministic_debug_mode, lambda: torch.use_deterministic_algorithms(True)),
+    "precision": (torch.get_float32_matmul_precision, lambda: torch.set_float32_matmul_precision("medium")),
+    "cuDNN": (lambda: torch.backends.cudnn.deterministic, lambda: setattr(torch.backends.cudnn, "deterministic", True)),
+    "profiler": (sys.getprofile, lambda: sys.setprofile(lambda *_: None)),
+    "warnings": (lambda: warnings.filters[:], lambda: warnings.simplefilter("ignore", BytesWarning)),
+}
+
+
+@pytest.mark.parametrize(("read", "change"), CHANGES.values(), ids=CHANGES)
+def test_settings_of_the_process(
+    inside: Inside, model: nn.Module, read: Callable[[], object], change: Callable[[], object]
+) -> None:
+    before = read()
+    with inside(model):
+        change()
+        assert read() != before
+    assert read() == before
+
+
+def test_default_device_of_the_user_stays(inside: Inside, model: nn.Module) -> None:
+    torch.set_default_device("meta")
+    try:
+        with inside(model):
+            torch.set_default_device("cpu")
+        assert torch.empty(0).device == torch.device("meta")
+    finally:
+        torch.set_default_device(None)
+
+
+def test_an_audit_leaves_hooks_and_loggers_alone() -> None:
+    def loggers() -> dict[str, tuple[int, list[logging.Handler]]]:
+        named = {"": logging.getLogger(), **logging.Logger.manager.loggerDict}
+        return {
+            name: (logger.level, logger.handlers[:])
+            for name, logger in named.items()
+            if isinstance(logger, logging.Logger)
+        }
+
+    def hooks(model: nn.Module) -> list[tuple[int, int, int]]:
+        return [
+            (len(module._forward_hooks), len(module._forward_pre_hooks), len(module._backward_hooks))
+            for module in model.modules()
+        ]
+
+    audited(masked(KillGradient), exhaustive=True)  # imports libraries that may create loggers
+    model = masked(KillGradient)
+    model.register_forward_hook(lambda *_: None)
+    before = loggers(), hooks(model)
+    audited(model, exhaustive=True)
+    assert (loggers(), hooks(model)) == before
+
+
+def test_tracer(inside: Inside, model: nn.Module) -> None:
+    def trace(*_: object) -> None:
+        return None
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        with inside(model):
+            sys.settrace(None)
+        found = sys.gettrace()
+    finally:
+        sys.settrace(before)
+    assert found is trace
+
+
+def test_train_flags(inside: Inside, model: nn.Module) -> None:
+    before = [module.training for module in model.modules()]
+    assert set(before) == {True, False}
+    with inside(model):
+        model.train()
+    assert [module.training for module in model.modules()] == before
+
+
+def test_parameters_require_no_gradient_inside(inside: Inside, model: Stateful) -> None:
+    before = [parameter.requires_grad for parameter in model.parameters()]
+    assert set(before) == {True, False}
+    with inside(model):
+        assert not any(parameter.requires_grad for parameter in model.parameters())
+        model.layer.bias.requires_grad_(True)
+    assert [parameter.requires_grad for parameter in model.parameters()] == before
+
+
+def test_gradients(inside: Inside, model: Stateful) -> None:
+    gradient = model.layer.weight.grad
+    with inside(model):
+        model.layer.weight.grad = None
+        model.layer.bias.grad = torch.ones(4)
+    assert model.layer.weight.grad is gradient
+    assert model.layer.bias.grad is None
+
+
+def test_buffers_written_to(inside: Inside, model: Stateful) -> None:
+    with inside(model):
+        model.mean.fill_(torch.nan)
+        model.calls.add_(1)
+    assert model.mean.tolist() == [0] * 4
+    assert model.calls == 0
+
+
+def test_buffers_replaced(inside: Inside, model: Stateful) -> None:
+    buffer = model.calls
+    with inside(model):
+        model.calls += 1
+        model.calls = model.calls + 1
+    assert model.calls is buffer
+    assert buffer == 0
+
+
+def test_buffers_of_nan_are_no_problem(inside: Inside, model: Stateful) -> None:
+    model.mean.fill_(torch.nan)
+    with inside(model):
+        model.mean.zero_()
+    assert model.mean.isnan().all()
+
+
+def test_shared_parts(inside: Inside, model: Stateful) -> None:
+    # The same part in several places, as in the members of an ensemble.
+    twice = nn.Sequential(model, nn.Sequential(model, model.layer))
+    with inside(twice):
+        model.mean.add_(1)
+        model.train()
+    assert model.mean.tolist() == [0] * 4
+    assert not model.training
+    assert model.dropout.training
+    assert model.layer.weight.requires_grad
+
+
+def test_exception_is_passed_on(model: Stateful) -> None:
+    with pytest.raises(KeyboardInterrupt), no_trace([model], CPU):
+        raise KeyboardInterrupt
+    assert model.layer.weight.requires_grad
+
+
+class Elsewhere(nn.Module):
+    """Records its device without a tensor on it, so that no second device is needed. Moves its parts with it."""
+
+    def __init__(self, *parts: Elsewhere) -> None:
+        super().__init__()
+        self.parts, self.device = parts, torch.device("cpu")
+
+    def to(self, device: torch.device) -> Elsewhere:  # type: ignore[override]
+        self.device = device
+        for part in self.parts:
+            part.to(device)
+        return self
+
+    def parameters(self, recurse: bool = True) -> Iterator[Any]:
+        del recurse
+        yield SimpleNamespace(device=self.device)
+
+
+def test_nested_models_are_moved_back() -> None:
+    member = Elsewhere()
+    model, device = Elsewhere(member), torch.device("meta")
+    with contextlib.suppress(RuntimeError), moved([model, member], device):
+        assert model.device == member.device == device
+        raise RuntimeError("stop")
+    assert model.device == member.device == torch.device("cpu")
