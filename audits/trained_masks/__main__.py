@@ -87,7 +87,7 @@ def _train(options: argparse.Namespace) -> None:
         snapshot = options.out / "snapshots" / f"{recipe.name}-{run.step:05d}.safetensors"
         save_run(snapshot, run.front_end, None, run.step, recipe)
 
-    def told(now: Seen) -> bool:
+    def proceed(now: Seen) -> bool:
         nonlocal saved
         seen.append(now)
         if now.step % 100 == 0 or now.step in (25, 50):
@@ -100,7 +100,7 @@ def _train(options: argparse.Namespace) -> None:
             saved = time.monotonic()
         return not stopped[0] and time.monotonic() - began < 60 * options.minutes
 
-    run.go_on(options.steps or run.total, told)
+    run.go_on(options.steps or run.total, proceed)
     run.save()
 
 

@@ -1,13 +1,7 @@
 """All that this folder takes from pytest-gradmask."""
 
-from pytest_gradmask.attacks.bpda import bypassed
-from pytest_gradmask.attacks.gradient import apgd, pgd
-from pytest_gradmask.checkpoints import load_checkpoint
-from pytest_gradmask.datasets import Dataset, load_dataset
-from pytest_gradmask.files import replaced
-from pytest_gradmask.models.backbones import CIFAR10_MEAN, CIFAR10_STD
-from pytest_gradmask.models.composites import Composite
-from pytest_gradmask.threat import ThreatModel
+from pytest_gradmask import Composite, Dataset, ThreatModel, apgd, bypassed, load_dataset, pgd
+from pytest_gradmask.auditing.research import CIFAR10_MEAN, CIFAR10_STD, load_checkpoint, replaced
 
 __all__ = [
     "CIFAR10_MEAN",

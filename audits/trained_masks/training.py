@@ -108,7 +108,7 @@ class Run:
         """Write all that a later run needs."""
         save_run(self.file, self.front_end, self.optimizer, self.step, self.recipe)
 
-    def go_on(self, until: int, told: Callable[[Seen], bool]) -> None:
-        """Train until this many steps are taken, or until ``told``, called after each step, returns False."""
-        while self.step < min(until, self.total) and told(self.advance()):
+    def go_on(self, until: int, proceed: Callable[[Seen], bool]) -> None:
+        """Train until this many steps are taken, or until ``proceed``, called after each step, returns False."""
+        while self.step < min(until, self.total) and proceed(self.advance()):
             pass

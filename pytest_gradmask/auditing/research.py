@@ -39,6 +39,7 @@ Probes and the binarization test:
 Models and data:
     - `as_defense` makes a `Defense` of a bare module. `Outputs` says whether a module returns logits or probabilities.
     - `DnCNN` and `calibrated_front_end` are the paper's front end.
+    - `CIFAR10_MEAN` and `CIFAR10_STD` normalize CIFAR-10 images.
     - `available` lists stored checkpoints and `load_checkpoint` loads one.
 
 Isolation and files:
@@ -68,6 +69,7 @@ from pytest_gradmask.execution.generators import random_state_kept, seeded_by
 from pytest_gradmask.execution.isolation import moved, no_trace
 from pytest_gradmask.execution.versions import versions
 from pytest_gradmask.loading.checkpoints import available, load_checkpoint
+from pytest_gradmask.loading.models.backbones import CIFAR10_MEAN, CIFAR10_STD
 from pytest_gradmask.loading.models.front_ends import DnCNN, calibrated_front_end
 from pytest_gradmask.probes.derivative import DerivativeCheck, points_near, wrong_gradient
 from pytest_gradmask.probes.noise import RADII, known_cosines
@@ -82,6 +84,8 @@ from pytest_gradmask.verdict.stats import accuracy_bounds, clopper_pearson, mcne
 
 __all__ = [
     "BUDGETS",
+    "CIFAR10_MEAN",
+    "CIFAR10_STD",
     "CLOSENESS",
     "MAX_IMAGES",
     "RADII",

@@ -124,7 +124,7 @@ def test_the_backbone_stays_as_it_is(tmp_path: Path) -> None:
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
 
 
-def test_told_stops_a_run(tmp_path: Path) -> None:
+def test_proceed_stops_a_run(tmp_path: Path) -> None:
     run = Run(small(), backbone(), data(), tmp_path / "run.safetensors")
     run.go_on(4, lambda seen: seen.step < 2)
     assert run.step == 2
