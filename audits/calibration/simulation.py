@@ -113,7 +113,7 @@ class Tally:
         analyses: of the latter, how many ended after each adaptive attack.
         sizes: of the latter, how many ended at each number of images.
         misses: of the latter, in how many a gap of the true size or less is rejected, and in how many one of the true
-            size or more. The true gap is that of the attacks that ran.
+            size or more. The true gap is that of the attacks that ran. None if they were not compared.
     """
 
     audits: int
@@ -121,7 +121,7 @@ class Tally:
     in_turn: list[int]
     analyses: list[int]
     sizes: dict[int, int]
-    misses: list[int]
+    misses: list[int] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +137,14 @@ class _Ended:
 
 
 def simulate(
-    population: Population, images: int, audits: int, rule: Rule, seed: int = 0, margin: float = 0.05
+    population: Population,
+    images: int,
+    audits: int,
+    rule: Rule,
+    seed: int = 0,
+    margin: float = 0.05,
+    *,
+    bounds: bool = True,
 ) -> Tally:
     """Draw audits and judge them, all attacks at once and in turn.
 
@@ -148,6 +155,7 @@ def simulate(
 
     Args:
         margin: of the rule; it decides at how many images there are analyses.
+        bounds: whether to compare the gap's bounds with the true gap.
     """
     seen, generator = patterns(population), np.random.default_rng(seed)
     final = len(population.costs) - 1
@@ -171,7 +179,7 @@ def simulate(
             ended.end(going[counts], said[counts], last, analysis)
             earlier, newest = seen.gap(final, stage), seen.gap(last, stage)
             truth = earlier + (newest - earlier) * drawn[0].sum() / analysis.images
-            if counts.any():
+            if bounds and counts.any():
                 misses = np.stack([found.established(truth), found.excluded(truth)])
                 missed[:, going[counts]] = misses[:, counts]
         before = before + drawn
@@ -182,7 +190,7 @@ def simulate(
         np.bincount(ended.verdicts, minlength=len(VERDICTS)).tolist(),
         np.bincount(ended.attacks, minlength=final + 1).tolist(),
         {analysis.images: int((ended.images == analysis.images).sum()) for analysis in analyses},
-        missed.sum(1).tolist(),
+        missed.sum(1).tolist() if bounds else None,
     )
 
 

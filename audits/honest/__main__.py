@@ -21,7 +21,7 @@ def _list(options: argparse.Namespace) -> None:
 def _measure(options: argparse.Namespace) -> None:
     for honest in honest_models()[options.start : options.end]:
         records = stored(options.output)  # read again: another run may have added some
-        if honest.name in records and not options.again:
+        if "verdict" in records.get(honest.name, ()) and not options.again:  # what raised is tried again
             continue
         record = measure(honest, samples=options.samples, budget=options.budget)
         store({**stored(options.output), honest.name: record}, options.output)

@@ -89,7 +89,10 @@ def _random(name: str) -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model: nn.Module = torchvision.models.get_model(name, weights=None)
-        for _ in range(20):
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.momentum = 0.1
+        for _ in range(40):
             model(torch.rand(32, 3, 32, 32) / 2 + torch.rand(32, 3, 1, 1) / 2)
     return model.eval()
 

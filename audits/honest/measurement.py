@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from audits.honest.models import THREATS, Honest, build
+from audits.honest.models import PRECISIONS, THREATS, Honest, build
 from audits.honest.pictures import pictures
 from pytest_gradmask import GradmaskError, audit, load_dataset
 from pytest_gradmask.auditing.research import replaced
@@ -35,11 +35,10 @@ def measure(honest: Honest, *, samples: int, budget: str) -> dict[str, Any]:
     if honest.training == "checkpoint":
         audited = load_dataset("embedded")
     model = build(honest, trained_on)
-    dtype = next((tensor.dtype for tensor in model.parameters()), torch.float32)
     labels = audited.labels
     if honest.training == "random":
         with torch.no_grad():
-            labels = model(audited.images.to(dtype)).argmax(1)
+            labels = model(audited.images.to(PRECISIONS[honest.precision])).argmax(1)
     record: dict[str, Any] = {**asdict(honest), "name": honest.name}
     try:
         found = audit(model, audited.images, labels, threat=THREATS[honest.threat], budget=budget)

@@ -29,6 +29,8 @@ def write(records: Mapping[str, Record]) -> None:
 def markdown(records: Mapping[str, Record]) -> str:
     """The tables as Markdown."""
     every = list(records.values())
+    if not every:
+        return "No model is measured yet."
     done = [record for record in every if "verdict" in record]
     raised = [record for record in every if "error" in record]
     counts = Counter(record["verdict"] for record in done)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
+from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +23,17 @@ _TINY_PROBABILITY = 1e-12
 
 def parameter_dtype(model: nn.Module) -> torch.dtype:
     """The floating-point type of a model's parameters, which its images need as well; float32 if it has none."""
-    return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+    tensors = chain(model.parameters(), _constants(model))
+    return next((tensor.dtype for tensor in tensors if tensor.is_floating_point()), torch.float32)
+
+
+def _constants(model: nn.Module) -> Iterator[Tensor]:
+    """The tensors in the code of TorchScript. Freezing turns all parameters into such constants."""
+    if isinstance(model, torch.jit.ScriptModule):
+        graph: Any = model.inlined_graph  # its nodes are valid only as long as it is referenced
+        for node in graph.findAllNodes("prim::Constant"):
+            if node.hasAttribute("value") and node.kindOf("value") == "t":
+                yield node.t("value")
 
 
 def as_logits(raw: Tensor, outputs: Outputs) -> Tensor:

@@ -32,6 +32,7 @@ Rule and statistics:
       verdicts rest on.
 
 Probes and the binarization test:
+    - `wrong_gradient` compares the gradient with differences. `DerivativeCheck` and `points_near` are its parts.
     - `trace_pgd` follows at most `MAX_IMAGES` images with PGD, and `known_cosines` measures gradient noise at the radii
       `RADII`. `CLOSENESS` says where the threshold of a binarized classifier lies.
 
@@ -68,6 +69,7 @@ from pytest_gradmask.execution.isolation import moved, no_trace
 from pytest_gradmask.execution.versions import versions
 from pytest_gradmask.loading.checkpoints import available, load_checkpoint
 from pytest_gradmask.loading.models.front_ends import DnCNN, calibrated_front_end
+from pytest_gradmask.probes.derivative import DerivativeCheck, points_near, wrong_gradient
 from pytest_gradmask.probes.noise import RADII, known_cosines
 from pytest_gradmask.probes.trace import MAX_IMAGES, trace_pgd
 from pytest_gradmask.randomized.prediction import Sampler, draws_shared, plan_sampler, samples_needed
@@ -83,6 +85,7 @@ __all__ = [
     "CLOSENESS",
     "MAX_IMAGES",
     "RADII",
+    "DerivativeCheck",
     "DnCNN",
     "InterimAnalysis",
     "Loss",
@@ -121,6 +124,7 @@ __all__ = [
     "no_trace",
     "plan_analyses",
     "plan_sampler",
+    "points_near",
     "random_state_kept",
     "rejected_below",
     "replaced",
@@ -129,4 +133,5 @@ __all__ = [
     "subseed",
     "trace_pgd",
     "versions",
+    "wrong_gradient",
 ]

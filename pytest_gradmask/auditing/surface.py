@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pytest_gradmask.attacks.bypass.bpda import bypassed
 from pytest_gradmask.attacks.bypass.inner_logits import find_inner_logits
 from pytest_gradmask.attacks.bypass.search import SEARCH_FORWARDS, SEARCH_IMAGES, find_bypass
-from pytest_gradmask.attacks.oracle import Oracle, parameter_dtype
+from pytest_gradmask.attacks.oracle import Oracle, output_of, parameter_dtype
 from pytest_gradmask.attacks.rejection import RejectOption
 from pytest_gradmask.defense import Defense
 from pytest_gradmask.errors import GradmaskError, InputError
@@ -126,6 +126,7 @@ def find_attack_surface(
         rejection=rejection,
     )
     few = images[:SEARCH_IMAGES]
+    _check_members(surface, few)
     findings: list[Finding] = []
     with searching("parts to bypass", findings):
         surface = replace(surface, approximations=_approximations(surface, few, findings))
@@ -204,6 +205,13 @@ def _check(surface: AttackSurface, images: Tensor) -> None:
             logits = surface.rewired(bypassed)(point + 0)
         if logits.requires_grad:
             torch.autograd.grad(logits.sum(), point, allow_unused=True)
+
+
+def _check_members(surface: AttackSurface, images: Tensor) -> None:
+    """Name a member that raises. The random numbers of the defense stay where they are."""
+    with torch.no_grad(), surface.stream.frozen(), surface.stream.active():
+        for number, member in enumerate(surface.defense.members):
+            output_of(f"members[{number}]", member, images.to(parameter_dtype(member), copy=True))
 
 
 def _scoreless(oracle: Oracle, images: Tensor, threat: ThreatModel) -> bool:

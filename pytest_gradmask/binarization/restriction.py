@@ -3,7 +3,8 @@
 The score of a binarized classifier that is reachable inside the ball is unknown, and only a gradient attack comes near
 it in thousands of dimensions. In about a hundred, differences of forward passes are enough. So the attacker of a
 binarized classifier may use any perturbation, but the classifier keeps only its part in a few fixed patterns. The
-gradient of this linear map is exact. Whatever is wrong with an attack's gradient comes from the defense or the attack.
+gradient passes through the clipping, too. Whatever is wrong with the gradient of an attack comes from the defense or
+the attack.
 """
 
 from __future__ import annotations
@@ -62,8 +63,9 @@ class Restriction(nn.Module):
         return (1, self.image.shape[1], len(self.rows), len(self.columns))
 
     def forward(self, images: Tensor) -> Tensor:
-        restricted = self.expand(self.coefficients(images))
-        return (self.image + restricted).clamp(*self.bounds)
+        perturbed = self.image + self.expand(self.coefficients(images))
+        # Half of the patterns would leave a black pixel without a gradient. So clipping is bypassed, as in BPDA.
+        return perturbed + (perturbed.clamp(*self.bounds) - perturbed).detach()
 
     def coefficients(self, images: Tensor) -> Tensor:
         """The coefficients of the perturbations, N x C x rows x columns."""

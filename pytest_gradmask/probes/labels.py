@@ -41,9 +41,10 @@ def check_labels(predictions: Tensor, labels: Tensor, classes: int, confidence: 
         classes: number of classes of the defense; both are in ``range(classes)``.
         confidence: in (0.5, 1), of every test.
     """
-    if len(predictions) == 0:
+    if len(predictions) < 2:
         return []
     answers, given = predictions.cpu().numpy(), labels.cpu().numpy()
+    classes = max(classes, int(answers.max()) + 1)  # a class that means "rejected" may be among the answers
     return (
         constant_predictions(answers, given)
         or permuted_labels(answers, given, classes, confidence)

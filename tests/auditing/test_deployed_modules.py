@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from pytest_gradmask.attacks.bypass.bpda import bypassed
 from pytest_gradmask.attacks.bypass.inner_logits import find_inner_logits
 from pytest_gradmask.attacks.bypass.search import find_bypass
+from pytest_gradmask.attacks.oracle import parameter_dtype
 from pytest_gradmask.auditing.surface import SEARCH_FAILED, find_attack_surface
 from pytest_gradmask.defense import Defense
 from pytest_gradmask.errors import DefenseError
@@ -117,6 +118,13 @@ def test_part_without_a_gradient_is_bypassed(make: Callable[[], nn.Module], part
     assert found.verdict is Verdict.MASKED
     assert found.bypassed == parts
     assert all(attack.status != "failed" for attack in found.attacks)
+
+
+def test_frozen_module_in_half_precision() -> None:
+    frozen = torch.jit.freeze(torch.jit.script(Scriptable().eval().bfloat16()))
+    assert parameter_dtype(frozen) is torch.bfloat16
+    labels = frozen(IMAGES.bfloat16()).argmax(1)
+    assert audited(frozen, labels=labels).verdict is Verdict.NOT_MASKED
 
 
 def test_masking_inside_torchscript_is_never_cleared() -> None:

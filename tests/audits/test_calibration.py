@@ -11,6 +11,7 @@ from scipy.stats import binom
 
 from pytest_gradmask.verdict import rule
 from pytest_gradmask.verdict.results import AttackResult, Verdict
+from pytest_gradmask.verdict.stats import clopper_pearson
 
 
 @pytest.fixture
@@ -45,7 +46,7 @@ def test_without_masking_at_most_one_audit_in_a_hundred_says_masked(chance: floa
     # The smallest of margins, so that the test alone has to prevent false alarms.
     # The placebo has the budget of all four attacks.
     counts = simulate(2000, total=100, chances=[chance] * 4, placebo=1 - (1 - chance) ** 4, margin=0.001)
-    assert counts[Verdict.MASKED] <= 20
+    assert clopper_pearson(counts[Verdict.MASKED], 2000, 0.999)[0] <= 0.01  # certainly no more than one in a hundred
 
 
 @pytest.mark.usefixtures("quick")

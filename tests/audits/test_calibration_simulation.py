@@ -11,11 +11,22 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
+import torch
 from scipy.stats import binomtest
 
+from audits.calibration import randomized
 from audits.calibration.__main__ import DOCS, FILE, with_a_gap, without_masking
-from audits.calibration.exact import chances, false_alarm_bound, thresholds
+from audits.calibration.exact import (
+    by_new_rule,
+    by_old_rule,
+    chances,
+    false_alarm_bound,
+    images_for_power,
+    not_masked_chances,
+    thresholds,
+)
 from audits.calibration.populations import FINDERS, Counts, Population, costs, draw, patterns
+from audits.calibration.randomized import RandomizedPopulation
 from audits.calibration.simulation import (
     ADAPTIVE,
     CONFIDENCE,
@@ -39,10 +50,10 @@ from pytest_gradmask.auditing.surface import AttackSurface
 from pytest_gradmask.defense import Defense
 from pytest_gradmask.randomized.streams import RandomStream
 from pytest_gradmask.verdict.interim import InterimAnalysis, plan_analyses
-from pytest_gradmask.verdict.paired import above_p, below_p
+from pytest_gradmask.verdict.paired import above_p, below_p, rejected_below
 from pytest_gradmask.verdict.results import AttackResult, Prediction
 from pytest_gradmask.verdict.rule import decide
-from pytest_gradmask.verdict.stats import clopper_pearson
+from pytest_gradmask.verdict.stats import clopper_pearson, mean_p
 from tests.toys import CPU, TINY, KillGradient, masked
 
 CI = costs(BUDGETS["ci"])
@@ -62,7 +73,8 @@ def agrees(events: int, trials: int, rate: float) -> bool:
 
 def uncorrected(evidence: Evidence) -> Counts:
     """Every decision at 80 % confidence by itself."""
-    return np.where(evidence.p_values() < 0.2, MASKED, INCONCLUSIVE)
+    rejected = rejected_below(evidence.placebo_only, evidence.excess, evidence.images, 0.0, 0.2)
+    return np.where(rejected, MASKED, INCONCLUSIVE)
 
 
 def by_estimate(evidence: Evidence) -> Counts:
@@ -97,12 +109,30 @@ def test_a_placebo_with_too_small_a_budget_is_caught(share: float, caught: bool)
     assert exceeds(tally.in_turn[MASKED], tally.audits, 0.01) is caught
 
 
+@pytest.mark.parametrize(("gets", "caught"), [("mean", True), ("unbroken", False)])
+@pytest.mark.parametrize(("images", "margin", "broken"), [(200, 0.05, 0.7), (1000, 0.02, 0.5)])
+def test_attacks_that_stop_early(images: int, margin: float, broken: float, gets: Any, caught: bool) -> None:
+    population = Population.breaking(broken, placebo_gets=gets, **CI | {"restart": 1})
+    tally = simulate(population, images, 400, audit_rule(margin), margin=margin)
+    assert exceeds(tally.exhaustive[MASKED], tally.audits, 0.01) is caught
+    assert exceeds(tally.in_turn[MASKED], tally.audits, 0.01) is caught
+
+
+@pytest.mark.parametrize(("runs", "between", "caught"), [(7, 0.1, False), (1, 0.1, True), (1, 0.0, False)])
+def test_the_worst_of_many_points(runs: int, between: float, caught: bool) -> None:
+    population = RandomizedPopulation(runs, between_points=between)
+    tally = randomized.simulate(population, 200, 150, 0.02)
+    assert exceeds(tally.exhaustive, 150, 0.01) is caught
+    assert exceeds(tally.in_turn, 150, 0.01) is caught
+    assert (tally.gap > 0.02) is caught
+
+
 @pytest.mark.parametrize("images", [20, 100, 500])
 def test_false_alarms_are_bounded_exactly(images: int) -> None:
     shares = [0.2 / 3] * 3 + [0.8]
     bounds = [false_alarm_bound(images, [step / 20] * 4, shares) for step in range(21)]
     assert 0.001 < max(bounds) <= 0.01
-    # Two looks, each counted as the only one, are not bounded so.
+    # Two decisions, each counted as the only one, are not bounded so.
     assert max(false_alarm_bound(images, [step / 20] * 2, [1.0, 1.0]) for step in range(21)) > 0.01
 
 
@@ -142,6 +172,29 @@ def test_thresholds_by_hand() -> None:
     assert thresholds(200, 0.05) == (4, 11)
 
 
+@pytest.mark.parametrize(("images", "margin"), [(4, 0.05), (20, 0.25), (60, 0.05)])
+def test_thresholds_are_those_of_decide(images: int, margin: float) -> None:
+    quiet, loud = thresholds(images, margin)
+    for broken in {0, quiet - 1, quiet, loud - 1, loud} & set(range(images + 1)):
+        attacks = [AttackResult("bpda", "adaptive", broken=tuple(range(broken))), AttackResult("placebo", "placebo")]
+        verdict = decide([True] * images, attacks, (), margin=margin, confidence=CONFIDENCE).verdict
+        assert (verdict is VERDICTS[NOT_MASKED]) == (broken < quiet)
+        assert (verdict is VERDICTS[MASKED]) == (broken >= loud)
+
+
+def test_the_exact_tests_need_fewer_images() -> None:
+    for gap, most in ((0.1, 95), (0.2, 50)):
+        old, new = (images_for_power(gap, 0.02, rule(16)) for rule in (by_old_rule, by_new_rule))
+        assert new <= most < 0.67 * old
+
+
+@pytest.mark.parametrize(("images", "margin", "gain"), [(200, 0.05, 0.2), (1000, 0.02, 0.6)])
+def test_what_the_placebo_breaks_too_is_no_obstacle(images: int, margin: float, gain: float) -> None:
+    old, new = not_masked_chances(images, margin, 0.02)
+    assert new > old + gain
+    assert not_masked_chances(images, margin, 0.0) == pytest.approx((1, 1))
+
+
 # the populations
 
 
@@ -161,6 +214,34 @@ def test_the_placebo_has_the_budget_of_all_attacks_so_far_in_whole_restarts() ->
     population = Population(0.5, 0.1, **UNEQUAL)
     assert population.placebo_budgets() == pytest.approx([0.12, 0.48, 1.08, 2.04])
     assert replace(population, placebo_share=0.5).placebo_budgets() == pytest.approx([0.06, 0.24, 0.54, 1.02])
+
+
+@pytest.mark.parametrize("correlation", [0.0, 0.5])
+def test_mean_passes_are_those_that_images_face(correlation: float) -> None:
+    population = Population.breaking(0.7, correlation, costs=(30, 60), placebo_gets="mean")
+    seen = patterns(population)
+    assert float(seen.chance @ seen.broken.any(1)) == pytest.approx(0.6 * 0.7)
+    soft = population.placebo / (population.placebo + correlation * (1 - population.placebo))
+    generator = np.random.default_rng(0)
+    # The pass that breaks an image, where each pass breaks it with the same chance.
+    hazard = 1 - (1 - population.placebo / soft) ** (1 / 60)
+    broken_at = np.where(generator.random(200_000) < soft, generator.geometric(hazard, 200_000), 10**9)
+    means = [np.minimum(broken_at, cost).mean() for cost in (30, 60)]
+    assert population.placebo_budgets() == pytest.approx([means[0] / 60, sum(means) / 60], rel=0.02)
+    assert replace(population, placebo_gets="unbroken").placebo_budgets() == pytest.approx([0.5, 1.5])
+
+
+def test_randomized_audits_are_measured_as_by_decide() -> None:
+    generator = np.random.default_rng(0)
+    for runs in (1, 7):
+        population = RandomizedPopulation(runs)
+        sampled = randomized.draw(population, 60, generator)
+        clean, predictions, attacks = randomized.results(population, sampled, 60)
+        decision = decide(clean, attacks, (), margin=0.02, confidence=CONFIDENCE, predictions=predictions)
+        each = randomized.differences(population, sampled, 60, 7)
+        assert decision.gap is not None
+        assert decision.gap.estimate == pytest.approx(each.mean())
+        assert decision.gap.p_value == pytest.approx(mean_p(each.tolist(), 0.0, -1.0))
 
 
 @pytest.mark.parametrize("finders", FINDERS)
@@ -188,6 +269,7 @@ class Drawn:
         self.broken = {attack.name: set(attack.broken) for attack in attacks}
         self.due = [max(population.costs) * budget for budget in population.placebo_budgets()]
         self.spent: dict[str, int] = defaultdict(int)
+        self.images = self.labels = torch.zeros(0)
 
     def clean(self) -> tuple[list[bool], dict[int, Prediction]]:
         return list(self.right), {}
@@ -315,20 +397,31 @@ def test_stored_rates_are_those_of_the_rules_of_today() -> None:
 
 
 def test_stored_rates_are_as_promised() -> None:
-    pytest.importorskip("matplotlib")
-    from audits.calibration.page import missed, worst
-
-    null, gaps = stored()["without_masking"], stored()["with_a_gap"]
-    assert all(row["audits"] >= 10_000 for row in null)
+    null, gaps, early = (stored()[name] for name in ("without_masking", "with_a_gap", "early_stopping"))
+    points = stored()["candidate_points"]
+    assert all(row["audits"] >= 10_000 for row in (*null, *early))
     sizes, effects = ({row[key] for row in null} for key in ("images", "effect"))
     assert (sizes, effects) == ({20, 100, 500}, {0.0, 0.01, 0.02, 0.05, 0.1})
+    fair = [row for row in early if row["placebo_gets"] == "unbroken"]
     for mode in ("exhaustive", "in_turn"):
-        assert worst(null, mode, MASKED)[1] <= 0.01
         # The largest of many rates is above its true value by chance alone.
-        assert not any(exceeds(row[mode][NOT_MASKED], row["audits"], 0.01) for row in missed(gaps))
+        assert not any(exceeds(row[mode][MASKED], row["audits"], 0.01) for row in (*null, *fair))
+        assert not any(
+            exceeds(row[mode][NOT_MASKED], row["audits"], 0.01) for row in gaps if row["gap"] >= row["margin"]
+        )
+        assert not any(exceeds(row[mode], row["audits"], 0.01) for row in points if row["runs"] == 7)
 
 
-def test_page_in_docs_tells_the_stored_result() -> None:
+def test_stored_rates_show_what_the_old_placebo_did() -> None:
+    early, points = stored()["early_stopping"], stored()["candidate_points"]
+    small = [row for row in early if row["placebo_gets"] == "mean" and row["broken"] >= 0.5]
+    assert all(exceeds(row["exhaustive"][MASKED], row["audits"], 0.01) for row in small if row["correlation"] == 0)
+    assert all(
+        exceeds(row["exhaustive"], row["audits"], 0.01) for row in points if (row["runs"], row["between"]) == (1, 0.1)
+    )
+
+
+def test_page_in_docs_shows_the_stored_result() -> None:
     pytest.importorskip("matplotlib")
     from audits.calibration.page import markdown
 

@@ -75,12 +75,14 @@ def test_measurement_is_stored_and_resumed(tmp_path: Path, monkeypatch: pytest.M
 
     def record(honest: Honest, **_: Any) -> dict[str, Any]:
         measured.append(honest.number)
+        if measured == [0]:
+            return {"name": honest.name, "error": "DefenseError: not today"}
         return {"name": honest.name, "verdict": "NOT_MASKED", "findings": {}}
 
     monkeypatch.setattr(__main__, "measure", record)
     for end in ("2", "3"):
         assert __main__.main(["measure", "--end", end, "--output", str(file)]) == 0
-    assert measured == [0, 1, 2]
+    assert measured == [0, 1, 0, 2]
     assert list(stored(file)) == [model.name for model in honest_models()[:3]]
 
 
@@ -115,3 +117,7 @@ def test_page_counts_false_alarms(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert "| [zero-gradient](findings.md#zero-gradient) | yes | 1 of 3 | 33.3% |" in text
     assert "| [saturated-logits](findings.md#saturated-logits) |  | 1 of 3 |" in text
     assert f"| {replace(PLAIN, number=2).name} | zero-gradient |" in text
+
+
+def test_page_shows_the_stored_records() -> None:
+    assert page.markdown(stored()) in page.PAGE.read_text()
