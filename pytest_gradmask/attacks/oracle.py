@@ -180,6 +180,15 @@ class Oracle(nn.Module):
         """Inside, the global generators are the defense's own: for running a copy of the model, or a part of it."""
         return self._stream.active()
 
+    @contextmanager
+    def without_rejection(self) -> Iterator[None]:
+        """In this context, logits are those of the model's own outputs, whatever its reject option is."""
+        rejection, self.rejection = self.rejection, None
+        try:
+            yield
+        finally:
+            self.rejection = rejection
+
     def reseed(self, seed: int) -> None:
         """Restart the random numbers of the defense from a seed; audits do this between attacks."""
         self._stream.reseed(seed)

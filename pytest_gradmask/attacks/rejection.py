@@ -66,6 +66,10 @@ class RejectOption:
             return _joint(classes, rejection, self._label)
         return logits if isinstance(self.rejects, int) else torch.cat([classes, rejection[:, None]], 1)
 
+    def counted(self, labels: Tensor) -> Tensor:
+        """Class indices, N, as they are counted without the class "rejected"."""
+        return labels - (labels > self.column).to(labels) if isinstance(self.rejects, int) else labels
+
     @contextmanager
     def under_attack(self, labels: Tensor) -> Iterator[Tensor]:
         """Inside, logits have no class "rejected", and an image is misclassified exactly where it is broken.
@@ -76,7 +80,7 @@ class RejectOption:
         Yields:
             The labels, counted without the class "rejected".
         """
-        counted = labels - (labels > self.column).to(labels) if isinstance(self.rejects, int) else labels
+        counted = self.counted(labels)
         self._label = int(counted[0])
         try:
             yield counted

@@ -164,8 +164,12 @@ class AuditRun:
 
     def __post_init__(self) -> None:
         ready = self.ready
-        labels = check_labels(ready.predictions, ready.scorer.labels, ready.surface.classes, self.confidence)
-        self.findings = [*ready.findings, *labels]
+        predictions, labels, rejection = ready.predictions, ready.scorer.labels, ready.surface.rejection
+        if rejection is not None:  # rejected images have no answer to compare with their label
+            answered = ~torch.tensor(ready.rejected, device=labels.device) & (predictions != rejection.column)
+            predictions, labels = (rejection.counted(each[answered]) for each in (predictions, labels))
+        found = check_labels(predictions, labels, ready.surface.classes, self.confidence)
+        self.findings = [*ready.findings, *found]
         self.schedule = AttackSchedule(
             self.ready.scorer, self.ready.surface, self.budget, quick=not self.exhaustive, progress=self.progress
         )
