@@ -244,6 +244,7 @@ def test_randomized_audits_are_measured_as_by_decide() -> None:
         assert decision.gap.p_value == pytest.approx(mean_p(each.tolist(), 0.0, -1.0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("finders", FINDERS)
 def test_the_true_gap_is_what_many_images_show(finders: Any) -> None:
     population = Population(0.6, 0.05, 0.2, gap=0.1, finders=finders, **CI)
@@ -340,7 +341,6 @@ def test_simulated_audits_end_as_real_ones(monkeypatch: pytest.MonkeyPatch) -> N
     assert (tally.in_turn, tally.analyses, tally.sizes) == (verdicts, analyses, ends)
     assert min(sum(analyses[:3]), analyses[3]) > 20, "some audits have to stop early, and some not"
     assert min(ends.values()) > 0
-    assert tally.in_turn != tally.exhaustive
 
 
 @pytest.mark.parametrize("finders", FINDERS)
