@@ -12,8 +12,8 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
+from audits.honest.architectures import Checkpointed
 from audits.honest.pictures import CLASSES
 from pytest_gradmask import Dataset, ThreatModel, load_model, pgd
 from pytest_gradmask.auditing.research import random_state_kept
@@ -158,8 +158,8 @@ def _wrapped(model: nn.Module, wrapper: str, images: Tensor) -> nn.Module:
         "scripted": lambda: torch.jit.script(model),
         "frozen": lambda: torch.jit.freeze(torch.jit.script(model)),
         "graph": lambda: torch.fx.symbolic_trace(model),
-        "checkpoint": lambda: _Checkpointed(model, reentrant=False),
-        "re-entrant checkpoint": lambda: _Checkpointed(model, reentrant=True),
+        "checkpoint": lambda: Checkpointed(model, reentrant=False),
+        "re-entrant checkpoint": lambda: Checkpointed(model, reentrant=True),
     }
     return wrap[wrapper]().eval() if wrapper.endswith("checkpoint") else wrap[wrapper]()
 
@@ -218,14 +218,3 @@ class _Attention(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         tokens = self.patches(images).flatten(2).transpose(1, 2)
         return self.head(self.layer(tokens).mean(1))  # type: ignore[no-any-return]
-
-
-class _Checkpointed(nn.Module):
-    """Does not store what is inside the model for the backward pass, but computes it again."""
-
-    def __init__(self, model: nn.Module, *, reentrant: bool) -> None:
-        super().__init__()
-        self.model, self.reentrant = model, reentrant
-
-    def forward(self, images: Tensor) -> Tensor:
-        return checkpoint(self.model, images, use_reentrant=self.reentrant)  # type: ignore[no-any-return]
