@@ -12,9 +12,8 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import conv2d, relu_
 
-from audits.trained_masks.package import CIFAR10_MEAN, CIFAR10_STD
+from audits.trained_masks.package import CIFAR10_MEAN, CIFAR10_STD, folded
 
 
 class IdentityStart(nn.Module):
@@ -61,28 +60,12 @@ class IdentityStart(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         hidden = ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
-        residual = self.residual(hidden) if self.training else self._folded(hidden)
+        residual = self.residual(hidden) if self.training else folded(self.residual, hidden)
         return images - self.std * residual
 
     def norms(self) -> list[nn.BatchNorm2d]:
         """Its batch norms, first layer first."""
         return [module for module in self.residual if isinstance(module, nn.BatchNorm2d)]
-
-    def _folded(self, hidden: Tensor) -> Tensor:
-        """The residual in eval mode, up to rounding: each batch norm is made part of the convolution before it."""
-        layers = list(self.residual)
-        for layer, following in zip(layers, [*layers[1:], None], strict=True):
-            if isinstance(layer, nn.Conv2d):
-                weight, bias = layer.weight, layer.bias
-                if isinstance(following, nn.BatchNorm2d):
-                    assert following.running_mean is not None
-                    assert following.running_var is not None
-                    scale = following.weight * torch.rsqrt(following.running_var + following.eps)
-                    weight, bias = weight * scale.view(-1, 1, 1, 1), following.bias - following.running_mean * scale
-                hidden = conv2d(hidden, weight, bias, padding=1)
-            elif isinstance(layer, nn.ReLU):
-                hidden = relu_(hidden)
-        return hidden
 
 
 @contextmanager

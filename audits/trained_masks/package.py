@@ -1,7 +1,7 @@
 """All that this folder takes from pytest-gradmask."""
 
 from pytest_gradmask import Composite, Dataset, ThreatModel, apgd, bypassed, load_dataset, pgd
-from pytest_gradmask.auditing.research import CIFAR10_MEAN, CIFAR10_STD, load_checkpoint, replaced
+from pytest_gradmask.auditing.research import CIFAR10_MEAN, CIFAR10_STD, folded, load_checkpoint, replaced
 
 __all__ = [
     "CIFAR10_MEAN",
@@ -11,6 +11,7 @@ __all__ = [
     "ThreatModel",
     "apgd",
     "bypassed",
+    "folded",
     "load_checkpoint",
     "load_dataset",
     "pgd",

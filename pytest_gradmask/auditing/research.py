@@ -38,7 +38,8 @@ Probes and the binarization test:
 
 Models and data:
     - `as_defense` makes a `Defense` of a bare module. `Outputs` says whether a module returns logits or probabilities.
-    - `DnCNN` and `calibrated_front_end` are the paper's front end.
+    - `DnCNN` and `calibrated_front_end` are the paper's front end. `folded` runs such layers with their batch norms
+      folded into convolutions.
     - `CIFAR10_MEAN` and `CIFAR10_STD` normalize CIFAR-10 images.
     - `available` lists stored checkpoints and `load_checkpoint` loads one.
 
@@ -70,6 +71,7 @@ from pytest_gradmask.execution.isolation import moved, no_trace
 from pytest_gradmask.execution.versions import versions
 from pytest_gradmask.loading.checkpoints import available, load_checkpoint
 from pytest_gradmask.loading.models.backbones import CIFAR10_MEAN, CIFAR10_STD
+from pytest_gradmask.loading.models.batch_norm import folded
 from pytest_gradmask.loading.models.front_ends import DnCNN, calibrated_front_end
 from pytest_gradmask.probes.derivative import DerivativeCheck, points_near, wrong_gradient
 from pytest_gradmask.probes.noise import RADII, known_cosines
@@ -112,6 +114,7 @@ __all__ = [
     "cross_entropy",
     "decide",
     "draws_shared",
+    "folded",
     "get_budget",
     "isolated",
     "joint_margins",

@@ -7,11 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import conv2d, relu_
 
 from pytest_gradmask.errors import InputError
 from pytest_gradmask.execution.generators import seeded_weights
-from pytest_gradmask.loading.models.batch_norm import estimate_batch_norm
+from pytest_gradmask.loading.models.batch_norm import estimate_batch_norm, folded
 
 
 class DnCNN(nn.Module):
@@ -62,30 +61,10 @@ class DnCNN(nn.Module):
             nn.init.zeros_(layers[-1].weight)  # type: ignore[arg-type]
 
     def forward(self, images: Tensor) -> Tensor:
-        residual = self.residual(images) if self.training else self._folded(images)
+        residual = self.residual(images) if self.training else folded(self.residual, images)
         if self.bound:
             residual = self.bound * torch.tanh(residual / self.bound)
         return images + residual if self.skip else residual
-
-    def _folded(self, images: Tensor) -> Tensor:
-        """The residual in eval mode, with each batch norm folded into the convolution before it.
-
-        It equals ``self.residual(images)`` up to rounding, and takes half the time on a CPU.
-        """
-        hidden = images.contiguous(memory_format=torch.channels_last)
-        layers = list(self.residual)
-        for layer, following in zip(layers, [*layers[1:], None], strict=True):
-            if isinstance(layer, nn.Conv2d):
-                weight, bias = layer.weight, layer.bias
-                if isinstance(following, nn.BatchNorm2d):
-                    assert following.running_mean is not None
-                    assert following.running_var is not None
-                    scale = following.weight * torch.rsqrt(following.running_var + following.eps)
-                    weight, bias = weight * scale.view(-1, 1, 1, 1), following.bias - following.running_mean * scale
-                hidden = conv2d(hidden, weight, bias, padding=1)
-            elif isinstance(layer, nn.ReLU):
-                hidden = relu_(hidden)
-        return hidden
 
 
 def calibrate(front_end: DnCNN, images: Tensor, residual_std: float) -> DnCNN:
