@@ -290,10 +290,7 @@ class AuditRun:
         """Add what has changed about the answers of the defense since the attacks began, once."""
         if self.recording is None:
             return
-        try:
-            found = check_again(self.ready.surface.oracle(), self.recording)
-        except Exception:
-            return
+        found = check_again(self.ready.surface.oracle(), self.recording)
         if found:
             self.findings, self.recording = [*self.findings, *found], None
 

@@ -148,11 +148,17 @@ def check_consistency(
 
 
 def check_again(defense: Oracle, recording: Recording) -> list[Finding]:
-    """Whether the defense still answers as it did before the attacks, and as a copy that no attack has touched."""
-    with torch.no_grad():
-        defense.reseed(recording.seed)
-        with defense.frozen():
-            now = defense(recording.points)
+    """Whether the defense still answers as before the attacks, which is as a copy does that no attack has touched."""
+    try:
+        with torch.no_grad():
+            defense.reseed(recording.seed)
+            with defense.frozen():
+                now = defense(recording.points)
+    except (
+        Exception
+    ) as error:  # the defense is not ours: it may refuse after a number of queries, or its memory may be full
+        raised = f"after the attacks, points that it answered before raise {type(error).__name__}: {error}"
+        return [Finding("stateful", raised, undermines_attacks=True)]
     differing = _differing(now, recording.answers, _tolerance(defense))
     if not _enough(differing):
         return []

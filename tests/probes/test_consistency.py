@@ -307,3 +307,28 @@ def test_a_recording_holds_points_and_answers() -> None:
     recording = Recording(points, model(points).detach(), 0)
     assert check_again(oracle, recording) == []
     assert [finding.id for finding in check_again(oracle, Recording(points, -recording.answers, 0))] == ["stateful"]
+
+
+class Limited(nn.Module):
+    """Answers a number of queries, and then no more."""
+
+    def __init__(self, model: nn.Module, queries: int) -> None:
+        super().__init__()
+        self.model, self.left = model, queries
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.left -= 1
+        if self.left < 0:
+            raise RuntimeError("no queries left")
+        return self.model(images)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(("queries", "found"), [(1, True), (2, False)])
+def test_refused_answers_are_a_finding(queries: int, found: bool) -> None:
+    oracle = Oracle(Limited(linear(), queries), RandomStream(0, CPU))
+    points = ON_GRID[:3]
+    with torch.no_grad():
+        recording = Recording(points, oracle(points), 0)
+    findings = check_again(oracle, recording)
+    assert [finding.id for finding in findings] == ["stateful"] * found
+    assert all(finding.undermines_attacks and "no queries left" in finding.message for finding in findings)
