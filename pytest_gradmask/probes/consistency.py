@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import combinations
 
 import numpy as np
 import torch
@@ -20,30 +18,18 @@ from torch import Tensor, nn
 from pytest_gradmask.attacks.evaluate import value_and_grad
 from pytest_gradmask.attacks.losses import logit_margin
 from pytest_gradmask.attacks.oracle import Oracle
+from pytest_gradmask.probes.answers import alike, described, differing_points, enough, rounding
+from pytest_gradmask.probes.ways_of_asking import differing_ways, under_inference_mode
 from pytest_gradmask.threat import ThreatModel
 from pytest_gradmask.verdict.results import Finding
 
 #: Images that are asked, each at three points: itself, a corner of the ball and the end of a short attack.
 _IMAGES = 4
 _STEPS = 3
-#: Largest difference of logits, relative to the size of all, that counts as rounding; as in the preflight. On 12
-#: trained models, with front ends of 65 layers too, all ways of asking but that off the grid give at most 3e-7.
-_SAME = 0.02
-#: The same in units of the precision of the defense, for half precision.
-_ROUNDINGS = 16
-#: Points that must differ. A front end that rounds may round one point otherwise.
-_FEWEST = 2
-#: Changes of a pixel in 255ths that the grid of 8 bits does not show, and how many points are changed so.
-_OFF_GRID, _BESIDE = (0.1, 0.49), 4
-#: A point on the grid is unlike those around it if it differs from each by this multiple of their largest difference.
-#: At most 1.3 at all points of the package's 12 trained models at two eps, and 2.3 at those of 37 known defenses.
-_LEAP = 4.0
 #: A defense with more parameters and buffers than this (in bytes) is not copied.
 _LARGEST = 4e9
 #: How often the same points are asked in a row, to see whether the answers change.
 _TIMES = 3
-
-_Ask = Callable[[Oracle, Tensor], Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,24 +109,24 @@ def check_consistency(
         defense.reseed(seed)
         first = _repeated(defense, points)
         fresh_answers = [] if original.copy is None else _fresh_answers(original.copy, fresh, points, seed)
-        tolerance = _tolerance(defense)
-        steady = _alike(first, first[:1] * len(first), tolerance)
+        tolerance = rounding(defense)
+        steady = alike(first, first[:1] * len(first), tolerance)
         if fresh_answers and not _has_generator(defense.model):
             found = _stateful(first, fresh_answers, tolerance)
             if found:
                 return found, None
         if not steady:
             return [], None
-        steady_copy = bool(fresh_answers) and not _differing(first[0], fresh_answers[0][0], tolerance).any()
+        steady_copy = bool(fresh_answers) and not differing_points(first[0], fresh_answers[0][0], tolerance).any()
         recording = Recording(points, first[0], seed)
-        seen = _differences(
+        seen = differing_ways(
             attacked, points, threat, generator,
             trainable=original.trainable, in_batches=not (randomized or batch_dependent), tolerance=tolerance,
         )  # fmt: skip
         if original.copy is not None and steady_copy:
             again = _copied(original.copy)
             if again is not None:
-                seen += _under_inference_mode(fresh(again.to(points.device)), points, first[0], seed, tolerance)
+                seen += under_inference_mode(fresh(again.to(points.device)), points, first[0], seed, tolerance)
     if not seen:
         return [], recording
     message = f"the same points get other answers {'; '.join(seen)}"
@@ -159,103 +145,27 @@ def check_again(defense: Oracle, recording: Recording) -> list[Finding]:
     ) as error:  # the defense is not ours: it may refuse after a number of queries, or its memory may be full
         raised = f"after the attacks, points that it answered before raise {type(error).__name__}: {error}"
         return [Finding("stateful", raised, undermines_attacks=True)]
-    differing = _differing(now, recording.answers, _tolerance(defense))
-    if not _enough(differing):
+    differing = differing_points(now, recording.answers, rounding(defense))
+    if not enough(differing):
         return []
-    described = _described(now, recording.answers, differing)
-    return [Finding("stateful", f"after the attacks, the same points get other answers: {described}", True)]
+    words = described(now, recording.answers, differing)
+    return [Finding("stateful", f"after the attacks, the same points get other answers: {words}", True)]
 
 
 def _stateful(first: Sequence[Tensor], fresh: Sequence[Sequence[Tensor]], tolerance: float) -> list[Finding]:
     """Answers that depend on earlier queries: copies that have answered nothing agree, and the rest does not."""
     one, other = fresh
-    if not _alike(one, other, tolerance):
+    if not alike(one, other, tolerance):
         return []  # random, or what cannot be copied
     for now, before, words in (
         *((later, one[0], "when a copy is asked again") for later in one[1:]),
         (first[0], one[0], "from a copy that has answered nothing before"),
     ):
-        differing = _differing(now, before, tolerance)
-        if _enough(differing):
-            described = _described(now, before, differing)
-            return [Finding("stateful", f"the same points get other answers {words}: {described}", True)]
+        differing = differing_points(now, before, tolerance)
+        if enough(differing):
+            found = described(now, before, differing)
+            return [Finding("stateful", f"the same points get other answers {words}: {found}", True)]
     return []
-
-
-def _differences(
-    oracle: Oracle,
-    points: Tensor,
-    threat: ThreatModel,
-    generator: torch.Generator,
-    *,
-    trainable: Sequence[nn.Parameter],
-    in_batches: bool,
-    tolerance: float,
-) -> list[str]:
-    """In words, each way of asking that changes answers."""
-    expected = _answer(oracle, points)
-    found = []
-
-    def compare(words: str, ask: _Ask, count: int = len(points)) -> None:
-        try:
-            with oracle.frozen():
-                answers = ask(oracle, points[:count])
-        except Exception:  # one way of asking that the defense does not bear says nothing about the others
-            return
-        differing = _differing(answers, expected[:count], tolerance)
-        if _enough(differing):
-            found.append(f"{words} ({_described(answers, expected[:count], differing)})")
-
-    compare("with autograd and without", _with_autograd)
-    with _requiring_gradients(trainable):
-        compare("while parameters require gradients and while they do not", _without_autograd)
-        if not found:
-            compare("with autograd while parameters require gradients and while they do not", _with_autograd)
-    if in_batches:
-        noise = threat.bounds[0] + (threat.bounds[1] - threat.bounds[0]) * torch.rand(
-            points.shape, generator=generator
-        ).to(points)
-        count = min(6, len(points))
-        compare("alone and in a batch", lambda ask, some: torch.cat([ask(one) for one in some.split(1)]), count)
-        compare("in small batches and in larger ones", lambda ask, some: torch.cat([ask(one) for one in some.split(5)]))
-        compare("beside other images", lambda ask, some: ask(torch.cat([noise, some]))[len(noise) :])
-    try:
-        with oracle.frozen():
-            found += _off_grid(oracle, points, threat, generator, tolerance)
-    except Exception:
-        return found
-    return found
-
-
-def _off_grid(
-    oracle: Oracle, points: Tensor, threat: ThreatModel, generator: torch.Generator, tolerance: float
-) -> list[str]:
-    """Whether images of 8 bits are answered unlike those within less than half a grey level, which are all alike."""
-    low, width = threat.bounds[0], threat.bounds[1] - threat.bounds[0]
-    on_grid = low + ((points - low) / width * 255).round() / 255 * width
-
-    def beside() -> Tensor:
-        shares, signs = torch.rand(2, *points.shape, generator=generator).to(points)
-        size = (_OFF_GRID[0] + (_OFF_GRID[1] - _OFF_GRID[0]) * shares) * width / 255
-        moved = on_grid + torch.where(signs < 0.5, size, -size)
-        return torch.where((moved >= low) & (moved <= low + width), moved, 2 * on_grid - moved)
-
-    on, *off = (oracle(some) for some in (on_grid, *(beside() for _ in range(_BESIDE))))
-    away = torch.stack([_change(on, one) for one in off]).amin(0)
-    among = torch.stack([_change(one, other) for one, other in combinations(off, 2)]).amax(0)
-    differing = (away > tolerance * _size(on)) & (away > _LEAP * among)
-    return [f"on the grid of 8 bits and off it ({_described(off[0], on, differing)})"] if _enough(differing) else []
-
-
-def _under_inference_mode(oracle: Oracle, points: Tensor, expected: Tensor, seed: int, tolerance: float) -> list[str]:
-    oracle.reseed(seed)
-    try:
-        with torch.inference_mode(), oracle.frozen():
-            answers = oracle(points)
-    except Exception:  # not every operation is allowed there
-        return []
-    differing = _differing(answers, expected, tolerance)
-    return [f"under torch.inference_mode ({_described(answers, expected, differing)})"] if _enough(differing) else []
 
 
 def _points(oracle: Oracle, images: Tensor, labels: Tensor, threat: ThreatModel, generator: torch.Generator) -> Tensor:
@@ -298,33 +208,6 @@ def _repeated(oracle: Oracle, points: Tensor) -> list[Tensor]:
         return [oracle(points) for _ in range(_TIMES)]
 
 
-def _answer(oracle: Oracle, points: Tensor) -> Tensor:
-    with oracle.frozen():
-        return oracle(points)  # type: ignore[no-any-return]
-
-
-def _without_autograd(oracle: Oracle, points: Tensor) -> Tensor:
-    return oracle(points)  # type: ignore[no-any-return]
-
-
-def _with_autograd(oracle: Oracle, points: Tensor) -> Tensor:
-    with torch.enable_grad():
-        return oracle(points.clone().requires_grad_(True)).detach()  # type: ignore[no-any-return]
-
-
-@contextmanager
-def _requiring_gradients(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
-    """An audit switches them off; inside, they are as outside of it."""
-    before = [parameter.requires_grad for parameter in parameters]
-    try:
-        for parameter in parameters:
-            parameter.requires_grad_(True)
-        yield
-    finally:
-        for parameter, flag in zip(parameters, before, strict=True):
-            parameter.requires_grad_(flag)
-
-
 def _copied(model: nn.Module) -> nn.Module | None:
     try:
         return copy.deepcopy(model)
@@ -336,40 +219,3 @@ def _has_generator(model: nn.Module) -> bool:
     """Whether a module keeps random numbers of its own, which change from query to query as a state does."""
     kinds = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
     return any(isinstance(value, kinds) for module in model.modules() for value in vars(module).values())
-
-
-def _tolerance(oracle: Oracle) -> float:
-    return max(_SAME, _ROUNDINGS * torch.finfo(oracle.dtype).eps)
-
-
-def _change(one: Tensor, other: Tensor) -> Tensor:
-    """Largest difference of the logits of each point; N. Equal infinities, and NaN in both, are no difference."""
-    same = (one == other) | (one.isnan() & other.isnan())
-    return (one - other).abs().masked_fill(same, 0).nan_to_num(nan=float("inf")).amax(1)
-
-
-def _differing(one: Tensor, other: Tensor, tolerance: float) -> Tensor:
-    """Whether the logits of each point differ by more than rounding; bool, N."""
-    return _change(one, other) > tolerance * _size(other)
-
-
-def _size(logits: Tensor) -> Tensor:
-    return logits.nan_to_num(0, 0, 0).abs().amax().clamp_min(1e-12)
-
-
-def _alike(some: Sequence[Tensor], others: Sequence[Tensor], tolerance: float) -> bool:
-    pairs = zip(some, others, strict=True)
-    return not any(bool(_enough(_differing(one, other, tolerance))) for one, other in pairs)
-
-
-def _enough(differing: Tensor) -> bool:
-    return int(differing.sum()) >= min(_FEWEST, len(differing))
-
-
-def _described(one: Tensor, other: Tensor, differing: Tensor) -> str:
-    largest = (_change(one, other) / _size(other)).max().item()
-    decided = int(((one.argmax(1) != other.argmax(1)) & differing).sum())
-    return (
-        f"logits differ by up to {largest:.2g} of their size at {int(differing.sum())} of {len(differing)} points, "
-        f"the decision at {decided}"
-    )
