@@ -150,7 +150,7 @@ def test_searches_compile_nothing() -> None:
     assert versions == before > 0
 
 
-def test_exported_program_in_train_mode_is_audited_but_a_module_is_not() -> None:
+def test_exported_program_in_train_mode() -> None:
     assert exported(Network().eval()).training
     with pytest.raises(DefenseError, match="train mode"):
         audited(torch.fx.symbolic_trace(Network().eval()).train(), labels=torch.zeros(24, dtype=torch.long))

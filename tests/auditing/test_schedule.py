@@ -231,7 +231,7 @@ def test_a_randomized_placebo_runs_once_for_each_adaptive_attack() -> None:
     assert len(gradient_attacks[True]) > len(gradient_attacks[False])
 
 
-def test_a_placebo_run_before_it_was_due_is_made_up_for() -> None:
+def test_early_placebo_run() -> None:
     script = Script({}, dict.fromkeys(ADAPTIVE, 2 * ONE))
     own = schedule(script, randomized=True)
     own.admit(10)
@@ -241,7 +241,7 @@ def test_a_placebo_run_before_it_was_due_is_made_up_for() -> None:
     assert script.restarts == [1, 2, 2, 2, 1]
 
 
-def test_a_placebo_that_broke_everything_has_nothing_left_to_do() -> None:
+def test_placebo_that_broke_everything() -> None:
     script = Script({"placebo": set(range(9))}, dict.fromkeys(ADAPTIVE, 2 * ONE))
     own = schedule(script)
     own.admit(10)
