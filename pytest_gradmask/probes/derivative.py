@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 
@@ -67,14 +67,12 @@ def wrong_gradient(oracle: Oracle, images: Tensor, threat: ThreatModel, generato
     points = points_near(images[:_POINTS], threat, generator).to(oracle.dtype)
     check = DerivativeCheck(oracle, points, threat, generator)
     for attempt in (check.in_double, check.in_own_precision):
-        try:
-            with oracle.without_rejection(), warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # the user cannot help what a copy warns of
-                found = attempt()
-        except Exception:  # a copy may be impossible for reasons that are nobody's fault
-            continue
-        if found is not None:
-            return found
+        # A copy may be impossible for reasons that are nobody's fault, and the user cannot help what it warns of.
+        with suppress(Exception), oracle.without_rejection(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found = attempt()
+            if found is not None:
+                return found
     return []
 
 
