@@ -62,8 +62,8 @@ def _repeat(options: argparse.Namespace) -> None:
             record = stored_record(entry.name, options.output)
             if record is None:
                 raise InputError(f"defense {entry.name!r}: not measured yet; python -m audits.zoo measure {entry.name}")
-            repeats = {(each["seed"], each["exhaustive"]): each for each in record.get("repeats", [])}
-            key = (seed, options.exhaustive)
+            repeats = {(each["budget"], each["seed"], each["exhaustive"]): each for each in record.get("repeats", [])}
+            key = (budget.name, seed, options.exhaustive)
             if options.missing and key in repeats:
                 continue
             repeats[key] = repeat(

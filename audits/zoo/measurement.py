@@ -124,7 +124,8 @@ def repeat(
     gap = None if found.gap is None else found.gap.estimate
     return {
         "seed": seed, "exhaustive": exhaustive, "verdict": found.verdict.name, "gap": gap, "images": found.total,
-        "budget": budget.name, "margin": margin,
+        "budget": budget.name, "margin": margin, "seconds": round(found.seconds, 1),
+        "findings": [finding.id for finding in found.findings],
     }  # fmt: skip
 
 

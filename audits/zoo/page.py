@@ -150,27 +150,34 @@ def _repeats(records: Mapping[str, Record]) -> list[str]:
     repeated = {name: record for name, record in records.items() if record.get("repeats")}
     if not repeated:
         return []
+    every = [each for record in repeated.values() for each in record["repeats"]]
+    budgets = list(dict.fromkeys(each["budget"] for each in every))
     rows, flips, compared, others, opposite = [], 0, 0, 0, 0
     for name, record in repeated.items():
         early, exhaustive = (
-            {repeat["seed"]: repeat["verdict"] for repeat in record["repeats"] if repeat["exhaustive"] is whole}
+            {
+                (each["budget"], each["seed"]): each["verdict"]
+                for each in record["repeats"]
+                if each["exhaustive"] is whole
+            }
             for whole in (False, True)
         )
         both = early.keys() & exhaustive.keys()
-        alike = sum(early[seed] == exhaustive[seed] for seed in both)
+        alike = sum(early[key] == exhaustive[key] for key in both)
         flips += {"MASKED", "NOT_MASKED"} <= {*early.values(), *exhaustive.values()}
         compared, others = compared + len(both), others + len(both) - alike
-        opposite += sum({early[seed], exhaustive[seed]} == {"MASKED", "NOT_MASKED"} for seed in both)
-        counts = [str(list(early.values()).count(verdict)) for verdict in _VERDICTS]
+        opposite += sum({early[key], exhaustive[key]} == {"MASKED", "NOT_MASKED"} for key in both)
+        counts = [_counted([verdict for (of, _), verdict in early.items() if of == budget]) for budget in budgets]
         rows.append([name, _sign(truth_of(record)), *counts, f"{alike} of {len(both)}" if both else "-"])
-    every = [each for record in repeated.values() for each in record["repeats"]]
     settings = dict.fromkeys(
-        f"the budget `{each['budget']}` and a margin of {100 * each['margin']:g} percentage points" for each in every
+        f"the budget `{each['budget']}`, a margin of {100 * each['margin']:g} percentage points and at most "
+        f"{max(other['images'] for other in every if other['budget'] == each['budget'])} images"
+        for each in every
     )
     text = (
-        f"Audits that end as soon as the verdict is certain. Each has another seed, which draws at most "
-        f"{max(each['images'] for each in every)} images, at {' or '.join(settings)}. {flips} of "
-        f"{len(repeated)} defenses are `MASKED` with one seed and `NOT_MASKED` with another."
+        f"Audits that end as soon as the verdict is certain. Each has another seed, which draws other images. They ran "
+        f"at {', or at '.join(settings)}. A cell has the number of audits with the verdict `MASKED`, `NOT_MASKED` and "
+        f"`INCONCLUSIVE`. {flips} of {len(repeated)} defenses are `MASKED` in one audit and `NOT_MASKED` in another."
     )
     if compared:
         text += (
@@ -184,8 +191,13 @@ def _repeats(records: Mapping[str, Record]) -> list[str]:
         f" {sum(against.values())} of all {len(every)} verdicts{f' ({where})' if where else ''} are opposite to the "
         "truth, which was measured with more steps on more images."
     )
-    headings = ["defense", "truth", *(f"`{verdict}`" for verdict in _VERDICTS), "exhaustive, the same"]
+    headings = ["defense", "truth", *(f"`{budget}`" for budget in budgets), "exhaustive, the same"]
     return ["## Other seeds", text, table(headings, rows)]
+
+
+def _counted(verdicts: Sequence[str]) -> str:
+    """How many verdicts there are of each kind, such as ``5 / 0 / 0``."""
+    return " / ".join(str(verdicts.count(verdict)) for verdict in _VERDICTS) if verdicts else "-"
 
 
 def _against(record: Record) -> int:

@@ -207,21 +207,23 @@ def test_the_page_counts_verdicts_by_truth_and_repeats() -> None:
             "detached": a_record(repeats=[first, first | {"exhaustive": True}]),
             "jpeg": a_record(repeats=[first, first | {"exhaustive": True, "verdict": "INCONCLUSIVE"}]),
             "median": a_record(repeats=[first, first | {"exhaustive": True, "verdict": "NOT_MASKED"}]),
+            "total-variation": a_record(repeats=[first | {"budget": "ci"}]),
             "small-logits": a_record((0.0, -0.1, 0.02), "INCONCLUSIVE"),
             "average": a_record((0.1, 0.0, 0.2), "MASKED"),
         }
     )
-    assert "| 4 that mask | 1 that do not mask | 1 that leave it open |" in text
-    assert "| verdict `MASKED` | 4 | 0 | 1 |" in text
+    assert "| 5 that mask | 1 that do not mask | 1 that leave it open |" in text
+    assert "| verdict `MASKED` | 5 | 0 | 1 |" in text
     assert "| verdict `INCONCLUSIVE` | 0 | 1 | 0 |" in text
     assert "| small-logits | not masked 0.0 [-10.0, 2.0] | `INCONCLUSIVE` |" in text
     assert text.index("| detached |") < text.index("| ripple |"), "in the order of the zoo"
-    assert "at most 9 images, at the budget `smoke` and a margin of 10 percentage points. 2 of 4 defenses" in text
+    assert "the budget `smoke`, a margin of 10 percentage points and at most 9 images" in text
+    assert "2 of 5 defenses are `MASKED` in one audit" in text
     assert "3 audits were repeated *exhaustively*, with every attack on every image. 2 of them have another" in text
     assert "another verdict, and 1 have the opposite one." in text
-    assert "2 of all 8 verdicts (1 on median, 1 on ripple) are opposite to the truth, which" in text
-    assert "| ripple | masked | 1 | 1 | 0 | - |" in text
-    assert "| detached | masked | 1 | 0 | 0 | 1 of 1 |" in text
+    assert "2 of all 9 verdicts (1 on median, 1 on ripple) are opposite to the truth, which" in text
+    assert "| ripple | masked | 1 / 1 / 0 | - | - |" in text
+    assert "| detached | masked | 1 / 0 / 0 | - | 1 of 1 |" in text
     assert "10 images of d.npz, Linf, eps 8/255, budget ci" in text
 
 
@@ -257,7 +259,8 @@ def test_repeats_are_added_to_records(
 
     def repeated(entry: Entry, _: Dataset, **more: Any) -> dict[str, Any]:
         asked.append((more["seed"], more["exhaustive"]))
-        return {"seed": more["seed"], "exhaustive": more["exhaustive"], "verdict": entry.name}
+        budget = more["budget"].name
+        return {"seed": more["seed"], "exhaustive": more["exhaustive"], "verdict": entry.name, "budget": budget}
 
     monkeypatch.setattr(__main__, "repeat", repeated)
     settings = ["--samples", "3", "--output", str(tmp_path)]
@@ -271,8 +274,10 @@ def test_repeats_are_added_to_records(
     assert asked == [(2, False), (1, False), (2, False), (1, True), (2, True)]
     expected = [(1, False), (1, True), (2, False), (2, True)]
     assert stored(tmp_path)["ripple"]["repeats"] == [
-        {"seed": seed, "exhaustive": exhaustive, "verdict": "ripple"} for seed, exhaustive in expected
+        {"seed": seed, "exhaustive": exhaustive, "verdict": "ripple", "budget": "ci"} for seed, exhaustive in expected
     ]
+    assert __main__.main(["repeat", "ripple", "--seeds", "1", "--missing", "--budget", "smoke", *settings]) == 0
+    assert asked[5:] == [(1, False)], "another budget is another audit"
     assert {**stored(tmp_path)["ripple"], "repeats": 0} == {**a_record(), "repeats": 0}
 
 
