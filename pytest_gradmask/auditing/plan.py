@@ -29,6 +29,8 @@ from pytest_gradmask.verdict.results import AutoAttackVersion, Kind
 
 Run = Callable[..., Tensor]
 
+#: Name of operation-level BPDA.
+OPERATIONS = "bpda-operations"
 #: Queries of the first step of HopSkipJump. Step t has sqrt(t) times as many, so some 20 steps make 3,000.
 _EVALUATIONS = 50
 _QUICK_STEPS = 10
@@ -183,6 +185,15 @@ def _adaptive_attacks(surface: AttackSurface, budget: Budget) -> list[PlannedAtt
 
     backbone = surface.oracle(surface.rewired(removed))
     planned = [
+        PlannedAttack(
+            name=OPERATIONS,
+            kind="adaptive",
+            access="bypass",
+            run=follow,
+            model=surface.oracle(surface.with_operations_bypassed()),
+            checked=True,
+            skip="" if surface.operations else "no operation hides the gradient",
+        ),
         PlannedAttack(
             name="bpda",
             kind="adaptive",

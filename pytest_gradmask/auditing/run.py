@@ -15,11 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from pytest_gradmask.attacks.bypass.bpda import described
+from pytest_gradmask.attacks.bypass.operations.sites import described_sites
 from pytest_gradmask.attacks.oracle import Oracle
 from pytest_gradmask.attacks.rejection import under_attack
 from pytest_gradmask.auditing.attack_check import ATTACK_FAILS, check_attacks
 from pytest_gradmask.auditing.budgets import Budget, get_budget
 from pytest_gradmask.auditing.events import Message, Progress, ignore
+from pytest_gradmask.auditing.plan import OPERATIONS
 from pytest_gradmask.auditing.prepare import Prepared, prepared
 from pytest_gradmask.auditing.schedule import AttackSchedule
 from pytest_gradmask.auditing.scoring import subseed
@@ -305,6 +307,10 @@ class AuditRun:
         self._ask_again()
         results = schedule.results() if any(schedule.clean) else []
         decision = self._decide(analysis)
+        operations = described_sites(surface.operations)
+        compared = compare_attacks(
+            results, len(schedule.clean), self.confidence, hidden_by={OPERATIONS: operations} if operations else {}
+        )
         return Audit(
             defense=surface.defense.name,
             verdict=decision.verdict,
@@ -312,10 +318,11 @@ class AuditRun:
             clean=tuple(schedule.clean),
             attacks=tuple(results),
             gap=decision.gap,
-            findings=(*self.findings, *compare_attacks(results, len(schedule.clean), self.confidence)),
+            findings=(*self.findings, *compared),
             images_needed=decision.images_needed,
             margin=self.margin,
             confidence=self.confidence,
+            operations=operations,
             bypassed=described(surface.approximations) + ((f"all after {surface.inner}",) if surface.inner else ()),
             predictions=schedule.predictions,
             given=len(self.ready.scorer.images),

@@ -11,6 +11,9 @@ from torch import Tensor, nn
 
 from pytest_gradmask.attacks.bypass.bpda import bypassed
 from pytest_gradmask.attacks.bypass.inner_logits import find_inner_logits
+from pytest_gradmask.attacks.bypass.operations.model import OperationsBypassed
+from pytest_gradmask.attacks.bypass.operations.search import find_operations
+from pytest_gradmask.attacks.bypass.operations.sites import Site
 from pytest_gradmask.attacks.bypass.search import SEARCH_FORWARDS, SEARCH_IMAGES, find_bypass
 from pytest_gradmask.attacks.oracle import Oracle, output_of, parameter_dtype
 from pytest_gradmask.attacks.rejection import RejectOption
@@ -38,6 +41,7 @@ class AttackSurface:
         attacked: the module that adaptive attacks take gradients from: the model or, where the members of an
             ensemble are known, their mixture.
         approximations: submodules of ``attacked`` to bypass, each with its BPDA approximation (None: the identity).
+        operations: operations in the code of ``attacked`` that hide its gradient, and how often each runs in a pass.
         inner: a submodule of ``attacked`` that returns logits which the defense then disguises; empty if there is none.
         scoreless: whether the outputs do not change with the image, so that they do not guide a score-based attack.
         eot: forwards of ``attacked`` to average in each step; 1 unless its randomness has to be sampled.
@@ -51,6 +55,7 @@ class AttackSurface:
     randomized: bool
     attacked: nn.Module
     approximations: dict[str, object] = field(default_factory=dict)
+    operations: dict[Site, int] = field(default_factory=dict)
     inner: str = ""
     scoreless: bool = False
     eot: int = 1
@@ -69,6 +74,14 @@ class AttackSurface:
         # A function reads the outputs of the defense, which inner logits are not.
         readable = self.rejection is not None and isinstance(self.rejection.rejects, int)
         return Oracle(model, self.stream, rejection=self.rejection if readable else None)
+
+    def with_operations_bypassed(self) -> nn.Module:
+        """``attacked`` with natural gradients of its operations: member by member if it is a mixture."""
+        sites = tuple(self.operations)
+        if not isinstance(self.attacked, Mixture):
+            return OperationsBypassed(self.attacked, sites)
+        members = [OperationsBypassed(member, sites) for member in self.attacked.members]
+        return Mixture(members, self.attacked.weights, probabilities=self.attacked.probabilities)
 
     def rewired(self, rewire: Callable[[nn.Module, dict[str, object]], nn.Module]) -> nn.Module:
         """``attacked`` with its approximations: member by member if it is a mixture, whose members then stay known."""
@@ -128,6 +141,10 @@ def find_attack_surface(
     few = images[:SEARCH_IMAGES]
     _check_members(surface, few)
     findings: list[Finding] = []
+    with searching("operations that hide the gradient", findings):
+        forwards = SEARCH_FORWARDS if surface.eot > 1 else 1
+        operations = find_operations(attacked, few, forwards=forwards, stream=stream)
+        surface = replace(surface, operations=operations)
     with searching("parts to bypass", findings):
         surface = replace(surface, approximations=_approximations(surface, few, findings))
     if not known:

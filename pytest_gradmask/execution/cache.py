@@ -15,7 +15,7 @@ from typing import Any
 
 from pytest_gradmask.execution.files import replaced
 from pytest_gradmask.verdict.audit import Audit
-from pytest_gradmask.verdict.results import AttackResult, Finding, Gap, Prediction, Verdict
+from pytest_gradmask.verdict.results import AttackResult, Finding, Gap, Operation, Prediction, Verdict
 
 
 class Cache:
@@ -55,6 +55,7 @@ class Cache:
                 "gap": None if found["gap"] is None else Gap(**found["gap"]),
                 "findings": tuple(Finding(**each) for each in found["findings"]),
                 "bypassed": tuple(found["bypassed"]),
+                "operations": tuple(Operation(**each) for each in found["operations"]),
                 "predictions": _predictions(found["predictions"]),
                 "images": tuple(found["images"]),
                 "rejected": tuple(found["rejected"]),

@@ -5,18 +5,25 @@ Attacks are grouped by what they see of the defense (`threat.Access`), never by 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 
 from pytest_gradmask.threat import Access
-from pytest_gradmask.verdict.results import AttackResult, Finding
+from pytest_gradmask.verdict.results import AttackResult, Finding, Operation
 from pytest_gradmask.verdict.stats import mcnemar_p
 
 #: Share of images, and how many, that the placebo may break before the gradient attacks count as not converged.
 _CONVERGED, _FEWEST = 0.01, 2
 
 
-def compare_attacks(results: Sequence[AttackResult], total: int, confidence: float) -> list[Finding]:
+def compare_attacks(
+    results: Sequence[AttackResult],
+    total: int,
+    confidence: float,
+    *,
+    hidden_by: Mapping[str, Sequence[Operation]] = MappingProxyType({}),
+) -> list[Finding]:
     """All findings from the results of attacks alone.
 
     None of them refuses ``NOT_MASKED``: the verdict measures the same differences against its margin, and a difference
@@ -26,6 +33,7 @@ def compare_attacks(results: Sequence[AttackResult], total: int, confidence: flo
         results: every attack of an audit.
         total: images of the audit.
         confidence: in (0.5, 1), of every test.
+        hidden_by: the operations that an attack, by name, gives another gradient.
     """
     if not any(result.kind == "gradient" and result.status == "done" for result in results):
         return []  # without a gradient attack there is nothing to compare the others with
@@ -39,7 +47,8 @@ def compare_attacks(results: Sequence[AttackResult], total: int, confidence: flo
     return [
         *black_box_beats_white_box(results, confidence),
         *transfer_beats_white_box(results, confidence),
-        *bypass_beats_white_box(results, confidence),
+        *hidden_gradient(results, hidden_by, confidence),
+        *bypass_beats_white_box([result for result in results if result.name not in hidden_by], confidence),
         *transfer_failure(results, confidence),
         *not_converged(results, total),
     ]
@@ -61,6 +70,20 @@ def bypass_beats_white_box(results: Sequence[AttackResult], confidence: float) -
     """A gradient that skips submodules breaks significantly more than the true one (Athalye et al. 2018)."""
     seen = _beyond_gradients(results, ["bypass"], confidence)
     return [Finding("bypass-beats-white-box", f"with a gradient that skips submodules, {seen}")] if seen else []
+
+
+def hidden_gradient(
+    results: Sequence[AttackResult], hidden_by: Mapping[str, Sequence[Operation]], confidence: float
+) -> list[Finding]:
+    """With natural gradients of some operations, an attack breaks significantly more: they hide the gradient."""
+    found = []
+    for name, operations in hidden_by.items():
+        alone = [result for result in results if result.name == name or result.kind == "placebo"]
+        seen = _beyond_gradients(alone, ["bypass"], confidence)
+        if seen:
+            message = f"the gradient is hidden by {', '.join(map(str, operations))}: with natural gradients, {seen}"
+            found.append(Finding("hidden-gradient", message))
+    return found
 
 
 def transfer_failure(results: Sequence[AttackResult], confidence: float) -> list[Finding]:

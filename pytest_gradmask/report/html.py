@@ -190,6 +190,7 @@ def _settings(audit: Mapping[str, Any], evidence: Mapping[str, Any]) -> dict[str
         "every attack on every image": "yes"
         if audit["exhaustive"]
         else "no, the audit ended once its verdict was decided",
+        "operations that hide the gradient": "; ".join(map(_operation, audit["operations"])) or "none found",
         "bypassed by BPDA": ", ".join(audit["bypassed"]) or "nothing",
         "seed": str(provenance["seed"]),
         "device": str(provenance["device"]),
@@ -200,6 +201,11 @@ def _settings(audit: Mapping[str, Any], evidence: Mapping[str, Any]) -> dict[str
         "seconds of the audit": f"{audit['seconds']:.1f}",
         "seconds for this report": f"{evidence.get('seconds', 0):.1f}",
     }
+
+
+def _operation(operation: Mapping[str, Any]) -> str:
+    times = "once" if operation["count"] == 1 else f"{operation['count']} times"
+    return f"{operation['name']} at {operation['file']}:{operation['line']}, {times} in a forward pass"
 
 
 def _run(provenance: Mapping[str, Any]) -> dict[str, str]:

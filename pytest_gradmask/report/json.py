@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,7 @@ def to_json(audit: Audit) -> dict[str, Any]:
             for finding in audit.findings
         ],
         "bypassed": list(audit.bypassed),
+        "operations": [asdict(operation) for operation in audit.operations],
         "per_image": {
             "index": list(audit.images),
             "clean": _plain(chances(audit.clean, audit.predictions, [])),
@@ -107,6 +109,7 @@ def crash_to_json(test: str, defense: str, error: BaseException) -> dict[str, An
         "gap": None,
         "findings": [],
         "bypassed": [],
+        "operations": [],
         "per_image": {"index": [], "clean": [], "robust": []},
         "seconds": 0.0,
         "provenance": {},

@@ -38,6 +38,10 @@ def explain(audit: Audit, expected: str) -> str:
     lines += ["", *attack_table(audit), ""]
     if audit.gap is not None:
         lines.append(f"masking gap beyond the placebo: {audit.gap} at {audit.confidence:.0%} confidence")
+    if audit.operations:
+        hides = any(finding.id == "hidden-gradient" for finding in audit.findings)
+        how = "hidden by" if hides else "operations with a natural gradient in place of their own"
+        lines.append(f"{how}: {', '.join(map(str, audit.operations))}")
     if audit.bypassed:
         lines.append(f"bypassed by BPDA: {', '.join(audit.bypassed)}")
     lines += [f"finding {finding.id}: {finding.message} ({finding.link})" for finding in audit.findings]

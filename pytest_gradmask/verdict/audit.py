@@ -11,6 +11,7 @@ from pytest_gradmask.verdict.results import (
     Finding,
     Gap,
     Kind,
+    Operation,
     Prediction,
     Proportion,
     Verdict,
@@ -35,6 +36,7 @@ class Audit:
         margin: the largest gap, as a share of images, that still counts as no masking.
         confidence: of every bound and test.
         bypassed: names of the submodules that BPDA bypassed.
+        operations: in the code of the defense, those that hide its gradient. Operation-level BPDA replaces theirs.
         seconds: wall-clock time.
         test: name of the test that asked for the audit, if any.
         provenance: versions, device, seed, threat model, budget, data.
@@ -58,6 +60,7 @@ class Audit:
     margin: float
     confidence: float
     bypassed: tuple[str, ...] = ()
+    operations: tuple[Operation, ...] = ()
     seconds: float = 0.0
     test: str = ""
     provenance: Mapping[str, Any] = field(default_factory=dict)

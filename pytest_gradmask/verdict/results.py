@@ -47,6 +47,26 @@ class Finding:
 
 
 @dataclass(frozen=True, slots=True)
+class Operation:
+    """An operation in the code of a defense that hides its gradient.
+
+    Attributes:
+        name: such as ``torch.round``.
+        file: path; relative to the working directory where the file is inside it.
+        line: in the file.
+        count: how often it runs in one forward pass.
+    """
+
+    name: str
+    file: str
+    line: int
+    count: int
+
+    def __str__(self) -> str:
+        return f"`{self.name}` at {self.file}:{self.line}"
+
+
+@dataclass(frozen=True, slots=True)
 class Prediction:
     """Monte Carlo prediction: how a randomized defense answers at one point, over repeated forwards.
 

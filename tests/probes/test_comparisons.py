@@ -8,9 +8,10 @@ import pytest
 
 from pytest_gradmask.probes.comparisons import compare_attacks
 from pytest_gradmask.threat import Access
-from pytest_gradmask.verdict.results import AttackResult, Kind
+from pytest_gradmask.verdict.results import AttackResult, Kind, Operation
 
 ACCESS: dict[str, Access] = {
+    "bpda-operations": "bypass",
     "bpda": "bypass",
     "transfer-backbone": "surrogate",
     "square": "scores",
@@ -60,6 +61,17 @@ def test_an_attack_that_breaks_what_gradients_do_not_is_a_finding(name: str, wan
     message = compare_attacks(results, 100, 0.99)[0].message
     assert name.replace("_", "-") in message
     assert "break 10 images" in message
+
+
+def test_operations_that_hide_the_gradient_are_named() -> None:
+    hidden_by = {"bpda-operations": [Operation("torch.round", "my_defense.py", 14, 1)]}
+    broken, other = audit(bpda_operations=range(10)), audit(bpda=range(10))
+    (finding,) = compare_attacks(broken, 100, 0.99, hidden_by=hidden_by)
+    assert finding.id == "hidden-gradient"
+    assert (
+        "hidden by `torch.round` at my_defense.py:14: with natural gradients, bpda-operations break" in finding.message
+    )
+    assert [found.id for found in compare_attacks(other, 100, 0.99, hidden_by=hidden_by)] == ["bypass-beats-white-box"]
 
 
 def test_what_the_placebo_breaks_too_is_budget_and_no_finding_of_its_own() -> None:

@@ -47,6 +47,15 @@ class _StraightThrough(torch.autograd.Function):
         return gradients[0], None
 
 
+#: Bound here, because operation-level BPDA replaces ``Function.apply`` while it runs a defense.
+_apply_straight_through = _StraightThrough.apply
+
+
+def straight_through(approximated: Tensor, value: Tensor) -> Tensor:
+    """The numbers of ``value`` with the gradient of ``approximated``, which has the same shape."""
+    return _apply_straight_through(approximated, value)  # type: ignore[no-any-return]
+
+
 #: Takes the forward of a submodule and the images of the model, and returns the forward that replaces it.
 Rewire = Callable[[Forward, Tensor], Forward]
 
@@ -114,7 +123,7 @@ def _replace_gradient(approximation: Approximation | None) -> Rewire:
             with torch.no_grad():  # no graph through the submodule: BPDA is cheaper than the true gradient
                 value = original(inputs.clone())  # a front end may write into its input
             approximated = inputs if approximation is None else approximation(inputs)
-            return _StraightThrough.apply(approximated, value)  # type: ignore[no-any-return]
+            return straight_through(approximated, value)
 
         return forward
 
@@ -127,7 +136,7 @@ def _replace_input_gradient(function: Approximation | None) -> Rewire:
     def rewire(original: Forward, images: Tensor) -> Forward:
         def forward(inputs: Tensor) -> Tensor:
             approximated = images if function is None else function(images)
-            return original(_StraightThrough.apply(approximated, inputs.detach()))  # type: ignore[no-any-return]
+            return original(straight_through(approximated, inputs.detach()))  # type: ignore[no-any-return]
 
         return forward
 

@@ -1,0 +1,273 @@
+"""Floats beside integers, which carry the gradient that an integer cannot have."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
+
+from pytest_gradmask.attacks.bypass.bpda import straight_through
+from pytest_gradmask.attacks.bypass.operations.arguments import in_place, mapped, tensors_in
+from pytest_gradmask.attacks.bypass.operations.surrogates import ON_INTEGERS, ON_NUMBERS, SURROGATES, Carried, Surrogate
+
+#: Operations that only move numbers: what holds for an index holds for the probabilities of each class.
+_MOVES = {
+    *("unsqueeze", "squeeze", "view", "reshape", "flatten", "permute", "transpose", "t", "stack", "cat", "concat"),
+    *("expand", "expand_as", "repeat", "unbind", "__getitem__", "clone", "contiguous", "cpu", "cuda", "long", "int"),
+    *("movedim", "to", "swapaxes", "unflatten", "concatenate", "hstack", "vstack"),
+}
+#: Classes up to which probabilities are moved along.
+_CLASSES = 1000
+
+
+class Carriers:
+    """For each tensor without a graph that should have one, a float with the same values that has it."""
+
+    def __init__(self) -> None:
+        self._carried: Any = WeakIdKeyDictionary()
+
+    def __len__(self) -> int:
+        return len(self._carried)
+
+    def __contains__(self, tensor: Tensor) -> bool:
+        return tensor in self._carried
+
+    def values(self, tensor: Tensor) -> Tensor:
+        """The tensor or, if there is one, the float that carries its gradient."""
+        carried = self._carried.get(tensor)
+        return tensor if carried is None else carried.values
+
+    def attach(self, value: Any, stand_in: Carried | Tensor | None) -> Any:
+        """The result of an operation, with the gradient of a stand-in.
+
+        A float gets it at once. An integer is returned as it is, and remembered together with the float that carries
+        its gradient. What does not fit is left out.
+        """
+        if isinstance(stand_in, Tensor):
+            stand_in = Carried(stand_in)
+        if not isinstance(value, Tensor) or stand_in is None:
+            return value
+        gradient = stand_in.values
+        if gradient.shape != value.shape or not gradient.requires_grad or not gradient.is_floating_point():
+            return value
+        if value.is_floating_point():
+            return straight_through(gradient.to(value.dtype), value)
+        self._carried[value] = Carried(straight_through(gradient, _as_float(value, gradient)), stand_in.weights)
+        return value
+
+    def adopt(self, tensor: Tensor, gradient: Tensor) -> None:
+        """Give a tensor that is there already the gradient of another, wherever it is used from now on."""
+        self._carried[tensor] = Carried(straight_through(gradient, _as_float(tensor.detach(), gradient)))
+
+    def follow(self, function: Callable[..., Any], name: str, arguments: Any, options: Any) -> Any:
+        """Run an operation on tensors some of which have carriers, and give its result their gradient."""
+        if name == "__setitem__" or in_place(name) or name in _WRITES:
+            return self._written(function, arguments, options)
+        value = function(*arguments, **options)
+        stand_in = self._stand_in(function, name, arguments, options)
+        if isinstance(value, Tensor):
+            return self.attach(value, stand_in)
+        if isinstance(value, list | tuple) and isinstance(stand_in, list | tuple) and len(value) == len(stand_in):
+            attached = [self.attach(*pair) for pair in zip(value, stand_in, strict=True)]
+            return type(value)(*attached) if hasattr(value, "_fields") else type(value)(attached)
+        return value
+
+    def _stand_in(self, function: Callable[..., Any], name: str, arguments: Any, options: Any) -> Any:
+        floats, named = mapped(self.values, arguments), mapped(self.values, options)
+        try:
+            if name in _LOOKUPS:
+                found = _LOOKUPS[name](self, arguments, options)
+                if found is not None:
+                    return found
+            build = _special(name, arguments)
+            special = None if build is None else build(floats, named)
+            if special is not None:
+                return special
+            result = function(*floats, **named)
+        except (TypeError, ValueError, RuntimeError, IndexError, KeyError, NotImplementedError):
+            return None  # the operation does not know floats: its result has no gradient
+        if name in _MOVES:
+            return self._moved(function, arguments, options, result)
+        return result
+
+    def _moved(self, function: Callable[..., Any], arguments: Any, options: Any, result: Any) -> Any:
+        """The result together with the probabilities of each class, where all arguments have them."""
+        if not isinstance(result, Tensor):
+            return result
+        every = [self._carried.get(each) for each in tensors_in((arguments, options))]
+        classes = {each.weights.shape[-1] for each in every if each is not None and each.weights is not None}
+        if len(classes) != 1 or any(each is None or each.weights is None for each in every):
+            return result
+        (number,) = classes
+        if number > _CLASSES:
+            return result
+
+        def of_class(index: int) -> Any:
+            return function(*mapped(lambda each: self._carried[each].weights[..., index], arguments), **options)
+
+        return Carried(result, torch.stack([of_class(index) for index in range(number)], -1))
+
+    def _written(self, function: Callable[..., Any], arguments: Any, options: Any) -> Any:
+        """An operation that writes into its first argument."""
+        target = arguments[0]
+        if not isinstance(target, Tensor):
+            return function(*arguments, **options)
+        floats, named = mapped(self.values, arguments[1:]), mapped(self.values, options)
+        if target.is_floating_point():  # autograd follows what is written into a float
+            return function(target, *floats, **named)
+        before = self.values(target)
+        before = before.clone() if before.is_floating_point() else target.to(torch.get_default_dtype())
+        result = function(*arguments, **options)
+        try:
+            function(before, *floats, **named)
+        except (TypeError, ValueError, RuntimeError, IndexError, NotImplementedError):
+            return result
+        self.attach(target, before)
+        return result
+
+    # Look-ups: an index that has a gradient chooses from a table that has none.
+
+    def lookup(self, table: Tensor, index: Tensor) -> Tensor | None:
+        """``table[index]`` along its first dimension."""
+        carried = self._carried.get(index)
+        if carried is None or not len(table) or index.dtype == torch.bool:
+            return None
+        numbers = _as_float(table, carried.values)
+        if carried.weights is not None and carried.weights.shape[-1] == len(table):
+            found: Tensor = torch.tensordot(carried.weights, numbers, dims=([-1], [0]))
+            return found
+        if len(table) < 2:
+            return None
+        slopes = torch.gradient(numbers, dim=0)[0][index]
+        followed: Tensor = slopes * carried.values.reshape(*index.shape, *[1] * (slopes.ndim - index.ndim))
+        return followed
+
+    def one_hot(self, index: Tensor, classes: int) -> Tensor | None:
+        """The soft version of ``one_hot``."""
+        carried = self._carried.get(index)
+        if carried is None:
+            return None
+        if classes < 0:
+            classes = int(index.max()) + 1
+        return self.lookup(torch.eye(classes, device=index.device, dtype=carried.values.dtype), index)
+
+    def weights(self, index: Tensor) -> Tensor | None:
+        """The probability of each class, for a tensor of indices; None where it is not known."""
+        carried = self._carried.get(index)
+        return None if carried is None else carried.weights
+
+
+def _as_float(tensor: Tensor, like: Tensor) -> Tensor:
+    return (tensor.dequantize() if tensor.is_quantized else tensor).to(like.dtype)
+
+
+def _special(name: str, arguments: Any) -> Any:
+    """The stand-in of an operation on integers that floats do not know, if it has one."""
+    truth = isinstance(arguments[0], Tensor) and arguments[0].dtype == torch.bool
+    table = ON_INTEGERS if truth or name.startswith("logical") else ON_NUMBERS
+    known = table.get(name)
+    if known is None and name in SURROGATES:
+        surrogate: Surrogate = SURROGATES[name]
+        return surrogate.build
+    return known
+
+
+def _get_item(carriers: Carriers, arguments: Any, _: Any) -> Any:
+    table, index = arguments[0], arguments[1]
+    if isinstance(index, tuple) and len(index) == 1:
+        (index,) = index
+    return carriers.lookup(table, index) if isinstance(index, Tensor) else None
+
+
+def _embedding(carriers: Carriers, arguments: Any, options: Any) -> Any:
+    weight = arguments[1] if len(arguments) > 1 else options["weight"]
+    # The function takes the index first, the operation below it the table.
+    index, table = (arguments[0], weight) if weight.is_floating_point() else (weight, arguments[0])
+    return carriers.lookup(table, index)
+
+
+def _take(carriers: Carriers, arguments: Any, _: Any) -> Any:
+    return carriers.lookup(arguments[0].flatten(), arguments[1])
+
+
+def _index_select(carriers: Carriers, arguments: Any, options: Any) -> Any:
+    values: list[Any] = [*arguments, *options.values()]
+    table, dim, index = values
+    found = carriers.lookup(table.movedim(dim, 0), index)
+    return None if found is None else found.movedim(0, dim)
+
+
+def _gather(carriers: Carriers, arguments: Any, options: Any) -> Any:
+    values: list[Any] = [*arguments, *options.values()]
+    table, dim, index = values[:3]
+    weights = carriers.weights(index)
+    return None if weights is None else (weights * table.movedim(dim, -1).unsqueeze(dim)).sum(-1)
+
+
+def _scatter(carriers: Carriers, arguments: Any, options: Any) -> Any:
+    values: list[Any] = [*arguments, *options.values()]
+    base, dim, index, source = values[:4]
+    weights = carriers.weights(index)
+    if weights is None or isinstance(source, Tensor) or index.shape[dim] != 1:
+        return None
+    return weights.transpose(dim, -1).squeeze(-1) * source + base.to(weights)
+
+
+def _one_hot(carriers: Carriers, arguments: Any, options: Any) -> Any:
+    classes = arguments[1] if len(arguments) > 1 else options.get("num_classes", -1)
+    return carriers.one_hot(arguments[0], classes)
+
+
+def _where(carriers: Carriers, arguments: Any, _: Any) -> Any:
+    condition, chosen, other = arguments
+    share = carriers.values(condition)
+    return share * _number(carriers, chosen) + (1 - share) * _number(carriers, other)
+
+
+def _number(carriers: Carriers, value: Any) -> Any:
+    return carriers.values(value) if isinstance(value, Tensor) else value
+
+
+def _masked_fill(carriers: Carriers, arguments: Any, _: Any) -> Any:
+    source, mask, number = arguments
+    return _where(carriers, (mask, number, source), {})
+
+
+def _mode(carriers: Carriers, arguments: Any, options: Any) -> Any:
+    votes = arguments[0]
+    dim = arguments[1] if len(arguments) > 1 else options.get("dim", -1)
+    weights = carriers.weights(votes)
+    if weights is None:
+        return None
+    share = weights.mean(dim if dim >= 0 else dim - 1)
+    classes = torch.arange(share.shape[-1]).to(share)
+    return Carried((share * classes).sum(-1), share), None
+
+
+def _bincount(carriers: Carriers, arguments: Any, _: Any) -> Any:
+    weights = carriers.weights(arguments[0])
+    return None if weights is None else weights.flatten(0, -2).sum(0)
+
+
+def _dequantize(carriers: Carriers, arguments: Any, _: Any) -> Any:
+    return carriers.values(arguments[0])
+
+
+_LOOKUPS: dict[str, Callable[[Carriers, Any, Any], Any]] = {
+    "__getitem__": _get_item,
+    "embedding": _embedding,
+    "take": _take,
+    "index_select": _index_select,
+    "gather": _gather,
+    "scatter": _scatter,
+    "one_hot": _one_hot,
+    "where": _where,
+    "masked_fill": _masked_fill,
+    "mode": _mode,
+    "bincount": _bincount,
+    **dict.fromkeys(("dequantize", "int_repr"), _dequantize),
+}
+_WRITES = {"__iadd__", "__isub__", "__imul__", "__itruediv__"}

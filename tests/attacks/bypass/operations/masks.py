@@ -1,0 +1,423 @@
+"""Front ends whose code hides the gradient, one way each, in the middle of a function.
+
+A comment ``# hides: NAME, ...`` names what is found on its line. Images are in [0, 1], and so is what a mask returns.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+from torchvision.transforms.functional import to_pil_image, to_tensor
+
+MASKS: dict[str, Callable[[Tensor], Any]] = {}
+LEVELS = torch.linspace(0.05, 0.95, 10)
+
+
+def mask(function: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:
+    MASKS[function.__name__] = function
+    return function
+
+
+class Masked(nn.Module):
+    """A mask before a small network."""
+
+    def __init__(self, front_end: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.front_end = front_end
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.convolution, self.linear = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(8 * 64, 10)
+        self.eval().requires_grad_(False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.linear(functional.relu(self.convolution(self.front_end(images))).flatten(1))  # type: ignore[no-any-return]
+
+
+# Rounding
+
+
+@mask
+def rounded(x: Tensor) -> Tensor:
+    return torch.round(x * 15) / 15  # hides: torch.round
+
+
+@mask
+def rounded_in_place(x: Tensor) -> Tensor:
+    return (x * 15).round_() / 15  # hides: torch.round
+
+
+@mask
+def floored(x: Tensor) -> Tensor:
+    return torch.floor(x * 15) / 15  # hides: torch.floor
+
+
+@mask
+def floor_division(x: Tensor) -> Tensor:
+    return (x // 0.1) * 0.1  # hides: torch.floordiv
+
+
+@mask
+def rounded_division(x: Tensor) -> Tensor:
+    return torch.div(x, 0.1, rounding_mode="floor") * 0.1  # hides: torch.div
+
+
+@mask
+def without_remainder(x: Tensor) -> Tensor:
+    return x - x % 0.1  # hides: torch.remainder
+
+
+@mask
+def signs(x: Tensor) -> Tensor:
+    return torch.stack([(torch.sign(x - level) + 1) / 2 for level in LEVELS]).mean(0)  # hides: torch.sign
+
+
+@mask
+def steps(x: Tensor) -> Tensor:
+    half = torch.full((1,), 0.5)
+    return torch.stack([torch.heaviside(x - level, half) for level in LEVELS]).mean(0)  # hides: torch.heaviside
+
+
+@mask
+def quantized(x: Tensor) -> Tensor:
+    return torch.quantize_per_tensor(x, 1 / 15, 0, torch.quint8).dequantize()  # hides: torch.quantize_per_tensor
+
+
+@mask
+def rounded_into_buffer(x: Tensor) -> Tensor:
+    out = torch.empty_like(x)
+    with torch.no_grad():  # hides: torch.no_grad
+        torch.round(x * 15, out=out)  # hides: torch.round
+    return out / 15
+
+
+# Integers
+
+
+@mask
+def as_integer(x: Tensor) -> Tensor:
+    return (x * 16).int() / 16  # hides: cast to int32
+
+
+@mask
+def as_byte(x: Tensor) -> Tensor:
+    return (x * 255).to(torch.uint8).float() / 255  # hides: cast to uint8
+
+
+@mask
+def fewer_levels(x: Tensor) -> Tensor:
+    levels = (x * 255).byte()  # hides: cast to uint8
+    levels = levels // 16 * 16
+    return levels.float() / 255
+
+
+@mask
+def shifted_bits(x: Tensor) -> Tensor:
+    levels = (x * 255).long()  # hides: cast to int64
+    return ((levels >> 4) << 4) / 255
+
+
+@mask
+def masked_bits(x: Tensor) -> Tensor:
+    levels = (x * 255).to(torch.int32)  # hides: cast to int32
+    return (levels & 0xF0).float() / 255
+
+
+@mask
+def bit_planes(x: Tensor) -> Tensor:
+    levels = (x * 255).int()  # hides: cast to int32
+    return torch.stack([((levels >> plane) & 1) * 2**plane for plane in range(8)]).sum(0).float() / 255
+
+
+@mask
+def equalised(x: Tensor) -> Tensor:
+    levels = (x * 255).long().clamp(0, 255)  # hides: cast to int64
+    shares = torch.bincount(levels.flatten(), minlength=256).float().cumsum(0) / levels.numel()
+    return shares[levels]
+
+
+# Decisions
+
+
+@mask
+def thermometer(x: Tensor) -> Tensor:
+    return (x[..., None] > LEVELS).float().mean(-1)  # hides: torch.gt
+
+
+@mask
+def chosen_by_level(x: Tensor) -> Tensor:
+    return torch.stack([torch.where(x > level, 1.0, 0.0) for level in LEVELS]).mean(0)  # hides: torch.gt
+
+
+@mask
+def filled_by_level(x: Tensor) -> Tensor:
+    return torch.stack([torch.zeros_like(x).masked_fill(x > level, 1.0) for level in LEVELS]).mean(0)  # hides: torch.gt
+
+
+@mask
+def buckets(x: Tensor) -> Tensor:
+    return torch.bucketize(x, torch.linspace(0, 1, 16)) / 16  # hides: torch.bucketize
+
+
+@mask
+def sorted_position(x: Tensor) -> Tensor:
+    return torch.searchsorted(torch.linspace(0, 1, 16), x.contiguous()) / 16  # hides: torch.searchsorted
+
+
+@mask
+def centres_of_buckets(x: Tensor) -> Tensor:
+    ends = torch.linspace(0, 1, 17)
+    return ((ends[1:] + ends[:-1]) / 2)[torch.bucketize(x, ends[1:-1])]  # hides: torch.bucketize
+
+
+@mask
+def nearest_colour(x: Tensor) -> Tensor:
+    colours = torch.linspace(0, 1, 8)
+    return colours[(x[..., None] - colours).abs().argmin(-1)]  # hides: torch.argmin
+
+
+@mask
+def embedded_colour(x: Tensor) -> Tensor:
+    colours = torch.linspace(0, 1, 8)[:, None]
+    nearest = (x[..., None] - colours[:, 0]).abs().argmin(-1)  # hides: torch.argmin
+    return functional.embedding(nearest, colours)[..., 0]
+
+
+@mask
+def one_hot_colour(x: Tensor) -> Tensor:
+    colours = torch.linspace(0, 1, 8)
+    nearest = (-((x[..., None] - colours) ** 2)).argmax(-1)  # hides: torch.argmax
+    return functional.one_hot(nearest, 8).float() @ colours
+
+
+@mask
+def table_of_levels(x: Tensor) -> Tensor:
+    return torch.take(torch.linspace(0, 1, 256), (x * 255).long())  # hides: cast to int64
+
+
+@mask
+def one_hot_level(x: Tensor) -> Tensor:
+    level = (x * 7).round().long()  # hides: torch.round, cast to int64
+    return functional.one_hot(level, 8).float() @ torch.linspace(0, 1, 8)
+
+
+@mask
+def drawn(x: Tensor) -> Tensor:
+    return torch.stack([torch.bernoulli(x) for _ in range(8)]).mean(0)  # hides: torch.bernoulli
+
+
+# Tampering
+
+
+@mask
+def no_grad(x: Tensor) -> Tensor:
+    with torch.no_grad():  # hides: torch.no_grad
+        return x * 1.0
+
+
+@mask
+def no_grad_with_writes(x: Tensor) -> Tensor:
+    out = torch.empty_like(x)
+    with torch.no_grad():  # hides: torch.no_grad
+        view = out[:, :1]
+        view.copy_(x[:, :1])
+        out[:, 1:] = x[:, 1:]
+    return out
+
+
+@mask
+def switched_off(x: Tensor) -> Tensor:
+    torch.set_grad_enabled(False)  # hides: torch.no_grad
+    result = x * 1.0
+    torch.set_grad_enabled(True)
+    return result
+
+
+@torch.no_grad()  # hides: torch.no_grad
+def _decorated(x: Tensor) -> Tensor:
+    return x * 1.0
+
+
+@mask
+def decorated(x: Tensor) -> Tensor:
+    return _decorated(x)
+
+
+@mask
+def inference_mode(x: Tensor) -> Tensor:
+    with torch.inference_mode():
+        result = x * 1.0  # hides: torch.inference_mode
+    return result.clone()
+
+
+@mask
+def detached(x: Tensor) -> Tensor:
+    return x.detach() * 1.0  # hides: Tensor.detach
+
+
+@mask
+def data(x: Tensor) -> Tensor:
+    result = x.data.clone()  # hides: Tensor.data
+    return result.mul_(15).round_().div_(15)  # hides: torch.round
+
+
+@mask
+def copied(x: Tensor) -> Tensor:
+    return torch.tensor(x)  # hides: torch.tensor
+
+
+@mask
+def hooked(x: Tensor) -> Tensor:
+    result = x * 1.0
+    if result.requires_grad:
+        result.register_hook(lambda gradient: 0 * gradient)  # hides: Tensor.register_hook
+    return result
+
+
+@mask
+def no_grad_in_checkpoint(x: Tensor) -> Any:
+    def run(inputs: Tensor) -> Tensor:
+        with torch.no_grad():  # hides: torch.no_grad
+            return inputs * 1.0
+
+    return checkpoint(run, x, use_reentrant=False)
+
+
+class _Zero(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x * 1.0
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return 0 * gradient
+
+
+@mask
+def backward_of_zeros(x: Tensor) -> Any:
+    return _Zero.apply(x)  # hides: Function _Zero
+
+
+class _ZeroWithSetup(torch.autograd.Function):
+    @staticmethod
+    def forward(x: Tensor, factor: float) -> Tensor:
+        return x * factor
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.save_for_backward(inputs[0])
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return 0 * gradient, None
+
+
+@mask
+def backward_of_zeros_with_setup(x: Tensor) -> Any:
+    return _ZeroWithSetup.apply(x, 1.0)  # hides: Function _ZeroWithSetup
+
+
+# Outside of PyTorch
+
+
+@mask
+def numpy(x: Tensor) -> Tensor:
+    return torch.from_numpy(np.round(x.detach().numpy() * 15) / 15).float()  # hides: Tensor.detach, Tensor.numpy
+
+
+@mask
+def numpy_bytes(x: Tensor) -> Tensor:
+    pixels = x.detach().permute(0, 2, 3, 1).numpy() * 255  # hides: Tensor.detach, Tensor.numpy
+    return torch.from_numpy(pixels.astype(np.uint8)).permute(0, 3, 1, 2).float() / 255
+
+
+@mask
+def numpy_one_by_one(x: Tensor) -> Tensor:
+    found = []
+    for image in x:
+        pixels = image.detach().numpy().transpose(1, 2, 0)  # hides: Tensor.detach, Tensor.numpy
+        found.append(torch.tensor(np.round(pixels * 15).transpose(2, 0, 1) / 15))
+    return torch.stack(found).float()
+
+
+@mask
+def numpy_stacked(x: Tensor) -> Tensor:
+    rounded = [np.round(each.detach().numpy() * 15) / 15 for each in x]  # hides: Tensor.detach, Tensor.numpy
+    return torch.as_tensor(np.stack(rounded)).float()
+
+
+@mask
+def lists(x: Tensor) -> Tensor:
+    return torch.tensor(x.detach().tolist())  # hides: Tensor.detach, Tensor.tolist
+
+
+@mask
+def pillow(x: Tensor) -> Tensor:
+    found = []
+    for image in x:
+        file = io.BytesIO()
+        to_pil_image(image).save(file, format="PNG")  # hides: Tensor.numpy
+        found.append(to_tensor(Image.open(file)))
+    return torch.stack(found)
+
+
+class _InNumpy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return torch.from_numpy(np.round(x.detach().numpy() * 15) / 15)  # hides: Tensor.detach, Tensor.numpy
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return 0 * gradient
+
+
+@mask
+def function_in_numpy(x: Tensor) -> Any:
+    return _InNumpy.apply(x)  # hides: Function _InNumpy
+
+
+# Optimisation inside
+
+
+@mask
+def optimised_by_grad(x: Tensor) -> Tensor:
+    result = x.detach().clone().requires_grad_(True)  # hides: Tensor.detach
+    for _ in range(3):
+        with torch.enable_grad():
+            loss = ((result - x.detach()) ** 2).sum() + 0.1 * result.diff(dim=3).abs().sum()
+            (gradient,) = torch.autograd.grad(loss, result)
+        result = (result - 0.01 * gradient).detach().requires_grad_(True)  # hides: Tensor.detach
+    return result.detach()  # hides: Tensor.detach
+
+
+@mask
+def optimised_by_adam(x: Tensor) -> Tensor:
+    with torch.enable_grad():
+        result = x.detach().clone().requires_grad_(True)  # hides: Tensor.detach
+        optimizer = torch.optim.Adam([result], lr=0.01)
+        for _ in range(3):
+            optimizer.zero_grad()
+            loss = ((result - x.detach()) ** 2).sum() + 0.01 * result.diff(dim=3).abs().sum()
+            loss.backward()
+            optimizer.step()
+    return result.detach()  # hides: Tensor.detach
+
+
+@mask
+def optimised_difference(x: Tensor) -> Tensor:
+    with torch.enable_grad():
+        delta = torch.zeros_like(x, requires_grad=True)
+        for _ in range(3):
+            (x.detach() + delta).square().sum().backward()
+            assert delta.grad is not None
+            delta.data -= 0.001 * delta.grad.sign()
+            delta.grad.zero_()
+    return (x + delta).detach()  # hides: Tensor.detach

@@ -1,0 +1,111 @@
+"""Audits of defenses whose code hides the gradient: told nothing, they name the line."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pytest_gradmask import Audit, Defense, ThreatModel, Verdict, audit
+from pytest_gradmask.auditing.budgets import get_budget
+from pytest_gradmask.report.json import to_json
+from pytest_gradmask.report.text import explain
+
+THREAT = ThreatModel(eps=0.2)
+GENERATOR = torch.Generator().manual_seed(0)
+IMAGES = torch.rand(40, 3, 4, 4, generator=GENERATOR)
+
+
+class Linear(nn.Module):
+    """Two classes by the mean of the pixels: small changes of all pixels break every image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(48, 2)
+        with torch.no_grad():
+            self.linear.weight.copy_(torch.stack([torch.ones(48), -torch.ones(48)]))
+            self.linear.bias.copy_(torch.tensor([-24.0, 24.0]))
+        self.eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.linear(self.prepared(images).flatten(1))  # type: ignore[no-any-return]
+
+    def prepared(self, images: Tensor) -> Tensor:
+        return images
+
+
+class Rounding(Linear):
+    def prepared(self, images: Tensor) -> Tensor:
+        return torch.round(images * 15) / 15  # hides
+
+
+class Silent(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, images: Tensor) -> Tensor:
+        return images * 1.0
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return 0 * gradient
+
+
+class Falsifying(Linear):
+    def prepared(self, images: Tensor) -> Tensor:
+        return Silent.apply(images)  # type: ignore[no-any-return]  # hides
+
+
+def run(model: nn.Module, **settings: Any) -> Audit:
+    with torch.no_grad():
+        labels = model(IMAGES).argmax(1)
+    return audit(
+        Defense(model, name="toy"), IMAGES, labels, threat=THREAT, budget=get_budget("smoke"), margin=0.1, **settings
+    )
+
+
+def hidden_line(model: nn.Module) -> int:
+    lines, start = inspect.getsourcelines(type(model))
+    return start + next(number for number, line in enumerate(lines) if "# hides" in line)
+
+
+@pytest.mark.parametrize("kind", [Rounding, Falsifying])
+def test_line_that_hides_the_gradient_is_named(kind: type[Linear], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(Path(__file__).parent)
+    model = kind()
+    found = run(model)
+    assert found.verdict is Verdict.MASKED
+    (operation,) = found.operations
+    assert (operation.file, operation.line, operation.count) == ("test_operations.py", hidden_line(model), 1)
+    binding = max(found.of_kind("adaptive"), key=lambda attack: len(attack.broken))
+    assert binding.name == "bpda-operations"
+    assert any(finding.id == "hidden-gradient" and str(operation) in finding.message for finding in found.findings)
+    assert f"hidden by: {operation}" in explain(found, "NOT_MASKED")
+    assert to_json(found)["operations"] == [
+        {"name": operation.name, "file": "test_operations.py", "line": operation.line, "count": 1}
+    ]
+
+
+def test_honest_defense_has_nothing_to_name() -> None:
+    found = run(Linear())
+    assert found.operations == ()
+    assert found.attack("bpda-operations").status == "skipped"
+    assert "hidden" not in explain(found, "MASKED")
+
+
+def test_cached_audit_keeps_its_operations(tmp_path: Path) -> None:
+    first, second = (run(Rounding(), cache=tmp_path) for _ in range(2))
+    assert second.cached
+    assert second.operations == first.operations
+
+
+def test_search_that_fails_does_not_end_the_audit(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("no")
+
+    monkeypatch.setattr("pytest_gradmask.auditing.surface.find_operations", fail)
+    found = run(Rounding())
+    assert any(finding.id == "search-failed" and "operations" in finding.message for finding in found.findings)
+    assert found.verdict is Verdict.MASKED, "module-level BPDA and attacks on scores remain"
