@@ -20,6 +20,7 @@ from pytest_gradmask.attacks.rejection import under_attack
 from pytest_gradmask.auditing.attack_check import ATTACK_FAILS, check_attacks
 from pytest_gradmask.auditing.budgets import Budget, get_budget
 from pytest_gradmask.auditing.events import Message, Progress, ignore
+from pytest_gradmask.auditing.fresh import Stateful, stateful
 from pytest_gradmask.auditing.prepare import Prepared, prepared
 from pytest_gradmask.auditing.schedule import AttackSchedule
 from pytest_gradmask.auditing.scoring import subseed
@@ -32,7 +33,14 @@ from pytest_gradmask.execution.engine import LOCAL, Engine, opened
 from pytest_gradmask.execution.fingerprint import FingerprintError, fingerprint, source_fingerprint
 from pytest_gradmask.execution.versions import versions
 from pytest_gradmask.probes.comparisons import compare_attacks
-from pytest_gradmask.probes.consistency import Original, Recording, check_again, check_consistency, keep_original
+from pytest_gradmask.probes.consistency import (
+    STATEFUL,
+    Original,
+    Recording,
+    check_again,
+    check_consistency,
+    keep_original,
+)
 from pytest_gradmask.probes.labels import check_labels
 from pytest_gradmask.probes.preflight import check_batch, check_device, check_setting
 from pytest_gradmask.probes.suite import Probe, probe_defense, run_probe
@@ -119,16 +127,24 @@ def audit(
     try:
         with opening as running:
             progress(Message("preflight"))
-            original = keep_original(defense.model)
-            with prepared(
-                defense, images, labels, threat=threat, budget=budget, margin=margin, seed=seed, cache=store, key=key,
-                engine=running,
-            ) as ready:  # fmt: skip
-                _warn_if_stateful(ready)
-                result = AuditRun(
-                    ready=ready, budget=budget, margin=margin, confidence=confidence, exhaustive=exhaustive,
-                    probes=tuple(probes), progress=progress, original=original,
-                ).until_decided()  # fmt: skip
+            original, fresh, result = keep_original(defense.model), None, None
+            while result is None:
+                with prepared(
+                    defense, images, labels, threat=threat, budget=budget, margin=margin, seed=seed, cache=store,
+                    key=fingerprint(key, "fresh copies") if fresh else key, engine=running,
+                    first_state=fresh.first_state if fresh else None,
+                ) as ready:  # fmt: skip
+                    run = AuditRun(
+                        ready=ready, budget=budget, margin=margin, confidence=confidence, exhaustive=exhaustive,
+                        probes=tuple(probes), progress=progress, original=original, fresh=fresh,
+                    )  # fmt: skip
+                    result, fresh = run.until_decided(), run.fresh
+                    if fresh is None:
+                        _warn_if_stateful(ready)
+                    elif result is None:
+                        progress(Message(f"{defense.name} is stateful: all over again, on fresh copies"))
+            if fresh is not None:
+                fresh.first_state.put_back()
     except Exception as error:
         if not out_of_memory(error):
             raise
@@ -156,10 +172,12 @@ class AuditRun:
     probes: Sequence[Probe]
     progress: Progress
     original: Original | None = None  # nothing is compared without it
+    fresh: Stateful | None = None  # on fresh copies of it, attacks run and are scored
     schedule: AttackSchedule = field(init=False)
     findings: list[Finding] = field(init=False)
     attacks_checked: bool = False
     recording: Recording | None = None
+    changed: bool = False  # whether the defense answers otherwise than in the recording
     complete: bool = True  # whether all adaptive attacks have run on the newest batch
 
     def __post_init__(self) -> None:
@@ -169,13 +187,18 @@ class AuditRun:
             answered = ~torch.tensor(ready.rejected, device=labels.device) & (predictions != rejection.column)
             predictions, labels = (rejection.counted(each[answered]) for each in (predictions, labels))
         found = check_labels(predictions, labels, ready.surface.classes, self.confidence)
-        self.findings = [*ready.findings, *found]
+        known = [] if self.fresh is None else [self.fresh.on_fresh_copies()]
+        self.findings = [*ready.findings, *known, *found]
         self.schedule = AttackSchedule(
             self.ready.scorer, self.ready.surface, self.budget, quick=not self.exhaustive, progress=self.progress
         )
 
-    def until_decided(self) -> Audit:
-        """The loop of an audit: attack a batch of images, decide, go on until the verdict is decided."""
+    def until_decided(self) -> Audit | None:
+        """The loop of an audit: attack a batch of images, decide, go on until the verdict is decided.
+
+        Returns:
+            None where the defense turned out to be stateful, and ``fresh`` has it: the audit then begins again.
+        """
         schedule, probed = self.schedule, False
         adaptive = sum(attack.kind == "adaptive" for attack in schedule.planned)
         for analysis, images in self._plan():
@@ -185,6 +208,8 @@ class AuditRun:
             if not probed:
                 self.findings += [*self._ask_in_many_ways(), *self._probe()]
                 probed = True
+                if self._begins_again():
+                    return None
             with closing(schedule.attack_batch()) as attacks:
                 for number, _ in enumerate(attacks, 1):  # after each adaptive attack: do those so far suffice?
                     self.complete = number == adaptive
@@ -199,9 +224,21 @@ class AuditRun:
             if verdict is Verdict.MASKED or (verdict is Verdict.INCONCLUSIVE and analysis.last):
                 schedule.match_placebo()
                 verdict = self._verdict(analysis)
+            if self._begins_again():
+                return None
             if verdict is not Verdict.INCONCLUSIVE:
                 break
-        return self._report(analysis)
+        self._ask_again()
+        return None if self._begins_again() else self._report(analysis)
+
+    def _begins_again(self) -> bool:
+        """Whether the defense is found to be stateful, and its attacks should have run on fresh copies."""
+        found = next((finding for finding in self.findings if finding.id == STATEFUL), None)
+        if found is None or self.fresh is not None or self.original is None or self.original.first_state is None:
+            return False
+        self.fresh = stateful(self.ready, found, self.original.first_state, self.recording)
+        self.original = replace(self.original, first_state=None)  # asked once
+        return self.fresh is not None
 
     def _plan(self) -> list[tuple[InterimAnalysis, int]]:
         """The analyses, each with the number of images after which it has as many correct ones as it needs."""
@@ -274,6 +311,8 @@ class AuditRun:
         """Findings on whether the defense that is attacked is the one that is scored."""
         if self.original is None:
             return []
+        if self.fresh is not None:  # what it is compared with answers as it does
+            self.original = replace(self.original, copy=None)
         surface, (images, labels) = self.ready.surface, self._correct()
         try:
             found, self.recording = check_consistency(
@@ -288,11 +327,10 @@ class AuditRun:
 
     def _ask_again(self) -> None:
         """Add what has changed about the answers of the defense since the attacks began, once."""
-        if self.recording is None:
+        if self.recording is None or self.changed:
             return
         found = check_again(self.ready.surface.oracle(), self.recording)
-        if found:
-            self.findings, self.recording = [*self.findings, *found], None
+        self.findings, self.changed = [*self.findings, *found], bool(found)
 
     def _correct(self) -> tuple[Tensor, Tensor]:
         """The images so far that are classified correctly, and their labels."""
@@ -302,7 +340,6 @@ class AuditRun:
 
     def _report(self, analysis: InterimAnalysis) -> Audit:
         schedule, surface = self.schedule, self.ready.surface
-        self._ask_again()
         results = schedule.results() if any(schedule.clean) else []
         decision = self._decide(analysis)
         return Audit(

@@ -132,7 +132,7 @@ def check_defense(defense: Defense, oracle: Oracle, images: Tensor, labels: Tens
     """
     for model in (defense.model, *defense.members, *defense.sources):
         _check_eval_mode(model)
-    raw = _outputs(defense, images)
+    raw = _outputs(defense, oracle, images)
     classes = raw.shape[1]
     if labels.min() < 0 or labels.max() >= classes:
         raise InputError(
@@ -192,12 +192,13 @@ def _without_modes(model: nn.Module) -> bool:
     return isinstance(model, torch.fx.GraphModule) and "eval" in vars(model)
 
 
-def _outputs(defense: Defense, images: Tensor) -> Tensor:
+def _outputs(defense: Defense, oracle: Oracle, images: Tensor) -> Tensor:
     """The outputs for all images as the model returns them, N x K, computed and checked batch by batch."""
 
     def part(start: int, end: int) -> Tensor:
         # Not through the oracle, which converts the output of the model.
         batch = images[start:end].to(parameter_dtype(defense.model), copy=True)
+        oracle.refresh()
         with torch.no_grad():
             raw = output_of(defense.name, defense.model, batch)
         _check_output(defense, raw, images[start:end])

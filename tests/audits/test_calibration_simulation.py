@@ -330,6 +330,7 @@ def test_simulated_audits_end_as_real_ones(monkeypatch: pytest.MonkeyPatch) -> N
             probes=(), progress=ignore, attacks_checked=True,
         )  # fmt: skip
         audit = run.until_decided()
+        assert audit is not None
         ends[audit.total] += 1
         verdicts[VERDICTS.index(audit.verdict)] += 1
         start = audit.total - dict(zip((each.images for each in plan), sizes, strict=True))[audit.total]
