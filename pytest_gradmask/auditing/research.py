@@ -25,8 +25,7 @@ Randomized defenses:
 
 Rule and statistics:
     - `decide` is the decision rule for one audit, and `judge` the same rule for the counts of many audits at once.
-      `InterimAnalysis` and `plan_analyses` say when an audit
-      analyses its results.
+      `InterimAnalysis` and `plan_analyses` say when an audit analyses its results, and with which share of the error.
     - `measure_gap` measures the masking gap of given attacks. `accuracy` is the robust accuracy under given attacks.
     - `accuracy_bounds`, `clopper_pearson`, `rejected_below`, `mcnemar_p` and `mean_p` are the bounds and tests that
       verdicts rest on.

@@ -27,6 +27,7 @@ from pytest_gradmask.auditing.scoring import subseed
 from pytest_gradmask.auditing.surface import known_models
 from pytest_gradmask.defense import Defense, as_defense
 from pytest_gradmask.errors import DefenseError
+from pytest_gradmask.execution.attempts import Attempt, take_attempt
 from pytest_gradmask.execution.batching import out_of_memory
 from pytest_gradmask.execution.cache import Cache
 from pytest_gradmask.execution.engine import LOCAL, Engine, opened
@@ -63,6 +64,8 @@ def audit(
     device: str = "cpu",
     seed: int = 0,
     exhaustive: bool = False,
+    attempt: int = 1,
+    test: str = "",
     probes: Sequence[Probe] = (),
     cache: Path | None = None,
     engine: str | Engine = "local",
@@ -82,11 +85,17 @@ def audit(
         seed: of every random choice. The same seed on the same machine gives the same result.
         exhaustive: run every attack on every image, also where that can no longer change the verdict. Otherwise the
             audit attacks its images in growing batches, in random order, and ends once the verdict is decided.
+        attempt: which audit of this defense under this threat model this is, from 1. Audits that are repeated, with
+            more images or another seed, share the error: see `attempt_share` in `verdict.interim`. With a cache,
+            attempts are counted, and the larger number counts.
+        test: name of the test that asks, if any. The cache counts the attempts of each test by itself.
         probes: your own, beside those that every audit has: ``probe(model, images, labels, *, threat, generator)``
             returns findings (a sequence of `Finding`) about the first images that are classified correctly.
         cache: folder to keep results in; ``None`` keeps none. If nothing has changed (weights and code of the defense,
             images, settings, versions), the audit is read from there. An interrupted audit continues after its last
-            attack. If any of this cannot be hashed, the cache is not used.
+            attack. If any of this cannot be hashed, the cache is not used. The cache also counts attempts: every
+            different audit of the same model with the same threat model, margin, confidence and test, whatever its
+            verdict, unless it ended without a comparison.
         engine: where attacks run: ``"local"``, or ``"ray"`` or ``"ray:ADDRESS"`` for a Ray cluster (see
             `engine.ray_address`), or an engine that is open already. The result is the same.
         progress: is called with an event before each step; ``str(event)`` says in words what comes next.
@@ -100,7 +109,7 @@ def audit(
     threat = threat or ThreatModel()
     budget = get_budget(budget)
     margin = budget.margin if margin is None else margin
-    check_setting(confidence, seed, margin)
+    check_setting(confidence, seed, margin, attempt)
     check_batch(images, labels, threat)
     where = check_device(device)
     order = _order(len(images), None if exhaustive else seed)
@@ -109,20 +118,23 @@ def audit(
     images_hash = fingerprint(images.detach())
     images, labels = images.detach()[order].to(where), labels.detach().long()[order].to(where)
     provenance = {**_provenance(threat, budget, where, seed, len(images)), "images_hash": images_hash}
-    store, key = None if cache is None else Cache(cache), ""
+    store, key, taken, result = None if cache is None else Cache(cache), "", Attempt(attempt), None
     if store is not None:
         try:
-            key = fingerprint(
-                source_fingerprint(__name__), defense, order, labels, provenance, margin, budget, exhaustive,
-                tuple(probes),
-            )  # fmt: skip
+            asked = fingerprint(
+                defense, order, labels, images_hash, threat, seed, margin, budget, exhaustive, tuple(probes)
+            )
+            question = fingerprint(defense.model, defense.rejects, threat, margin, confidence, test)
+            key = fingerprint(source_fingerprint(__name__), asked, provenance)
         except FingerprintError as error:
             progress(Message(f"no use of the cache, as {defense.name} contains {error}"))
             store = None
-    audit_key = fingerprint(key, "audit", confidence)
+        else:
+            taken = take_attempt(store.folder, question, asked, at_least=attempt)
+    audit_key = fingerprint(key, "audit", confidence, taken.number)
     stored = None if store is None else store.audit(audit_key)
     if stored is not None:
-        return stored
+        return replace(stored, test=test)
     opening = opened(engine, device) if isinstance(engine, str) else nullcontext(engine)
     try:
         with opening as running:
@@ -136,7 +148,7 @@ def audit(
                 ) as ready:  # fmt: skip
                     run = AuditRun(
                         ready=ready, budget=budget, margin=margin, confidence=confidence, exhaustive=exhaustive,
-                        probes=tuple(probes), progress=progress, original=original, fresh=fresh,
+                        attempt=taken.number, probes=tuple(probes), progress=progress, original=original, fresh=fresh,
                     )  # fmt: skip
                     result, fresh = run.until_decided(), run.fresh
                     if fresh is None:
@@ -152,9 +164,13 @@ def audit(
             f"{defense.name} needs more memory than there is, even for one image at a time "
             f"({type(error).__name__}: {error}); free some, or use another device"
         ) from error
+    finally:
+        if result is None or result.gap is None:  # nothing was tested
+            taken.release()
     result = replace(
-        in_order(result, order[: result.total].tolist()), seconds=time.monotonic() - started, provenance=provenance
-    )
+        in_order(result, order[: result.total].tolist()), test=test, seconds=time.monotonic() - started,
+        provenance=provenance,
+    )  # fmt: skip
     if store is not None and not any(attack.status == "failed" for attack in result.attacks):
         store.store_audit(audit_key, result)
     return result
@@ -173,6 +189,7 @@ class AuditRun:
     progress: Progress
     original: Original | None = None  # nothing is compared without it
     fresh: Stateful | None = None  # on fresh copies of it, attacks run and are scored
+    attempt: int = 1
     schedule: AttackSchedule = field(init=False)
     findings: list[Finding] = field(init=False)
     attacks_checked: bool = False
@@ -245,8 +262,8 @@ class AuditRun:
         clean = self.schedule.every_clean
         ranks = [index for index, correct in enumerate(clean) if correct]
         if self.exhaustive or not ranks:
-            return [(InterimAnalysis(len(ranks)), len(clean))]
-        analyses = plan_analyses(len(ranks), self.margin, self.confidence)
+            return [(InterimAnalysis(len(ranks), attempt=self.attempt), len(clean))]
+        analyses = plan_analyses(len(ranks), self.margin, self.confidence, self.attempt)
         return [(analysis, len(clean) if analysis.last else ranks[analysis.images - 1] + 1) for analysis in analyses]
 
     def _masked_beyond_placebo(self, analysis: InterimAnalysis) -> bool:
@@ -358,6 +375,7 @@ class AuditRun:
             given=len(self.ready.scorer.images),
             exhaustive=self.exhaustive,
             rejected=self.ready.rejected[: len(schedule.clean)],
+            attempt=self.attempt,
         )
 
 

@@ -51,14 +51,18 @@ class Preflight:
     predictions: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long), compare=False)
 
 
-def check_setting(confidence: float, seed: int = 0, margin: float = 0.05) -> None:
-    """Raise `InputError` unless confidence, margin and seed are valid and gradients can be taken."""
+def check_setting(confidence: float, seed: int = 0, margin: float = 0.05, attempt: int = 1) -> None:
+    """Raise `InputError` unless confidence, margin, seed and attempt are valid and gradients can be taken."""
     if not _between(confidence, 0.5, 1):
         raise InputError(f"confidence={confidence!r}: must be between 0.5 and 1, such as 0.99")
     if not _between(margin, 0, 1):
         raise InputError(f"margin={margin!r}: must be a share of images between 0 and 1, such as 0.05")
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise InputError(f"seed={seed!r}: must be an integer, such as 0")
+    if isinstance(attempt, bool) or not isinstance(attempt, int) or attempt < 1:
+        raise InputError(
+            f"attempt={attempt!r}: must be an integer of at least 1, which is the first audit of a defense"
+        )
     if torch.is_inference_mode_enabled():
         raise InputError("torch.inference_mode() is on: no gradient can be taken inside; call this outside of it")
 
