@@ -20,6 +20,7 @@ from pytest_gradmask.auditing.research import (
     Oracle,
     PlannedAttack,
     RandomStream,
+    RejectOption,
     Scorer,
     accuracy,
     isolated,
@@ -120,7 +121,9 @@ def _reference(case: AuditedDefense) -> AttackResult:
         return case.entry.reference(defense, images, labels, **arguments)
 
     with isolated(known_models(defense), device):
-        oracle = Oracle(defense.model, RandomStream(subseed(case.seed, "truth"), device), defense.outputs)
+        rejection = None if defense.rejects is None else RejectOption(defense.rejects)
+        stream = RandomStream(subseed(case.seed, "truth"), device)
+        oracle = Oracle(defense.model, stream, defense.outputs, rejection=rejection)
         sampler = None
         if audit.predictions:
             sampler, _ = plan_sampler(oracle, None, images, pilot=case.pilot_samples, margin=audit.margin)
