@@ -58,6 +58,17 @@ class Truth:
         return Verdict.NOT_MASKED if high <= margin else None
 
 
+def right_verdicts(expected: Verdict | None, *, refused: bool) -> set[Verdict]:
+    """The verdicts that are not wrong.
+
+    Args:
+        expected: by the measured truth (`Truth.expected`).
+        refused: whether a finding has to refuse a pass (`Entry.refused`).
+    """
+    right = {Verdict.INCONCLUSIVE, *([expected] if expected else Verdict)}
+    return right - {Verdict.NOT_MASKED} if refused else right
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuditedDefense:
     """A known defense with its audit, and the settings of the audit.
