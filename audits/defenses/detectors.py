@@ -64,7 +64,7 @@ def unsure(logits: Tensor, *, least: float = 0.5) -> Tensor:
     return least - logits.softmax(1).amax(1)
 
 
-def doubtful(logits: Tensor, *, least: float = 0.5) -> Tensor:
+def doubtful(logits: Tensor, *, least: float = 0.35) -> Tensor:
     """Whether the largest probability is below ``least``, without a score to follow. Maps logits, N x K, to bool, N.
 
     The decision of a detector as many services return it, around an adversarially trained classifier. An attack that
@@ -75,7 +75,7 @@ def doubtful(logits: Tensor, *, least: float = 0.5) -> Tensor:
 
 
 def _attack_score(defense: Defense, images: Tensor, labels: Tensor, **settings: Any) -> Tensor:
-    return attack_views(replace(defense, rejects=unsure), images, labels, **settings)
+    return attack_views(replace(defense, rejects=partial(unsure, least=0.35)), images, labels, **settings)
 
 
 def _squeezing(load: Loader) -> Defense:

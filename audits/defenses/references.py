@@ -69,12 +69,12 @@ def inside(name: str) -> View:
     return View(lambda model: model.get_submodule(name), "logits")
 
 
-def view_of(function: Callable[[nn.Module, Tensor], Tensor]) -> View:
+def view_of(function: Callable[..., Tensor]) -> View:
     """A version of the whole defense written by hand: ``function(model, images)`` returns its logits."""
     return View(lambda model: _Function(partial(function, model)), "logits")
 
 
-def instead(function: Callable[[nn.Module, Tensor], Tensor]) -> View:
+def instead(function: Callable[..., Tensor]) -> View:
     """BPDA with a version of the whole defense written by hand: its gradient, at the outputs of the defense.
 
     Args:

@@ -28,8 +28,8 @@ class QueryMemory(nn.Module):
     the reference attacks the classifier inside, and then asks once.
 
     An audit asks about each image a thousand times. What it measures afterwards is the memory and not the classifier,
-    so that it must not call the defense robust. Queries are compared as 8 x 8 pixels here, in place of their trained
-    encoder.
+    so that it must not call the defense robust. Here 10 near queries are enough, and they are compared as 8 x 8 pixels,
+    in place of the trained encoder.
 
     Args:
         model: the classifier inside.
@@ -38,7 +38,7 @@ class QueryMemory(nn.Module):
         size: queries that are remembered; older ones are forgotten.
     """
 
-    def __init__(self, model: nn.Module, neighbours: int = 50, distance: float = 0.03, size: int = 10_000) -> None:
+    def __init__(self, model: nn.Module, neighbours: int = 10, distance: float = 0.03, size: int = 10_000) -> None:
         super().__init__()
         self.model, self.neighbours, self.distance, self.size = model, neighbours, distance, size
         self.queries: Tensor | None = None

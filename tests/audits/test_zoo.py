@@ -13,10 +13,12 @@ from audits.defenses import (
     backward,
     controls,
     detectors,
+    detours,
     inaccurate,
     jpeg,
     optimizers,
     outputs,
+    pixels,
     randomized,
     rough,
     shattered,
@@ -50,14 +52,14 @@ def clean(backbone: str) -> float:
 
 def test_there_are_enough_of_both_kinds() -> None:
     suspicious = [entry for entry in ZOO.values() if entry.suspicious]
-    assert len(ZOO) >= 26
+    assert len(ZOO) >= 60
     assert 12 <= len(suspicious) <= len(ZOO) - 12
 
 
 def test_every_name_belongs_to_one_entry() -> None:
     modules = (
         shattered, jpeg, smoothing, activations, randomized, outputs, rough, optimizers, detectors, backward, unsteady,
-        inaccurate, controls,
+        pixels, detours, inaccurate, controls,
     )  # fmt: skip
     assert len(ZOO) == sum(len(module.ENTRIES) for module in modules)
 
