@@ -24,7 +24,7 @@ def smooth(images: Tensor) -> Tensor:
 class NoGradBranch(nn.Module):
     """A residual block of a ResNet, whose branch runs under ``no_grad``. The gradient follows the shortcuts alone.
 
-    A construction: whoever freezes a part of a network to save memory may write it so. The forward pass is that of the
+    A construction: code that saves memory may look like this. The forward pass is that of the
     adversarially trained network. The gradient is neither zero nor noise, and nothing of the image's size is to be
     bypassed. The reference runs the same block with a graph (BPDA, Athalye, Carlini and Wagner 2018, arXiv:1802.00420).
     """
@@ -146,7 +146,7 @@ class InferenceSmoothing(DataSmoothing):
 
 
 class CheckpointedDetail(Inside):
-    """Adds the brightness of an image, with a graph, to its details, without one; all under a checkpoint.
+    """Adds the brightness of an image, with a graph, to its details, without one; all under a re-entrant checkpoint.
 
     A construction: activation checkpointing (Chen et al. 2016, arXiv:1604.06174) runs a function again on the backward
     pass, so that what happens inside does not appear in the graph. The gradient that is left moves all pixels of a
@@ -154,7 +154,9 @@ class CheckpointedDetail(Inside):
     """
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.model(checkpoint(self._split, images, use_reentrant=False))  # type: ignore[no-any-return]
+        if images.requires_grad:
+            return self.model(checkpoint(self._split, images, use_reentrant=True))  # type: ignore[no-any-return]
+        return self.model(self._split(images))  # type: ignore[no-any-return]
 
     def _split(self, images: Tensor) -> Tensor:
         with torch.no_grad():
@@ -176,8 +178,8 @@ class HardVote(nn.Module):
         self.eval()
 
     def forward(self, images: Tensor) -> Tensor:
-        votes = torch.stack([one_hot(voter(images).argmax(1), 10) for voter in self.voters])
-        return votes.to(images.dtype).mean(0) * 10
+        chosen = torch.stack([one_hot(voter(images).argmax(1), 10) for voter in self.voters])
+        return chosen.to(images.dtype).mean(0) * 10
 
     def differentiable(self, images: Tensor) -> Tensor:
         """Logits of the mean probabilities."""
