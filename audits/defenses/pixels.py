@@ -117,10 +117,10 @@ class SignedCode(Inside):
 class RankMeans(Inside):
     """Sorts the pixels of each channel, and gives 32 neighbours in this order their mean.
 
-    A construction: it hardly changes the image, and its derivative exists. But a pixel alone moves the mean of its
-    neighbours only, and not itself, so that the gradient is smeared over pixels of the same brightness all over the
-    image. Useless gradients of this kind are called shattered by Athalye, Carlini and Wagner (ICML 2018,
-    arXiv:1802.00420). The attack is BPDA with the identity.
+    A construction: it hardly changes the image, and its derivative exists. But what a pixel changes is shared by 32
+    pixels of the same brightness all over the image, so that the gradient is smeared over them. It is exact and of
+    little use, as are the shattered gradients of Athalye, Carlini and Wagner (ICML 2018, arXiv:1802.00420). The attack
+    is BPDA with the identity.
     """
 
     def forward(self, images: Tensor) -> Tensor:
