@@ -20,7 +20,7 @@ defense). Northcutt, Athalye and Mueller ("Pervasive label errors in test sets d
 NeurIPS 2021 Datasets and Benchmarks, arXiv:2103.14749) find wrong labels in most test sets. No audit can vouch for a
 defense with such labels. The reference is BPDA with the identity, on the images that count as correct."""
 
-_EXCHANGED = """An adversarially trained classifier, with the labels of two pairs of classes exchanged.
+_EXCHANGED = """An adversarially trained classifier, with the labels of three pairs of classes exchanged.
 
 A control for `permuted-quantization`: it does not mask (see `adversarial-vgg`), and the labels are wrong in the same
 way. An audit must not call it masked, nor vouch for it."""
@@ -39,9 +39,9 @@ class StrongBlur(nn.Module):
         return gaussian_blur(images, [9, 9], [1.2, 1.2])  # type: ignore[no-any-return]
 
 
-#: Labels of six of CIFAR-10's classes in a wrong order, and two pairs of classes exchanged.
+#: Labels of six of CIFAR-10's classes in a wrong order, and three pairs of classes exchanged.
 NEXT = (0, 1, 2, 3, 5, 6, 7, 8, 9, 4)
-PAIRS = (9, 1, 2, 5, 4, 3, 6, 7, 8, 0)
+PAIRS = (9, 1, 2, 5, 7, 3, 6, 4, 8, 0)
 
 ENTRIES = (
     Entry(
@@ -64,7 +64,7 @@ ENTRIES = (
         suspicious=False,
         slow=True,
         labels=partial(regroup, groups=PAIRS),
-        keeps=0.3,
+        keeps=0.2,
         refused="permuted-labels",
     ),
     Entry(
