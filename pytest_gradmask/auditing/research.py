@@ -7,6 +7,7 @@ Attacks:
     - `Oracle` is a defense as attacks see it: it counts passes and draws the defense's random numbers from a
       `RandomStream`.
     - `Loss` is the type of a loss for each image. `cross_entropy` and `logit_margin` are two of them.
+    - `RejectOption` and `under_attack` give attacks the joint objective on a defense that may reject an image.
     - `arc`, `joint_margins` and `member_by_member` attack randomized ensembles whose members are known.
     - `autoattack` is the module that calls AutoAttack's own attacks and checks.
 
@@ -56,6 +57,7 @@ from pytest_gradmask.attacks.arc import arc
 from pytest_gradmask.attacks.ensembles import joint_margins, member_by_member
 from pytest_gradmask.attacks.losses import Loss, cross_entropy, logit_margin
 from pytest_gradmask.attacks.oracle import Oracle
+from pytest_gradmask.attacks.rejection import RejectOption, under_attack
 from pytest_gradmask.auditing.bench import bench
 from pytest_gradmask.auditing.budgets import BUDGETS, get_budget
 from pytest_gradmask.auditing.plan import PlannedAttack, Run
@@ -98,6 +100,7 @@ __all__ = [
     "Outputs",
     "PlannedAttack",
     "RandomStream",
+    "RejectOption",
     "Run",
     "Sampler",
     "Scorer",
@@ -138,6 +141,7 @@ __all__ = [
     "seeded_by",
     "subseed",
     "trace_pgd",
+    "under_attack",
     "versions",
     "wrong_gradient",
 ]
