@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from audits.calibration import randomized
+from audits.calibration.attempts import Next, repeat
 from audits.calibration.exact import (
     by_new_rule,
     by_old_rule,
@@ -26,7 +27,7 @@ from audits.calibration.exact import (
 )
 from audits.calibration.populations import FINDERS, PlaceboGets, Population, costs, patterns
 from audits.calibration.randomized import RandomizedPopulation
-from audits.calibration.simulation import audit_rule, disagreements, simulate
+from audits.calibration.simulation import MASKED, NOT_MASKED, audit_rule, disagreements, simulate
 from pytest_gradmask.auditing.research import BUDGETS, replaced, versions
 
 HERE = Path(__file__).parent
@@ -117,6 +118,25 @@ def candidate_points(
         yield {"images": images, "margin": margin, "between": between, "runs": runs, "audits": audits, **asdict(tally)}
 
 
+def repeated_attempts(audits: int = AUDITS, sizes: Sequence[int] = (200, 300, 450, 675, 1000)) -> Iterator[Row]:
+    """Users who audit again and again until the verdict is wrong: `MASKED` without a gap, `NOT_MASKED` with one.
+
+    The second gap is one of the margin, which is the hardest to tell from none.
+    """
+    ways: tuple[Next, ...] = ("new", "more")
+    settings = [(MASKED, NO_MARGIN, effect) for effect in (0.05, 0.1)]
+    settings += [(NOT_MASKED, MARGINS[200], effect) for effect in (0.0, 0.02)]
+    for seed, ((wanted, margin, effect), images) in zip(count(9000), product(settings, ways), strict=False):
+        gap = margin if wanted == NOT_MASKED else 0.0
+        population = (
+            Population(0.6, effect, gap=gap, finders="parts", **costs(BUDGETS["ci"]))
+            if gap
+            else Population(0.9, effect)
+        )
+        tally = repeat(population, sizes, wanted, margin, audits, seed, images=images)
+        yield {"margin": margin, "effect": effect, "gap": gap, "images": images, "sizes": sizes, **asdict(tally)}
+
+
 def compared_rules() -> dict[str, list[list[float]]]:
     """Exact figures of the rule up to version 0.1 and of the present one.
 
@@ -173,6 +193,7 @@ def measure() -> dict[str, Any]:
         "around_the_margin": list(around_the_margin()),
         "early_stopping": list(early_stopping()),
         "candidate_points": list(candidate_points()),
+        "repeated_attempts": list(repeated_attempts()),
         "compared_rules": compared_rules(),
         "power": power_curves(),
         "versions": versions("numpy", "scipy", "pytest-gradmask"),

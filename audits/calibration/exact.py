@@ -14,6 +14,9 @@ from audits.calibration.populations import Counts
 from audits.calibration.simulation import CONFIDENCE
 from pytest_gradmask.auditing.research import InterimAnalysis, clopper_pearson, plan_analyses, rejected_below
 
+#: Of both tests in the single analysis of a first attempt.
+_LEVEL = 1 - InterimAnalysis(1).upper_level(CONFIDENCE)
+
 
 def false_alarm_bound(images: int, discordant: Sequence[float], shares: Sequence[float]) -> float:
     """An upper bound of the chance of ``MASKED`` without masking, however the decisions depend on each other.
@@ -55,8 +58,8 @@ def thresholds(images: int, margin: float) -> tuple[int, int]:
         The first number of broken images that is not ``NOT_MASKED``, and the first that is ``MASKED``.
     """
     broken, none = np.arange(images + 2), np.zeros(images + 2)
-    quiet = rejected_below(broken, none, images, margin, 1 - CONFIDENCE)
-    loud = rejected_below(none, broken, images, 0.0, 1 - CONFIDENCE) & (broken > margin * images)
+    quiet = rejected_below(broken, none, images, margin, _LEVEL)
+    loud = rejected_below(none, broken, images, 0.0, _LEVEL) & (broken > margin * images)
     loud[-1] = True  # where no number is enough
     return int(quiet.argmin()), int(loud.argmax())
 
@@ -104,5 +107,5 @@ def not_masked_chances(images: int, margin: float, effect: float) -> tuple[float
         np.stack([ours, theirs, images - ours - theirs], -1), images, [effect, effect, 1 - 2 * effect]
     )
     old = clopper_pearson(ours, images, CONFIDENCE)[1] < margin
-    new = rejected_below(ours, theirs, images, margin, 1 - CONFIDENCE)
+    new = rejected_below(ours, theirs, images, margin, _LEVEL)
     return float(chance[old].sum()), float(chance[new].sum())

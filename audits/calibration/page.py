@@ -61,6 +61,7 @@ def markdown(stored: Mapping[str, Any]) -> str:
         _early_section(stored["early_stopping"]),
         _randomized_section(stored["candidate_points"]),
         _size_section([*stored["around_the_margin"], *stored["with_a_gap"]]),
+        _attempts_section(stored["repeated_attempts"]),
         _rules_section(stored["compared_rules"]),
         "<sub>Simulated with "
         + ", ".join(f"{name} {number}" for name, number in stored["versions"].items())
@@ -129,6 +130,17 @@ def _summary(stored: Mapping[str, Any]) -> str:
             [_with_bound(worst(missed(gaps), m, NOT_MASKED)) for m in _MODES],
             "1 %",
         ),
+        *(
+            (
+                f"`{name}` in one of five audits of a defense, {where}, at most",
+                [_with_bound(_wrong(stored["repeated_attempts"], images, gap)) for images in ("more", "new")],
+                "1 %",
+            )
+            for name, where, gap in (
+                ("MASKED", "without masking", False),
+                ("NOT_MASKED", "with a gap of the margin", True),
+            )
+        ),
         (
             "`MASKED` with a gap of 20 percentage points, 200 images, at least: one attack finds all of it",
             [least(simple, m) for m in _MODES],
@@ -172,7 +184,7 @@ def _null_section(rows: Sequence[Row]) -> str:
         [
             "## No masking: how often `MASKED`?",
             f"Each cell is the largest rate (with its upper bound) over robust accuracies of 10, 50 and 90 % and "
-            f"correlations of 0, 0.5 and 1 between attempts, {rows[0]['audits']:,} audits each. The margin is 0.1 %, "
+            f"correlations of 0, 0.5 and 1 between attacks, {rows[0]['audits']:,} audits each. The margin is 0.1 %, "
             "so that only the tests prevent false alarms. With equal costs, every attack has the same success "
             "probability as the placebo. *Calculated* is an exact upper bound for equal costs. It is valid for any "
             "dependence between the interim analyses.",
@@ -317,6 +329,43 @@ def _randomized_section(rows: Sequence[Row]) -> str:
             f"which it runs once. Exhaustive / in turn, {rows[0]['audits']:,} audits each, judged by the test for "
             "randomized defenses. *Gap* is the mean gap that audits measure. Margin and gap are in percentage points. "
             "In turn, a decision follows each attack, on all images at once.",
+            table(headings, lines),
+        ]
+    )
+
+
+def _wrong(rows: Sequence[Row], images: str, gap: bool) -> tuple[float, float]:
+    """The largest share of users who have had a wrong verdict after all attempts."""
+    some = [row for row in rows if row["images"] == images and (row["gap"] > 0) == gap]
+    return max(_rate(row["counted"][-1], row["users"]) for row in some)
+
+
+def _attempts_section(rows: Sequence[Row]) -> str:
+    lines = [
+        [
+            f"`{'NOT_MASKED' if row['gap'] else 'MASKED'}`",
+            f"{100 * row['effect']:g} %",
+            "new, in turn" if row["images"] == "new" else "more, exhaustive",
+            *(
+                _with_bound(_rate(number, row["users"]))
+                for number in (row["counted"][0], row["counted"][-1], row["uncounted"][-1])
+            ),
+        ]
+        for row in rows
+    ]
+    sizes = [f"{size:,}" for size in rows[0]["sizes"]]
+    headings = ["wrong verdict", "placebo effect", "images", "first audit", "all five", "uncounted: all five"]
+    return "\n\n".join(
+        [
+            "## Repeated audits: how often is one of them wrong?",
+            f"A user audits one defense {len(sizes)} times, on {', '.join(sizes[:-1])} and {sizes[-1]} images, and "
+            "hopes for the wrong verdict: `MASKED` where nothing is masked (at a margin of 0.1 %), or `NOT_MASKED` "
+            "where the gap is as large as the margin of 5 percentage points. No other verdict ends the series. The "
+            "images of an audit are *new*, or all those of the audit before, on which the attacks do the same again, "
+            "and some *more*. A cell is the share of users who have had the wrong verdict after the first audit, or "
+            f"after one of all five, of {rows[0]['users']:,} users. Each audit has the share of the error that its "
+            "[attempt](statistics.md#repeated-audits) has. The last column is a negative control, in which each audit "
+            "has the error of a first attempt.",
             table(headings, lines),
         ]
     )

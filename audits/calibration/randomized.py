@@ -119,7 +119,7 @@ def simulate(
     """Audits in which all attacks run on all images, and in turn: the audit ends after an attack if it is masked."""
     generator = np.random.default_rng(seed)
     exhaustive, in_turn, gaps = 0, 0, 0.0
-    analysis = InterimAnalysis(images, after_each_attack=True)
+    analysis, single = InterimAnalysis(images, after_each_attack=True), InterimAnalysis(images)
     for _ in range(audits):
         sampled = draw(population, images, generator)
         masked = []
@@ -129,6 +129,6 @@ def simulate(
             p_value = mean_p(each.tolist(), 0.0, -1.0) if each.mean() > margin else 1.0
             masked.append(p_value < (1 - CONFIDENCE) * share)
         in_turn += any(masked)
-        exhaustive += p_value < 1 - CONFIDENCE
+        exhaustive += p_value < (1 - CONFIDENCE) * single.lower_share(population.attacks, complete=True)
         gaps += each.mean() / audits
     return RandomizedTally(exhaustive, in_turn, float(gaps))

@@ -7,7 +7,7 @@ audit's own rule, `verdict.rule.judge`, decides thousands of audits at once, whi
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import product
 
@@ -125,7 +125,7 @@ class Tally:
 
 
 @dataclass(frozen=True, slots=True)
-class _Ended:
+class Ended:
     """For each audit its verdict, the last adaptive attack that ran and the number of images attacked."""
 
     verdicts: Counts
@@ -158,12 +158,37 @@ def simulate(
         bounds: whether to compare the gap's bounds with the true gap.
     """
     seen, generator = patterns(population), np.random.default_rng(seed)
-    final = len(population.costs) - 1
     analyses = plan_analyses(images, margin, CONFIDENCE)
     sizes = np.diff([0, *(analysis.images for analysis in analyses)])
     batches = [draw(population, int(size), audits, generator) for size in sizes]
+    ended, missed = in_turn(seen, batches, analyses, rule, bounds=bounds)
+    final, drawn = len(population.costs) - 1, np.sum(batches, axis=0)
+    complete = evidence(seen, np.zeros_like(drawn), drawn, final, None, InterimAnalysis(images))
+    return Tally(
+        audits,
+        np.bincount(rule(complete), minlength=len(VERDICTS)).tolist(),
+        np.bincount(ended.verdicts, minlength=len(VERDICTS)).tolist(),
+        np.bincount(ended.attacks, minlength=final + 1).tolist(),
+        {analysis.images: int((ended.images == analysis.images).sum()) for analysis in analyses},
+        missed.sum(1).tolist() if bounds else None,
+    )
+
+
+def in_turn(
+    seen: Patterns, batches: Sequence[Counts], analyses: Sequence[InterimAnalysis], rule: Rule, *, bounds: bool = False
+) -> tuple[Ended, NDArray[np.bool_]]:
+    """Judge drawn audits in turn: how each ends, and whether its lower and its upper bound miss the true gap.
+
+    Args:
+        seen: what can become of an image.
+        batches: audits by patterns, of the images that each analysis adds.
+        analyses: those of the audits.
+        rule: from evidence to verdicts.
+        bounds: whether to compare the gap's bounds with the true gap. Otherwise none is missed.
+    """
+    final, audits = seen.broken.shape[1] - 1, len(batches[0])
     before = np.zeros_like(batches[0])
-    ended = _Ended(np.full(audits, INCONCLUSIVE), np.full(audits, final), np.full(audits, images))
+    ended = Ended(np.full(audits, INCONCLUSIVE), np.full(audits, final), np.full(audits, analyses[-1].images))
     missed = np.zeros((2, audits), dtype=bool)
     for analysis, drawn in zip(analyses, batches, strict=True):
         stops: list[tuple[int, int | None]] = [(last, None) for last in range(final + 1)]
@@ -183,15 +208,7 @@ def simulate(
                 misses = np.stack([found.established(truth), found.excluded(truth)])
                 missed[:, going[counts]] = misses[:, counts]
         before = before + drawn
-    complete = evidence(seen, np.zeros_like(before), before, final, None, InterimAnalysis(images))
-    return Tally(
-        audits,
-        np.bincount(rule(complete), minlength=len(VERDICTS)).tolist(),
-        np.bincount(ended.verdicts, minlength=len(VERDICTS)).tolist(),
-        np.bincount(ended.attacks, minlength=final + 1).tolist(),
-        {analysis.images: int((ended.images == analysis.images).sum()) for analysis in analyses},
-        missed.sum(1).tolist() if bounds else None,
-    )
+    return ended, missed
 
 
 def evidence(

@@ -29,7 +29,7 @@ class Entry:
 
     Attributes:
         name: lower-case letters, digits and dashes.
-        backbone: the fixture that it is built around. It should keep most of the fixture's clean accuracy.
+        backbone: the fixture that it is built around.
         build: returns what a user would audit, in eval mode. It gives an audit no hint on where masking may occur.
         reference: the attack of its literature, with full knowledge of the defense.
         story: who proposed it, who broke it, and how.
@@ -39,6 +39,10 @@ class Entry:
         slow: whether a quick run leaves it out, because it is deep or similar to another. A quick run leaves out
             randomized defenses, too.
         labels: converts the labels of the data to those of the defense (both int64, N).
+        keeps: the least share of the backbone's clean accuracy that it keeps.
+        refused: the id of the finding that has to refuse ``NOT_MASKED``; empty for a defense that may pass. Some
+            defenses have no behaviour of their own that an audit could judge, such as those that remember queries.
+            ``INCONCLUSIVE`` is right about them, and so is ``MASKED`` if it is the truth.
     """
 
     name: str
@@ -50,6 +54,8 @@ class Entry:
     randomized: bool = False
     slow: bool = False
     labels: Callable[[Tensor], Tensor] = unchanged
+    keeps: float = 0.6
+    refused: str = ""
 
 
 def story(subject: object) -> str:

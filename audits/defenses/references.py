@@ -19,9 +19,11 @@ from pytest_gradmask.auditing.research import (
     Oracle,
     Outputs,
     RandomStream,
+    RejectOption,
     as_defense,
     cross_entropy,
     logit_margin,
+    under_attack,
 )
 
 
@@ -65,6 +67,43 @@ def bypass(kind: type[nn.Module], approximation: Callable[..., Tensor] | None = 
 def inside(name: str) -> View:
     """A submodule that returns logits, such as the classifier inside a defense that changes its outputs."""
     return View(lambda model: model.get_submodule(name), "logits")
+
+
+def view_of(function: Callable[..., Tensor]) -> View:
+    """A version of the whole defense written by hand: ``function(model, images)`` returns its logits."""
+    return View(lambda model: _Function(partial(function, model)), "logits")
+
+
+def instead(function: Callable[..., Tensor]) -> View:
+    """BPDA with a version of the whole defense written by hand: its gradient, at the outputs of the defense.
+
+    Args:
+        function: ``function(model, images)`` is differentiable, and returns logits as the defense does.
+    """
+
+    def of(model: nn.Module) -> nn.Module:
+        def logits(images: Tensor) -> Tensor:
+            with torch.no_grad():
+                outputs = model(images)
+            return straight_through(function(model, images), outputs)
+
+        return _Function(logits)
+
+    return View(of)
+
+
+def straight_through(approximation: Tensor, value: Tensor) -> Tensor:
+    """A tensor with the values of ``value`` and the gradient of ``approximation``, of the same shape."""
+    return approximation + (value - approximation).detach()
+
+
+class _Function(nn.Module):
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.function(images)
 
 
 def smoothed(std: float, draws: int = 10) -> View:
@@ -127,6 +166,7 @@ def attack_views(
 
     The defense draws from its own random stream, which is seeded from ``generator``. The same generator therefore gives
     the same images, for a randomized defense, too. Images that are always misclassified are not attacked any further.
+    A detector is attacked with the joint objective of `RejectOption`: misclassified, and accepted.
 
     Args:
         defense: the defense that a user would audit.
@@ -144,11 +184,42 @@ def attack_views(
     """
     defense = as_defense(defense)
     stream = RandomStream(int(torch.randint(2**31, (1,), generator=generator)), images.device)
-    oracle = Oracle(defense.model, stream, defense.outputs)
+    option = None if defense.rejects is None else RejectOption(defense.rejects)
+    attack = partial(
+        _attack, defense, option, stream, threat=threat, generator=generator, views=views, losses=losses, steps=steps,
+        restarts=restarts, eot=eot, samples=samples,
+    )  # fmt: skip
+    if option is None:
+        return attack(images, labels)
+    found = images.clone()
+    for label in labels.unique():
+        chosen = labels == label
+        with under_attack(option, labels[chosen]) as safe:
+            found[chosen] = attack(images[chosen], safe)
+    return found
+
+
+def _attack(
+    defense: Defense,
+    option: RejectOption | None,
+    stream: RandomStream,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    threat: ThreatModel,
+    generator: torch.Generator,
+    views: Sequence[View],
+    losses: Sequence[Loss],
+    steps: int,
+    restarts: int,
+    eot: int,
+    samples: int,
+) -> Tensor:
+    oracle = Oracle(defense.model, stream, defense.outputs, rejection=option)
     best = images.clone()
     wrong, logit_margins = _score(oracle, best, labels, samples)
     for view in views:
-        source = Oracle(view.of(defense.model), stream, view.outputs or defense.outputs)
+        source = Oracle(view.of(defense.model), stream, view.outputs or defense.outputs, rejection=option)
         forwards = eot * view.draws
         for loss in losses:
             active = (wrong < 1).nonzero().squeeze(1)

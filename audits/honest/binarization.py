@@ -5,6 +5,11 @@
 The weak attacks are FGSM at a part of eps, and APGD along a wrong gradient: the backward pass adds a fixed vector in
 the middle of the network. Its size is such that the gradient of the logit margin with respect to the images has the
 stated cosine to the true one, as a median over the images.
+
+    python -m audits.honest.binarization --table
+
+The table of docs/findings.md, from what is stored: the models that the threshold was chosen with, and apart from them
+those that it was then tested on.
 """
 
 from __future__ import annotations
@@ -12,8 +17,9 @@ from __future__ import annotations
 import argparse
 import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from statistics import median
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +32,11 @@ from pytest_gradmask.auditing.research import CLOSENESS, logit_margin
 RESULTS = Path(__file__).parents[1] / "results" / "honest" / "binarization.json"
 THREATS = {"Linf 2/255": ThreatModel(2 / 255), "Linf 8/255": ThreatModel(8 / 255), "L2 0.5": ThreatModel(0.5, "L2")}
 _COSINES = (0.5, 0.7)
+#: The models that the threshold was chosen with. All others test it.
+CHOSEN_WITH = (
+    *("resnet-standard", "resnet-adversarial", "vgg-standard", "vgg-adversarial", "vit-standard", "vit-adversarial"),
+    *("cifar10-resnet20", "mobilenet_v3_small"),
+)
 Shares = dict[str, list[float]]
 
 
@@ -85,15 +96,45 @@ def measure(name: str, data: str, weights: Path | None, count: int) -> dict[str,
     return {threat: shares(model, middle, images, labels, THREATS[threat], sizes) for threat in THREATS}
 
 
+def table(stored: Mapping[str, Mapping[str, Shares]], names: Collection[str]) -> list[str]:
+    """For each attack, in Markdown: smallest, median and largest share, and the images at the threshold or above."""
+    reached: Shares = defaultdict(list)
+    for name in names:
+        for found in stored[name].values():
+            for attack in found.keys() - {"passed"}:
+                reached[attack] += found[attack]
+    return [
+        f"| {attack} | {min(all_):.0%} | {median(all_):.0%} | {max(all_):.0%} | "
+        f"{sum(share >= CLOSENESS for share in all_)} of {len(all_)} |"
+        for attack, all_ in sorted(reached.items())
+    ]
+
+
+def print_tables() -> None:
+    """Print the table of the models that the threshold was chosen with, and that of the others."""
+    stored = json.loads(RESULTS.read_text())
+    trained = [name for name in stored if name not in classifiers.RANDOM]
+    for title, names in (
+        ("chosen with", [name for name in stored if name in CHOSEN_WITH]),
+        ("held out, trained", [name for name in trained if name not in CHOSEN_WITH]),
+        ("held out, random weights", [name for name in stored if name not in {*CHOSEN_WITH, *trained}]),
+    ):
+        print(f"{title}: {', '.join(names)}", *table(stored, names), sep="\n")
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True, help="CIFAR-10, such as npz:FILE")
+    parser.add_argument("--table", action="store_true", help="print the table of what is stored, and measure nothing")
+    parser.add_argument("--data", default="embedded", help="CIFAR-10, such as npz:FILE (default: %(default)s)")
     parser.add_argument(
         "--weights", type=Path, help="folder of cifar10-resnetN.safetensors; without it, they are left out"
     )
     parser.add_argument("--images", type=int, default=8, help="images of each model")
     parser.add_argument("--models", nargs="*", help="names; by default all")
     options = parser.parse_args(arguments)
+    if options.table:
+        print_tables()
+        return
     names = options.models or [
         *classifiers.FIXTURES,
         *classifiers.RANDOM,

@@ -4,7 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from audits.defenses import activations, controls, jpeg, outputs, randomized, rough, shattered, smoothing
+from audits.defenses import (
+    activations,
+    backward,
+    controls,
+    detectors,
+    detours,
+    inaccurate,
+    jpeg,
+    optimizers,
+    outputs,
+    pixels,
+    randomized,
+    rough,
+    shattered,
+    smoothing,
+    unsteady,
+)
 from audits.defenses.entry import Entry
 from pytest_gradmask import InputError
 
@@ -20,6 +36,13 @@ ZOO: dict[str, Entry] = {
             *randomized.ENTRIES,
             *outputs.ENTRIES,
             *rough.ENTRIES,
+            *optimizers.ENTRIES,
+            *detectors.ENTRIES,
+            *backward.ENTRIES,
+            *pixels.ENTRIES,
+            *detours.ENTRIES,
+            *unsteady.ENTRIES,
+            *inaccurate.ENTRIES,
             *controls.ENTRIES,
         ),
         key=lambda entry: not entry.suspicious,

@@ -71,7 +71,7 @@ def measure(
         InputError, DefenseError: as `audit` raises them.
     """
     threat = threat or ThreatModel()
-    defense = as_defense(entry.build(load_model))
+    defense, untouched = (as_defense(entry.build(load_model)) for _ in range(2))  # the audit changes some of them
     labels = entry.labels(data.labels)
     found = audit(
         defense, data.images, labels, threat=threat, budget=budget, margin=margin, device=device, seed=seed,
@@ -79,7 +79,7 @@ def measure(
     )  # fmt: skip
     progress("reference")
     case = AuditedDefense(
-        entry=entry, defense=defense, images=data.images, labels=labels, audit=found, threat=threat,
+        entry=entry, defense=untouched, images=data.images, labels=labels, audit=found, threat=threat,
         pilot_samples=budget.pilot_samples, device=device, seed=seed,
     )  # fmt: skip
     truth = measure_truth(case)

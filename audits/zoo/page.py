@@ -9,8 +9,8 @@ from typing import Any
 from audits.markdown import table
 from audits.zoo import ZOO
 from audits.zoo.measurement import Record, stored
-from audits.zoo.truth import Truth
-from pytest_gradmask import BinarizationTest
+from audits.zoo.truth import Truth, right_verdicts
+from pytest_gradmask import BinarizationTest, Verdict
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent.parent / "docs" / "known-defenses.md"
@@ -57,10 +57,12 @@ def truth_of(record: Record) -> str:
 
 
 def _summary(records: Mapping[str, Record]) -> str:
+    passable = [record for name, record in records.items() if not ZOO[name].refused]
     groups = {
-        "mask": [record for record in records.values() if truth_of(record) == "MASKED"],
-        "do not mask": [record for record in records.values() if truth_of(record) == "NOT_MASKED"],
-        "leave it open": [record for record in records.values() if truth_of(record) == "open"],
+        "mask": [record for record in passable if truth_of(record) == "MASKED"],
+        "do not mask": [record for record in passable if truth_of(record) == "NOT_MASKED"],
+        "leave it open": [record for record in passable if truth_of(record) == "open"],
+        "must not pass": [record for name, record in records.items() if ZOO[name].refused],
     }
     rows: list[tuple[str, Callable[[Record], bool]]] = [
         *((f"verdict `{verdict}`", _has_verdict(verdict)) for verdict in _VERDICTS),
@@ -102,7 +104,7 @@ def _verdicts(records: Mapping[str, Record]) -> str:
         rows.append(
             [
                 name,
-                f"{_sign(truth_of(record))} {_gap(*record['truth']['gap'])}",
+                f"{_sign(name, record)} {_gap(*record['truth']['gap'])}",
                 f"`{audit['verdict']}`",
                 _gap(audit["gap"]["estimate"], audit["gap"]["low"], audit["gap"]["high"]) if audit["gap"] else "",
                 _percent(audit["clean_accuracy"]["value"]),
@@ -168,7 +170,7 @@ def _repeats(records: Mapping[str, Record]) -> list[str]:
         compared, others = compared + len(both), others + len(both) - alike
         opposite += sum({early[key], exhaustive[key]} == {"MASKED", "NOT_MASKED"} for key in both)
         counts = [_counted([verdict for (of, _), verdict in early.items() if of == budget]) for budget in budgets]
-        rows.append([name, _sign(truth_of(record)), *counts, f"{alike} of {len(both)}" if both else "-"])
+        rows.append([name, _sign(name, record), *counts, f"{alike} of {len(both)}" if both else "-"])
     settings = dict.fromkeys(
         f"the budget `{each['budget']}`, a margin of {100 * each['margin']:g} percentage points and at most "
         f"{max(other['images'] for other in every if other['budget'] == each['budget'])} images"
@@ -185,11 +187,11 @@ def _repeats(records: Mapping[str, Record]) -> list[str]:
             f"another verdict, and {opposite} have the opposite one. An audit that may end early divides its error "
             "among several interim analyses, so that a defense close to the margin may stay `INCONCLUSIVE`."
         )
-    against = {name: count for name, record in repeated.items() if (count := _against(record))}
+    against = {name: count for name, record in repeated.items() if (count := _against(name, record))}
     where = ", ".join(f"{count} on {name}" for name, count in against.items())
     text += (
         f" {sum(against.values())} of all {len(every)} verdicts{f' ({where})' if where else ''} are opposite to the "
-        "truth, which was measured with more steps on more images."
+        "truth, or pass what must not pass. The truth was measured with more steps on more images."
     )
     headings = ["defense", "truth", *(f"`{budget}`" for budget in budgets), "exhaustive, the same"]
     return ["## Other seeds", text, table(headings, rows)]
@@ -200,10 +202,11 @@ def _counted(verdicts: Sequence[str]) -> str:
     return " / ".join(str(verdicts.count(verdict)) for verdict in _VERDICTS) if verdicts else "-"
 
 
-def _against(record: Record) -> int:
-    """How many of its repeated audits have a verdict opposite to the truth."""
-    opposite = {"MASKED": "NOT_MASKED", "NOT_MASKED": "MASKED"}.get(truth_of(record))
-    return sum(each["verdict"] == opposite for each in record["repeats"])
+def _against(name: str, record: Record) -> int:
+    """How many of its repeated audits have a verdict opposite to the truth, or passed though they must not."""
+    expected = Truth(**record["truth"]).expected(record["truth"]["margin"])
+    right = right_verdicts(expected, refused=bool(ZOO[name].refused))
+    return sum(Verdict[each["verdict"]] not in right for each in record["repeats"])
 
 
 def _provenance(records: Mapping[str, Record]) -> str:
@@ -221,8 +224,10 @@ def _measured_on(record: Record) -> str:
     )
 
 
-def _sign(truth: str) -> str:
-    return {"MASKED": "masked", "NOT_MASKED": "not masked", "open": "open"}[truth]
+def _sign(name: str, record: Record) -> str:
+    words = {"MASKED": "masked", "NOT_MASKED": "not masked", "open": "open"}[truth_of(record)]
+    refused = ZOO[name].refused
+    return f"{words}, must not pass ([{refused}](findings.md#{refused}))" if refused else words
 
 
 def _gap(value: float, low: float, high: float) -> str:

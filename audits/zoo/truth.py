@@ -20,6 +20,7 @@ from pytest_gradmask.auditing.research import (
     Oracle,
     PlannedAttack,
     RandomStream,
+    RejectOption,
     Scorer,
     accuracy,
     isolated,
@@ -55,6 +56,17 @@ class Truth:
         if low > margin:
             return Verdict.MASKED
         return Verdict.NOT_MASKED if high <= margin else None
+
+
+def right_verdicts(expected: Verdict | None, *, refused: bool) -> set[Verdict]:
+    """The verdicts that are not wrong.
+
+    Args:
+        expected: by the measured truth (`Truth.expected`).
+        refused: whether a finding has to refuse a pass (`Entry.refused`).
+    """
+    right = {Verdict.INCONCLUSIVE, *([expected] if expected else Verdict)}
+    return right - {Verdict.NOT_MASKED} if refused else right
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,7 +132,9 @@ def _reference(case: AuditedDefense) -> AttackResult:
         return case.entry.reference(defense, images, labels, **arguments)
 
     with isolated(known_models(defense), device):
-        oracle = Oracle(defense.model, RandomStream(subseed(case.seed, "truth"), device), defense.outputs)
+        rejection = None if defense.rejects is None else RejectOption(defense.rejects)
+        stream = RandomStream(subseed(case.seed, "truth"), device)
+        oracle = Oracle(defense.model, stream, defense.outputs, rejection=rejection)
         sampler = None
         if audit.predictions:
             sampler, _ = plan_sampler(oracle, None, images, pilot=case.pilot_samples, margin=audit.margin)

@@ -15,6 +15,7 @@ from pytest_gradmask.attacks.rejection import RejectOption
 from pytest_gradmask.defense import Outputs
 from pytest_gradmask.errors import DefenseError, GradmaskError
 from pytest_gradmask.execution.batching import out_of_memory
+from pytest_gradmask.execution.first_state import FirstState
 from pytest_gradmask.loading.models.composites import Mixture
 from pytest_gradmask.randomized.streams import RandomStream
 
@@ -84,6 +85,7 @@ class Oracle(nn.Module):
             as one pass for each member.
         weights: the probability of each member.
         rejection: of a defense that may reject an image.
+        first_state: of a defense that changes with its queries. If given, a fresh copy answers each query.
 
     Attributes:
         dtype: the floating-point type of the model.
@@ -91,6 +93,7 @@ class Oracle(nn.Module):
         members: for each member, a function from images to its logits; empty unless the model is a mixture.
         weights: one for each member.
         rejection: adds the class "rejected" to the logits, or joins it with the label under attack.
+        first_state: is put back before each query; None leaves the defense as its queries make it.
         forwards, backwards: number of images passed through the defense so far, in each direction.
         calls: number of passes so far in either direction, of batches of any size.
         largest: number of images in the largest batch so far.
@@ -108,10 +111,12 @@ class Oracle(nn.Module):
         members: Sequence[nn.Module] = (),
         weights: Sequence[float] = (),
         rejection: RejectOption | None = None,
+        first_state: FirstState | None = None,
     ) -> None:
         super().__init__()
         self.model = model
         self.rejection = rejection
+        self.first_state = first_state
         self.members = [partial(self._query, member, 1) for member in members]
         self.weights = tuple(weights)
         self._passes = max(1, len(members))
@@ -133,11 +138,13 @@ class Oracle(nn.Module):
         stream: RandomStream,
         outputs: Outputs = "logits",
         rejection: RejectOption | None = None,
+        first_state: FirstState | None = None,
     ) -> Oracle:
         """The oracle of a mixture, which knows the members."""
         return cls(
-            mixture, stream, outputs, members=list(mixture.members), weights=mixture.weights, rejection=rejection
-        )
+            mixture, stream, outputs, members=list(mixture.members), weights=mixture.weights, rejection=rejection,
+            first_state=first_state,
+        )  # fmt: skip
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits, float32, N x K. If the graph of the model does not reach the images, their gradient is zero."""
@@ -166,8 +173,14 @@ class Oracle(nn.Module):
         return logits
 
     def _forward(self, model: nn.Module, images: Tensor) -> Tensor:
+        self.refresh()
         with self._stream.active():
             return output_of(type(model).__name__, model, images)
+
+    def refresh(self) -> None:
+        """Make the defense as good as a fresh copy, where its first state is given."""
+        if self.first_state is not None:
+            self.first_state.put_back()
 
     def frozen(self) -> AbstractContextManager[None]:
         """In this context, all forward passes of batches of the same shape use the same random numbers.

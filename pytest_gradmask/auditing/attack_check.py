@@ -17,8 +17,9 @@ from pytest_gradmask.verdict.results import Finding
 
 #: Id of the finding.
 ATTACK_FAILS = "attack-fails-binarization-test"
-#: Images of the binarization test. Eight recognise a broken attack; 24 decide about one that misses a few.
-_COUNTS = (8, 24)
+#: Images of the binarization test. Eight recognise a broken attack; 24 decide about one that misses a few. If it misses
+#: none, but too few of the images can be tested, 72 are tried.
+_COUNTS = (8, 24, 72)
 
 
 def check_attacks(
@@ -36,7 +37,7 @@ def check_attacks(
     Args:
         surface: the defense as its attacker sees it.
         attacks: of the audit. Those with ``checked`` are tested, in this order, until one passes.
-        images, labels: N x C x H x W and N, classified correctly; at most 24 are used.
+        images, labels: N x C x H x W and N, classified correctly; at most 72 are used.
         threat: where attacks may search.
         seed: of every random choice.
         progress: is called before each step.
@@ -79,7 +80,8 @@ def _check(
             if surface.randomized and not frozen and result.tested == 0:
                 # Noise hides every embedded example. Held at one draw, the defense has examples to find.
                 frozen, result = True, test(count, frozen=True)
-            if result.ok or result.fails or count >= len(images):
+            missed = result.passed < result.tested
+            if result.ok or result.fails or count >= len(images) or (missed and count > _COUNTS[0]):
                 break
     except Exception as error:  # neither the defense nor its last layer is ours
         return False, f"{attack.name} cannot be tested ({type(error).__name__}: {error})"

@@ -82,7 +82,11 @@ def plan_attacks(surface: AttackSurface, budget: Budget, *, quick: bool = False)
         if attack.name in taken:
             raise InputError(f"attacks: {attack.name!r} is the name of one that every audit runs; give it another")
     # After AutoAttack's attacks, whose figure they would change; before the adaptive ones, which may be skipped early.
-    return [*first, *gradient, *user_attacks, *adaptive]
+    planned = [*first, *gradient, *user_attacks, *adaptive]
+    for attack in planned:
+        if attack.kind == "gradient":
+            attack.model.first_state = None  # it asks one copy throughout, as if it knew nothing of a state
+    return planned
 
 
 def plan_placebo(surface: AttackSurface, budget: Budget, passes: int) -> PlannedAttack:
@@ -99,12 +103,14 @@ def plan_placebo(surface: AttackSurface, budget: Budget, passes: int) -> Planned
     each = surface.eot * max(1, len(surface.defense.members))
     # Rounded up: a placebo with less than the adaptive attacks' budget makes mere extra budget look like masking.
     restarts = max(1, math.ceil(passes / (2 * each * (budget.apgd_steps + 1))))
+    model = surface.oracle(surface.attacked)
+    model.first_state = None  # as for every gradient attack
     return PlannedAttack(
         name="placebo",
         kind="placebo",
         access="gradient",
         run=partial(_apgd(surface, budget.apgd_steps), restarts=restarts),
-        model=surface.oracle(surface.attacked),
+        model=model,
     )
 
 
@@ -205,6 +211,9 @@ def _adaptive_attacks(surface: AttackSurface, budget: Budget) -> list[PlannedAtt
         ),
         adaptive("transfer-backbone", "surrogate", partial(follow, stop_early=False), backbone, skip),
     ]
+    if surface.first_state is not None:
+        # The gradient of the defense, as a fresh copy gives it: an attacker with a copy can reset it before each query.
+        planned.insert(0, adaptive("apgd-fresh", "gradient", follow, surface.oracle(surface.attacked)))
     if surface.inner:
         inside = InnerLogits(around, f"model.{surface.inner}")
         run = partial(follow, loss=logit_margin)

@@ -17,6 +17,7 @@ from pytest_gradmask.auditing.surface import AttackSurface, find_attack_surface,
 from pytest_gradmask.defense import Defense
 from pytest_gradmask.execution.cache import Cache
 from pytest_gradmask.execution.engine import LOCAL, Engine
+from pytest_gradmask.execution.first_state import FirstState
 from pytest_gradmask.execution.isolation import moved, no_trace
 from pytest_gradmask.probes.preflight import check_defense
 from pytest_gradmask.randomized.prediction import plan_sampler
@@ -64,6 +65,7 @@ def prepared(
     cache: Cache | None = None,
     key: str = "",
     engine: Engine = LOCAL,
+    first_state: FirstState | None = None,
 ) -> Iterator[Prepared]:
     """Isolate a defense, check it, and find out what its attacker knows and how its answers are scored.
 
@@ -76,6 +78,7 @@ def prepared(
         seed: of every random choice.
         cache, key: where results of attacks are kept, and everything they depend on besides attack and images.
         engine: where attacks run.
+        first_state: of a defense that changes with its queries, if every query is to ask a fresh copy.
 
     Raises:
         DefenseError, InputError: the defense cannot be audited; the message says what to change.
@@ -83,12 +86,12 @@ def prepared(
     with isolated(known_models(defense), images.device):
         stream = RandomStream(subseed(seed, "defense"), images.device)
         rejection = None if defense.rejects is None else RejectOption(defense.rejects)
-        oracle = Oracle(defense.model, stream, defense.outputs, rejection=rejection)
+        oracle = Oracle(defense.model, stream, defense.outputs, rejection=rejection, first_state=first_state)
         with stream.active():
             checked = check_defense(defense, oracle, images, labels)
         surface = find_attack_surface(
             defense, images, stream=stream, classes=checked.classes, randomized=checked.randomized, threat=threat,
-            eot=budget.eot, rejection=rejection,
+            eot=budget.eot, rejection=rejection, first_state=first_state,
         )  # fmt: skip
         sampler, findings = None, [*checked.findings, *surface.findings]
         if checked.randomized:

@@ -7,6 +7,7 @@ Attacks:
     - `Oracle` is a defense as attacks see it: it counts passes and draws the defense's random numbers from a
       `RandomStream`.
     - `Loss` is the type of a loss for each image. `cross_entropy` and `logit_margin` are two of them.
+    - `RejectOption` and `under_attack` give attacks the joint objective on a defense that may reject an image.
     - `arc`, `joint_margins` and `member_by_member` attack randomized ensembles whose members are known.
     - `autoattack` is the module that calls AutoAttack's own attacks and checks.
 
@@ -25,8 +26,7 @@ Randomized defenses:
 
 Rule and statistics:
     - `decide` is the decision rule for one audit, and `judge` the same rule for the counts of many audits at once.
-      `InterimAnalysis` and `plan_analyses` say when an audit
-      analyses its results.
+      `InterimAnalysis` and `plan_analyses` say when an audit analyses its results, and with which share of the error.
     - `measure_gap` measures the masking gap of given attacks. `accuracy` is the robust accuracy under given attacks.
     - `accuracy_bounds`, `clopper_pearson`, `rejected_below`, `mcnemar_p` and `mean_p` are the bounds and tests that
       verdicts rest on.
@@ -57,6 +57,7 @@ from pytest_gradmask.attacks.arc import arc
 from pytest_gradmask.attacks.ensembles import joint_margins, member_by_member
 from pytest_gradmask.attacks.losses import Loss, cross_entropy, logit_margin
 from pytest_gradmask.attacks.oracle import Oracle
+from pytest_gradmask.attacks.rejection import RejectOption, under_attack
 from pytest_gradmask.auditing.bench import bench
 from pytest_gradmask.auditing.budgets import BUDGETS, get_budget
 from pytest_gradmask.auditing.plan import PlannedAttack, Run
@@ -99,6 +100,7 @@ __all__ = [
     "Outputs",
     "PlannedAttack",
     "RandomStream",
+    "RejectOption",
     "Run",
     "Sampler",
     "Scorer",
@@ -139,6 +141,7 @@ __all__ = [
     "seeded_by",
     "subseed",
     "trace_pgd",
+    "under_attack",
     "versions",
     "wrong_gradient",
 ]

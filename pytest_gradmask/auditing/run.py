@@ -21,6 +21,7 @@ from pytest_gradmask.attacks.rejection import under_attack
 from pytest_gradmask.auditing.attack_check import ATTACK_FAILS, check_attacks
 from pytest_gradmask.auditing.budgets import Budget, get_budget
 from pytest_gradmask.auditing.events import Message, Progress, ignore
+from pytest_gradmask.auditing.fresh import Stateful, stateful
 from pytest_gradmask.auditing.plan import OPERATIONS
 from pytest_gradmask.auditing.prepare import Prepared, prepared
 from pytest_gradmask.auditing.schedule import AttackSchedule
@@ -28,13 +29,21 @@ from pytest_gradmask.auditing.scoring import subseed
 from pytest_gradmask.auditing.surface import known_models
 from pytest_gradmask.defense import Defense, as_defense
 from pytest_gradmask.errors import DefenseError
+from pytest_gradmask.execution.attempts import Attempt, take_attempt
 from pytest_gradmask.execution.batching import out_of_memory
 from pytest_gradmask.execution.cache import Cache
 from pytest_gradmask.execution.engine import LOCAL, Engine, opened
 from pytest_gradmask.execution.fingerprint import FingerprintError, fingerprint, source_fingerprint
 from pytest_gradmask.execution.versions import versions
 from pytest_gradmask.probes.comparisons import compare_attacks
-from pytest_gradmask.probes.consistency import Original, Recording, check_again, check_consistency, keep_original
+from pytest_gradmask.probes.consistency import (
+    STATEFUL,
+    Original,
+    Recording,
+    check_again,
+    check_consistency,
+    keep_original,
+)
 from pytest_gradmask.probes.labels import check_labels
 from pytest_gradmask.probes.preflight import check_batch, check_device, check_setting
 from pytest_gradmask.probes.suite import Probe, probe_defense, run_probe
@@ -57,6 +66,8 @@ def audit(
     device: str = "cpu",
     seed: int = 0,
     exhaustive: bool = False,
+    attempt: int = 1,
+    test: str = "",
     probes: Sequence[Probe] = (),
     cache: Path | None = None,
     engine: str | Engine = "local",
@@ -76,11 +87,17 @@ def audit(
         seed: of every random choice. The same seed on the same machine gives the same result.
         exhaustive: run every attack on every image, also where that can no longer change the verdict. Otherwise the
             audit attacks its images in growing batches, in random order, and ends once the verdict is decided.
+        attempt: which audit of this defense under this threat model this is, from 1. Audits that are repeated, with
+            more images or another seed, share the error: see `attempt_share` in `verdict.interim`. With a cache,
+            attempts are counted, and the larger number counts.
+        test: name of the test that asks, if any. The cache counts the attempts of each test by itself.
         probes: your own, beside those that every audit has: ``probe(model, images, labels, *, threat, generator)``
             returns findings (a sequence of `Finding`) about the first images that are classified correctly.
         cache: folder to keep results in; ``None`` keeps none. If nothing has changed (weights and code of the defense,
             images, settings, versions), the audit is read from there. An interrupted audit continues after its last
-            attack. If any of this cannot be hashed, the cache is not used.
+            attack. If any of this cannot be hashed, the cache is not used. The cache also counts attempts: every
+            different audit of the same model with the same threat model, margin, confidence and test, whatever its
+            verdict, unless it ended without a comparison.
         engine: where attacks run: ``"local"``, or ``"ray"`` or ``"ray:ADDRESS"`` for a Ray cluster (see
             `engine.ray_address`), or an engine that is open already. The result is the same.
         progress: is called with an event before each step; ``str(event)`` says in words what comes next.
@@ -94,7 +111,7 @@ def audit(
     threat = threat or ThreatModel()
     budget = get_budget(budget)
     margin = budget.margin if margin is None else margin
-    check_setting(confidence, seed, margin)
+    check_setting(confidence, seed, margin, attempt)
     check_batch(images, labels, threat)
     where = check_device(device)
     order = _order(len(images), None if exhaustive else seed)
@@ -103,34 +120,45 @@ def audit(
     images_hash = fingerprint(images.detach())
     images, labels = images.detach()[order].to(where), labels.detach().long()[order].to(where)
     provenance = {**_provenance(threat, budget, where, seed, len(images)), "images_hash": images_hash}
-    store, key = None if cache is None else Cache(cache), ""
+    store, key, taken, result = None if cache is None else Cache(cache), "", Attempt(attempt), None
     if store is not None:
         try:
-            key = fingerprint(
-                source_fingerprint(__name__), defense, order, labels, provenance, margin, budget, exhaustive,
-                tuple(probes),
-            )  # fmt: skip
+            asked = fingerprint(
+                defense, order, labels, images_hash, threat, seed, margin, budget, exhaustive, tuple(probes)
+            )
+            question = fingerprint(defense.model, defense.rejects, threat, margin, confidence, test)
+            key = fingerprint(source_fingerprint(__name__), asked, provenance)
         except FingerprintError as error:
             progress(Message(f"no use of the cache, as {defense.name} contains {error}"))
             store = None
-    audit_key = fingerprint(key, "audit", confidence)
+        else:
+            taken = take_attempt(store.folder, question, asked, at_least=attempt)
+    audit_key = fingerprint(key, "audit", confidence, taken.number)
     stored = None if store is None else store.audit(audit_key)
     if stored is not None:
-        return stored
+        return replace(stored, test=test)
     opening = opened(engine, device) if isinstance(engine, str) else nullcontext(engine)
     try:
         with opening as running:
             progress(Message("preflight"))
-            original = keep_original(defense.model)
-            with prepared(
-                defense, images, labels, threat=threat, budget=budget, margin=margin, seed=seed, cache=store, key=key,
-                engine=running,
-            ) as ready:  # fmt: skip
-                _warn_if_stateful(ready)
-                result = AuditRun(
-                    ready=ready, budget=budget, margin=margin, confidence=confidence, exhaustive=exhaustive,
-                    probes=tuple(probes), progress=progress, original=original,
-                ).until_decided()  # fmt: skip
+            original, fresh, result = keep_original(defense.model), None, None
+            while result is None:
+                with prepared(
+                    defense, images, labels, threat=threat, budget=budget, margin=margin, seed=seed, cache=store,
+                    key=fingerprint(key, "fresh copies") if fresh else key, engine=running,
+                    first_state=fresh.first_state if fresh else None,
+                ) as ready:  # fmt: skip
+                    run = AuditRun(
+                        ready=ready, budget=budget, margin=margin, confidence=confidence, exhaustive=exhaustive,
+                        attempt=taken.number, probes=tuple(probes), progress=progress, original=original, fresh=fresh,
+                    )  # fmt: skip
+                    result, fresh = run.until_decided(), run.fresh
+                    if fresh is None:
+                        _warn_if_stateful(ready)
+                    elif result is None:
+                        progress(Message(f"{defense.name} is stateful: all over again, on fresh copies"))
+            if fresh is not None:
+                fresh.first_state.put_back()
     except Exception as error:
         if not out_of_memory(error):
             raise
@@ -138,9 +166,13 @@ def audit(
             f"{defense.name} needs more memory than there is, even for one image at a time "
             f"({type(error).__name__}: {error}); free some, or use another device"
         ) from error
+    finally:
+        if result is None or result.gap is None:  # nothing was tested
+            taken.release()
     result = replace(
-        in_order(result, order[: result.total].tolist()), seconds=time.monotonic() - started, provenance=provenance
-    )
+        in_order(result, order[: result.total].tolist()), test=test, seconds=time.monotonic() - started,
+        provenance=provenance,
+    )  # fmt: skip
     if store is not None and not any(attack.status == "failed" for attack in result.attacks):
         store.store_audit(audit_key, result)
     return result
@@ -158,10 +190,13 @@ class AuditRun:
     probes: Sequence[Probe]
     progress: Progress
     original: Original | None = None  # nothing is compared without it
+    fresh: Stateful | None = None  # on fresh copies of it, attacks run and are scored
+    attempt: int = 1
     schedule: AttackSchedule = field(init=False)
     findings: list[Finding] = field(init=False)
     attacks_checked: bool = False
     recording: Recording | None = None
+    changed: bool = False  # whether the defense answers otherwise than in the recording
     complete: bool = True  # whether all adaptive attacks have run on the newest batch
 
     def __post_init__(self) -> None:
@@ -171,13 +206,18 @@ class AuditRun:
             answered = ~torch.tensor(ready.rejected, device=labels.device) & (predictions != rejection.column)
             predictions, labels = (rejection.counted(each[answered]) for each in (predictions, labels))
         found = check_labels(predictions, labels, ready.surface.classes, self.confidence)
-        self.findings = [*ready.findings, *found]
+        known = [] if self.fresh is None else [self.fresh.on_fresh_copies()]
+        self.findings = [*ready.findings, *known, *found]
         self.schedule = AttackSchedule(
             self.ready.scorer, self.ready.surface, self.budget, quick=not self.exhaustive, progress=self.progress
         )
 
-    def until_decided(self) -> Audit:
-        """The loop of an audit: attack a batch of images, decide, go on until the verdict is decided."""
+    def until_decided(self) -> Audit | None:
+        """The loop of an audit: attack a batch of images, decide, go on until the verdict is decided.
+
+        Returns:
+            None where the defense turned out to be stateful, and ``fresh`` has it: the audit then begins again.
+        """
         schedule, probed = self.schedule, False
         adaptive = sum(attack.kind == "adaptive" for attack in schedule.planned)
         for analysis, images in self._plan():
@@ -187,6 +227,8 @@ class AuditRun:
             if not probed:
                 self.findings += [*self._ask_in_many_ways(), *self._probe()]
                 probed = True
+                if self._begins_again():
+                    return None
             with closing(schedule.attack_batch()) as attacks:
                 for number, _ in enumerate(attacks, 1):  # after each adaptive attack: do those so far suffice?
                     self.complete = number == adaptive
@@ -201,17 +243,29 @@ class AuditRun:
             if verdict is Verdict.MASKED or (verdict is Verdict.INCONCLUSIVE and analysis.last):
                 schedule.match_placebo()
                 verdict = self._verdict(analysis)
+            if self._begins_again():
+                return None
             if verdict is not Verdict.INCONCLUSIVE:
                 break
-        return self._report(analysis)
+        self._ask_again()
+        return None if self._begins_again() else self._report(analysis)
+
+    def _begins_again(self) -> bool:
+        """Whether the defense is found to be stateful, and its attacks should have run on fresh copies."""
+        found = next((finding for finding in self.findings if finding.id == STATEFUL), None)
+        if found is None or self.fresh is not None or self.original is None or self.original.first_state is None:
+            return False
+        self.fresh = stateful(self.ready, found, self.original.first_state, self.recording)
+        self.original = replace(self.original, first_state=None)  # asked once
+        return self.fresh is not None
 
     def _plan(self) -> list[tuple[InterimAnalysis, int]]:
         """The analyses, each with the number of images after which it has as many correct ones as it needs."""
         clean = self.schedule.every_clean
         ranks = [index for index, correct in enumerate(clean) if correct]
         if self.exhaustive or not ranks:
-            return [(InterimAnalysis(len(ranks)), len(clean))]
-        analyses = plan_analyses(len(ranks), self.margin, self.confidence)
+            return [(InterimAnalysis(len(ranks), attempt=self.attempt), len(clean))]
+        analyses = plan_analyses(len(ranks), self.margin, self.confidence, self.attempt)
         return [(analysis, len(clean) if analysis.last else ranks[analysis.images - 1] + 1) for analysis in analyses]
 
     def _masked_beyond_placebo(self, analysis: InterimAnalysis) -> bool:
@@ -276,6 +330,8 @@ class AuditRun:
         """Findings on whether the defense that is attacked is the one that is scored."""
         if self.original is None:
             return []
+        if self.fresh is not None:  # what it is compared with answers as it does
+            self.original = replace(self.original, copy=None)
         surface, (images, labels) = self.ready.surface, self._correct()
         try:
             found, self.recording = check_consistency(
@@ -290,11 +346,10 @@ class AuditRun:
 
     def _ask_again(self) -> None:
         """Add what has changed about the answers of the defense since the attacks began, once."""
-        if self.recording is None:
+        if self.recording is None or self.changed:
             return
         found = check_again(self.ready.surface.oracle(), self.recording)
-        if found:
-            self.findings, self.recording = [*self.findings, *found], None
+        self.findings, self.changed = [*self.findings, *found], bool(found)
 
     def _correct(self) -> tuple[Tensor, Tensor]:
         """The images so far that are classified correctly, and their labels."""
@@ -304,7 +359,6 @@ class AuditRun:
 
     def _report(self, analysis: InterimAnalysis) -> Audit:
         schedule, surface = self.schedule, self.ready.surface
-        self._ask_again()
         results = schedule.results() if any(schedule.clean) else []
         decision = self._decide(analysis)
         operations = described_sites(surface.operations)
@@ -328,6 +382,7 @@ class AuditRun:
             given=len(self.ready.scorer.images),
             exhaustive=self.exhaustive,
             rejected=self.ready.rejected[: len(schedule.clean)],
+            attempt=self.attempt,
         )
 
 

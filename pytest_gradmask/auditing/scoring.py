@@ -34,7 +34,8 @@ class Scorer:
 
     Attributes:
         oracle: the defense as its users call it, for scoring. Its counters belong to no attack. Each run has its own
-            random numbers and so does not depend on what ran before. The oracles of attacks share the same stream.
+            random numbers and so does not depend on what ran before. The oracles of attacks share the same stream. If
+            its first state is given, each attack begins with a fresh copy, and fresh copies score what it returns.
         images, labels: all images of the audit.
         threat: where a returned image must lie to count.
         seed: of the audit.
@@ -208,6 +209,7 @@ class AttackJob:
         self.oracle.reseed(subseed(self.seed, f"defense under {name}"))
         forwards, backwards, calls = attack.model.forwards, attack.model.backwards, attack.model.calls
         attack.model.largest = 0
+        self.oracle.refresh()  # what other attacks asked is forgotten
         with under_attack(self.oracle.rejection, labels) as safe:
             with random_state_kept(images.device):
                 # For attacks that draw from the global generators in spite of ``generator``.

@@ -20,6 +20,7 @@ from pytest_gradmask.attacks.rejection import RejectOption
 from pytest_gradmask.defense import Defense
 from pytest_gradmask.errors import GradmaskError, InputError
 from pytest_gradmask.execution.batching import out_of_memory
+from pytest_gradmask.execution.first_state import FirstState
 from pytest_gradmask.loading.models.composites import Mixture
 from pytest_gradmask.randomized.streams import RandomStream
 from pytest_gradmask.threat import ThreatModel
@@ -46,6 +47,7 @@ class AttackSurface:
         scoreless: whether the outputs do not change with the image, so that they do not guide a score-based attack.
         eot: forwards of ``attacked`` to average in each step; 1 unless its randomness has to be sampled.
         rejection: of a defense that may reject an image.
+        first_state: of a defense that changes with its queries, if every query is to ask a fresh copy.
         findings: of searches that failed.
     """
 
@@ -60,20 +62,24 @@ class AttackSurface:
     scoreless: bool = False
     eot: int = 1
     rejection: RejectOption | None = None
+    first_state: FirstState | None = None
     findings: tuple[Finding, ...] = ()
 
     def oracle(self, model: nn.Module | None = None) -> Oracle:
         """A fresh counter around the defense, or around a model made of ``attacked``."""
         if isinstance(model, Mixture):
-            return Oracle.of_mixture(model, self.stream, self.defense.outputs, self.rejection)
-        model = self.defense.model if model is None else model
-        return Oracle(model, self.stream, self.defense.outputs, rejection=self.rejection)
+            return Oracle.of_mixture(model, self.stream, self.defense.outputs, self.rejection, self.first_state)
+        return Oracle(
+            self.defense.model if model is None else model, self.stream, self.defense.outputs,
+            rejection=self.rejection, first_state=self.first_state,
+        )  # fmt: skip
 
     def inner_oracle(self, model: nn.Module) -> Oracle:
         """The same around a model that returns the inner logits, whatever the defense returns."""
         # A function reads the outputs of the defense, which inner logits are not.
         readable = self.rejection is not None and isinstance(self.rejection.rejects, int)
-        return Oracle(model, self.stream, rejection=self.rejection if readable else None)
+        rejection = self.rejection if readable else None
+        return Oracle(model, self.stream, rejection=rejection, first_state=self.first_state)
 
     def with_operations_bypassed(self) -> nn.Module:
         """``attacked`` with natural gradients of its operations: member by member if it is a mixture."""
@@ -107,6 +113,7 @@ def find_attack_surface(
     threat: ThreatModel,
     eot: int,
     rejection: RejectOption | None = None,
+    first_state: FirstState | None = None,
 ) -> AttackSurface:
     """What an adaptive attacker uses: what the user says, or else what a search finds.
 
@@ -120,6 +127,7 @@ def find_attack_surface(
         threat: where attacks may search.
         eot: forwards to average in each step on a randomized defense.
         rejection: of a defense that may reject an image.
+        first_state: of a defense of which every query asks a fresh copy.
 
     Raises:
         InputError: the user bypasses a submodule that no member contains.
@@ -137,6 +145,7 @@ def find_attack_surface(
         attacked=attacked,
         eot=eot if randomized and not known else 1,
         rejection=rejection,
+        first_state=first_state,
     )
     few = images[:SEARCH_IMAGES]
     _check_members(surface, few)

@@ -84,10 +84,11 @@ def pytest_report_header(config: pytest.Config) -> list[str] | None:
     samples = "budget's number" if settings.samples is None else settings.samples
     model = "" if settings.model is None else f"model={settings.model}, "
     engine = "" if settings.engine == "local" else f", engine={settings.engine}"
+    attempt = "" if settings.attempt == 1 else f", attempt={settings.attempt}"
     note = note_on(settings.data)
     return [
         f"gradmask: budget={settings.budget}, device={settings.torch_device}, {model}data={settings.data}, "
-        f"samples={samples}, seed={settings.seed}{engine}",
+        f"samples={samples}, seed={settings.seed}{attempt}{engine}",
         *([f"gradmask: {note}"] if note else []),
     ]
 

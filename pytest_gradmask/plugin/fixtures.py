@@ -45,8 +45,6 @@ class Gradmask:
 
     def audit(self, defense: Defense | nn.Module, images: Tensor, labels: Tensor) -> Audit:
         """Audit a defense on these images; see `pytest_gradmask.audit`. The run's reports include the result."""
-        from dataclasses import replace
-
         from pytest_gradmask.auditing.run import audit
         from pytest_gradmask.report.json import crash_to_json, to_json
 
@@ -69,6 +67,8 @@ class Gradmask:
                     device=self._config.stash[SETTINGS].torch_device,
                     seed=settings.seed,
                     exhaustive=settings.exhaustive,
+                    attempt=settings.attempt,
+                    test=self._node.nodeid,
                     probes=more_probes(self._node, defense),
                     cache=_cache_folder(self._config),
                     engine=running_engine(self._config),
@@ -78,7 +78,6 @@ class Gradmask:
             name = getattr(defense, "name", type(defense).__name__)
             self._record(crash_to_json(self._node.nodeid, name, error))
             raise
-        result = replace(result, test=self._node.nodeid)
         # First the record, then the evidence: if the test is stopped in between, the audit is reported nevertheless.
         record = self._record(to_json(result))
         record["evidence"] = self._evidence(result, defense, images, labels)

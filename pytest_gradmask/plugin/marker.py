@@ -12,11 +12,11 @@ from pytest_gradmask.errors import InputError
 from pytest_gradmask.plugin.settings import Settings
 from pytest_gradmask.threat import ThreatModel
 
-_ARGUMENTS = ("eps", "norm", "bounds", "budget", "margin", "confidence", "seed", "samples", "exhaustive")
+_ARGUMENTS = ("eps", "norm", "bounds", "budget", "margin", "confidence", "seed", "samples", "attempt", "exhaustive")
 
 DESCRIPTION = (
     "gradmask(eps=8/255, norm='Linf', bounds=(0, 1), budget='smoke', margin=None, confidence=0.99, seed=0, "
-    "samples=None, exhaustive=False): an audit; runs with --gradmask only. "
+    "samples=None, attempt=1, exhaustive=False): an audit; runs with --gradmask only. "
     "Each argument overrides the run's setting for this test."
 )
 
@@ -32,6 +32,7 @@ class TestSettings:
         confidence: of every bound and test, in (0.5, 1).
         seed: of every random choice.
         samples: number of evaluation images; None for the budget's number.
+        attempt: which audit of the same defense this is, from 1, at least.
         exhaustive: whether every attack runs on every image.
     """
 
@@ -43,6 +44,7 @@ class TestSettings:
     confidence: float
     seed: int
     samples: int | None
+    attempt: int
     exhaustive: bool
 
 
@@ -86,8 +88,11 @@ def _resolve(arguments: dict[str, Any], settings: Settings) -> TestSettings:
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not low < value < 1:
             raise InputError(f"{name}={value!r}: must be between {low} and 1")
     seed, samples = arguments.get("seed", settings.seed), arguments.get("samples", settings.samples)
-    for name, value, least in (("seed", seed, 0), ("samples", samples, 1)):
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+    attempt = arguments.get("attempt", settings.attempt)
+    for name, value, least in (("seed", seed, 0), ("samples", samples, 1), ("attempt", attempt, 1)):
+        if (value is not None or name == "attempt") and (
+            isinstance(value, bool) or not isinstance(value, int) or value < least
+        ):
             raise InputError(f"{name}={value!r}: must be a whole number of at least {least}")
     exhaustive = arguments.get("exhaustive", False)
     if not isinstance(exhaustive, bool):
@@ -99,5 +104,6 @@ def _resolve(arguments: dict[str, Any], settings: Settings) -> TestSettings:
         confidence=confidence,
         seed=seed,
         samples=samples,
+        attempt=attempt,
         exhaustive=exhaustive,
     )

@@ -49,7 +49,7 @@ def _checked_syntax(parse: Callable[[str], object], value: str) -> str:
     return value
 
 
-def _samples(value: str) -> int:
+def _from_one(value: str) -> int:
     if not value.isdecimal() or int(value) < 1:
         raise argparse.ArgumentTypeError(f"{value!r} is not a whole number of at least 1")
     return int(value)
@@ -146,9 +146,16 @@ OPTIONS = (
     ),
     Option(
         name="samples",
-        parse=_samples,
+        parse=_from_one,
         metavar="N",
         help="how many images to evaluate (default: the budget's number)",
+    ),
+    Option(
+        name="attempt",
+        default="1",
+        parse=_from_one,
+        metavar="N",
+        help="which audit of the same defenses this is: repeated audits share the error (default: 1, or counted)",
     ),
     Option(name="seed", default="0", parse=_seed, metavar="N", help="seed of every random choice (default: 0)"),
     Option(name="json", parse=_file, metavar="FILE", help="write every audit to FILE as JSON"),

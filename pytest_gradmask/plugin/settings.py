@@ -27,6 +27,7 @@ class Settings:
         data: specification of the evaluation images.
         model: specification of the model of the fixture ``gradmask_model``; None if it was not given.
         samples: number of evaluation images; None for the budget's number, or all images if there are fewer.
+        attempt: which audit of the same defenses this is, from 1, at least.
         seed: of every random choice.
         json: file to write audits to.
         badge: file to write a badge to.
@@ -48,6 +49,7 @@ class Settings:
     data: str
     model: str | None
     samples: int | None
+    attempt: int
     seed: int
     json: Path | None
     badge: Path | None

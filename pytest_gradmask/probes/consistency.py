@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from pytest_gradmask.attacks.evaluate import value_and_grad
 from pytest_gradmask.attacks.losses import logit_margin
 from pytest_gradmask.attacks.oracle import Oracle
+from pytest_gradmask.execution.first_state import FirstState
 from pytest_gradmask.probes.answers import alike, described, differing_points, enough, rounding
 from pytest_gradmask.probes.ways_of_asking import differing_ways, under_inference_mode
 from pytest_gradmask.threat import ThreatModel
@@ -30,6 +31,8 @@ _STEPS = 3
 _LARGEST = 4e9
 #: How often the same points are asked in a row, to see whether the answers change.
 _TIMES = 3
+#: Id of the finding.
+STATEFUL = "stateful"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +42,12 @@ class Original:
     Attributes:
         copy: of the model; None where it cannot be copied.
         trainable: the parameters of the model itself that require a gradient outside of an audit.
+        first_state: puts the model back into the state of its copy; None without one.
     """
 
     copy: nn.Module | None
     trainable: tuple[nn.Parameter, ...]
+    first_state: FirstState | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +72,13 @@ def keep_original(model: nn.Module) -> Original:
     compiled = any(hasattr(module, "_orig_mod") for module in model.modules())  # a copy would be compiled again
     if compiled or sum(tensor.numel() * tensor.element_size() for tensor in tensors) > _LARGEST:
         return Original(None, trainable)
-    return Original(_copied(model), trainable)
+    copied = _copied(model)
+    if copied is None:
+        return Original(None, trainable)
+    try:
+        return Original(copied, trainable, FirstState(model, copied))
+    except ValueError:  # it copies itself in a way of its own
+        return Original(copied, trainable)
 
 
 def check_consistency(
@@ -144,12 +155,12 @@ def check_again(defense: Oracle, recording: Recording) -> list[Finding]:
         Exception
     ) as error:  # the defense is not ours: it may refuse after a number of queries, or its memory may be full
         raised = f"after the attacks, points that it answered before raise {type(error).__name__}: {error}"
-        return [Finding("stateful", raised, undermines_attacks=True)]
+        return [Finding(STATEFUL, raised, undermines_attacks=True)]
     differing = differing_points(now, recording.answers, rounding(defense))
     if not enough(differing):
         return []
     words = described(now, recording.answers, differing)
-    return [Finding("stateful", f"after the attacks, the same points get other answers: {words}", True)]
+    return [Finding(STATEFUL, f"after the attacks, the same points get other answers: {words}", True)]
 
 
 def _stateful(first: Sequence[Tensor], fresh: Sequence[Sequence[Tensor]], tolerance: float) -> list[Finding]:
@@ -164,7 +175,7 @@ def _stateful(first: Sequence[Tensor], fresh: Sequence[Sequence[Tensor]], tolera
         differing = differing_points(now, before, tolerance)
         if enough(differing):
             found = described(now, before, differing)
-            return [Finding("stateful", f"the same points get other answers {words}: {found}", True)]
+            return [Finding(STATEFUL, f"the same points get other answers {words}: {found}", True)]
     return []
 
 

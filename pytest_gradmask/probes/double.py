@@ -15,6 +15,8 @@ from torch.utils._pytree import tree_map
 _SMALL = (torch.float16, torch.bfloat16, torch.float32)
 _CASTS = (Tensor.float, Tensor.half, Tensor.bfloat16)
 _LIKE = (Tensor.to, Tensor.type_as)
+#: Splits the 53 bits of a float64 into the 24 of a float32 and the rest (Dekker 1971).
+_SPLIT = 2.0**29 + 1
 
 
 def _double(value: Any) -> Any:
@@ -73,3 +75,23 @@ def computing_in_double(model: nn.Module) -> Iterator[None]:
             yield
     finally:
         torch.set_default_dtype(default)
+
+
+class RoundingToSingle(TorchFunctionMode):
+    """Inside, each operation on float64 is rounded as one on float32 would be. Its derivative stays as it is."""
+
+    def __torch_function__(
+        self,
+        function: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        result = function(*args, **(kwargs or {}))
+        if not isinstance(result, Tensor) or result.dtype != torch.float64 or any(result is each for each in args):
+            return result
+        # Dekker's splitting: arithmetic alone, because casts are not what they seem in a copy that computes in float64.
+        with torch.no_grad():
+            scaled = result * _SPLIT
+            lost = result - (scaled - (scaled - result))
+        return result - lost.nan_to_num(0, 0, 0)

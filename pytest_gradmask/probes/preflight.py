@@ -51,14 +51,18 @@ class Preflight:
     predictions: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long), compare=False)
 
 
-def check_setting(confidence: float, seed: int = 0, margin: float = 0.05) -> None:
-    """Raise `InputError` unless confidence, margin and seed are valid and gradients can be taken."""
+def check_setting(confidence: float, seed: int = 0, margin: float = 0.05, attempt: int = 1) -> None:
+    """Raise `InputError` unless confidence, margin, seed and attempt are valid and gradients can be taken."""
     if not _between(confidence, 0.5, 1):
         raise InputError(f"confidence={confidence!r}: must be between 0.5 and 1, such as 0.99")
     if not _between(margin, 0, 1):
         raise InputError(f"margin={margin!r}: must be a share of images between 0 and 1, such as 0.05")
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise InputError(f"seed={seed!r}: must be an integer, such as 0")
+    if isinstance(attempt, bool) or not isinstance(attempt, int) or attempt < 1:
+        raise InputError(
+            f"attempt={attempt!r}: must be an integer of at least 1, which is the first audit of a defense"
+        )
     if torch.is_inference_mode_enabled():
         raise InputError("torch.inference_mode() is on: no gradient can be taken inside; call this outside of it")
 
@@ -132,7 +136,7 @@ def check_defense(defense: Defense, oracle: Oracle, images: Tensor, labels: Tens
     """
     for model in (defense.model, *defense.members, *defense.sources):
         _check_eval_mode(model)
-    raw = _outputs(defense, images)
+    raw = _outputs(defense, oracle, images)
     classes = raw.shape[1]
     if labels.min() < 0 or labels.max() >= classes:
         raise InputError(
@@ -192,12 +196,13 @@ def _without_modes(model: nn.Module) -> bool:
     return isinstance(model, torch.fx.GraphModule) and "eval" in vars(model)
 
 
-def _outputs(defense: Defense, images: Tensor) -> Tensor:
+def _outputs(defense: Defense, oracle: Oracle, images: Tensor) -> Tensor:
     """The outputs for all images as the model returns them, N x K, computed and checked batch by batch."""
 
     def part(start: int, end: int) -> Tensor:
         # Not through the oracle, which converts the output of the model.
         batch = images[start:end].to(parameter_dtype(defense.model), copy=True)
+        oracle.refresh()
         with torch.no_grad():
             raw = output_of(defense.name, defense.model, batch)
         _check_output(defense, raw, images[start:end])

@@ -180,6 +180,7 @@ def _settings(audit: Mapping[str, Any]) -> dict[str, Any]:
         **{key: provenance[key] for key in ("budget", "seed", "images_hash")},
         **provenance.get("budget_settings", {}),
         **{key: audit[key] for key in ("margin", "confidence", "exhaustive")},
+        "attempt": audit.get("attempt", 1),
     }
 
 

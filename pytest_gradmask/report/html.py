@@ -186,6 +186,7 @@ def _settings(audit: Mapping[str, Any], evidence: Mapping[str, Any]) -> dict[str
         "budget": f"{provenance['budget']}; {provenance['autoattack']}",
         "margin": f"{100 * audit['margin']:.4g} percentage points",
         "confidence": f"{wording.percent(audit['confidence'])} of every bound and test",
+        "attempt": f"{audit['attempt']}, counting all audits of this defense",
         "images": f"{audit['images']} used, of {audit['images_given']} given",
         "every attack on every image": "yes"
         if audit["exhaustive"]

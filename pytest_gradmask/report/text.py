@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pytest_gradmask.verdict.audit import Audit
+from pytest_gradmask.verdict.interim import attempt_share
 from pytest_gradmask.verdict.results import Verdict
 
 if TYPE_CHECKING:  # a summary needs no torch
@@ -25,9 +26,6 @@ _NEXT_STEP = {
         "findings and the strongest attack show what hides the gradient."
     ),
     Verdict.NOT_MASKED: "Gradient attacks and adaptive attacks agree: the robust accuracy can be reported as it is.",
-    Verdict.INCONCLUSIVE: (
-        "This does not pass. More images may decide it: use --gradmask-budget=ci or full, and --gradmask-data."
-    ),
 }
 
 
@@ -42,11 +40,28 @@ def explain(audit: Audit, expected: str) -> str:
         hides = any(finding.id == "hidden-gradient" for finding in audit.findings)
         how = "hidden by" if hides else "operations with a natural gradient in place of their own"
         lines.append(f"{how}: {', '.join(map(str, audit.operations))}")
+    if audit.attempt > 1:
+        lines.append(
+            f"attempt {audit.attempt}: all audits of this defense share the error, and this one has "
+            f"{attempt_share(audit.attempt):.2g} of it (docs/statistics.md#repeated-audits)"
+        )
     if audit.bypassed:
         lines.append(f"bypassed by BPDA: {', '.join(audit.bypassed)}")
     lines += [f"finding {finding.id}: {finding.message} ({finding.link})" for finding in audit.findings]
-    lines += ["", _NEXT_STEP[audit.verdict]]
+    lines += ["", _NEXT_STEP.get(audit.verdict) or _go_on(audit)]
     return "\n".join(lines)
+
+
+def _go_on(audit: Audit) -> str:
+    """How to go on after an ``INCONCLUSIVE`` audit, so that all audits together keep the error of one."""
+    step = "This does not pass. More images may decide it: use --gradmask-budget=ci or full, and --gradmask-data."
+    if audit.gap is None:
+        return step
+    samples = "" if audit.images_needed is None else f"--gradmask-samples={audit.images_needed} "
+    return (
+        f"{step} Add {samples}--gradmask-attempt={audit.next_attempt}: every further audit of this defense is another "
+        "chance of a wrong verdict, so it gets a smaller share of the error."
+    )
 
 
 def explain_binarization_test(result: BinarizationTest, attack: str, defense: str) -> str:

@@ -15,6 +15,8 @@ def verdict_sentence(audit: Mapping[str, Any]) -> str:
     setting = f"At {threat_text(audit['provenance'].get('threat'))} on {audit['images']} images"
     figures = f"robust accuracy is {share_text(gradient)} under gradient attacks"
     masking_gap, confidence = f"masking gap of {gap_text(gap)}", f"confidence {percent(audit['confidence'])}"
+    if (attempt := audit.get("attempt") or 1) > 1:
+        confidence += f", attempt {attempt}"
     if verdict == "MASKED":
         return (
             f"{setting}, {_possessive(name)} {figures}, but {share_text(everything)} once adaptive attacks join them: "

@@ -46,6 +46,7 @@ class Audit:
         exhaustive: whether every attack was to run on every image.
         rejected: for each image, whether a defense with a reject option rejects it without any attack. Such an image is
             not correct. Empty for a defense without a reject option.
+        attempt: which audit of this defense under this threat model it is, from 1. Each has a share of the error.
         cached: whether it was found in a cache; ``seconds`` and ``provenance`` are then those of when it was made.
     """
 
@@ -69,12 +70,18 @@ class Audit:
     given: int = 0
     exhaustive: bool = False
     rejected: tuple[bool, ...] = ()
+    attempt: int = 1
     cached: bool = False
 
     @property
     def total(self) -> int:
         """Number of images."""
         return len(self.clean)
+
+    @property
+    def next_attempt(self) -> int:
+        """The number of the next audit of this defense. One that could not compare anything is no attempt."""
+        return self.attempt + (self.gap is not None)
 
     def attack(self, name: str) -> AttackResult:
         """The result of one attack, by name."""

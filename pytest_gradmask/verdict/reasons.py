@@ -5,8 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from pytest_gradmask.verdict.interim import InterimAnalysis
 from pytest_gradmask.verdict.paired import images_to_establish_gap, images_to_exclude_gap
 from pytest_gradmask.verdict.results import AttackResult, Finding, Gap
+
+#: Numbers of images are estimated by normal scores. Exact tests may need a few more, and one too few costs an attempt.
+_SPARE = 1.05
 
 
 def nothing_correct(total: int) -> str:
@@ -66,8 +70,8 @@ def obstacles(
     return tuple(found)
 
 
-def undecided(gap: Gap, margin: float, needed: int | None) -> tuple[str, str]:
-    """That these images do not decide, and how many would."""
+def undecided(gap: Gap, margin: float, needed: int | None, *, attempt: int) -> tuple[str, str]:
+    """That these images do not decide, and how many would in the next attempt."""
     if gap.estimate > margin:
         what = (
             f"the gap of {gap} is above the margin of {_points(margin)}, but {gap.total} images classified correctly "
@@ -77,23 +81,26 @@ def undecided(gap: Gap, margin: float, needed: int | None) -> tuple[str, str]:
         what = f"a gap of {gap} leaves open whether it is above the margin of {_points(margin)}"
     if needed is None:
         return what, "more images of this kind will hardly decide: use a larger budget or another margin"
-    return what, f"if it goes on like this, about {needed} images decide"
+    return what, f"if it goes on like this, about {needed} images decide, audited as attempt {attempt}"
 
 
-def images_needed(gap: Gap, margin: float, confidence: float, *, images: int) -> int | None:
+def images_needed(gap: Gap, margin: float, confidence: float, *, images: int, attempt: int) -> int | None:
     """About how many images would decide, if more are like these; None if no number would.
 
     Args:
         gap: measured on the images classified correctly.
         margin, confidence: of the verdict.
         images: of the audit, misclassified ones included.
+        attempt: the next one, which has a share of the error.
     """
     rate, other = gap.excess / gap.total, gap.placebo_only / gap.total
+    # The last of several decisions.
+    level = 1 - (1 - confidence) * InterimAnalysis(gap.total, number=2, attempt=attempt).lower_share(1, complete=True)
     if gap.estimate > margin:
-        needed = images_to_establish_gap(rate, other, confidence)
+        needed = images_to_establish_gap(rate, other, level)
     else:
-        needed = images_to_exclude_gap(margin, rate, other, confidence)
-    return None if needed is None else max(math.ceil(needed * images / gap.total), images + 1)
+        needed = images_to_exclude_gap(margin, rate, other, level)
+    return None if needed is None else max(math.ceil(_SPARE * needed * images / gap.total), images + 1)
 
 
 def _failed(result: AttackResult) -> str:

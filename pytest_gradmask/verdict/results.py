@@ -217,7 +217,10 @@ class Gap:
         placebo_only: images that the placebo breaks, and neither a gradient attack nor an adaptive attack.
         total: images that are classified correctly without an attack.
         estimate: ``(excess - placebo_only) / total``.
-        low, high: bounds of it, each valid at the audit's confidence, however early the audit ended.
+        low, high: bounds of it, each valid at the audit's confidence, however early the audit ended, and over all
+            attempts at this defense.
+        low_level, high_level: the confidence of each bound alone. It is higher, as decisions and attempts share the
+            error.
         p_value: of the paired test of all adaptive attacks that ran against the placebo, divided by this decision's
             share of the error.
         analyses: how often the audit may decide: once after each adaptive attack on each batch of images.
@@ -229,6 +232,8 @@ class Gap:
     estimate: float
     low: float
     high: float
+    low_level: float
+    high_level: float
     p_value: float
     analyses: int
 

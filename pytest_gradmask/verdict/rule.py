@@ -4,7 +4,8 @@ The masking gap is what adaptive attacks break together beyond the gradient atta
 gradient attacks with the budget of all adaptive attacks together, so that like is compared with like. Bounds and tests
 hold for samples of any size. They are exact where an image is either broken or not (`paired`), and rest on bets on
 bounded values where a randomized defense answers an image correctly with some chance (`stats`). An audit may decide
-after each adaptive attack on each batch of images, so each decision gets its share of the error (`interim`).
+after each adaptive attack on each batch of images, and may be one of several, so each decision gets its share of the
+error (`interim`).
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def judge(*, excluded: Any, estimate: Any, p_value: Any, unconverged: Any, margi
     Args:
         excluded: whether a gap of the margin or more is rejected.
         estimate: of the gap, as a share of the images classified correctly.
-        p_value: of the paired test of the adaptive attacks against the placebo, adjusted for all decisions.
+        p_value: of the paired test of the adaptive attacks against the placebo, adjusted for decisions and attempts.
         unconverged: share of these images that the placebo breaks and no gradient attack does.
         margin: of the verdict.
         confidence: of the test.
@@ -113,6 +114,8 @@ def measure_gap(
         estimate=(excess - placebo_only) / total,
         low=low,
         high=high,
+        low_level=below,
+        high_level=above,
         p_value=float(adjusted_p(p_value, share)),
         analyses=analysis.decisions(adaptive),
     )
@@ -157,7 +160,7 @@ def decide(
         margin: the largest gap that still counts as no masking.
         confidence: in (0.5, 1), of every bound and test.
         predictions: of a randomized defense without an attack, for every image; empty for a deterministic defense.
-        analysis: which of several interim analyses this is; by default the only one.
+        analysis: which of several interim analyses this is, of which attempt; by default the only one of the first.
         complete: whether all adaptive attacks have run on the images of this analysis.
     """
     total, predictions = sum(clean), predictions or {}
@@ -193,8 +196,10 @@ def decide(
         return Decision(verdict, (reasons.not_masked(gap, margin, confidence),), gap)
     if gap.high < margin:
         return Decision(Verdict.INCONCLUSIVE, obstacles, gap)
-    needed = reasons.images_needed(gap, margin, confidence, images=len(clean))
-    return Decision(Verdict.INCONCLUSIVE, (*obstacles, *reasons.undecided(gap, margin, needed)), gap, needed)
+    attempt = analysis.attempt + 1
+    needed = reasons.images_needed(gap, margin, confidence, images=len(clean), attempt=attempt)
+    undecided = reasons.undecided(gap, margin, needed, attempt=attempt)
+    return Decision(Verdict.INCONCLUSIVE, (*obstacles, *undecided), gap, needed)
 
 
 def _proportion(each: Sequence[float], confidence: float, *, randomized: bool) -> Proportion:

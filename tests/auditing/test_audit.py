@@ -13,9 +13,13 @@ from torch import nn
 
 from pytest_gradmask import Defense, ThreatModel, Verdict
 from pytest_gradmask.auditing import attack_check, run
+from pytest_gradmask.auditing.budgets import BUDGETS
+from pytest_gradmask.binarization.run import BinarizationTest
+from pytest_gradmask.binarization.single_image import Outcome
 from pytest_gradmask.errors import DefenseError, InputError
 from pytest_gradmask.loading.models.composites import RandomizedEnsemble
 from pytest_gradmask.threat import Norm
+from pytest_gradmask.verdict.paired import upper_bound
 from tests.toys import (
     IMAGES,
     TINY,
@@ -27,6 +31,7 @@ from tests.toys import (
     RaisingBackward,
     Softmax,
     audited,
+    draw,
     linear,
     masked,
     predictions,
@@ -86,6 +91,44 @@ def test_an_attack_check_on_few_images_says_so() -> None:
     assert result.verdict is Verdict.INCONCLUSIVE
     expected = [finding.message for finding in result.findings]
     assert expected == ["of adversarial examples embedded in this defense, apgd-ce finds 3 of 3, too few to decide"]
+
+
+@pytest.mark.parametrize(
+    ("testable", "misses", "counts", "said"),
+    [
+        (1, 0, [8], None),
+        (5, 0, [8, 24, 72], None),  # 2, 5 and 15 of the images can be tested
+        (5, 1, [8, 24], "finds 4 of 5, too few to decide"),
+        (36, 0, [8, 24, 72], "finds 2 of 2, too few to decide"),
+        (1, 8, [8], "finds 0 of 8"),
+    ],
+)
+def test_more_images_are_tried_where_few_can_be_tested(
+    testable: int, misses: int, counts: list[int], said: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def tested(_: Any, __: Any, images: torch.Tensor, *___: Any, **____: Any) -> BinarizationTest:
+        asked.append(len(images))
+        outcomes: list[Outcome] = ["trivial" if index % testable else "passed" for index in range(len(images))]
+        for index in [index for index, outcome in enumerate(outcomes) if outcome == "passed"][:misses]:
+            outcomes[index] = "failed"
+        return BinarizationTest(outcomes=tuple(outcomes), confidence=0.99)
+
+    monkeypatch.setattr(attack_check, "binarization_test", tested)
+    result = audited(linear(), images=draw(100, 3, 8, 8), threat=ThreatModel(1e-6), exhaustive=True)
+    found = [finding.message for finding in result.findings if finding.id == attack_check.ATTACK_FAILS]
+    assert asked == counts
+    assert (said is None) == (found == [])
+    assert said is None or said in found[0]
+
+
+@pytest.mark.parametrize("margin", [budget.margin for budget in BUDGETS.values()])
+def test_an_attack_check_never_needs_more_images_than_the_gap(margin: float) -> None:
+    """A ``NOT_MASKED`` takes more than twice the 7 images of a pass, so small audits do not end for want of them."""
+    assert upper_bound(0, 0, 14, 0.99, margin=margin) > margin
+    passed: tuple[Outcome, ...] = ("passed",) * 7
+    assert BinarizationTest(outcomes=passed, confidence=0.99).ok
 
 
 @every_front_end

@@ -6,6 +6,7 @@ import json
 from collections import defaultdict
 from collections.abc import Collection, Generator, Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,6 +17,7 @@ from scipy.stats import binomtest
 
 from audits.calibration import randomized
 from audits.calibration.__main__ import DOCS, FILE, with_a_gap, without_masking
+from audits.calibration.attempts import repeat
 from audits.calibration.exact import (
     by_new_rule,
     by_old_rule,
@@ -330,6 +332,7 @@ def test_simulated_audits_end_as_real_ones(monkeypatch: pytest.MonkeyPatch) -> N
             probes=(), progress=ignore, attacks_checked=True,
         )  # fmt: skip
         audit = run.until_decided()
+        assert audit is not None
         ends[audit.total] += 1
         verdicts[VERDICTS.index(audit.verdict)] += 1
         start = audit.total - dict(zip((each.images for each in plan), sizes, strict=True))[audit.total]
@@ -373,6 +376,37 @@ def test_the_same_seed_gives_the_same_audits() -> None:
     assert simulate(population, 50, 200, audit_rule(0.1)) != simulate(population, 50, 200, audit_rule(0.1), seed=1)
 
 
+# repeated audits
+
+
+@pytest.mark.parametrize("images", ["new", "more"])
+@pytest.mark.parametrize(
+    ("population", "wanted", "margin"),
+    [
+        (Population(0.9, 0.1), MASKED, 0.001),
+        (Population(0.6, 0.02, gap=0.05, finders="parts", **CI), NOT_MASKED, 0.05),
+    ],
+    ids=["MASKED", "NOT_MASKED"],
+)
+def test_attempts_together_have_the_error_of_one(
+    images: Any, population: Population, wanted: int, margin: float
+) -> None:
+    found = repeat(population, (200, 300, 450, 675, 1000), wanted, margin, 4000, 0, images=images)
+    assert found.counted[0] == found.uncounted[0] > 0
+    assert found.counted == sorted(found.counted)
+    assert not exceeds(found.counted[-1], found.users, 0.01)
+    # Negative control: five audits with the whole error each are wrong more often than one may be.
+    assert exceeds(found.uncounted[-1], found.users, 0.01)
+
+
+def test_a_series_goes_on_after_any_other_verdict() -> None:
+    # Nothing breaks, so every audit is NOT_MASKED, and the verdict that a user wants never comes.
+    found = repeat(Population(0.5, 0.0), (50, 60), MASKED, 0.25, 100, 0, images="new")
+    assert (found.counted, found.uncounted) == ([0, 0], [0, 0])
+    found = repeat(Population(0.5, 0.0), (50, 60), NOT_MASKED, 0.25, 100, 0, images="more")
+    assert (found.counted, found.uncounted) == ([100, 100], [100, 100])
+
+
 # the page
 
 
@@ -410,6 +444,15 @@ def test_stored_rates_are_as_promised() -> None:
             exceeds(row[mode][NOT_MASKED], row["audits"], 0.01) for row in gaps if row["gap"] >= row["margin"]
         )
         assert not any(exceeds(row[mode], row["audits"], 0.01) for row in points if row["runs"] == 7)
+
+
+def test_stored_attempts_together_have_the_error_of_one() -> None:
+    rows = stored()["repeated_attempts"]
+    assert {(row["gap"] > 0, row["images"]) for row in rows} == set(product((False, True), ("new", "more")))
+    for row in rows:
+        assert row["users"] >= 10_000
+        assert not exceeds(row["counted"][-1], row["users"], 0.01)
+        assert exceeds(row["uncounted"][-1], row["users"], 0.01)
 
 
 def test_stored_rates_show_what_the_old_placebo_did() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from audits.honest import __main__, page
+from audits.honest import __main__, binarization, page
 from audits.honest.measurement import measure, store, stored
 from audits.honest.models import (
     CHECKPOINTS,
@@ -121,3 +121,20 @@ def test_page_counts_false_alarms(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_page_shows_the_stored_records() -> None:
     assert page.markdown(stored()) in page.PAGE.read_text()
+
+
+def test_shares_of_the_binarization_test_are_stored_apart(capsys: pytest.CaptureFixture[str]) -> None:
+    binarization.main(["--table"])
+    chosen_with, trained, random = capsys.readouterr().out.split("held out")
+    assert chosen_with.startswith("chosen with: cifar10-resnet20, ")
+    assert "vgg-standard" in chosen_with
+    assert "vgg-standard" not in trained
+    assert "cifar10-resnet32" in trained
+    assert "shufflenet" in random
+    assert all("| APGD-20 | " in part for part in (chosen_with, trained, random))
+
+
+def test_a_row_counts_the_images_at_the_threshold() -> None:
+    stored = {"a": {"Linf": {"PGD": [0.5, 0.75], "passed": [1.0]}}, "b": {"L2": {"PGD": [1.0]}}}
+    assert binarization.table(stored, ["a", "b"]) == ["| PGD | 50% | 75% | 100% | 2 of 3 |"]
+    assert binarization.table(stored, ["b"]) == ["| PGD | 100% | 100% | 100% | 1 of 1 |"]

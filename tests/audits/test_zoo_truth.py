@@ -16,7 +16,7 @@ from audits.defenses.entry import Entry
 from audits.zoo import ZOO, __main__, find, page
 from audits.zoo.flags import autoattack_flags
 from audits.zoo.measurement import measure, repeat, store, stored, stored_truth
-from audits.zoo.truth import AuditedDefense, Truth
+from audits.zoo.truth import AuditedDefense, Truth, right_verdicts
 from pytest_gradmask import Defense, Verdict
 from pytest_gradmask.errors import DataError, InputError
 from pytest_gradmask.loading.datasets import Dataset
@@ -166,6 +166,23 @@ def test_the_measured_gap_decides_the_verdict_to_expect(
     assert Truth(**a_record(gap)["truth"]).expected(0.05) is expected
 
 
+@pytest.mark.parametrize(
+    ("expected", "refused", "wrong"),
+    [
+        (Verdict.MASKED, False, {Verdict.NOT_MASKED}),
+        (Verdict.NOT_MASKED, False, {Verdict.MASKED}),
+        (None, False, set()),
+        (Verdict.MASKED, True, {Verdict.NOT_MASKED}),
+        (Verdict.NOT_MASKED, True, {Verdict.MASKED, Verdict.NOT_MASKED}),
+        (None, True, {Verdict.NOT_MASKED}),
+    ],
+)
+def test_a_defense_that_must_not_pass_never_does(
+    expected: Verdict | None, *, refused: bool, wrong: set[Verdict]
+) -> None:
+    assert set(Verdict) - right_verdicts(expected, refused=refused) == wrong
+
+
 def test_records_are_stored_one_by_one_and_read_back(tmp_path: Path) -> None:
     folder = tmp_path / "new"
     assert stored(folder) == {}
@@ -210,18 +227,20 @@ def test_the_page_counts_verdicts_by_truth_and_repeats() -> None:
             "total-variation": a_record(repeats=[first | {"budget": "ci"}]),
             "small-logits": a_record((0.0, -0.1, 0.02), "INCONCLUSIVE"),
             "average": a_record((0.1, 0.0, 0.2), "MASKED"),
+            "query-memory": a_record((0.0, -0.1, 0.02), "INCONCLUSIVE", repeats=[first | {"verdict": "NOT_MASKED"}]),
         }
     )
-    assert "| 5 that mask | 1 that do not mask | 1 that leave it open |" in text
-    assert "| verdict `MASKED` | 5 | 0 | 1 |" in text
-    assert "| verdict `INCONCLUSIVE` | 0 | 1 | 0 |" in text
+    assert "| 5 that mask | 1 that do not mask | 1 that leave it open | 1 that must not pass |" in text
+    assert "| verdict `MASKED` | 5 | 0 | 1 | 0 |" in text
+    assert "| verdict `INCONCLUSIVE` | 0 | 1 | 0 | 1 |" in text
+    assert "| query-memory | not masked, must not pass ([stateful](findings.md#stateful)) 0.0 [-10.0, 2.0] |" in text
     assert "| small-logits | not masked 0.0 [-10.0, 2.0] | `INCONCLUSIVE` |" in text
     assert text.index("| detached |") < text.index("| ripple |"), "in the order of the zoo"
     assert "the budget `smoke`, a margin of 10 percentage points and at most 9 images" in text
-    assert "2 of 5 defenses are `MASKED` in one audit" in text
+    assert "2 of 6 defenses are `MASKED` in one audit" in text
     assert "3 audits were repeated *exhaustively*, with every attack on every image. 2 of them have another" in text
     assert "another verdict, and 1 have the opposite one." in text
-    assert "2 of all 9 verdicts (1 on median, 1 on ripple) are opposite to the truth, which" in text
+    assert "3 of all 10 verdicts (1 on median, 1 on ripple, 1 on query-memory) are opposite to the truth, or" in text
     assert "| ripple | masked | 1 / 1 / 0 | - | - |" in text
     assert "| detached | masked | 1 / 0 / 0 | - | 1 of 1 |" in text
     assert "10 images of d.npz, Linf, eps 8/255, budget ci" in text

@@ -16,6 +16,7 @@ TESTS = Path(__file__).parent
 #: For each option the test that shows what it does. The same for ini values below. A new option needs a line in both.
 OPTIONS = {
     "--gradmask": "test_options.py::test_with_the_option_audits_run",
+    "--gradmask-attempt": "test_attempts.py::test_the_option_says_how_many_there_have_been",
     "--gradmask-badge": "test_ci.py::TestBadge::test_it_shows_the_worst_verdict",
     "--gradmask-baseline": "test_ci.py::TestBaseline::test_only_a_worse_run_fails",
     "--gradmask-baseline-update": "test_ci.py::TestBaseline::baseline",
@@ -32,10 +33,11 @@ OPTIONS = {
     "--gradmask-no-cache": "test_cache_option.py::test_no_cache_neither_reads_nor_writes",
     "--gradmask-samples": "test_fixtures.py::test_images_are_chosen_by_option_and_seed",
     "--gradmask-timeout": "test_timeout.py::test_a_hanging_defense_is_inconclusive",
-    "--gradmask-seed": "test_cache_option.py::test_a_second_run_uses_the_cache",
+    "--gradmask-seed": "test_attempts.py::test_another_seed_is_another_attempt",
 }
 INI_VALUES = {
     "gradmask": "test_options.py::test_the_ini_value_turns_audits_on",
+    "gradmask_attempt": "test_attempts.py::test_the_ini_value_and_the_marker_do_the_same",
     "gradmask_badge": "test_ci.py::TestBadge::test_the_ini_value_names_the_file",
     "gradmask_baseline": "test_ci.py::TestBaseline::test_the_ini_values_do_the_same",
     "gradmask_baseline_update": "test_ci.py::TestBaseline::test_the_ini_values_do_the_same",

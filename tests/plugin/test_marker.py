@@ -16,6 +16,8 @@ BAD_MARKERS = {
     "confidence": ("confidence=0.3", "confidence=0.3"),
     "seed": ("seed=-1", "seed=-1"),
     "samples": ("samples=0.5", "samples=0.5"),
+    "attempt": ("attempt=0", "attempt=0"),
+    "no attempt": ("attempt=None", "attempt=None"),
     "exhaustive": ("exhaustive=1", "exhaustive=1"),
 }
 

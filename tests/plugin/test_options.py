@@ -28,6 +28,7 @@ BAD_VALUES = {
     "data": ("mnist", "embedded"),
     "samples": ("0", "at least 1"),
     "seed": ("-1", "at least 0"),
+    "attempt": ("0", "at least 1"),
     "json": ("no/such/dir/out.json", "existing directory"),
     "badge": ("no/such/dir/badge.json", "existing directory"),
     "baseline": ("no/such/dir/baseline.json", "existing directory"),

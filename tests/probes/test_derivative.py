@@ -208,6 +208,22 @@ def test_a_gradient_that_is_wrong_in_float32_only_is_found() -> None:
     (finding,) = check(in_the_middle(WrongInFloat32()))
     assert finding.undermines_attacks
     assert finding.message.startswith("in float32 the gradient")
+    assert "rounding does not explain it" in finding.message
+
+
+class Rough(nn.Module):
+    """A ripple so short that a float32 does not know its phase."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images + 1e-3 * torch.sin(1e8 * images)
+
+
+def test_rounding_is_not_called_a_wrong_backward_pass() -> None:
+    [finding] = check(nn.Sequential(Rough(), linear()).eval())
+    assert finding.id == "wrong-gradient"
+    assert finding.undermines_attacks
+    assert "rounding alone changes it about as much, and the backward pass is right in float64" in finding.message
+    assert check(nn.Sequential(Rough(), linear()).eval().double()) == []
 
 
 def test_a_small_disagreement_undermines_nothing() -> None:

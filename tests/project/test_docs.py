@@ -14,8 +14,8 @@ import yaml
 import pytest_gradmask
 from docs.pages import OUTSIDE, hooks, linked, marker_arguments, reference, registered
 from pytest_gradmask import plugin
-from pytest_gradmask.verdict.interim import _FIRST, _LAST, _OTHERS
-from pytest_gradmask.verdict.paired import upper_bound
+from pytest_gradmask.verdict.interim import _FIRST, _LAST, _OTHERS, InterimAnalysis, attempt_share
+from pytest_gradmask.verdict.paired import rejected_below, upper_bound
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -101,8 +101,15 @@ def test_the_figures_of_the_statistics_page_are_right() -> None:
     rows = re.findall(r"^\| ([\d,]+) \| ([\d.]+) percentage points \|$", text, re.MULTILINE)
     assert len(rows) == 4
     for images, points in rows:
-        bound = upper_bound(0, 0, int(images.replace(",", "")), 0.99)
+        bound = upper_bound(0, 0, int(images.replace(",", "")), InterimAnalysis(1).upper_level(0.99))
         assert float(points) == pytest.approx(100 * bound, abs=0.05)
+    attempts = re.findall(r"^\| (\d+) \| (0\.\d+) \| (\d+) \|$", text, re.MULTILINE)
+    assert len(attempts) == 5
+    for attempt, share, images in attempts:
+        assert float(share) == pytest.approx(attempt_share(int(attempt)), abs=1e-6)
+        level = 1 - InterimAnalysis(1, attempt=int(attempt)).upper_level(0.99)
+        excluded = [bool(rejected_below(0, 0, int(images) - fewer, 0.05, level)) for fewer in (0, 1)]
+        assert excluded == [True, False]
     for share in (_FIRST, _OTHERS, _LAST):
         assert re.search(rf"\b{share}\b", text)
 

@@ -122,12 +122,21 @@ def test_holm_by_hand() -> None:
         ("margin", {"margin": 0.1}),
         ("confidence", {"confidence": 0.9}),
         ("exhaustive", {"exhaustive": True}),
+        ("attempt", {"attempt": 2}),
     ],
 )
 def test_other_settings_cannot_be_compared(what: str, changes: dict[str, Any]) -> None:
     comparison = compare([plain_audit()], [plain_audit(**changes)], lambda test: True)
     assert [(row.what, row.judgement) for row in comparison.rows] == [(what, "not comparable")]
+
     assert comparison.failed
+
+
+def test_a_baseline_without_attempts_has_first_ones() -> None:
+    old = plain_audit()
+    del old["attempt"]
+    comparison = compare([old], [plain_audit()], lambda test: True)
+    assert {row.judgement for row in comparison.rows} == {"same"}
 
 
 def test_other_versions_and_another_device_can_be_compared() -> None:

@@ -47,6 +47,12 @@ def test_each_verdict_has_a_sentence(verdict: str, sentence: str) -> None:
     assert verdict_sentence(judged(verdict)).replace("\N{NO-BREAK SPACE}", " ") == sentence
 
 
+def test_a_sentence_says_which_attempt_it_is() -> None:
+    text = {attempt: verdict_sentence({**judged("MASKED"), "attempt": attempt}) for attempt in (1, 2)}
+    assert "attempt" not in text[1]
+    assert text[2] == text[1].replace("99\N{NO-BREAK SPACE}%)", "99\N{NO-BREAK SPACE}%, attempt 2)") != text[1]
+
+
 def test_without_figures_there_are_reasons() -> None:
     assert (
         verdict_sentence(judged("INCONCLUSIVE", gap=None)) == "resnet: INCONCLUSIVE, as a first reason; a second one."

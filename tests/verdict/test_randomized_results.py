@@ -128,7 +128,7 @@ def test_the_gap_is_the_mean_difference_of_chances() -> None:
     assert gap.estimate == pytest.approx(sum(differences) / 3)
     assert gap.excess == pytest.approx(1.2)
     assert gap.placebo_only == pytest.approx(0.1)
-    assert (gap.low, gap.high) == pytest.approx(difference_bounds(differences, 0.99))
+    assert (gap.low, gap.high) == pytest.approx(difference_bounds(differences, 1 - 0.01 * 0.985))
 
 
 def evidence(adaptive: Sequence[float], placebo: Sequence[float]) -> list[AttackResult]:

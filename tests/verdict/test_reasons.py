@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
+
+import pytest
 
 from pytest_gradmask.verdict.interim import InterimAnalysis
 from pytest_gradmask.verdict.paired import (
@@ -20,6 +23,11 @@ from pytest_gradmask.verdict.stats import (
     mean_p,
 )
 from tests.verdict.test_rule import UNDERMINED, evidence, failed, judge, result
+
+#: Level of a bound in a single analysis of the first attempt, and its share of the error.
+FIRST, SHARE = 1 - 0.01 * 0.985, 0.985
+#: Level of the last decision of the second attempt.
+SECOND = 1 - 0.01 * 0.0075 * 0.8
 
 MASKED_REASONS = (
     "of 20 images classified correctly, adaptive attacks break {excess}{average} that neither a gradient attack nor "
@@ -119,23 +127,24 @@ def test_what_the_placebo_breaks_beyond_gradient_attacks_counts_against_them() -
 
 def test_how_many_images_decide_word_by_word() -> None:
     decision = judge(20, evidence(adaptive=range(8), placebo=[19]), margin=0.1)
-    needed = images_to_establish_gap(8 / 20, 1 / 20, 0.99)
+    needed = images_to_establish_gap(8 / 20, 1 / 20, SECOND)
     assert needed is not None
-    assert decision.images_needed == max(needed, 21)
+    assert decision.images_needed == math.ceil(1.05 * needed) > 20
     assert decision.reasons == (
         f"the gap of {decision.gap} is above the margin of 10 percentage points, but 20 images classified correctly "
         "do not decide",
-        f"if it goes on like this, about {decision.images_needed} images decide",
+        f"if it goes on like this, about {decision.images_needed} images decide, audited as attempt 2",
     )
 
 
 def test_how_many_images_exclude_a_gap_word_by_word() -> None:
     decision = judge(20, evidence(adaptive=range(3)), margin=0.2)
-    needed = images_to_exclude_gap(0.2, 3 / 20, 0.0, 0.99)
-    assert decision.images_needed == needed is not None
+    needed = images_to_exclude_gap(0.2, 3 / 20, 0.0, SECOND)
+    assert needed is not None
+    assert decision.images_needed == math.ceil(1.05 * needed)
     assert decision.reasons == (
         f"a gap of {decision.gap} leaves open whether it is above the margin of 20 percentage points",
-        f"if it goes on like this, about {needed} images decide",
+        f"if it goes on like this, about {decision.images_needed} images decide, audited as attempt 2",
     )
 
 
@@ -147,9 +156,9 @@ def test_where_more_images_will_hardly_help_word_by_word() -> None:
 
 
 def test_more_images_are_always_more_than_there_are() -> None:
-    # One look at all of them would exclude a gap; this one has a hundredth of the error.
-    analysis = InterimAnalysis(60, upper_share=0.01)
-    decision = decide([True] * 60, evidence(), [], margin=0.1, confidence=0.95, analysis=analysis)
+    # A second attempt with fewer images would exclude a gap; this look has nearly no error.
+    analysis = InterimAnalysis(60, upper_share=1e-5)
+    decision = decide([True] * 60, evidence(), [], margin=0.2, confidence=0.95, analysis=analysis)
     assert decision.verdict is Verdict.INCONCLUSIVE
     assert decision.images_needed == 61
 
@@ -159,7 +168,7 @@ def test_a_gap_figure_by_figure() -> None:
         *evidence(gradient=[0], adaptive=range(8), placebo=[18, 19]),
         AttackResult("transfer", "adaptive", status="skipped", note="nothing to bypass"),
     ]
-    low, high = lower_bound(7, 2, 20, 0.99), upper_bound(7, 2, 20, 0.99)
+    low, high = lower_bound(7, 2, 20, FIRST), upper_bound(7, 2, 20, FIRST)
     expected = Gap(
         excess=7,
         placebo_only=2,
@@ -167,7 +176,9 @@ def test_a_gap_figure_by_figure() -> None:
         estimate=0.25,
         low=low,
         high=high,
-        p_value=above_p(7, 2, 20, 0.0),
+        low_level=FIRST,
+        high_level=FIRST,
+        p_value=above_p(7, 2, 20, 0.0) / SHARE,
         analyses=1,
     )
     assert measure_gap([True] * 20, {}, attacks, 0.99) == expected
@@ -181,8 +192,25 @@ def test_a_randomized_gap_figure_by_figure() -> None:
     ]
     gap = measure_gap([True] * 20, dict.fromkeys(range(20), sure), attacks, 0.99)
     differences = [0.5] * 12 + [0.0] * 8
-    low, high = difference_bounds(differences, 0.99)
+    low, high = difference_bounds(differences, FIRST)
     assert gap == Gap(
-        excess=6.0, placebo_only=0.0, total=20, estimate=0.3, low=low, high=high,
-        p_value=mean_p(differences, 0.0, -1.0), analyses=1,
+        excess=6.0, placebo_only=0.0, total=20, estimate=0.3, low=low, high=high, low_level=FIRST,
+        high_level=FIRST, p_value=mean_p(differences, 0.0, -1.0) / SHARE, analyses=1,
     )  # fmt: skip
+
+
+def test_bounds_say_their_levels_and_widen_with_attempts() -> None:
+    attacks = evidence(adaptive=range(16), placebo=[18])
+    first, second, third = (
+        measure_gap([True] * 20, {}, attacks, 0.99, InterimAnalysis(20, attempt=attempt)) for attempt in (1, 2, 3)
+    )
+    assert first is not None
+    assert second is not None
+    assert third is not None
+    assert (first.low_level, second.low_level) == pytest.approx((FIRST, 1 - 0.01 * 0.0075))
+    assert third.high_level == pytest.approx(1 - 0.01 * 0.015 / 6)
+    for gap in (first, second, third):
+        assert gap.low == lower_bound(16, 1, 20, gap.low_level)
+        assert gap.high == upper_bound(16, 1, 20, gap.high_level)
+    assert third.low < second.low < first.low < first.high < second.high < third.high
+    assert second.p_value == pytest.approx(above_p(16, 1, 20, 0.0) / 0.0075)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from pytest_gradmask.verdict.interim import InterimAnalysis
+from pytest_gradmask.verdict.interim import InterimAnalysis, plan_analyses
 from pytest_gradmask.verdict.results import AttackResult, Finding, Kind, Status, Verdict
 from pytest_gradmask.verdict.rule import Decision, decide, measure_gap
 from pytest_gradmask.verdict.stats import clopper_pearson
@@ -64,7 +64,7 @@ def test_undefended_without_survivors_is_not_masked() -> None:
     decision = judge(20, evidence(gradient=range(20)))
     assert decision.verdict is Verdict.NOT_MASKED
     assert decision.reasons == (
-        "no gap above 25 percentage points: it is 0.0 [-20.6, 20.6] at 99% confidence on 20 images classified "
+        "no gap above 25 percentage points: it is 0.0 [-20.8, 20.8] at 99% confidence on 20 images classified "
         "correctly",
     )
 
@@ -153,8 +153,11 @@ def test_no_clean_correct_image() -> None:
 def test_too_few_images_to_exclude_a_gap(total: int) -> None:
     decision = judge(total, evidence(gradient=range(total)))
     assert decision.verdict is Verdict.INCONCLUSIVE
-    assert decision.images_needed == 17
-    assert "about 17 images" in decision.reasons[-1]
+    # The second attempt has 0.0075 of the error.
+    assert decision.images_needed == 36
+    assert decision.reasons[-1] == "if it goes on like this, about 36 images decide, audited as attempt 2"
+    second: dict[str, Any] = {"margin": 0.25, "confidence": 0.99, "analysis": plan_analyses(36, 0.25, 0.99, 2)[-1]}
+    assert decide([True] * 36, evidence(gradient=range(36)), [], **second).verdict is Verdict.NOT_MASKED
     assert judge(18, evidence(gradient=range(18))).verdict is Verdict.NOT_MASKED
 
 

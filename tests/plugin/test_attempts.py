@@ -1,0 +1,105 @@
+"""Attempts as users of the plugin meet them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.plugin.test_reporting import DEFENSES, read
+
+RUN = ("--gradmask", "--gradmask-device=cpu", "--gradmask-json=out.json")
+
+TESTS = (
+    DEFENSES
+    + """
+    import pytest
+
+    def test_bare(gradmask):
+        model = linear()
+        assert_no_gradient_masking(gradmask.audit(model, *batch(model)))
+
+    @pytest.mark.gradmask(margin=0.3)
+    def test_marked(gradmask):
+        model = linear()
+        gradmask.audit(model, *batch(model))
+"""
+)
+
+
+def run(pytester: pytest.Pytester, *options: str) -> tuple[list[int], pytest.RunResult]:
+    """The attempt of each audit."""
+    result = pytester.runpytest(*RUN, *options)
+    return [audit["attempt"] for audit in read(pytester.path / "out.json")], result
+
+
+@pytest.fixture(autouse=True)
+def tests(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(test_it=TESTS)
+
+
+def test_another_seed_is_another_attempt(pytester: pytest.Pytester) -> None:
+    assert run(pytester)[0] == [1, 1]
+    assert run(pytester)[0] == [1, 1]
+    attempts, result = run(pytester, "--gradmask-seed=1")
+    assert attempts == [2, 2]
+    result.assert_outcomes(passed=1, failed=1)
+    result.stdout.fnmatch_lines(
+        [
+            "*about 40 images decide, audited as attempt 3",
+            "*attempt 2: all audits of this defense share the error, and this one has 0.0075 of it*",
+            "*Add --gradmask-samples=40 --gradmask-attempt=3: *",
+        ]
+    )
+    assert run(pytester, "--gradmask-seed=1", "--gradmask-no-cache")[0] == [1, 1]
+
+
+def test_tests_of_one_run_do_not_count_each_other(pytester: pytest.Pytester) -> None:
+    body = """
+    @pytest.mark.parametrize("seed", [0, 1, 2])
+    def test_seeds(gradmask, seed):
+        model = linear()
+        assert_no_gradient_masking(gradmask.audit(model, *batch(model, 20 + seed)))
+"""
+    pytester.makepyfile(test_it=TESTS + body)
+    pytest.importorskip("xdist")
+    attempts, result = run(pytester, "-n2")
+    assert attempts == [1] * 5
+    result.assert_outcomes(passed=5)
+
+
+def test_audits_in_a_loop_count(pytester: pytest.Pytester) -> None:
+    body = """
+    def test_until_it_passes(gradmask):
+        model = linear()
+        for count in (20, 21, 22):
+            gradmask.audit(model, *batch(model, count))
+"""
+    pytester.makepyfile(test_it=DEFENSES + body)
+    assert run(pytester)[0] == [1, 2, 3]
+
+
+def test_the_option_says_how_many_there_have_been(pytester: pytest.Pytester) -> None:
+    attempts, result = run(pytester, "--gradmask-attempt=2", "--gradmask-no-cache")
+    assert attempts == [2, 2]
+    result.stdout.fnmatch_lines(["gradmask: budget=smoke, *, seed=0, attempt=2"])
+    assert "attempt=" not in run(pytester, "--gradmask-no-cache")[1].stdout.str()
+
+
+def test_the_ini_value_and_the_marker_do_the_same(pytester: pytest.Pytester) -> None:
+    pytester.makeini("[pytest]\ngradmask_attempt = 3")
+    pytester.makepyfile(test_it=TESTS.replace("margin=0.3", "margin=0.3, attempt=5"))
+    assert run(pytester, "--gradmask-no-cache")[0] == [3, 5]
+
+
+def test_without_attempts_the_message_says_how_to_go_on(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(test_it=TESTS.replace("batch(model)", "batch(model, 10)", 1))
+    _, result = run(pytester, "--gradmask-no-cache")
+    result.stdout.fnmatch_lines(["*Add --gradmask-samples=36 --gradmask-attempt=2: *"])
+    assert "attempt 1" not in result.stdout.str()
+
+
+def test_an_audit_that_raised_has_no_attempt(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(test_it=TESTS.replace("gradmask.audit(model,", "gradmask.audit(model.train(),"))
+    attempts: list[Any] = run(pytester)[0]
+    assert attempts == [None, None]
