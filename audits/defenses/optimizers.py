@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, log_softmax
 
 from audits.defenses.entry import Entry, around, story
-from audits.defenses.references import attack_views, instead, multi_targeted, view_of
+from audits.defenses.references import ITSELF, attack_views, instead, multi_targeted, view_of
 
 
 class AntiAdversary(nn.Module):
@@ -81,21 +81,21 @@ def _static(model: nn.Module, images: Tensor) -> Tensor:
     return model.get_submodule("model")(images)  # type: ignore[no-any-return]
 
 
+#: Of the first view, examples are kept where they fool the defense, too.
+_AROUND = (view_of(_static), instead(_static))
+
 ENTRIES = tuple(
     Entry(
         name=name,
         backbone=backbone,
         build=around(kind, backbone),
-        # Of the first view, examples are kept where they fool the defense, too.
-        reference=partial(
-            attack_views, views=[view_of(_static), instead(_static)], losses=multi_targeted(10), steps=40
-        ),
+        reference=partial(attack_views, views=views, losses=multi_targeted(10), steps=40),
         story=story(kind),
         suspicious=True,
         slow=True,
     )
-    for name, kind, backbone in (
-        ("anti-adversary", AntiAdversary, "resnet-adversarial"),
-        ("hedge", Hedge, "vgg-adversarial"),
+    for name, kind, backbone, views in (
+        ("anti-adversary", AntiAdversary, "resnet-adversarial", _AROUND),
+        ("hedge", Hedge, "vgg-adversarial", (*_AROUND, ITSELF)),
     )
 )

@@ -26,8 +26,7 @@ from pytest_gradmask.threat import ThreatModel
 #: (tables in ``docs/findings.md``). APGD-20 reaches at least 0.768 on each image; 0.8 would miss one, a local maximum.
 #: FGSM at half of eps reaches at most 0.515. APGD-50 along a gradient of cosine 0.5 exceeds 0.75 on 10 images, and on
 #: at most half of those of one model and threat model, where a pass takes 95 %. On three trained models that had no
-#: part in the choice: APGD-20 at least 0.976, FGSM at most 0.540, cosine 0.5 on 6 images of 36, and on 3 of 4 of one
-#: model.
+#: part in the choice: APGD-20 at least 0.976, FGSM at most 0.540, cosine 0.5 on 6 images of 36, 3 of 4 of one model.
 CLOSENESS = 0.75
 #: Lower because of their noise: the example is evaluated in five passes.
 _CLOSENESS_RANDOMIZED = 0.7
