@@ -88,16 +88,15 @@ def audit(
         exhaustive: run every attack on every image, also where that can no longer change the verdict. Otherwise the
             audit attacks its images in growing batches, in random order, and ends once the verdict is decided.
         attempt: which audit of this defense under this threat model this is, from 1. Audits that are repeated, with
-            more images or another seed, share the error: see `attempt_share` in `verdict.interim`. With a cache,
-            attempts are counted, and the larger number counts.
+            more images or another seed, share the error: see `attempt_share` in `verdict.interim`.
         test: name of the test that asks, if any. The cache counts the attempts of each test by itself.
         probes: your own, beside those that every audit has: ``probe(model, images, labels, *, threat, generator)``
             returns findings (a sequence of `Finding`) about the first images that are classified correctly.
         cache: folder to keep results in; ``None`` keeps none. If nothing has changed (weights and code of the defense,
             images, settings, versions), the audit is read from there. An interrupted audit continues after its last
-            attack. If any of this cannot be hashed, the cache is not used. The cache also counts attempts: every
-            different audit of the same model with the same threat model, margin, confidence and test, whatever its
-            verdict, unless it ended without a comparison.
+            attack. If any of this cannot be hashed, the cache is not used. The cache also counts, for
+            the report, every different audit of the same model with the same threat model, margin, confidence and test,
+            whatever its verdict, unless it ended without a comparison. The count changes no verdict.
         engine: where attacks run: ``"local"``, or ``"ray"`` or ``"ray:ADDRESS"`` for a Ray cluster (see
             `engine.ray_address`), or an engine that is open already. The result is the same.
         progress: is called with an event before each step; ``str(event)`` says in words what comes next.
@@ -120,7 +119,7 @@ def audit(
     images_hash = fingerprint(images.detach())
     images, labels = images.detach()[order].to(where), labels.detach().long()[order].to(where)
     provenance = {**_provenance(threat, budget, where, seed, len(images)), "images_hash": images_hash}
-    store, key, taken, result = None if cache is None else Cache(cache), "", Attempt(attempt), None
+    store, key, taken, result = None if cache is None else Cache(cache), "", Attempt(1), None
     if store is not None:
         try:
             asked = fingerprint(
@@ -132,11 +131,11 @@ def audit(
             progress(Message(f"no use of the cache, as {defense.name} contains {error}"))
             store = None
         else:
-            taken = take_attempt(store.folder, question, asked, at_least=attempt)
-    audit_key = fingerprint(key, "audit", confidence, taken.number)
+            taken = take_attempt(store.folder, question, asked)
+    audit_key = fingerprint(key, "audit", confidence, attempt)
     stored = None if store is None else store.audit(audit_key)
     if stored is not None:
-        return replace(stored, test=test)
+        return replace(stored, test=test, earlier=taken.number - 1)
     opening = opened(engine, device) if isinstance(engine, str) else nullcontext(engine)
     try:
         with opening as running:
@@ -150,7 +149,7 @@ def audit(
                 ) as ready:  # fmt: skip
                     run = AuditRun(
                         ready=ready, budget=budget, margin=margin, confidence=confidence, exhaustive=exhaustive,
-                        attempt=taken.number, probes=tuple(probes), progress=progress, original=original, fresh=fresh,
+                        attempt=attempt, probes=tuple(probes), progress=progress, original=original, fresh=fresh,
                     )  # fmt: skip
                     result, fresh = run.until_decided(), run.fresh
                     if fresh is None:
@@ -171,7 +170,7 @@ def audit(
             taken.release()
     result = replace(
         in_order(result, order[: result.total].tolist()), test=test, seconds=time.monotonic() - started,
-        provenance=provenance,
+        provenance=provenance, earlier=taken.number - 1,
     )  # fmt: skip
     if store is not None and not any(attack.status == "failed" for attack in result.attacks):
         store.store_audit(audit_key, result)

@@ -1,4 +1,4 @@
-"""Which audit of a defense this is: a folder remembers the audits that have ended, so that they share the error.
+"""Which audit of a defense this is: a folder remembers the audits that have ended, so that reports can count them.
 
 Audits that ask the same question, such as whether this defense masks under this threat model, are attempts at it. An
 audit that is repeated as it was is no new attempt. The name of a file is the number of an attempt and its content says
@@ -29,33 +29,32 @@ class Attempt:
                 self.file.unlink(missing_ok=True)
 
 
-def take_attempt(folder: Path, question: str, audit: str, *, at_least: int = 1) -> Attempt:
+def take_attempt(folder: Path, question: str, audit: str) -> Attempt:
     """The number that an audit has among those of one question: its own if it has one, otherwise the next.
 
-    If the folder cannot be used, this warns, and the number is ``at_least``: no audit is lost.
+    If the folder cannot be used, this warns, and the number is 1: no audit is lost.
 
     Args:
         folder: of a cache; created if it is not there.
         question: what the audits are about; a fingerprint.
         audit: a fingerprint of everything that tells one audit of the question from another.
-        at_least: how many attempts there have been at least, this one included.
     """
     place = folder / "attempts" / question[:2] / question
     try:
         place.mkdir(parents=True, exist_ok=True)
         while True:
             taken = dict(_attempts(place))
-            own = max((number for number, content in taken.items() if content == audit.encode()), default=0)
-            if own >= at_least:
-                return Attempt(own)
-            number = max(at_least, max(taken, default=0) + 1)
+            own = [number for number, content in taken.items() if content == audit.encode()]
+            if own:
+                return Attempt(max(own))
+            number = max(taken, default=0) + 1
             file = place / f"{number}.attempt"
             with suppress(FileExistsError), file.open("xb") as new:  # another process may be faster
                 new.write(audit.encode())
                 return Attempt(number, file)
     except OSError as error:
         warnings.warn(f"gradmask cache: cannot count the audits of a defense in {folder} ({error})", stacklevel=2)
-        return Attempt(at_least)
+        return Attempt(1)
 
 
 def _attempts(place: Path) -> Iterator[tuple[int, bytes]]:

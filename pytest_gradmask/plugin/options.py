@@ -155,7 +155,7 @@ OPTIONS = (
         default="1",
         parse=_from_one,
         metavar="N",
-        help="which audit of the same defenses this is: repeated audits share the error (default: 1, or counted)",
+        help="which audit of the same defenses this is: repeated audits share the error (default: 1)",
     ),
     Option(name="seed", default="0", parse=_seed, metavar="N", help="seed of every random choice (default: 0)"),
     Option(name="json", parse=_file, metavar="FILE", help="write every audit to FILE as JSON"),

@@ -186,7 +186,7 @@ def _settings(audit: Mapping[str, Any], evidence: Mapping[str, Any]) -> dict[str
         "budget": f"{provenance['budget']}; {provenance['autoattack']}",
         "margin": f"{100 * audit['margin']:.4g} percentage points",
         "confidence": f"{wording.percent(audit['confidence'])} of every bound and test",
-        "attempt": f"{audit['attempt']}, counting all audits of this defense",
+        "attempt": f"{audit['attempt']}; earlier audits of this defense in the cache: {audit['earlier_audits']}",
         "images": f"{audit['images']} used, of {audit['images_given']} given",
         "every attack on every image": "yes"
         if audit["exhaustive"]

@@ -45,6 +45,12 @@ def explain(audit: Audit, expected: str) -> str:
             f"attempt {audit.attempt}: all audits of this defense share the error, and this one has "
             f"{attempt_share(audit.attempt):.2g} of it (docs/statistics.md#repeated-audits)"
         )
+    if audit.earlier >= audit.attempt:
+        lines.append(
+            f"not the first: the cache knows {audit.earlier} earlier audits of this defense. The confidence is that of "
+            f"this one alone; with --gradmask-attempt={audit.earlier + 1} it holds for all of them together "
+            "(docs/statistics.md#repeated-audits)"
+        )
     if audit.bypassed:
         lines.append(f"bypassed by BPDA: {', '.join(audit.bypassed)}")
     lines += [f"finding {finding.id}: {finding.message} ({finding.link})" for finding in audit.findings]

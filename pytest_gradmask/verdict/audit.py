@@ -47,6 +47,7 @@ class Audit:
         rejected: for each image, whether a defense with a reject option rejects it without any attack. Such an image is
             not correct. Empty for a defense without a reject option.
         attempt: which audit of this defense under this threat model it is, from 1. Each has a share of the error.
+        earlier: how many different audits of it the cache knew before this one. They change nothing in it.
         cached: whether it was found in a cache; ``seconds`` and ``provenance`` are then those of when it was made.
     """
 
@@ -71,6 +72,7 @@ class Audit:
     exhaustive: bool = False
     rejected: tuple[bool, ...] = ()
     attempt: int = 1
+    earlier: int = 0
     cached: bool = False
 
     @property

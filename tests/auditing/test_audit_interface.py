@@ -112,7 +112,7 @@ def test_bad_arguments_are_refused_before_the_model_is_asked(arguments: dict[str
 def test_margin_and_confidence_decide_the_verdict() -> None:
     strict = audited(linear(), margin=0.1)
     assert strict.verdict is Verdict.INCONCLUSIVE
-    assert strict.images_needed == 44
+    assert strict.images_needed == 98
     assert audited(linear(), margin=0.1, confidence=0.9).verdict is Verdict.NOT_MASKED
 
 

@@ -47,8 +47,8 @@ OTHER: dict[str, dict[str, Any]] = {
 
 
 def attempts(cache: Path, *changes: Mapping[str, Any]) -> list[int]:
-    """The attempts of audits that follow each other, each a change of the same one."""
-    return [audited(**{"defense": linear(), "cache": cache, **change}).attempt for change in changes]
+    """The numbers of audits that follow each other, each a change of the same one."""
+    return [audited(**{"defense": linear(), "cache": cache, **change}).earlier + 1 for change in changes]
 
 
 def test_the_same_audit_is_no_new_attempt(tmp_path: Path) -> None:
@@ -65,10 +65,9 @@ def test_another_question_has_attempts_of_its_own(change: dict[str, Any], tmp_pa
     assert attempts(tmp_path, {}, change, {**change, "seed": 1}) == [1, 1, 2]
 
 
-def test_the_larger_number_counts(tmp_path: Path) -> None:
-    assert attempts(tmp_path, {"attempt": 3}, {}, {"seed": 1}, {"seed": 2, "attempt": 2}) == [3, 3, 4, 5]
-    # A number that an audit has itself is too small if there have been more attempts elsewhere.
-    assert attempts(tmp_path, {"seed": 1, "attempt": 9}, {"seed": 1}) == [9, 9]
+def test_argument_and_count_are_apart(tmp_path: Path) -> None:
+    audits = [audited(linear(), cache=tmp_path, seed=seed, attempt=attempt) for seed, attempt in ((0, 3), (1, 1))]
+    assert [(audit.attempt, audit.earlier) for audit in audits] == [(3, 0), (1, 1)]
 
 
 def test_without_a_cache_only_the_argument_counts() -> None:
@@ -79,16 +78,21 @@ def test_without_a_cache_only_the_argument_counts() -> None:
     )
 
 
-def test_a_later_attempt_has_less_error(tmp_path: Path) -> None:
-    first, second = (audited(linear(), seed=seed, cache=tmp_path) for seed in (0, 1))
+def test_a_later_attempt_has_less_error() -> None:
+    first, second = (audited(linear(), seed=1, attempt=attempt) for attempt in (1, 2))
     assert (first.verdict, second.verdict) == (Verdict.NOT_MASKED, Verdict.INCONCLUSIVE)
     assert first.gap is not None
     assert second.gap is not None
     assert first.gap.high < first.margin < second.gap.high
     last = plan_analyses(len(IMAGES), 0.25, 0.99, 2)[-1]
     assert second.gap.high_level == last.upper_level(0.99) > 0.999
-    # The whole error would have made it a pass.
-    assert audited(linear(), seed=1).verdict is Verdict.NOT_MASKED
+
+
+def test_what_the_cache_counts_changes_no_verdict(tmp_path: Path) -> None:
+    alone = audited(linear(), seed=1)
+    first, second = (audited(linear(), seed=seed, cache=tmp_path) for seed in (0, 1))
+    assert (first.earlier, second.earlier) == (0, 1)
+    assert (second.verdict, second.gap, second.attempt) == (alone.verdict, alone.gap, 1)
 
 
 def test_an_exhaustive_audit_has_less_error_too() -> None:
@@ -135,7 +139,7 @@ def test_no_audit_is_lost_where_nothing_can_be_counted(in_the_way: str, tmp_path
     file.parent.mkdir(parents=True, exist_ok=True)
     file.touch()
     with pytest.warns(UserWarning, match="cannot count the audits of a defense"):
-        assert take_attempt(tmp_path, "question", "audit", at_least=2) == Attempt(2)
+        assert take_attempt(tmp_path, "question", "audit") == Attempt(1)
 
 
 def test_a_defense_without_fingerprint_is_not_counted(tmp_path: Path) -> None:

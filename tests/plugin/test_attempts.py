@@ -27,10 +27,10 @@ TESTS = (
 )
 
 
-def run(pytester: pytest.Pytester, *options: str) -> tuple[list[int], pytest.RunResult]:
-    """The attempt of each audit."""
+def run(pytester: pytest.Pytester, *options: str, field: str = "attempt") -> tuple[list[int], pytest.RunResult]:
+    """A field of each audit."""
     result = pytester.runpytest(*RUN, *options)
-    return [audit["attempt"] for audit in read(pytester.path / "out.json")], result
+    return [audit[field] for audit in read(pytester.path / "out.json")], result
 
 
 @pytest.fixture(autouse=True)
@@ -38,20 +38,24 @@ def tests(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(test_it=TESTS)
 
 
-def test_another_seed_is_another_attempt(pytester: pytest.Pytester) -> None:
-    assert run(pytester)[0] == [1, 1]
-    assert run(pytester)[0] == [1, 1]
-    attempts, result = run(pytester, "--gradmask-seed=1")
-    assert attempts == [2, 2]
-    result.assert_outcomes(passed=1, failed=1)
-    result.stdout.fnmatch_lines(
-        [
-            "*about 40 images decide, audited as attempt 3",
-            "*attempt 2: all audits of this defense share the error, and this one has 0.0075 of it*",
-            "*Add --gradmask-samples=40 --gradmask-attempt=3: *",
-        ]
-    )
-    assert run(pytester, "--gradmask-seed=1", "--gradmask-no-cache")[0] == [1, 1]
+def test_audits_with_another_seed_are_counted_and_change_nothing(pytester: pytest.Pytester) -> None:
+    assert run(pytester, field="earlier_audits")[0] == [0, 0]
+    assert run(pytester, field="earlier_audits")[0] == [0, 0]
+    alone = run(pytester, "--gradmask-seed=1", "--gradmask-no-cache", field="gap")[0]
+    gaps, result = run(pytester, "--gradmask-seed=1", field="gap")
+    assert gaps == alone
+    result.assert_outcomes(passed=2)
+    assert run(pytester, "--gradmask-seed=1", field="earlier_audits")[0] == [1, 1]
+    assert run(pytester, "--gradmask-seed=1", field="attempt")[0] == [1, 1]
+
+
+def test_failure_says_that_it_was_not_the_first_audit(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(test_it=TESTS.replace("batch(model)", "batch(model, 10)", 1))
+    run(pytester)
+    _, result = run(pytester, "--gradmask-seed=1")
+    result.stdout.fnmatch_lines(["*not the first: the cache knows 1 earlier audits of this defense*"])
+    _, result = run(pytester, "--gradmask-seed=1", "--gradmask-attempt=2")
+    assert "not the first" not in result.stdout.str()
 
 
 def test_tests_of_one_run_do_not_count_each_other(pytester: pytest.Pytester) -> None:
@@ -63,8 +67,8 @@ def test_tests_of_one_run_do_not_count_each_other(pytester: pytest.Pytester) -> 
 """
     pytester.makepyfile(test_it=TESTS + body)
     pytest.importorskip("xdist")
-    attempts, result = run(pytester, "-n2")
-    assert attempts == [1] * 5
+    earlier, result = run(pytester, "-n2", field="earlier_audits")
+    assert earlier == [0] * 5
     result.assert_outcomes(passed=5)
 
 
@@ -76,7 +80,7 @@ def test_audits_in_a_loop_count(pytester: pytest.Pytester) -> None:
             gradmask.audit(model, *batch(model, count))
 """
     pytester.makepyfile(test_it=DEFENSES + body)
-    assert run(pytester)[0] == [1, 2, 3]
+    assert run(pytester, field="earlier_audits")[0] == [0, 1, 2]
 
 
 def test_the_option_says_how_many_there_have_been(pytester: pytest.Pytester) -> None:

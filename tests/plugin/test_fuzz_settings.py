@@ -72,7 +72,7 @@ def test_an_option_and_its_ini_value(cases: int, record_property: Record) -> Non
 
 @cases
 def test_a_marker(cases: int, record_property: Record) -> None:
-    run = cast(Settings, SimpleNamespace(budget="smoke", seed=0, samples=None))
+    run = cast(Settings, SimpleNamespace(budget="smoke", seed=0, samples=None, attempt=1))
     taken = 0
 
     @settings(max_examples=cases)
