@@ -185,6 +185,8 @@ def _upper_bound(ours: int, theirs: int, trials: int, confidence: float) -> floa
         above = bound + (1 - bound) * _FURTHER
         kept = [each for each in above if chances(each, worst)[0] > 1 - confidence]
         bound, rejected = max(kept, default=bound), not kept
+        if bound >= 1 - 2 * _PRECISION:  # there is nothing left to search above it
+            return 1.0
     return bound
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from itertools import pairwise, product
 
 import numpy as np
@@ -171,3 +172,16 @@ def test_images_to_exclude_a_gap_are_about_enough(margin: float, rate: float, ot
 def test_no_number_of_images_shows_what_is_not_there() -> None:
     assert images_to_establish_gap(0.1, 0.1, 0.99) is None
     assert images_to_exclude_gap(0.05, 0.15, 0.1, 0.99) is None
+
+
+@pytest.mark.parametrize("trials", [1, 2, 3, 5, 20, 24, 40, 200])
+@pytest.mark.parametrize("confidence", [0.99, 0.9999, 0.999999, 1 - 1e-9])
+def test_bounds_near_one_are_found_in_time(trials: int, confidence: float) -> None:
+    """A search that has come to the end of its interval once went on for ever."""
+    start = time.monotonic()
+    for missing in range(min(trials, 3)):
+        for theirs in range(missing + 1):
+            ours = trials - missing
+            bound = upper_bound(ours, min(theirs, missing), trials, confidence)
+            assert (ours - theirs) / trials <= bound <= 1
+    assert time.monotonic() - start < 60
