@@ -182,7 +182,12 @@ def _adaptive_attacks(surface: AttackSurface, budget: Budget) -> list[PlannedAtt
         return PlannedAttack(name=name, kind="adaptive", access=access, run=run, model=model, skip=skip)
 
     backbone = surface.oracle(surface.rewired(removed))
-    planned = [
+    transfer = partial(follow, stop_early=False)
+    planned = [  # inner classifiers first: their passes are cheap, and what they break often decides
+        adaptive(f"transfer-inner-{number}", "surrogate", transfer, surface.inner_oracle(inner))
+        for number, inner in enumerate(surface.inner_classifiers)
+    ]
+    planned += [
         PlannedAttack(
             name="bpda",
             kind="adaptive",
@@ -192,7 +197,7 @@ def _adaptive_attacks(surface: AttackSurface, budget: Budget) -> list[PlannedAtt
             checked=True,
             skip=skip,
         ),
-        adaptive("transfer-backbone", "surrogate", partial(follow, stop_early=False), backbone, skip),
+        adaptive("transfer-backbone", "surrogate", transfer, backbone, skip),
     ]
     if surface.inner:
         inside = InnerLogits(around, f"model.{surface.inner}")
@@ -207,8 +212,7 @@ def _adaptive_attacks(surface: AttackSurface, budget: Budget) -> list[PlannedAtt
         planned += [adaptive(name, through, run, surface.oracle(around)) for name, run in on_members.items()]
     for number, source in enumerate(surface.defense.sources):
         run = partial(apgd, steps=budget.bpda_steps, stop_early=False)
-        model = Oracle(source, surface.stream, rejection=surface.rejection)
-        planned.append(adaptive(f"transfer-source-{number}", "surrogate", run, model))
+        planned.append(adaptive(f"transfer-source-{number}", "surrogate", run, surface.source_oracle(source)))
     return [*planned, *_black_box_attacks(surface, budget)]
 
 

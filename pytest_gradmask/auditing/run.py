@@ -316,7 +316,11 @@ class AuditRun:
             images_needed=decision.images_needed,
             margin=self.margin,
             confidence=self.confidence,
-            bypassed=described(surface.approximations) + ((f"all after {surface.inner}",) if surface.inner else ()),
+            bypassed=(
+                *described(surface.approximations),
+                *([f"all after {surface.inner}"] if surface.inner else []),
+                *(f"all around {inner.name}" for inner in surface.inner_classifiers),
+            ),
             predictions=schedule.predictions,
             given=len(self.ready.scorer.images),
             exhaustive=self.exhaustive,
