@@ -13,7 +13,7 @@ from pytest_gradmask.attacks import autoattack
 from pytest_gradmask.attacks.arc import arc
 from pytest_gradmask.attacks.bypass.bpda import bypassed, removed
 from pytest_gradmask.attacks.bypass.inner_logits import InnerLogits
-from pytest_gradmask.attacks.decision import foolbox_installed, hop_skip_jump
+from pytest_gradmask.attacks.decision import rays
 from pytest_gradmask.attacks.ensembles import joint_margins, member_by_member
 from pytest_gradmask.attacks.eot import on_average
 from pytest_gradmask.attacks.losses import logit_margin
@@ -29,8 +29,6 @@ from pytest_gradmask.verdict.results import AutoAttackVersion, Kind
 
 Run = Callable[..., Tensor]
 
-#: Queries of the first step of HopSkipJump. Step t has sqrt(t) times as many, so some 20 steps make 3,000.
-_EVALUATIONS = 50
 _QUICK_STEPS = 10
 
 
@@ -243,12 +241,11 @@ def _black_box_attacks(surface: AttackSurface, budget: Budget) -> list[PlannedAt
     if surface.scoreless:
         planned.append(
             PlannedAttack(
-                name="hop-skip-jump",
+                name="rays",
                 kind="adaptive",
                 access="labels",
-                run=partial(hop_skip_jump, steps=budget.zero_order_steps, evaluations=_EVALUATIONS),
+                run=partial(rays, steps=2 * budget.square_queries),
                 model=surface.oracle(),
-                skip="" if foolbox_installed() else "it needs foolbox: pip install 'pytest-gradmask[decision]'",
             )
         )
     return planned
