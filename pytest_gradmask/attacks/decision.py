@@ -1,179 +1,135 @@
-"""A decision-based attack, run by foolbox: for defenses whose scores do not help an attack.
-
-foolbox (Rauber et al. 2017, arXiv:1707.04131) is optional: ``pip install pytest-gradmask[decision]``.
-"""
+"""RayS: a decision-based attack, for defenses whose scores do not help an attack."""
 
 from __future__ import annotations
 
-import importlib.util
-import math
-import warnings
-from typing import Any
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor, nn
 
-from pytest_gradmask.errors import DependencyError
-from pytest_gradmask.execution.generators import seeded_by
 from pytest_gradmask.threat import ThreatModel
 
-_NOISE_BATCHES = 20  # of random images, tried as starting points
-#: Upper limit of the queries of the two line searches in one iteration. A deterministic model needs fewer.
-_LINE_SEARCH_QUERIES = 200
+#: A binary search ends at this share of eps. The paper's is 0.001 in the L2 norm, whatever eps is.
+_TOLERANCE = 0.03
 
 
-class _QueriesSpentError(Exception):
-    """Stops an attack that would not end by itself."""
+@dataclass(kw_only=True, slots=True)
+class _Rays:
+    """The search for each active image; each tensor has one row for each.
 
-
-class _Decisions(nn.Module):
-    """The model that foolbox queries. It remembers for each image the nearest query that was misclassified.
-
-    foolbox returns its last iterate only. If a randomized model contradicts an earlier answer, foolbox stops with an
-    assertion. The misclassified queries before that count all the same.
+    Attributes:
+        index: of the image in the batch.
+        images: the clean images.
+        labels: their labels.
+        signs: direction of the best ray so far, 1 or -1, N x D.
+        radius: distance to the decision boundary along it; infinite until a ray meets it.
+        trial: direction of the ray that is examined.
+        low, high: where the boundary lies along it.
+        searching: whether a binary search for the boundary is going on, bool.
+        level: the ray has 2 ** level blocks to flip.
+        block: the next one to flip.
     """
 
-    def __init__(self, model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel, queries: int) -> None:
-        super().__init__()
-        self.model, self.images, self.labels, self.threat = model, images, labels, threat
-        self.queries_left = queries
-        self.model_is_running = False  # true after an error that the model raised
-        self.nearest = images.clone()
-        self.distances = images.new_full((len(images),), math.inf)
-        self.training = False  # foolbox warns otherwise; eval() would change the flags of the model
+    index: Tensor
+    images: Tensor
+    labels: Tensor
+    signs: Tensor
+    radius: Tensor
+    trial: Tensor
+    low: Tensor
+    high: Tensor
+    searching: Tensor
+    level: Tensor
+    block: Tensor
 
-    def forward(self, unit: Tensor) -> Tensor:
-        if self.queries_left == 0:
-            raise _QueriesSpentError
-        self.queries_left -= 1
-        x = _scaled_to_bounds(unit, self.threat)
-        self.model_is_running = True
-        logits: Tensor = self.model(x)
-        self.model_is_running = False
-        distances = self.threat.distance(x, self.images)
-        nearer = (logits.argmax(1) != self.labels) & (distances < self.distances)
-        self.nearest = torch.where(nearer.view(-1, 1, 1, 1), x, self.nearest)
-        self.distances = torch.where(nearer, distances, self.distances)
-        return logits
+    def select(self, mask: Tensor) -> _Rays:
+        """The search of some of the images; ``mask`` is bool, one value for each."""
+        return _Rays(**{field.name: getattr(self, field.name)[mask] for field in fields(self)})
 
 
-def hop_skip_jump(
+def rays(
     model: nn.Module,
     images: Tensor,
     labels: Tensor,
     *,
     threat: ThreatModel,
     steps: int,
-    generator: torch.Generator,
-    evaluations: int = 100,
+    generator: torch.Generator,  # noqa: ARG001 (every attack takes one)
 ) -> Tensor:
-    """HopSkipJump (Chen, Jordan and Wainwright 2020, arXiv:1904.02144) of foolbox.
+    """RayS (Chen and Gu 2020, arXiv:2006.12792): search for the ray along which the decision boundary is nearest.
 
-    It starts from a misclassified point, which is another image of the batch or noise, and moves along the decision
-    boundary towards the image. It needs no gradient and no score. Step t estimates the normal of the boundary from
-    ``evaluations * sqrt(t)`` queries. If a randomized defense contradicts an earlier answer, the attack ends early
-    and returns what it has found by then.
+    It needs no gradient and no score, only the predicted class. A ray leaves the image along a vector of signs. Of the
+    best ray so far, the signs of one block of pixels after another are flipped: all of them, each half, each quarter,
+    and so on (Algorithm 3). One query at the distance of the best ray tells whether the new ray is better. If it is, a
+    binary search finds its distance (Algorithm 2). An image is left out once its boundary is inside of the ball.
+
+    The paper is about the Linf norm. For L2, rays are the same: all pixels change by the same amount, which is not the
+    direction of the nearest adversarial example, and the result is weaker. Points of a ray are clipped to the bounds.
 
     Args:
-        steps: iterations; Chen et al. use up to 64.
-        evaluations: queries in the first step.
+        steps: queries for each image; the paper uses 10,000 on CIFAR-10.
+        generator: not used, there is nothing random.
 
     The other arguments are those of `pgd`.
 
     Returns:
-        For each image the nearest misclassified point of all queries, projected into the ball. It is an adversarial
-        example if that point was inside the ball, and probably not otherwise. Images without a misclassified point
-        are returned unchanged.
-
-    Raises:
-        DependencyError: foolbox is not installed.
+        For each image the misclassified point on the best ray, projected into the ball. It is an adversarial example if
+        that point was inside the ball, and probably not otherwise. Images without a misclassified point are returned
+        unchanged.
     """
-    foolbox = _foolbox()
-    with seeded_by(generator, images.device), torch.no_grad():  # foolbox uses the global generators
-        return _hop_skip_jump(foolbox, model, images, labels, threat, steps, generator, evaluations)
-
-
-def foolbox_installed() -> bool:
-    """Whether `hop_skip_jump` can run."""
-    return importlib.util.find_spec("foolbox") is not None
-
-
-def _foolbox() -> Any:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # from scipy, for names that foolbox imports
-            return importlib.import_module("foolbox")
-    except ModuleNotFoundError as error:
-        if error.name != "foolbox":  # a package that foolbox needs is missing
-            raise
-        raise DependencyError(
-            "hop_skip_jump needs foolbox, which is not installed; run: pip install 'pytest-gradmask[decision]'"
-        ) from error
-
-
-def _hop_skip_jump(
-    foolbox: Any,
-    model: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    threat: ThreatModel,
-    steps: int,
-    generator: torch.Generator,
-    evaluations: int,
-) -> Tensor:
+    count, size = len(images), images[0].numel()
     low, high = threat.bounds
-    # foolbox clips to [0, 1] whatever the bounds are, so it gets images in this range.
-    unit = ((images - low) / (high - low)).clamp(0, 1)
-    starts = _starts(model, unit, labels, threat, generator)
+    # Lengths of rays are changes of one pixel. Along a whole diagonal of the bounds, all pixels are clipped.
+    pixel_eps = threat.eps if threat.norm == "Linf" else threat.eps / size**0.5
     x_adv = images.clone()
-    (ready,) = (starts != unit).flatten(1).any(1).nonzero(as_tuple=True)
-    if len(ready) == 0:
-        return x_adv
-    queries = (
-        sum(int(evaluations * math.sqrt(step + 1)) + _LINE_SEARCH_QUERIES for step in range(steps))
-        + _LINE_SEARCH_QUERIES
+    state = _Rays(
+        index=torch.arange(count, device=images.device),
+        images=images,
+        labels=labels,
+        signs=images.new_ones(count, size),
+        radius=images.new_full((count,), torch.inf),
+        trial=images.new_ones(count, size),
+        low=images.new_zeros(count),
+        high=images.new_full((count,), high - low),
+        searching=torch.zeros_like(labels, dtype=torch.bool),
+        level=torch.zeros_like(labels),
+        block=torch.zeros_like(labels),
     )
-    decisions = _Decisions(model, images[ready], labels[ready], threat, queries)
-    attack = foolbox.attacks.HopSkipJumpAttack(
-        steps=steps, initial_gradient_eval_steps=evaluations, constraint=threat.norm.lower()
-    )
-    try:
-        attack.run(
-            foolbox.PyTorchModel(decisions, bounds=(0, 1), device=images.device),
-            unit[ready],
-            foolbox.criteria.Misclassification(labels[ready]),
-            starting_points=starts[ready],
-        )
-    except _QueriesSpentError:
-        pass
-    except (AssertionError, ValueError) as error:
-        contradicted = isinstance(error, AssertionError) or "starting_points" in str(error)
-        if decisions.model_is_running or not contradicted:
-            raise
-    x_adv[ready] = threat.project(decisions.nearest, images[ready])
-    return x_adv
+    with torch.no_grad():
+        for _ in range(steps):
+            if len(state.index) == 0:
+                break
+            length = torch.where(state.searching, (state.low + state.high) / 2, state.high)
+            points = (state.images + (length[:, None] * state.trial).view_as(state.images)).clamp(low, high)
+            wrong = model(points).argmax(1) != state.labels
+            x_adv[state.index[wrong]] = points[wrong]
+            _narrow(state, wrong, length, tolerance=_TOLERANCE * pixel_eps)
+            state = state.select(~(state.radius <= pixel_eps))
+    return threat.project(x_adv, images)
 
 
-def _scaled_to_bounds(unit: Tensor, threat: ThreatModel) -> Tensor:
-    low, high = threat.bounds
-    return (unit * (high - low) + low).clamp(low, high)
+def _narrow(state: _Rays, wrong: Tensor, length: Tensor, *, tolerance: float) -> None:
+    """Take the answers of one query: misclassified or not, at this length of each ray."""
+    better = wrong & ~state.searching
+    state.searching = state.searching | better
+    state.signs = torch.where(better[:, None], state.trial, state.signs)
+    state.low = torch.where(better, 0, torch.where(state.searching & ~wrong, length, state.low))
+    state.high = torch.where(wrong, length, state.high)
+    state.radius = torch.where(state.searching, state.high, state.radius)
+    state.searching = state.searching & (state.high - state.low > tolerance)
+    _next_block(state, ~state.searching)
 
 
-def _starts(model: nn.Module, unit: Tensor, labels: Tensor, threat: ThreatModel, generator: torch.Generator) -> Tensor:
-    """For each image a misclassified starting point: another image of the batch, or noise. All are in [0, 1].
-
-    It is the image itself if that is misclassified already, or if no misclassified point was found.
-    """
-    starts = unit.clone()
-    without_start = model(_scaled_to_bounds(unit, threat)).argmax(1) == labels
-    for attempt in range(len(unit) - 1 + _NOISE_BATCHES):
-        if not without_start.any():
-            break
-        if attempt < len(unit) - 1:
-            candidates = unit.roll(attempt + 1, 0)
-        else:
-            candidates = torch.rand(unit.shape, generator=generator, dtype=unit.dtype).to(unit.device)
-        found = without_start & (model(_scaled_to_bounds(candidates, threat)).argmax(1) != labels)
-        starts = torch.where(found.view(-1, 1, 1, 1), candidates, starts)
-        without_start = without_start & ~found
-    return starts
+def _next_block(state: _Rays, mask: Tensor) -> None:
+    """Where ``mask`` is true, the next ray to examine is the best one with one block of signs flipped."""
+    size = state.signs.shape[1]
+    blocks = 2**state.level
+    pixel = torch.arange(size, device=state.signs.device)
+    # The blocks of a level differ by at most one pixel in size.
+    inside = (pixel * blocks[:, None]).div(size, rounding_mode="floor") == state.block[:, None]
+    flipped = torch.where(inside, -state.signs, state.signs)
+    state.trial = torch.where(mask[:, None], flipped, state.trial)
+    last = state.block + 1 >= blocks
+    finest = blocks >= size
+    state.block = torch.where(mask, torch.where(last, 0, state.block + 1), state.block)
+    state.level = torch.where(mask & last & ~finest, state.level + 1, state.level)

@@ -19,7 +19,8 @@ from pytest_gradmask.execution.first_state import FirstState
 from pytest_gradmask.loading.models.composites import Mixture
 from pytest_gradmask.randomized.streams import RandomStream
 
-_TINY_PROBABILITY = 1e-12
+#: What probabilities are raised to before their logarithm is taken.
+TINY_PROBABILITY = 1e-12
 
 
 def parameter_dtype(model: nn.Module) -> torch.dtype:
@@ -40,7 +41,7 @@ def _constants(model: nn.Module) -> Iterator[Tensor]:
 def as_logits(raw: Tensor, outputs: Outputs) -> Tensor:
     """The outputs of a model as float32 logits. For probabilities, these are their logarithms."""
     logits = raw.float()
-    return logits.clamp_min(_TINY_PROBABILITY).log() if outputs == "probabilities" else logits
+    return logits.clamp_min(TINY_PROBABILITY).log() if outputs == "probabilities" else logits
 
 
 def output_of(name: str, model: nn.Module, images: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Zero-order PGD: a black-box attack that estimates the gradient from queries (NES).
+"""Zero-order PGD: a black-box attack that estimates the gradient from queries, with its last estimate as a prior.
 
 The other score-based attack is AutoAttack's Square: `attacks.autoattack.square`.
 """
@@ -11,6 +11,9 @@ from torch import Tensor, nn
 from pytest_gradmask.attacks.evaluate import SYNC_EVERY, BestIterates, logit_margins_and_fooled, should_sync
 from pytest_gradmask.attacks.losses import Loss, logit_margin
 from pytest_gradmask.threat import ThreatModel
+
+#: What an infinite difference of losses counts as.
+_LARGE = 1e30
 
 
 def zero_order(
@@ -28,11 +31,16 @@ def zero_order(
     loss: Loss = logit_margin,
     eot: int = 1,
 ) -> Tensor:
-    """PGD along a gradient estimated from antithetic pairs of queries (NES; Ilyas et al. 2018, arXiv:1804.08598).
+    """PGD along a gradient estimated from antithetic pairs of queries (as in NES; Ilyas et al. 2018, arXiv:1804.08598).
 
     The noise is constant on cells of pixels, which is the data-dependent prior of Ilyas, Engstrom and Madry (2019,
     arXiv:1807.07978): gradients of images have most of their energy at low frequencies, and fewer dimensions need
     fewer queries. The estimate for an image uses the losses of this image only.
+
+    Gradients at consecutive iterates are alike. So one pair goes along the estimate of the last step, in place of
+    noise, and the new estimate is the projection of the gradient onto the span of all directions. This is the
+    prior-guided estimate of Cheng et al. (2019, arXiv:1906.06919) with the history as its prior (Cheng, Wu and Zhu
+    2021, arXiv:2107.10110), which needs neither further queries nor another model.
 
     Each image takes ``steps * (2 * pairs + eot) + eot`` queries. On a deterministic model (``eot=1``) it takes fewer
     once it is broken, because the attack then leaves it out.
@@ -55,6 +63,7 @@ def zero_order(
     best = BestIterates.start(images)
     x_adv, active = images, torch.arange(count, device=images.device)
     coarse_shape = (count, channels, -(-height // cell), -(-width // cell))
+    prior = torch.zeros(coarse_shape, dtype=images.dtype, device=images.device)
     with torch.no_grad():
         for step in range(steps):
             best.update(x_adv, *logit_margins_and_fooled(model, x_adv, labels[active], eot), active)
@@ -63,16 +72,48 @@ def zero_order(
                 if not still_active.any():
                     return best.adv_best
                 if eot == 1:  # a randomized defense that is fooled once can be fooled more often
-                    x_adv, active = x_adv[still_active], active[still_active]
-            grad, active_labels = torch.zeros_like(x_adv), labels[active]
-            for _ in range(pairs):
+                    x_adv, active, prior = x_adv[still_active], active[still_active], prior[still_active]
+            directions, differences, active_labels = [], [], labels[active]
+            for pair in range(pairs):
                 # Drawn for all images, so that the noise of an image does not depend on when others are broken.
-                noise = torch.randn(coarse_shape, generator=generator, dtype=images.dtype).to(images.device)[active]
-                noise = noise.repeat_interleave(cell, 2).repeat_interleave(cell, 3)[:, :, :height, :width]
+                direction = torch.randn(coarse_shape, generator=generator, dtype=images.dtype).to(images.device)[active]
+                if pair == 0 and pairs > 1:  # a single pair along the prior would never leave it
+                    direction = torch.where(prior.flatten(1).any(1).view(-1, 1, 1, 1), prior, direction)
+                noise = _fine(direction, cell)[:, :, :height, :width]
                 plus, minus = ((x_adv + sign * radius * noise).clamp(*threat.bounds) for sign in (1, -1))
                 losses = loss(model(torch.cat([plus, minus])), active_labels.repeat(2))
-                difference = losses[: len(active)] - losses[len(active) :]
-                grad += difference.to(images.dtype).view(-1, 1, 1, 1) * noise
-            x_adv = threat.project(x_adv + alpha * threat.step(grad.nan_to_num(nan=0.0)), images[active])
+                directions.append(direction)
+                differences.append(losses[: len(active)] - losses[len(active) :])
+            prior = _projection(torch.stack(directions, 1), torch.stack(differences, 1))
+            gradient = _fine(prior, cell)[:, :, :height, :width]
+            x_adv = threat.project(x_adv + alpha * threat.step(gradient), images[active])
         best.update(x_adv, *logit_margins_and_fooled(model, x_adv, labels[active], eot), active)
     return best.adv_best
+
+
+def _fine(coarse: Tensor, cell: int) -> Tensor:
+    """Each value as a square of so many pixels."""
+    return coarse.repeat_interleave(cell, 2).repeat_interleave(cell, 3)
+
+
+def _projection(directions: Tensor, differences: Tensor) -> Tensor:
+    """The least gradient that explains the differences: the projection of the true one onto the span of the directions.
+
+    Args:
+        directions: N x P x C x H x W, which may depend on each other.
+        differences: of the loss along each, N x P. One that is NaN counts as none.
+
+    Returns:
+        N x C x H x W, with a mean square of 1 like the noise; zero where no difference is left.
+    """
+    basis = directions.flatten(2).double()
+    values = differences.double().nan_to_num(nan=0.0, posinf=_LARGE, neginf=-_LARGE)
+    products = basis @ basis.mT
+    ridge = 1e-6 * products.diagonal(dim1=1, dim2=2).mean(1)  # directions may depend on each other
+    products = products + ridge[:, None, None] * torch.eye(values.shape[1], dtype=basis.dtype, device=basis.device)
+    # Without a check of errors, for which a GPU would have to wait.
+    coefficients, _ = torch.linalg.solve_ex(products, values, check_errors=False)
+    gradient = (coefficients[:, None] @ basis)[:, 0]
+    gradient = gradient / gradient.square().mean(1, keepdim=True).sqrt().clamp_min(1e-300)
+    projected: Tensor = gradient.to(directions.dtype).view_as(directions[:, 0])
+    return projected

@@ -21,9 +21,9 @@ class Budget:
         apgd_steps: of AutoAttack's APGD, on cross-entropy and targeted.
         targets: target classes of APGD-T and FAB-T (fewer where the defense has fewer).
         fab_steps: of FAB-T, for each target.
-        square_queries: of Square.
+        square_queries: of Square. RayS has twice as many: with ``full``, those of its paper.
         bpda_steps: of APGD on the bypassed defense, and of transfer attacks.
-        zero_order_steps, zero_order_pairs: of zero-order PGD; the steps are HopSkipJump's, too.
+        zero_order_steps, zero_order_pairs: of zero-order PGD.
         eot: forwards averaged in each gradient step on randomized defenses.
         pilot_samples: forwards by which a randomized defense is judged on each image.
     """

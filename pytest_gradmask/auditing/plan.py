@@ -13,7 +13,7 @@ from pytest_gradmask.attacks import autoattack
 from pytest_gradmask.attacks.arc import arc
 from pytest_gradmask.attacks.bypass.bpda import bypassed, removed
 from pytest_gradmask.attacks.bypass.inner_logits import InnerLogits
-from pytest_gradmask.attacks.decision import foolbox_installed, hop_skip_jump
+from pytest_gradmask.attacks.decision import rays
 from pytest_gradmask.attacks.ensembles import joint_margins, member_by_member
 from pytest_gradmask.attacks.eot import on_average
 from pytest_gradmask.attacks.losses import logit_margin
@@ -31,8 +31,6 @@ Run = Callable[..., Tensor]
 
 #: Name of operation-level BPDA.
 OPERATIONS = "bpda-operations"
-#: Queries of the first step of HopSkipJump. Step t has sqrt(t) times as many, so some 20 steps make 3,000.
-_EVALUATIONS = 50
 _QUICK_STEPS = 10
 
 
@@ -190,7 +188,8 @@ def _adaptive_attacks(surface: AttackSurface, budget: Budget) -> list[PlannedAtt
         return PlannedAttack(name=name, kind="adaptive", access=access, run=run, model=model, skip=skip)
 
     backbone = surface.oracle(surface.rewired(removed))
-    planned = [
+    transfer = partial(follow, stop_early=False)
+    planned = [  # the cheapest of those that often decide come first
         PlannedAttack(
             name=OPERATIONS,
             kind="adaptive",
@@ -199,6 +198,10 @@ def _adaptive_attacks(surface: AttackSurface, budget: Budget) -> list[PlannedAtt
             model=surface.oracle(surface.with_operations_bypassed()),
             checked=True,
             skip="" if surface.operations else "no operation hides the gradient",
+        ),
+        *(
+            adaptive(f"transfer-inner-{number}", "surrogate", transfer, surface.inner_oracle(inner))
+            for number, inner in enumerate(surface.inner_classifiers)
         ),
         PlannedAttack(
             name="bpda",
@@ -209,7 +212,7 @@ def _adaptive_attacks(surface: AttackSurface, budget: Budget) -> list[PlannedAtt
             checked=True,
             skip=skip,
         ),
-        adaptive("transfer-backbone", "surrogate", partial(follow, stop_early=False), backbone, skip),
+        adaptive("transfer-backbone", "surrogate", transfer, backbone, skip),
     ]
     if surface.first_state is not None:
         # The gradient of the defense, as a fresh copy gives it: an attacker with a copy can reset it before each query.
@@ -227,8 +230,7 @@ def _adaptive_attacks(surface: AttackSurface, budget: Budget) -> list[PlannedAtt
         planned += [adaptive(name, through, run, surface.oracle(around)) for name, run in on_members.items()]
     for number, source in enumerate(surface.defense.sources):
         run = partial(apgd, steps=budget.bpda_steps, stop_early=False)
-        model = Oracle(source, surface.stream, rejection=surface.rejection)
-        planned.append(adaptive(f"transfer-source-{number}", "surrogate", run, model))
+        planned.append(adaptive(f"transfer-source-{number}", "surrogate", run, surface.source_oracle(source)))
     return [*planned, *_black_box_attacks(surface, budget)]
 
 
@@ -259,12 +261,11 @@ def _black_box_attacks(surface: AttackSurface, budget: Budget) -> list[PlannedAt
     if surface.scoreless:
         planned.append(
             PlannedAttack(
-                name="hop-skip-jump",
+                name="rays",
                 kind="adaptive",
                 access="labels",
-                run=partial(hop_skip_jump, steps=budget.zero_order_steps, evaluations=_EVALUATIONS),
+                run=partial(rays, steps=2 * budget.square_queries),
                 model=surface.oracle(),
-                skip="" if foolbox_installed() else "it needs foolbox: pip install 'pytest-gradmask[decision]'",
             )
         )
     return planned

@@ -376,7 +376,11 @@ class AuditRun:
             margin=self.margin,
             confidence=self.confidence,
             operations=operations,
-            bypassed=described(surface.approximations) + ((f"all after {surface.inner}",) if surface.inner else ()),
+            bypassed=(
+                *described(surface.approximations),
+                *([f"all after {surface.inner}"] if surface.inner else []),
+                *(f"all around {inner.name}" for inner in surface.inner_classifiers),
+            ),
             predictions=schedule.predictions,
             given=len(self.ready.scorer.images),
             exhaustive=self.exhaustive,

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
-from pytest_gradmask.attacks.bypass.bpda import bypassed
-from pytest_gradmask.attacks.bypass.inner_logits import find_inner_logits
+from pytest_gradmask.attacks.bypass.bpda import bypassed, removed
+from pytest_gradmask.attacks.bypass.inner_classifiers import InnerClassifier, find_inner_classifiers
+from pytest_gradmask.attacks.bypass.inner_logits import InnerLogits, find_inner_logits
 from pytest_gradmask.attacks.bypass.operations.model import OperationsBypassed
 from pytest_gradmask.attacks.bypass.operations.search import find_operations
 from pytest_gradmask.attacks.bypass.operations.sites import Site
@@ -44,6 +45,7 @@ class AttackSurface:
         approximations: submodules of ``attacked`` to bypass, each with its BPDA approximation (None: the identity).
         operations: operations in the code of ``attacked`` that hide its gradient, and how often each runs in a pass.
         inner: a submodule of ``attacked`` that returns logits which the defense then disguises; empty if there is none.
+        inner_classifiers: submodules of the defense that classify images by themselves, and whose gradient is another.
         scoreless: whether the outputs do not change with the image, so that they do not guide a score-based attack.
         eot: forwards of ``attacked`` to average in each step; 1 unless its randomness has to be sampled.
         rejection: of a defense that may reject an image.
@@ -59,6 +61,7 @@ class AttackSurface:
     approximations: dict[str, object] = field(default_factory=dict)
     operations: dict[Site, int] = field(default_factory=dict)
     inner: str = ""
+    inner_classifiers: tuple[InnerClassifier, ...] = ()
     scoreless: bool = False
     eot: int = 1
     rejection: RejectOption | None = None
@@ -88,6 +91,10 @@ class AttackSurface:
             return OperationsBypassed(self.attacked, sites)
         members = [OperationsBypassed(member, sites) for member in self.attacked.members]
         return Mixture(members, self.attacked.weights, probabilities=self.attacked.probabilities)
+
+    def source_oracle(self, model: nn.Module) -> Oracle:
+        """The same around another model of the same classes, which returns logits."""
+        return Oracle(model, self.stream, rejection=self.rejection)
 
     def rewired(self, rewire: Callable[[nn.Module, dict[str, object]], nn.Module]) -> nn.Module:
         """``attacked`` with its approximations: member by member if it is a mixture, whose members then stay known."""
@@ -163,7 +170,29 @@ def find_attack_surface(
                 defense.model, few, defense.outputs, forwards=SEARCH_FORWARDS if randomized else 1
             )
             surface = replace(surface, inner=inner)
+    if not known and defense.bypassed_modules() is None:
+        with searching("inner classifiers", findings):
+            surface = replace(surface, inner_classifiers=_inner_classifiers(surface, few, threat))
     return replace(surface, findings=tuple(findings))
+
+
+def _inner_classifiers(surface: AttackSurface, images: Tensor, threat: ThreatModel) -> tuple[InnerClassifier, ...]:
+    """Those that differ from every model that a planned attack already takes its gradient from."""
+    attacked = [surface.source_oracle(source) for source in surface.defense.sources]
+    if surface.operations:
+        attacked.append(surface.oracle(surface.with_operations_bypassed()))
+    if surface.approximations:
+        attacked.append(surface.oracle(surface.rewired(removed)))
+    if surface.inner:
+        attacked.append(surface.inner_oracle(InnerLogits(surface.rewired(bypassed), f"model.{surface.inner}")))
+    return find_inner_classifiers(
+        surface.oracle(),
+        images,
+        threat=threat,
+        approximations=surface.approximations,
+        attacked=attacked,
+        forwards=SEARCH_FORWARDS if surface.randomized else 1,
+    )
 
 
 def known_models(defense: Defense) -> Sequence[nn.Module]:

@@ -170,7 +170,7 @@ def _packed(value: object) -> bytes:
 
 
 def _expected() -> dict[str, str]:
-    return versions("pytest-gradmask", "torch", "torchvision", "pyautoattack", "autoattack", "foolbox")
+    return versions("pytest-gradmask", "torch", "torchvision", "pyautoattack", "autoattack")
 
 
 def _arithmetic() -> tuple[Any, ...]:

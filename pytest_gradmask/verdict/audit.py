@@ -35,7 +35,7 @@ class Audit:
         images_needed: about how many images would decide an ``INCONCLUSIVE`` audit; None if more images would not.
         margin: the largest gap, as a share of images, that still counts as no masking.
         confidence: of every bound and test.
-        bypassed: names of the submodules that BPDA bypassed.
+        bypassed: what attacks bypassed: submodules, all before or after one, or all around an inner classifier.
         operations: in the code of the defense, those that hide its gradient. Operation-level BPDA replaces theirs.
         seconds: wall-clock time.
         test: name of the test that asked for the audit, if any.

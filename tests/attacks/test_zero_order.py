@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from functools import partial
+from itertools import pairwise
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from pytest_gradmask.attacks.losses import cross_entropy
-from pytest_gradmask.attacks.zero_order import zero_order
+from pytest_gradmask.attacks.zero_order import _projection, zero_order
 from pytest_gradmask.threat import Norm, ThreatModel
 from tests.toys import Detach, Half, Quantize, Recorder, Spy, draw, half_problem, linear, oracle, predictions, seeded
 
@@ -40,6 +42,62 @@ def test_cells_need_fewer_queries(norm: Norm) -> None:
     run = partial(zero_order, model, images, labels, threat=threat, steps=5, pairs=1)
     broken = {cell: int((predictions(model, run(cell=cell, generator=seeded())) != labels).sum()) for cell in (1, 8)}
     assert broken[1] < broken[8] == 10
+
+
+def directions_asked(spy: Recorder, pairs: int) -> list[Tensor]:
+    """For each step, the directions of its pairs, N x P x D; for attacks on 4 images that none of them breaks."""
+    steps = [spy.asked[start : start + pairs] for start in range(1, len(spy.asked) - 1, pairs + 1)]
+    return [torch.stack([(asked[:4] - asked[4:]).flatten(1) for asked in step], 1) for step in steps]
+
+
+def test_the_last_estimate_is_the_prior() -> None:
+    """Of a linear model, the gradient is everywhere the same: each estimate adds to what those before it know."""
+    model, images, labels = half_problem(4, (1, 8, 8), "L2", distance=1.0)
+    spy, threat = Recorder(model), ThreatModel(0.1, "L2", FAR)
+    zero_order(spy, images, labels, threat=threat, steps=20, pairs=7, cell=1, generator=seeded(1))
+    gradient = (1 - 2 * labels)[:, None] * model.weight.detach().flatten()
+    asked = directions_asked(spy, 7)
+    cosines = [functional.cosine_similarity(step[:, 0], gradient, dim=1) for step in asked]
+    assert float(cosines[0].abs().max()) < 0.5  # noise
+    assert all((after > before - 1e-3).all() for before, after in pairwise(cosines[1:]))
+    assert float(cosines[-1].min()) > 0.8
+    others = torch.cat([functional.cosine_similarity(step[:, 1:], gradient[:, None], dim=2) for step in asked])
+    assert float(others.abs().mean()) < 0.2  # control: the other pairs stay noise
+
+
+def test_a_single_pair_goes_along_noise() -> None:
+    model, images, labels = half_problem(4, (1, 8, 8), "L2", distance=1.0)
+    spy, threat = Recorder(model), ThreatModel(0.1, "L2", FAR)
+    zero_order(spy, images, labels, threat=threat, steps=5, pairs=1, cell=1, generator=seeded(1))
+    first, *later = directions_asked(spy, 1)
+    assert all(functional.cosine_similarity(first, each, dim=2).abs().max() < 0.6 for each in later)
+
+
+@pytest.mark.parametrize("pairs", [1, 5, 12, 40])
+def test_projection_onto_the_span(pairs: int) -> None:
+    """With as many directions as dimensions, or more, it is the gradient itself."""
+    directions, gradient = (
+        torch.randn(3, pairs, 3, 2, 2, generator=seeded()),
+        torch.randn(3, 3, 2, 2, generator=seeded(1)),
+    )
+    differences = (directions * gradient[:, None]).flatten(2).sum(2)
+    found = _projection(directions, differences)
+    torch.testing.assert_close(found.square().flatten(1).mean(1), torch.ones(3))
+    span, _ = torch.linalg.qr(directions.flatten(2).mT)
+    expected = (span @ span.mT @ gradient.flatten(1)[:, :, None])[:, :, 0]
+    cosine = functional.cosine_similarity(found.flatten(1), expected if pairs < 12 else gradient.flatten(1), dim=1)
+    torch.testing.assert_close(cosine, torch.ones(3))
+
+
+def test_projection_of_what_depends_on_each_other_or_is_no_number() -> None:
+    directions = torch.randn(4, 6, 1, 4, 4, generator=seeded())
+    directions[:, 1] = directions[:, 0]
+    differences = torch.ones(4, 6)
+    differences[1, 2], differences[2, 3], differences[3] = torch.nan, torch.inf, 0
+    found = _projection(directions, differences)
+    assert found.isfinite().all()
+    assert found[:3].flatten(1).any(1).all()
+    assert not found[3].any()
 
 
 @pytest.mark.parametrize("front", [Quantize(), Detach()], ids=["quantized", "detached"])

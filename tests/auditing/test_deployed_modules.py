@@ -202,6 +202,7 @@ def test_a_search_that_raises_has_found_nothing() -> None:
     assert [message.partition(" found")[0] for message in messages] == [
         "the search for parts to bypass",
         "the search for inner logits",
+        "the search for inner classifiers",
     ]
     assert all("TypeError: no hooks here" in message for message in messages)
 

@@ -16,7 +16,7 @@ ACCESS: dict[str, Access] = {
     "transfer-backbone": "surrogate",
     "square": "scores",
     "zero-order": "scores",
-    "hop-skip-jump": "labels",
+    "rays": "labels",
 }
 
 
@@ -50,7 +50,7 @@ def test_a_small_difference_is_no_finding() -> None:
     [
         pytest.param("square", ["black-box-beats-white-box", "transfer-failure"], id="square"),
         pytest.param("zero_order", ["black-box-beats-white-box", "transfer-failure"], id="zero-order"),
-        pytest.param("hop_skip_jump", ["black-box-beats-white-box", "transfer-failure"], id="hop-skip-jump"),
+        pytest.param("rays", ["black-box-beats-white-box", "transfer-failure"]),
         pytest.param("transfer_backbone", ["transfer-beats-white-box"], id="transfer"),
         pytest.param("bpda", ["bypass-beats-white-box"], id="bpda"),
     ],

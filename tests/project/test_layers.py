@@ -34,7 +34,7 @@ LAYERS = (
 )
 FILES = sorted(file for file in PACKAGE.rglob("*.py") if file != PACKAGE / "__init__.py")
 HEAVY = (
-    *("torch", "torchvision", "timm", "pyautoattack", "autoattack", "foolbox", "ray"),
+    *("torch", "torchvision", "timm", "pyautoattack", "autoattack", "ray"),
     *("matplotlib", "jinja2", "markdown_it", "PIL"),
 )
 
