@@ -56,6 +56,12 @@ def normal_number_left_over() -> None:
 
 
 @pytest.fixture
+def no_operations_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Masks whose operations cannot be watched, such as compiled ones: what finds them without operation-level BPDA?"""
+    monkeypatch.setattr("pytest_gradmask.auditing.surface.find_operations", lambda *_, **__: {})
+
+
+@pytest.fixture
 def pytester(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
     """Runs tests in the order in which they are written."""
     monkeypatch.setenv("PYTEST_ADDOPTS", "-p no:randomly")

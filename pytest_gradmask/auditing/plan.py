@@ -189,16 +189,7 @@ def _adaptive_attacks(surface: AttackSurface, budget: Budget) -> list[PlannedAtt
 
     backbone = surface.oracle(surface.rewired(removed))
     transfer = partial(follow, stop_early=False)
-    planned = [  # the cheapest of those that often decide come first
-        PlannedAttack(
-            name=OPERATIONS,
-            kind="adaptive",
-            access="bypass",
-            run=follow,
-            model=surface.oracle(surface.with_operations_bypassed()),
-            checked=True,
-            skip="" if surface.operations else "no operation hides the gradient",
-        ),
+    planned = [  # inner classifiers first: their passes are cheap, and what they break often decides
         *(
             adaptive(f"transfer-inner-{number}", "surrogate", transfer, surface.inner_oracle(inner))
             for number, inner in enumerate(surface.inner_classifiers)
@@ -214,6 +205,12 @@ def _adaptive_attacks(surface: AttackSurface, budget: Budget) -> list[PlannedAtt
         ),
         adaptive("transfer-backbone", "surrogate", transfer, backbone, skip),
     ]
+    if surface.operations:
+        model = surface.oracle(surface.with_operations_bypassed())
+        natural = PlannedAttack(
+            name=OPERATIONS, kind="adaptive", access="bypass", run=follow, model=model, checked=True
+        )
+        planned.insert(0, natural)
     if surface.first_state is not None:
         # The gradient of the defense, as a fresh copy gives it: an attacker with a copy can reset it before each query.
         planned.insert(0, adaptive("apgd-fresh", "gradient", follow, surface.oracle(surface.attacked)))

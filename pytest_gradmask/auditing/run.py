@@ -218,6 +218,10 @@ class AuditRun:
             None where the defense turned out to be stateful, and ``fresh`` has it: the audit then begins again.
         """
         schedule, probed = self.schedule, False
+        if not any(schedule.every_clean):  # it may have answered earlier queries before it was scored
+            self.findings += self._ask_in_many_ways()
+            if self._begins_again():
+                return None
         adaptive = sum(attack.kind == "adaptive" for attack in schedule.planned)
         for analysis, images in self._plan():
             schedule.admit(images)
@@ -332,6 +336,8 @@ class AuditRun:
         if self.fresh is not None:  # what it is compared with answers as it does
             self.original = replace(self.original, copy=None)
         surface, (images, labels) = self.ready.surface, self._correct()
+        if not len(images):
+            images, labels = self.ready.scorer.images, self.ready.scorer.labels
         try:
             found, self.recording = check_consistency(
                 surface.oracle(), surface.oracle(surface.attacked), images, labels, threat=self.ready.scorer.threat,

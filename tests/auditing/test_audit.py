@@ -38,6 +38,8 @@ from tests.toys import (
     seeded,
 )
 
+pytestmark = pytest.mark.usefixtures("no_operations_found")
+
 FRONT_ENDS: dict[str, Callable[[], nn.Module]] = {
     "quantized": Quantize,
     "quantized-in-place": QuantizeInPlace,
@@ -343,7 +345,9 @@ def test_a_defense_that_breaks_down_under_attack_is_no_pass() -> None:
 
     result = audited(Weary().eval(), threat=ThreatModel(1e-6))
     assert result.verdict is Verdict.INCONCLUSIVE
-    assert "failed" in {attack.status for attack in result.attacks}
+    assert "failed" in {attack.status for attack in result.attacks} or "stateful" in {
+        finding.id for finding in result.findings
+    }
 
 
 def test_nan_logits_under_attack_count_as_broken() -> None:

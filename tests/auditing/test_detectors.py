@@ -15,6 +15,8 @@ from pytest_gradmask.verdict.results import Verdict
 from tests.auditing.detector_toys import REJECTED, TwoHalves, agreeing, detector_audit, perfect_audit
 from tests.toys import Detach, KillGradient, Noisy, Quantize, audited, draw, linear
 
+pytestmark = pytest.mark.usefixtures("no_operations_found")
+
 
 def test_nothing_breaks_a_perfect_detector() -> None:
     audit = perfect_audit(declared=True)

@@ -18,6 +18,8 @@ from pytest_gradmask.verdict.audit import Audit
 from pytest_gradmask.verdict.results import AttackResult
 from tests.toys import IMAGES, TINY, KillGradient, Quantize, audited, linear, masked
 
+pytestmark = pytest.mark.usefixtures("no_operations_found")
+
 
 def sign_step(
     model: nn.Module, images: torch.Tensor, labels: torch.Tensor, *, threat: ThreatModel, **_: object

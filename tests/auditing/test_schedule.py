@@ -21,6 +21,8 @@ from pytest_gradmask.randomized.streams import RandomStream
 from pytest_gradmask.verdict.results import AttackResult, Prediction
 from tests.toys import CPU, TINY, KillGradient, linear, masked
 
+pytestmark = pytest.mark.usefixtures("no_operations_found")
+
 CLEAN = [True] * 9 + [False]
 GRADIENT = ["apgd-ce", "apgd-t", "fab-t"]
 ADAPTIVE = ["bpda", "transfer-backbone", "square", "zero-order"]

@@ -18,6 +18,8 @@ from pytest_gradmask.verdict.results import Verdict
 from tests.execution.test_engine import Elsewhere
 from tests.toys import IMAGES, THREAT, TINY, Counting, Noisy, Quantize, linear, masked, predictions, seeded, timeless
 
+pytestmark = pytest.mark.usefixtures("no_operations_found")
+
 LABELS = predictions(linear(), IMAGES)
 #: No two of the images are as near to each other.
 RADIUS = 0.3

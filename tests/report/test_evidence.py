@@ -37,6 +37,8 @@ from tests.toys import (
     seed_all,
 )
 
+pytestmark = pytest.mark.usefixtures("no_operations_found")
+
 PARTS = ("curves", "noise", "landscapes", "pictures")
 
 

@@ -125,7 +125,7 @@ def test_handmade_audits_match_the_schema() -> None:
 
 def test_every_field_is_described_required_and_closed() -> None:
     found = list(objects(SCHEMA))
-    assert len(found) == 11
+    assert len(found) == 12
     for each in found:
         assert each["additionalProperties"] is False
         required = each.get("required") or each["anyOf"][1]["required"]
