@@ -3,7 +3,9 @@
 ``python -m audits.trained_masks train NAME --data imagefolder:DIR --test npz:FILE --out DIR`` trains a recipe of
 `recipes.toml`, or goes on with it; ``measure`` measures a run on more images; ``stronger`` attacks it for
 longer; ``collect`` writes its results beside this file; ``roughness`` follows that of every snapshot in the folder;
-``untrained`` measures front ends with random residuals of several sizes; ``table`` prints all results.
+``transfer`` attacks several runs
+through each other and their ensemble; ``untrained`` measures front ends with random residuals of several sizes;
+``table`` prints all results.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from audits.trained_masks.results import Log, collect, keep, table
 from audits.trained_masks.roughness import at_start, of_snapshots
 from audits.trained_masks.storage import load_run, save_run, stored_recipe
 from audits.trained_masks.training import Run, Seen, new_front_end
+from audits.trained_masks.transfer import transfer
 from audits.trained_masks.untrained import untrained
 
 
@@ -46,6 +49,12 @@ def main(arguments: list[str] | None = None) -> None:
     own.add_argument("--out", type=Path, required=True, help="folder of the runs")
     own.add_argument("--test", required=True, help="images to measure on")
     own.add_argument("--images", type=int, default=16, help="how many of those")
+    own = commands.add_parser("transfer")
+    own.add_argument("name", help="of the result")
+    own.add_argument("runs", nargs="+", help="names of recipes, two or more")
+    own.add_argument("--out", type=Path, required=True, help="folder of the runs")
+    own.add_argument("--test", required=True, help="images to measure on")
+    own.add_argument("--images", type=int, default=64, help="how many of those")
     own = commands.add_parser("untrained")
     own.add_argument("--data", required=True, help="images whose statistics batch norm takes; 256 of them")
     own.add_argument("--test", required=True, help="images to measure on")
@@ -62,6 +71,7 @@ def main(arguments: list[str] | None = None) -> None:
             "stronger": _stronger,
             "collect": _collect,
             "roughness": _roughness,
+            "transfer": _transfer,
             "untrained": _untrained,
         }
         actions[options.command](options)
@@ -133,6 +143,18 @@ def _roughness(options: argparse.Namespace) -> None:
     sizes = [(depth, width) for depth in (9, 17, 25, 33, 49) for width in (16, 64)]
     start = [row for normalized in (False, True) for row in at_start(images, sizes, normalized=normalized)]
     print(keep("roughness", {"images": len(images), "at_start": start, "snapshots": rows}))
+
+
+def _transfer(options: argparse.Namespace) -> None:
+    front_ends, backbones, runs = {}, {}, []
+    for name in options.runs:
+        recipe = load_recipes()[name]
+        front_ends[name] = new_front_end(recipe).eval().requires_grad_(False)
+        step = load_run(options.out / f"{name}.safetensors", front_ends[name])
+        backbones[name] = load_checkpoint(recipe.backbone).requires_grad_(False)
+        runs.append({"run": name, "step": step, "backbone": recipe.backbone})
+    figures = transfer(front_ends, backbones, load_dataset(options.test, samples=options.images))
+    print(keep(f"transfer-{options.name}", {"runs": runs, **figures}))
 
 
 def _untrained(options: argparse.Namespace) -> None:

@@ -1,6 +1,6 @@
 """All that this folder takes from pytest-gradmask."""
 
-from pytest_gradmask import Composite, Dataset, ThreatModel, apgd, bypassed, load_dataset, pgd
+from pytest_gradmask import Composite, Dataset, Mixture, ThreatModel, apgd, bypassed, load_dataset, pgd, transfer_matrix
 from pytest_gradmask.auditing.research import CIFAR10_MEAN, CIFAR10_STD, folded, load_checkpoint, replaced
 
 __all__ = [
@@ -8,6 +8,7 @@ __all__ = [
     "CIFAR10_STD",
     "Composite",
     "Dataset",
+    "Mixture",
     "ThreatModel",
     "apgd",
     "bypassed",
@@ -16,4 +17,5 @@ __all__ = [
     "load_dataset",
     "pgd",
     "replaced",
+    "transfer_matrix",
 ]

@@ -21,6 +21,7 @@ from audits.trained_masks.results import Log, collect, table
 from audits.trained_masks.roughness import of_snapshots, roughness
 from audits.trained_masks.storage import save_run, stored_recipe
 from audits.trained_masks.training import Run, Seen, new_front_end
+from audits.trained_masks.transfer import transfer
 from audits.trained_masks.untrained import random_front_end
 
 
@@ -238,3 +239,13 @@ def test_layers_stay_rough_under_a_smooth_readout(tmp_path: Path) -> None:
     (row,) = of_snapshots([tmp_path / "one.safetensors"], torch.rand(4, 3, 16, 16))
     assert (row["run"], row["step"], row["roughness"]) == ("small", 3, 0)
     assert row["layers"] > 5
+
+
+def test_attacks_transfer_between_equal_front_ends() -> None:
+    shared = backbone().eval().requires_grad_(False)
+    front_ends = {name: IdentityStart(depth=3, width=4).eval().requires_grad_(False) for name in ("first", "second")}
+    found = transfer(front_ends, dict.fromkeys(front_ends, shared), data())
+    for attack in ("gradient", "bpda"):
+        assert found[attack]["first"]["second"] == found[attack]["first"]["first"], "both are the identity"
+    assert found["common"] <= found["images"] == 16
+    assert found["ensemble"]["pgd"] <= found["ensemble"]["clean"]
