@@ -192,7 +192,7 @@ def _settings(audit: Mapping[str, Any], evidence: Mapping[str, Any]) -> dict[str
         if audit["exhaustive"]
         else "no, the audit ended once its verdict was decided",
         "operations that hide the gradient": "; ".join(map(_operation, audit["operations"])) or "none found",
-        "bypassed by BPDA": ", ".join(audit["bypassed"]) or "nothing",
+        "bypassed": ", ".join(audit["bypassed"]) or "nothing",
         "seed": str(provenance["seed"]),
         "device": str(provenance["device"]),
         "versions": ", ".join(f"{name} {version}" for name, version in provenance["versions"].items()),

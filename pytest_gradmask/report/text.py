@@ -52,7 +52,7 @@ def explain(audit: Audit, expected: str) -> str:
             "(docs/statistics.md#repeated-audits)"
         )
     if audit.bypassed:
-        lines.append(f"bypassed by BPDA: {', '.join(audit.bypassed)}")
+        lines.append(f"bypassed: {', '.join(audit.bypassed)}")
     lines += [f"finding {finding.id}: {finding.message} ({finding.link})" for finding in audit.findings]
     lines += ["", _NEXT_STEP.get(audit.verdict) or _go_on(audit)]
     return "\n".join(lines)

@@ -69,7 +69,7 @@ def test_verdicts_reach_the_terminal_and_the_json_file(pytester: pytest.Pytester
     assert masked["gap"]["low"] > 0
     assert masked["gap"]["low"] <= masked["gap"]["estimate"] <= masked["gap"]["high"]
     assert masked["clean_accuracy"]["count"] == 20
-    bpda = masked["robust_accuracy"]["bpda"]
+    bpda = masked["robust_accuracy"]["bpda-operations"]
     assert bpda["kind"] == "adaptive"
     assert bpda["value"] == bpda["count"] / 20 <= 0.2
     assert bpda["low"] <= bpda["value"] <= bpda["high"]
@@ -120,7 +120,7 @@ def test_a_failure_message_explains(pytester: pytest.Pytester) -> None:
             "*bpda*adaptive*",
             "*placebo*placebo*",
             "*masking gap beyond the placebo:*at 99% confidence*",
-            "*bypassed by BPDA: 0*",
+            "*bypassed: 0*",
             "*finding zero-gradient:*",
             "*Report the figure under the adaptive attacks*",
         ]

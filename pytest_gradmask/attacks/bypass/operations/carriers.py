@@ -141,8 +141,8 @@ class Carriers:
             return found
         if len(table) < 2:
             return None
-        slopes = torch.gradient(numbers, dim=0)[0][index]
-        followed: Tensor = slopes * carried.values.reshape(*index.shape, *[1] * (slopes.ndim - index.ndim))
+        rates = torch.gradient(numbers, dim=0)[0][index]
+        followed: Tensor = rates * carried.values.reshape(*index.shape, *[1] * (rates.ndim - index.ndim))
         return followed
 
     def one_hot(self, index: Tensor, classes: int) -> Tensor | None:
@@ -237,9 +237,9 @@ def _masked_fill(carriers: Carriers, arguments: Any, _: Any) -> Any:
 
 
 def _mode(carriers: Carriers, arguments: Any, options: Any) -> Any:
-    votes = arguments[0]
+    answers = arguments[0]
     dim = arguments[1] if len(arguments) > 1 else options.get("dim", -1)
-    weights = carriers.weights(votes)
+    weights = carriers.weights(answers)
     if weights is None:
         return None
     share = weights.mean(dim if dim >= 0 else dim - 1)

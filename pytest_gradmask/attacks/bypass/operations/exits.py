@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
-#: Least correlation of what came back with what left, for both to be the same image.
+#: Least size of the correlation of what came back with what left, for both to be the same image, or its negative.
 _CORRELATION = 0.5
 #: A batch of more images than this is not searched for the one that came back.
 _BATCH = 512
@@ -66,6 +66,6 @@ def _matched(source: Tensor, tensor: Tensor) -> Tensor | None:
         mean = values.mean()
         values = values - mean
         product, size = values @ target, (values @ values) * (target @ target)
-        if size > 0 and product >= _CORRELATION * size.sqrt():
+        if size > 0 and product.abs() >= _CORRELATION * size.sqrt():
             return turned * float(product / (values @ values))
     return None

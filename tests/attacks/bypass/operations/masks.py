@@ -355,6 +355,11 @@ def numpy_stacked(x: Tensor) -> Tensor:
 
 
 @mask
+def numpy_negative(x: Tensor) -> Tensor:
+    return 1 - torch.from_numpy((31 * (1 - x.detach().numpy())).round() / 31)  # hides: Tensor.detach, Tensor.numpy
+
+
+@mask
 def lists(x: Tensor) -> Tensor:
     return torch.tensor(x.detach().tolist())  # hides: Tensor.detach, Tensor.tolist
 

@@ -176,13 +176,13 @@ def test_masks_in_residual_branches_of_a_network() -> None:
     assert find_operations(honest, IMAGES) == {}
 
 
-def test_votes_of_members_become_soft() -> None:
+def test_majority_of_members_becomes_soft() -> None:
     members = [Masked(partial(torch.add, shift)) for shift in torch.tensor([0.0, 0.1, 0.2])]
 
     class Majority(nn.Module):
         def forward(self, images: Tensor) -> Tensor:
-            votes = torch.stack([member(images).argmax(1) for member in members])
-            return nn.functional.one_hot(torch.mode(votes, 0).values, 10).float()
+            answers = torch.stack([member(images).argmax(1) for member in members])
+            return nn.functional.one_hot(torch.mode(answers, 0).values, 10).float()
 
     model = Majority()
     (site,) = find_operations(model, IMAGES)
