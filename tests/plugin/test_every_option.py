@@ -33,7 +33,7 @@ OPTIONS = {
     "--gradmask-no-cache": "test_cache_option.py::test_no_cache_neither_reads_nor_writes",
     "--gradmask-samples": "test_fixtures.py::test_images_are_chosen_by_option_and_seed",
     "--gradmask-timeout": "test_timeout.py::test_a_hanging_defense_is_inconclusive",
-    "--gradmask-seed": "test_attempts.py::test_another_seed_is_another_attempt",
+    "--gradmask-seed": "test_attempts.py::test_audits_with_another_seed_are_counted_and_change_nothing",
 }
 INI_VALUES = {
     "gradmask": "test_options.py::test_the_ini_value_turns_audits_on",

@@ -223,6 +223,7 @@ def test_randomized_defense_and_its_classifier() -> None:
     assert found(Noisy(linear(), 0.1), forwards=4) == ["model"]
 
 
+@pytest.mark.usefixtures("no_operations_found")
 @pytest.mark.parametrize("code", [counted_answers, in_turn])
 def test_audit_finds_the_mask(code: Callable[[nn.Module, Tensor], Tensor]) -> None:
     seen = audited(Around(code), threat=ThreatModel(0.2))

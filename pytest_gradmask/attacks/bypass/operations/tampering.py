@@ -5,18 +5,30 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from pytest_gradmask.attacks.bypass.operations.arguments import cut, tracked
-from pytest_gradmask.attacks.bypass.operations.sites import site_here
-
-if TYPE_CHECKING:
-    from pytest_gradmask.attacks.bypass.operations.watch import Watch
+from pytest_gradmask.attacks.bypass.operations.carriers import Carriers
+from pytest_gradmask.attacks.bypass.operations.exits import Exits
+from pytest_gradmask.attacks.bypass.operations.sites import Site, site_here
 
 Call = Callable[..., Any]
+
+
+class Watch(Protocol):
+    """What these functions need of a `watch.Watch`, which has the meaning of each attribute."""
+
+    carriers: Carriers
+    exits: Exits
+    block: Site | None
+    inference: Site | None
+    optimised: list[Tensor]
+
+    def replaces(self, site: Site) -> bool: ...
+
 
 #: The functions behind ``tensor.data`` and ``tensor.requires_grad = ...``.
 DATA = torch.Tensor.data.__get__  # type: ignore[attr-defined]
