@@ -17,6 +17,8 @@ PAGE = HERE.parent.parent / "docs" / "known-defenses.md"
 
 #: Attacks that have a column, in the order in which they run.
 _ATTACKS = {
+    "bpda-operations": "operations",
+    "transfer-inner-0": "inner classifier",
     "bpda": "BPDA",
     "transfer-backbone": "transfer",
     "inner-logits": "inner logits",
@@ -42,6 +44,7 @@ def markdown(records: Mapping[str, Record]) -> str:
         _summary(ordered),
         "## Verdicts",
         _verdicts(ordered),
+        *_code(ordered),
         "## Findings and flags",
         _evidence(ordered),
         *_repeats(ordered),
@@ -119,6 +122,48 @@ def _verdicts(records: Mapping[str, Record]) -> str:
         "no figure if it cannot run on the defense or was skipped."
     )
     return f"{note}\n\n{table(headings, rows)}"
+
+
+def _code(records: Mapping[str, Record]) -> list[str]:
+    """Operation-level BPDA beside the attacks that had to do without it, where it found something."""
+    rows, reached = [], []
+    for name, record in records.items():
+        audit = record["audit"]
+        found = audit["robust_accuracy"].get("bpda-operations")
+        if found is None or found.get("value") is None:
+            continue
+        left, reference = audit["gradient_attacks"]["value"], record["truth"]["reference"][0]
+        share = (left - found["value"]) / (left - reference) if truth_of(record) == "MASKED" else None
+        reached += [] if share is None else [share]
+        costs = [_cost(audit["robust_accuracy"].get(attack)) for attack in ("bpda-operations", "bpda", "square")]
+        lines = ", ".join(
+            f"`{each['name']}` at {Path(each['file']).name}:{each['line']}" for each in audit["operations"]
+        )
+        rows.append(
+            [name, _percent(reference), *costs, _cost(audit["robust_accuracy"].get("zero-order")), _share(share), lines]
+        )
+    if not rows:
+        return []
+    text = (
+        "Operation-level BPDA ([how it works](operations.md)) runs where an operation in the code hides the gradient. "
+        "The audit got no hint. Each cell has the robust accuracy after the attack in %, and its seconds on the "
+        "survivors of the gradient attacks. *Reached* is the share of what the reference breaks beyond the gradient "
+        "attacks that operation-level BPDA breaks alone."
+    )
+    if reached:
+        text += f" On the {len(reached)} of these that mask, it is at least {100 * min(reached):.0f} %."
+    headings = ["defense", "reference", "operations", "BPDA", "Square", "zero-order", "reached", "hidden by"]
+    return ["## Masks in code", text, table(headings, rows)]
+
+
+def _cost(attack: Record | None) -> str:
+    if attack is None or attack.get("value") is None:
+        return "-"
+    return f"{_percent(attack['value'])} ({attack['seconds']:.0f} s)"
+
+
+def _share(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.0f} %"
 
 
 def _evidence(records: Mapping[str, Record]) -> str:
