@@ -135,13 +135,12 @@ def _code(records: Mapping[str, Record]) -> list[str]:
         left, reference = audit["gradient_attacks"]["value"], record["truth"]["reference"][0]
         share = (left - found["value"]) / (left - reference) if truth_of(record) == "MASKED" else None
         reached += [] if share is None else [share]
-        costs = [_cost(audit["robust_accuracy"].get(attack)) for attack in ("bpda-operations", "bpda", "square")]
+        compared = ("bpda-operations", "bpda", "square", "zero-order")
+        costs = [_cost(audit["robust_accuracy"].get(attack)) for attack in compared]
         lines = ", ".join(
             f"`{each['name']}` at {Path(each['file']).name}:{each['line']}" for each in audit["operations"]
         )
-        rows.append(
-            [name, _percent(reference), *costs, _cost(audit["robust_accuracy"].get("zero-order")), _share(share), lines]
-        )
+        rows.append([name, _percent(reference), *costs, _share(share), lines])
     if not rows:
         return []
     text = (

@@ -86,11 +86,7 @@ class AttackSurface:
 
     def with_operations_bypassed(self) -> nn.Module:
         """``attacked`` with natural gradients of its operations: member by member if it is a mixture."""
-        sites = tuple(self.operations)
-        if not isinstance(self.attacked, Mixture):
-            return OperationsBypassed(self.attacked, sites)
-        members = [OperationsBypassed(member, sites) for member in self.attacked.members]
-        return Mixture(members, self.attacked.weights, probabilities=self.attacked.probabilities)
+        return self._member_by_member(lambda model: OperationsBypassed(model, self.operations))
 
     def source_oracle(self, model: nn.Module) -> Oracle:
         """The same around another model of the same classes, which returns logits."""
@@ -102,11 +98,18 @@ class AttackSurface:
             return rewire(self.attacked, self.approximations)
         modules = dict(self.attacked.named_modules(remove_duplicate=False))
         by_module = {modules[name]: approximation for name, approximation in self.approximations.items()}
-        members = [
+        return self._member_by_member(
             # By module, not by name: members may share one.
-            rewire(member, {name: by_module[module] for name, module in member.named_modules() if module in by_module})
-            for member in self.attacked.members
-        ]
+            lambda member: rewire(
+                member, {name: by_module[module] for name, module in member.named_modules() if module in by_module}
+            )
+        )
+
+    def _member_by_member(self, make: Callable[[nn.Module], nn.Module]) -> nn.Module:
+        """What is made of ``attacked`` or, if it is a mixture, the mixture of what is made of each of its members."""
+        if not isinstance(self.attacked, Mixture):
+            return make(self.attacked)
+        members = [make(member) for member in self.attacked.members]
         return Mixture(members, self.attacked.weights, probabilities=self.attacked.probabilities)
 
 

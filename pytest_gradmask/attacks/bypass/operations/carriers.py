@@ -11,7 +11,14 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from pytest_gradmask.attacks.bypass.bpda import straight_through
 from pytest_gradmask.attacks.bypass.operations.arguments import in_place, mapped, tensors_in
-from pytest_gradmask.attacks.bypass.operations.surrogates import ON_INTEGERS, ON_NUMBERS, SURROGATES, Carried, Surrogate
+from pytest_gradmask.attacks.bypass.operations.surrogates import (
+    ON_INTEGERS,
+    ON_NUMBERS,
+    SURROGATES,
+    Carried,
+    Surrogate,
+    expected,
+)
 
 #: Operations that only move numbers: what holds for an index holds for the probabilities of each class.
 _MOVES = {
@@ -242,9 +249,7 @@ def _mode(carriers: Carriers, arguments: Any, options: Any) -> Any:
     weights = carriers.weights(answers)
     if weights is None:
         return None
-    share = weights.mean(dim if dim >= 0 else dim - 1)
-    classes = torch.arange(share.shape[-1]).to(share)
-    return Carried((share * classes).sum(-1), share), None
+    return expected(weights.mean(dim if dim >= 0 else dim - 1)), None
 
 
 def _bincount(carriers: Carriers, arguments: Any, _: Any) -> Any:

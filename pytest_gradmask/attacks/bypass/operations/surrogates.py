@@ -123,7 +123,7 @@ def _argmax(arguments: Arguments, options: Options, sign: float = 1.0) -> Carrie
     weights = scores.softmax(dim).movedim(dim, -1)
     if keepdim:
         weights = weights.unsqueeze(dim if dim >= 0 else dim - 1)
-    return _expected(weights)
+    return expected(weights)
 
 
 def _argmin(arguments: Arguments, options: Options) -> Carried:
@@ -133,10 +133,11 @@ def _argmin(arguments: Arguments, options: Options) -> Carried:
 def _drawn_class(arguments: Arguments, options: Options) -> Carried:
     drawn = arguments[1] if len(arguments) > 1 else options["num_samples"]
     weights = arguments[0] / arguments[0].sum(-1, keepdim=True).clamp_min(_TINY)
-    return _expected(weights.unsqueeze(-2).expand(*weights.shape[:-1], drawn, weights.shape[-1]))
+    return expected(weights.unsqueeze(-2).expand(*weights.shape[:-1], drawn, weights.shape[-1]))
 
 
-def _expected(weights: Tensor) -> Carried:
+def expected(weights: Tensor) -> Carried:
+    """The expected class, with the probability of each: ... x K."""
     return Carried((weights * torch.arange(weights.shape[-1]).to(weights)).sum(-1), weights)
 
 
@@ -228,15 +229,11 @@ def _shifted(arguments: Arguments, options: Options, sign: int) -> Tensor:
     return shifted
 
 
-def _masked_bits(arguments: Arguments, options: Options) -> Tensor | None:
-    return _first(arguments, options)
-
-
 #: The same for numbers, whose bits are not truth values.
 ON_NUMBERS: dict[str, Build] = {
     **dict.fromkeys(
         ("bitwise_and", "__and__", "__iand__", "bitwise_or", "__or__", "__ior__", "bitwise_xor", "__xor__"),
-        _masked_bits,
+        _first,
     ),
     **dict.fromkeys(
         ("bitwise_right_shift", "__rshift__", "__irshift__"),
