@@ -97,7 +97,7 @@ def test_images_do_not_influence_each_other() -> None:
     torch.testing.assert_close(together, alone)
 
 
-def test_each_query_is_one_image_and_broken_images_are_left_out() -> None:
+def test_queries_are_single_images() -> None:
     model, images, labels = half_problem(2, SHAPE, "Linf", distance=5.0)
     threat = ThreatModel(1.0, bounds=(-20.0, 20.0))
     spy = Spy(model)

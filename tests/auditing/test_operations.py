@@ -1,4 +1,4 @@
-"""Audits of defenses whose code hides the gradient: told nothing, they name the line."""
+"""Audits of defenses whose code hides the gradient: without a hint, they name the line."""
 
 from __future__ import annotations
 

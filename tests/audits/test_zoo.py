@@ -3,28 +3,13 @@
 from __future__ import annotations
 
 import functools
+import importlib
+import pkgutil
 
 import pytest
 import torch
 
-from audits import test_known_defenses
-from audits.defenses import (
-    activations,
-    backward,
-    controls,
-    detectors,
-    detours,
-    inaccurate,
-    jpeg,
-    optimizers,
-    outputs,
-    pixels,
-    randomized,
-    rough,
-    shattered,
-    smoothing,
-    unsteady,
-)
+from audits import defenses, test_known_defenses
 from audits.defenses.entry import Entry
 from audits.zoo import ZOO
 from pytest_gradmask import Defense, load_dataset, load_model
@@ -57,11 +42,10 @@ def test_there_are_enough_of_both_kinds() -> None:
 
 
 def test_every_name_belongs_to_one_entry() -> None:
-    modules = (
-        shattered, jpeg, smoothing, activations, randomized, outputs, rough, optimizers, detectors, backward, unsteady,
-        pixels, detours, inaccurate, controls,
-    )  # fmt: skip
-    assert len(ZOO) == sum(len(module.ENTRIES) for module in modules)
+    modules = [
+        importlib.import_module(f"{defenses.__name__}.{each.name}") for each in pkgutil.iter_modules(defenses.__path__)
+    ]
+    assert len(ZOO) == sum(len(getattr(module, "ENTRIES", ())) for module in modules)
 
 
 def test_it_keeps_accuracy_and_has_a_story(entry: Entry) -> None:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +14,7 @@ from pytest_gradmask import Defense, InputError, ThreatModel, Verdict
 from pytest_gradmask.auditing.budgets import get_budget
 from pytest_gradmask.execution.attempts import Attempt, take_attempt
 from pytest_gradmask.verdict.interim import plan_analyses
+from tests.execution.processes import at_once
 from tests.toys import IMAGES, TINY, KillGradient, audited, linear, masked
 
 
@@ -177,13 +175,5 @@ print(*(take_attempt(folder / "cache", "question", f"{name} {turn}").number for 
 
 
 def test_no_two_processes_take_one_number(tmp_path: Path) -> None:
-    names = ["first", "second", "third"]
-    takers = [
-        subprocess.Popen([sys.executable, "-c", TAKER, str(tmp_path), name], stdout=subprocess.PIPE, text=True)
-        for name in names
-    ]
-    while not all((tmp_path / name).exists() for name in names) and all(each.poll() is None for each in takers):
-        time.sleep(0.01)
-    (tmp_path / "go").touch()
-    numbers = [int(number) for each in takers for number in each.communicate(timeout=100)[0].split()]
+    numbers = [int(number) for _, printed, _ in at_once(TAKER, tmp_path) for number in printed.split()]
     assert sorted(numbers) == [*range(1, 151)]

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +17,7 @@ from pytest_gradmask.auditing.scoring import AttackJob
 from pytest_gradmask.execution.cache import Cache
 from pytest_gradmask.verdict.audit import Audit
 from pytest_gradmask.verdict.results import AttackResult
+from tests.execution.processes import at_once
 from tests.toys import IMAGES, TINY, KillGradient, Noisy, Quantize, audited, linear, masked, predictions, timeless
 
 DEFENSES: dict[str, Callable[[], nn.Module | Defense]] = {
@@ -225,15 +223,7 @@ for turn in range(100):
 
 
 def test_several_processes_may_write_at_once(tmp_path: Path) -> None:
-    names = ["first", "second", "third"]
-    writers = [
-        subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path), name], stderr=subprocess.PIPE, text=True)
-        for name in names
-    ]
-    while not all((tmp_path / name).exists() for name in names) and all(each.poll() is None for each in writers):
-        time.sleep(0.01)
-    (tmp_path / "go").touch()
-    errors = [each.communicate(timeout=100)[1] for each in writers]
-    assert [each.returncode for each in writers] == [0, 0, 0], errors
+    ended = at_once(WRITER, tmp_path)
+    assert [code for code, _, _ in ended] == [0, 0, 0], [errors for _, _, errors in ended]
     assert len(entries(tmp_path)) == 3
     assert not list(tmp_path.rglob("*.part"))

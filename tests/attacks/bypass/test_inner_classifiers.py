@@ -243,7 +243,7 @@ def test_audit_without_a_classifier_inside_has_no_such_attack(make: Callable[[],
     assert "transfer-backbone" in names
 
 
-def test_a_source_that_the_user_names_is_not_attacked_twice() -> None:
+def test_named_source_is_attacked_once() -> None:
     model = Around(counted_answers)
     seen = audited(Defense(model, sources=[model.net]), exhaustive=True)
     assert "transfer-inner-0" not in {attack.name for attack in seen.attacks}

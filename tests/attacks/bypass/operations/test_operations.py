@@ -124,7 +124,7 @@ def test_right_custom_function_keeps_its_backward_pass() -> None:
     assert find_operations(Masked(Cube.apply), IMAGES) == {}
 
 
-def test_function_whose_forward_cannot_be_followed_keeps_its_backward_pass() -> None:
+def test_opaque_function_keeps_its_backward_pass() -> None:
     class Opaque(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, x: Tensor) -> Tensor:
