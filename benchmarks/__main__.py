@@ -14,6 +14,7 @@ from typing import Any
 from benchmarks.caching import cache_gain
 from benchmarks.defenses import find
 from benchmarks.memory import peak_memories
+from benchmarks.queries import margin_growth
 from benchmarks.records import RESULTS, machine, store
 from benchmarks.startup import startup_cost
 from benchmarks.steps import step_costs
@@ -72,6 +73,15 @@ def _strength(options: argparse.Namespace) -> Records:
         )
 
 
+def _queries(options: argparse.Namespace) -> Records:
+    data = load_dataset(options.data, samples=options.samples, seed=options.seed)
+    for name in options.names:
+        grown = margin_growth(
+            name, find(name), data, device=options.device, seed=options.seed, progress=partial(_say, name)
+        )
+        yield f"queries-{name}", grown
+
+
 def _startup(_: argparse.Namespace) -> Records:
     yield "startup", startup_cost()
 
@@ -82,6 +92,7 @@ _COMMANDS = {
     "strength": (_strength, "accuracy under attacks, beside attacks of other libraries with the same number of steps"),
     "cache": (_cache, "a second audit of an unchanged defense, beside the first"),
     "memory": (_memory, "peak memory of an audit, beside AutoAttack's"),
+    "queries": (_queries, "how margins grow under attacks that need many queries"),
     "startup": (_startup, "the plugin, installed but not used"),
 }
 

@@ -38,5 +38,9 @@ class AuditTimeoutError(GradmaskError, TimeoutError):
     """An audit has exceeded its time limit."""
 
 
+class DeadlineError(GradmaskError, TimeoutError):
+    """An attack asks the defense after its deadline. The audit then ends with what it has."""
+
+
 class LostWorkerError(EngineError):
     """The worker that ran an attack has died, and so have all retries."""

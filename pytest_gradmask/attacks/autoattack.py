@@ -12,11 +12,13 @@ from __future__ import annotations
 import importlib
 import logging
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from pytest_gradmask.attacks.hopeless import GiveUp
 from pytest_gradmask.execution.generators import random_state_kept
 from pytest_gradmask.threat import ThreatModel
 
@@ -160,13 +162,48 @@ def square(
     threat: ThreatModel,
     steps: int,
     generator: torch.Generator,
+    give_up: GiveUp | None = None,
 ) -> Tensor:
     """Upstream's Square attack (Andriushchenko et al. 2020, arXiv:1912.00049).
 
-    ``steps`` is its number of queries; ``standard``: 5,000.
+    ``steps`` is its number of queries; ``standard``: 5,000. ``give_up`` is asked after each query which images are
+    hopeless, at the cost of one query more.
     """
     attack_class = upstream("square").SquareAttack
+
     return _run(
-        attack_class, model, images, labels, threat, generator,
+        attack_class, model, images, labels, threat, generator, partial(_let_give_up, give_up, steps),
         n_queries=steps, n_restarts=1, p_init=0.8, resc_schedule=steps < 5000, verbose=False,
     )  # fmt: skip
+
+
+def _let_give_up(give_up: GiveUp | None, queries: int, attack: Any) -> None:
+    """Have upstream's Square take hopeless images for broken ones, which it leaves out.
+
+    Upstream passes on only the images that it still attacks, and does not say which. They are those whose margin is
+    above zero so far, in order.
+    """
+    if give_up is None:
+        return
+    margin_and_loss, single_run = attack.margin_and_loss, attack.attack_single_run
+
+    def run(images: Tensor, labels: Tensor) -> Any:
+        before = -margin_and_loss(images, labels)[0]
+        best, active, calls = torch.full_like(before, -torch.inf), torch.arange(len(before), device=before.device), 0
+
+        def watched(points: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+            nonlocal active, calls
+            margins, losses = margin_and_loss(points, labels)
+            if len(margins) != len(active):  # this is not the version of upstream's that was read
+                return margins, losses
+            calls += 1
+            best[active] = torch.maximum(best[active], -margins)
+            hopeless = give_up(before[active], best[active], calls / queries)
+            margins, losses = (values.masked_fill(hopeless, -torch.inf) for values in (margins, losses))
+            active = active[~hopeless & (best[active] < 0)]
+            return margins, losses
+
+        attack.margin_and_loss = watched
+        return single_run(images, labels)
+
+    attack.attack_single_run = run

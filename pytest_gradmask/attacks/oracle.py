@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from pytest_gradmask.attacks.rejection import RejectOption
 from pytest_gradmask.defense import Outputs
-from pytest_gradmask.errors import DefenseError, GradmaskError
+from pytest_gradmask.errors import DeadlineError, DefenseError, GradmaskError
 from pytest_gradmask.execution.batching import out_of_memory
 from pytest_gradmask.execution.first_state import FirstState
 from pytest_gradmask.loading.models.composites import Mixture
@@ -98,9 +99,11 @@ class Oracle(nn.Module):
         forwards, backwards: number of images passed through the defense so far, in each direction.
         calls: number of passes so far in either direction, of batches of any size.
         largest: number of images in the largest batch so far.
+        ends: when it stops to answer, in seconds since the epoch; None for never.
 
     Raises:
         DefenseError: in a forward pass, if the model raises or changes its number of classes.
+        DeadlineError: in a forward pass after ``ends``.
     """
 
     def __init__(
@@ -129,6 +132,7 @@ class Oracle(nn.Module):
         self.backwards = 0
         self.calls = 0
         self.largest = 0
+        self.ends: float | None = None
         # Attacks of other libraries read this flag, and some set the model back to it afterwards.
         self.training = False  # eval() would change the flags of the model, which belong to the user
 
@@ -152,6 +156,8 @@ class Oracle(nn.Module):
         return self._query(self.model, self._passes, images)
 
     def _query(self, model: nn.Module, passes: int, images: Tensor) -> Tensor:
+        if self.ends is not None and time.time() > self.ends:
+            raise DeadlineError("the time of this attack is over")
         self.forwards += passes * len(images)
         self.calls += passes
         self.largest = max(self.largest, len(images))

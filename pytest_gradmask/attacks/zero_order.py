@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pytest_gradmask.attacks.evaluate import SYNC_EVERY, BestIterates, logit_margins_and_fooled, should_sync
+from pytest_gradmask.attacks.hopeless import GiveUp, never
 from pytest_gradmask.attacks.losses import Loss, logit_margin
 from pytest_gradmask.threat import ThreatModel
 
@@ -30,6 +31,7 @@ def zero_order(
     step_size: float | None = None,
     loss: Loss = logit_margin,
     eot: int = 1,
+    give_up: GiveUp = never,
 ) -> Tensor:
     """PGD along a gradient estimated from antithetic pairs of queries (as in NES; Ilyas et al. 2018, arXiv:1804.08598).
 
@@ -53,6 +55,7 @@ def zero_order(
         step_size: in input units; by default ``2.5 * eps / steps``.
         eot: forward passes over which the logit margin of an iterate is averaged, for randomized defenses. The
             queries of the pairs are not repeated: their number averages over the noise of the defense as well.
+        give_up: is asked before each step which images are hopeless.
 
     The other arguments and the result are those of `pgd`.
     """
@@ -67,12 +70,17 @@ def zero_order(
     with torch.no_grad():
         for step in range(steps):
             best.update(x_adv, *logit_margins_and_fooled(model, x_adv, labels[active], eot), active)
+            if step == 0:
+                before = best.logit_margin_best.clone()
             if should_sync(images, step % SYNC_EVERY):
-                still_active = best.is_active(active)
-                if not still_active.any():
+                if best.all_fooled():
                     return best.adv_best
+                going_on = ~give_up(before[active], best.logit_margin_best[active], step / steps)
                 if eot == 1:  # a randomized defense that is fooled once can be fooled more often
-                    x_adv, active, prior = x_adv[still_active], active[still_active], prior[still_active]
+                    going_on &= best.is_active(active)
+                x_adv, active, prior = x_adv[going_on], active[going_on], prior[going_on]
+                if len(active) == 0:
+                    return best.adv_best
             directions, differences, active_labels = [], [], labels[active]
             for pair in range(pairs):
                 # Drawn for all images, so that the noise of an image does not depend on when others are broken.

@@ -1,10 +1,10 @@
-"""The attack plan: which attacks an audit runs on a defense. Gradient attacks come first, then adaptive attacks."""
+"""The attack plan: which attacks an audit runs on a defense, and which of them may wait for others."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from torch import Tensor
@@ -16,6 +16,7 @@ from pytest_gradmask.attacks.bypass.inner_logits import InnerLogits
 from pytest_gradmask.attacks.decision import rays
 from pytest_gradmask.attacks.ensembles import joint_margins, member_by_member
 from pytest_gradmask.attacks.eot import on_average
+from pytest_gradmask.attacks.hopeless import hopeless, never
 from pytest_gradmask.attacks.losses import logit_margin
 from pytest_gradmask.attacks.oracle import Oracle
 from pytest_gradmask.attacks.pgd import apgd, pgd
@@ -47,6 +48,8 @@ class PlannedAttack:
         autoattack: versions of AutoAttack that it is part of.
         by_user: whether it is an attack of the user's.
         checked: whether the attack check may test it.
+        deferred: whether it waits until adaptive attacks and placebo have run, and then gets only the images that one
+            of both sides alone has broken. On all others it cannot change the masking gap.
         skip: if not empty, why it cannot run on this defense.
     """
 
@@ -58,29 +61,37 @@ class PlannedAttack:
     autoattack: tuple[AutoAttackVersion, ...] = ()
     by_user: bool = False
     checked: bool = False
+    deferred: bool = False
     skip: str = ""
+
+    @property
+    def queries(self) -> bool:
+        """Whether it follows no gradient, and so needs many forwards. Attacks of the user's do not wait for others."""
+        return self.access in ("scores", "labels") and not self.by_user
 
 
 def plan_attacks(surface: AttackSurface, budget: Budget, *, quick: bool = False) -> list[PlannedAttack]:
-    """All gradient and adaptive attacks, in the order to run them.
+    """All gradient and adaptive attacks. Those of a kind are in the order to run them.
 
     Args:
         surface: the defense as its attacker sees it.
         budget: how hard to try.
-        quick: whether a short attack comes first, so that AutoAttack need not run on images that anything breaks.
+        quick: whether a short gradient attack comes first, and the others are deferred. Attacks that need many queries
+            then give hopeless images up.
 
     Raises:
         InputError: a user's attack has the name of another.
     """
     user_attacks = [_user_attack(surface, attack) for attack in surface.defense.own_attacks()]
-    first = [_quick_attack(surface)] if quick and not surface.randomized else []
-    gradient, adaptive = _gradient_attacks(surface, budget), _adaptive_attacks(surface, budget)
+    first = [_quick_attack(surface)] if quick else []
+    gradient, adaptive = _gradient_attacks(surface, budget), _adaptive_attacks(surface, budget, quick=quick)
     taken = {attack.name for attack in (*first, *gradient, *adaptive)} | {"placebo"}
     for attack in user_attacks:
         if attack.name in taken:
             raise InputError(f"attacks: {attack.name!r} is the name of one that every audit runs; give it another")
     # After AutoAttack's attacks, whose figure they would change; before the adaptive ones, which may be skipped early.
-    planned = [*first, *gradient, *user_attacks, *adaptive]
+    # The user's own are not deferred: who brings an attack wants to see what it does.
+    planned = [*first, *(replace(each, deferred=quick) for each in gradient), *user_attacks, *adaptive]
     for attack in planned:
         if attack.kind == "gradient":
             attack.model.first_state = None  # it asks one copy throughout, as if it knew nothing of a state
@@ -142,8 +153,10 @@ def _apgd(surface: AttackSurface, steps: int) -> Run:
 
 
 def _quick_attack(surface: AttackSurface) -> PlannedAttack:
-    run = partial(pgd, steps=_QUICK_STEPS, stop_early=True)
-    return PlannedAttack(name="pgd", kind="gradient", access="gradient", run=run, model=surface.oracle())
+    # On a randomized defense one forward says little: it goes on to points that fool more often.
+    run = partial(pgd, steps=_QUICK_STEPS, stop_early=not surface.randomized, eot=surface.eot)
+    model = surface.oracle(surface.attacked)
+    return PlannedAttack(name="pgd", kind="gradient", access="gradient", run=run, model=model)
 
 
 def _gradient_attacks(surface: AttackSurface, budget: Budget) -> list[PlannedAttack]:
@@ -178,7 +191,7 @@ def _gradient_attacks(surface: AttackSurface, budget: Budget) -> list[PlannedAtt
     return planned
 
 
-def _adaptive_attacks(surface: AttackSurface, budget: Budget) -> list[PlannedAttack]:
+def _adaptive_attacks(surface: AttackSurface, budget: Budget, *, quick: bool) -> list[PlannedAttack]:
     follow = _apgd(surface, budget.bpda_steps)
     skip = "" if surface.approximations else "no submodule to bypass was given or found"
     through: Access = "bypass" if surface.approximations else "gradient"
@@ -228,16 +241,18 @@ def _adaptive_attacks(surface: AttackSurface, budget: Budget) -> list[PlannedAtt
     for number, source in enumerate(surface.defense.sources):
         run = partial(apgd, steps=budget.bpda_steps, stop_early=False)
         planned.append(adaptive(f"transfer-source-{number}", "surrogate", run, surface.source_oracle(source)))
-    return [*planned, *_black_box_attacks(surface, budget)]
+    return [*planned, *_black_box_attacks(surface, budget, quick=quick)]
 
 
-def _black_box_attacks(surface: AttackSurface, budget: Budget) -> list[PlannedAttack]:
+def _black_box_attacks(surface: AttackSurface, budget: Budget, *, quick: bool) -> list[PlannedAttack]:
     eot = budget.eot if surface.randomized else 1
     # As many forwards as on a deterministic defense: fewer queries, each judged by the mean of several forwards.
-    square = on_average(partial(autoattack.square, steps=max(1, budget.square_queries // eot)), eot)
+    steps = max(1, budget.square_queries // eot)
+    square = on_average(partial(autoattack.square, steps=steps, give_up=hopeless if quick else None), eot)
     estimate = partial(
-        zero_order, steps=budget.zero_order_steps, pairs=budget.zero_order_pairs, loss=logit_margin, eot=surface.eot
-    )
+        zero_order, steps=budget.zero_order_steps, pairs=budget.zero_order_pairs, loss=logit_margin, eot=surface.eot,
+        give_up=hopeless if quick else never,
+    )  # fmt: skip
     planned = [
         PlannedAttack(
             name="square",

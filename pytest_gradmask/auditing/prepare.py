@@ -16,6 +16,7 @@ from pytest_gradmask.auditing.scoring import Scorer, subseed
 from pytest_gradmask.auditing.surface import AttackSurface, find_attack_surface, known_models
 from pytest_gradmask.defense import Defense
 from pytest_gradmask.execution.cache import Cache
+from pytest_gradmask.execution.deadline import Deadline
 from pytest_gradmask.execution.engine import LOCAL, Engine
 from pytest_gradmask.execution.first_state import FirstState
 from pytest_gradmask.execution.isolation import moved, no_trace
@@ -66,6 +67,7 @@ def prepared(
     key: str = "",
     engine: Engine = LOCAL,
     first_state: FirstState | None = None,
+    deadline: Deadline | None = None,
 ) -> Iterator[Prepared]:
     """Isolate a defense, check it, and find out what its attacker knows and how its answers are scored.
 
@@ -79,6 +81,7 @@ def prepared(
         cache, key: where results of attacks are kept, and everything they depend on besides attack and images.
         engine: where attacks run.
         first_state: of a defense that changes with its queries, if every query is to ask a fresh copy.
+        deadline: of the audit.
 
     Raises:
         DefenseError, InputError: the defense cannot be audited; the message says what to change.
@@ -100,6 +103,6 @@ def prepared(
             findings += unusual
         scorer = Scorer(
             oracle=oracle, images=images, labels=labels, threat=threat, seed=seed, sampler=sampler, cache=cache,
-            key=key, engine=engine,
+            key=key, engine=engine, deadline=deadline,
         )  # fmt: skip
         yield Prepared(surface, scorer, tuple(findings), checked.predictions, checked.rejected)

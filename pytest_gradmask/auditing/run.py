@@ -32,6 +32,7 @@ from pytest_gradmask.errors import DefenseError
 from pytest_gradmask.execution.attempts import Attempt, take_attempt
 from pytest_gradmask.execution.batching import out_of_memory
 from pytest_gradmask.execution.cache import Cache
+from pytest_gradmask.execution.deadline import INTERRUPTED, Deadline
 from pytest_gradmask.execution.engine import LOCAL, Engine, opened
 from pytest_gradmask.execution.fingerprint import FingerprintError, fingerprint, source_fingerprint
 from pytest_gradmask.execution.versions import versions
@@ -45,7 +46,7 @@ from pytest_gradmask.probes.consistency import (
     keep_original,
 )
 from pytest_gradmask.probes.labels import check_labels
-from pytest_gradmask.probes.preflight import check_batch, check_device, check_setting
+from pytest_gradmask.probes.preflight import check_batch, check_deadline, check_device, check_setting
 from pytest_gradmask.probes.suite import Probe, probe_defense, run_probe
 from pytest_gradmask.threat import ThreatModel
 from pytest_gradmask.verdict.audit import Audit, in_order
@@ -71,6 +72,7 @@ def audit(
     probes: Sequence[Probe] = (),
     cache: Path | None = None,
     engine: str | Engine = "local",
+    deadline: float | None = None,
     progress: Progress = ignore,
 ) -> Audit:
     """Find out whether a defense masks its gradients.
@@ -99,6 +101,9 @@ def audit(
             whatever its verdict, unless it ended without a comparison. The count changes no verdict.
         engine: where attacks run: ``"local"``, or ``"ray"`` or ``"ray:ADDRESS"`` for a Ray cluster (see
             `engine.ray_address`), or an engine that is open already. The result is the same.
+        deadline: seconds after which the audit ends with what it knows by then; None for never. If the verdict is not
+            decided, it is ``INCONCLUSIVE``, with bounds of the gap so far. Attacks are interrupted between two queries;
+            what comes before the first of them is not.
         progress: is called with an event before each step; ``str(event)`` says in words what comes next.
 
     Raises:
@@ -111,6 +116,7 @@ def audit(
     budget = get_budget(budget)
     margin = budget.margin if margin is None else margin
     check_setting(confidence, seed, margin, attempt)
+    due = None if deadline is None else Deadline.after(check_deadline(deadline))
     check_batch(images, labels, threat)
     where = check_device(device)
     order = _order(len(images), None if exhaustive else seed)
@@ -145,7 +151,7 @@ def audit(
                 with prepared(
                     defense, images, labels, threat=threat, budget=budget, margin=margin, seed=seed, cache=store,
                     key=fingerprint(key, "fresh copies") if fresh else key, engine=running,
-                    first_state=fresh.first_state if fresh else None,
+                    first_state=fresh.first_state if fresh else None, deadline=due,
                 ) as ready:  # fmt: skip
                     run = AuditRun(
                         ready=ready, budget=budget, margin=margin, confidence=confidence, exhaustive=exhaustive,
@@ -172,7 +178,8 @@ def audit(
         in_order(result, order[: result.total].tolist()), test=test, seconds=time.monotonic() - started,
         provenance=provenance, earlier=taken.number - 1,
     )  # fmt: skip
-    if store is not None and not any(attack.status == "failed" for attack in result.attacks):
+    interrupted = any(attack.note == INTERRUPTED for attack in result.attacks)
+    if store is not None and not interrupted and not any(attack.status == "failed" for attack in result.attacks):
         store.store_audit(audit_key, result)
     return result
 
@@ -227,7 +234,8 @@ class AuditRun:
             schedule.admit(images)
             if not any(schedule.clean):
                 continue
-            if not probed:
+            deadline = self.ready.scorer.deadline
+            if not probed and (deadline is None or not deadline.over):
                 self.findings += [*self._ask_in_many_ways(), *self._probe()]
                 probed = True
                 if self._begins_again():
@@ -237,6 +245,11 @@ class AuditRun:
                     self.complete = number == adaptive
                     if not self.exhaustive and self._masked_beyond_placebo(analysis):
                         break
+            if schedule.interrupted:
+                # Bounds need a placebo with all that it is due.
+                schedule.match_placebo()
+                schedule.settle_disputed()
+                break
             verdict = Verdict.INCONCLUSIVE
             if not self.exhaustive:
                 # For `NOT_MASKED`, one restart of the placebo may be enough. It shows whether gradient attacks have
@@ -250,7 +263,8 @@ class AuditRun:
                 return None
             if verdict is not Verdict.INCONCLUSIVE:
                 break
-        self._ask_again()
+        if not schedule.interrupted:
+            self._ask_again()
         return None if self._begins_again() else self._report(analysis)
 
     def _begins_again(self) -> bool:
@@ -276,10 +290,16 @@ class AuditRun:
         if self._decide(analysis).verdict is not Verdict.MASKED:
             return False  # the placebo's further passes cannot help, so they are not spent
         self.schedule.match_placebo()
+        if self._decide(analysis).verdict is not Verdict.MASKED:
+            return False
+        self.schedule.settle_disputed()
         return self._decide(analysis).verdict is Verdict.MASKED
 
     def _verdict(self, analysis: InterimAnalysis) -> Verdict:
         """The verdict on the evidence so far. Attacks are checked where their failure would refuse ``NOT_MASKED``."""
+        self.schedule.settle_disputed()
+        if self._decide(analysis).unconverged > self.margin:
+            self.schedule.settle_placebo()
         verdict = self._decide(analysis).verdict
         if verdict is Verdict.NOT_MASKED:
             self._ask_again()
@@ -299,10 +319,12 @@ class AuditRun:
 
     def _decide(self, analysis: InterimAnalysis, *more: Finding) -> Decision:
         results = self.schedule.results() if any(self.schedule.clean) else []
+        interrupted = self.schedule.interrupted
         return decide(
             self.schedule.clean, results, [*self.findings, *more], margin=self.margin, confidence=self.confidence,
             predictions=self.schedule.predictions, analysis=analysis,
-            complete=self.complete,
+            complete=self.complete, interrupted=interrupted,
+            unsettled=self.schedule.unsettled if interrupted else 0,
         )  # fmt: skip
 
     def _probe(self) -> list[Finding]:

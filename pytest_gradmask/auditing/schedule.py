@@ -11,7 +11,8 @@ from pytest_gradmask.auditing.events import AttackStarted, Progress
 from pytest_gradmask.auditing.plan import PlannedAttack, plan_attacks, plan_placebo
 from pytest_gradmask.auditing.scoring import Scorer, empty_result
 from pytest_gradmask.auditing.surface import AttackSurface
-from pytest_gradmask.verdict.results import AttackResult, Prediction
+from pytest_gradmask.execution.deadline import INTERRUPTED
+from pytest_gradmask.verdict.results import AttackResult, Kind, Prediction
 
 
 @dataclass(slots=True)
@@ -20,7 +21,7 @@ class _Batch:
 
     Attributes:
         stream_name: distinguishes its random numbers from those of other batches.
-        survivors: images that no gradient attack has decided.
+        survivors: images that no gradient attack has decided which runs before the adaptive attacks.
         runs: of gradient and adaptive attacks.
         placebos: runs of the placebo, each on the survivors of those before.
     """
@@ -30,18 +31,35 @@ class _Batch:
     runs: list[AttackResult] = field(default_factory=list)
     placebos: list[AttackResult] = field(default_factory=list)
 
+    def decided(self, kind: Kind) -> set[int]:
+        """Images that no further attack of this kind needs to try."""
+        results = self.placebos if kind == "placebo" else [run for run in self.runs if run.kind == kind]
+        return set[int]().union(*(result.decided for result in results))
+
+    def disputed(self) -> set[int]:
+        """Images that either adaptive attacks or the placebo have broken, and not both."""
+        adaptive = {index for run in self.runs if run.kind == "adaptive" for index in run.broken}
+        return adaptive ^ {index for run in self.placebos for index in run.broken}
+
 
 class AttackSchedule:
     """The attacks of one audit, batch by batch.
 
-    In each batch, gradient attacks come first, each on the survivors of those before it. Every adaptive attack and the
-    placebo then get the images that survive all gradient attacks.
+    In each batch, gradient attacks that are not deferred come first, each on the survivors of those before it. Adaptive
+    attacks and the placebo then get the images that survive. Adaptive attacks that need many queries get only those
+    that no other adaptive attack has broken.
+
+    The masking gap counts images that adaptive attacks break and neither the placebo nor a gradient attack does,
+    against those that the placebo alone breaks. On any other image, further gradient attacks cannot change it. So those
+    that are deferred get the images that one side alone has broken: of both sides, or the comparison would be biased.
+    The gap is then the same as if they had run on all images.
 
     Args:
         scorer: runs and scores one attack.
         surface: the defense as its attacker sees it.
         budget: how hard to try.
-        quick: whether a short attack comes first, so that the long ones need not run on images that anything breaks.
+        quick: whether gradient attacks are deferred, all but a short one. Otherwise every attack gets every image that
+            no gradient attack has decided.
         progress: is called before each attack.
 
     Attributes:
@@ -59,6 +77,7 @@ class AttackSchedule:
         self.clean: list[bool] = []
         self.predictions: dict[int, Prediction] = {}
         self._scorer, self._surface, self._budget, self._progress = scorer, surface, budget, progress
+        self._quick = quick
         self._batches: list[_Batch] = []
 
     def admit(self, images: int) -> None:
@@ -73,19 +92,44 @@ class AttackSchedule:
     def attack_batch(self) -> Generator[None, None, None]:
         """Attack the newest batch. Yields after each adaptive attack; closing the generator skips those that are left.
 
-        All gradient attacks run before the first of them.
+        All gradient attacks that are not deferred run before the first of them.
         """
         batch = self._batches[-1]
         for attack in self.planned:
-            if attack.kind == "gradient":
+            if attack.kind == "gradient" and not attack.deferred:
                 batch.runs.append(self._run(attack, batch))
                 batch.survivors -= batch.runs[-1].decided
         adaptive = [attack for attack in self.planned if attack.kind == "adaptive"]
-        with closing(self._scorer.run_each(adaptive, batch.survivors, batch.stream_name)) as results:
-            for attack in adaptive:
-                self._announce(attack, batch)
-                batch.runs.append(next(results))
-                yield
+        for queries in (False, True):
+            attacks = [attack for attack in adaptive if attack.queries is queries]
+            survivors = batch.survivors - batch.decided("adaptive") if self._quick and queries else batch.survivors
+            with closing(self._scorer.run_each(attacks, survivors, batch.stream_name)) as results:
+                for attack in attacks:
+                    self._announce(attack, len(survivors))
+                    batch.runs.append(next(results))
+                    yield
+
+    def settle_disputed(self) -> None:
+        """Run the deferred gradient attacks on the images that one side alone has broken, on each at most once."""
+        for batch in self._batches:
+            self._run_deferred(batch, batch.disputed())
+
+    def settle_placebo(self) -> None:
+        """Run the deferred gradient attacks on all that the placebo has broken: they may do so, too."""
+        for batch in self._batches:
+            self._run_deferred(batch, {index for run in batch.placebos for index in run.broken})
+
+    def _run_deferred(self, batch: _Batch, images: set[int]) -> None:
+        for attack in self.planned:
+            if not attack.deferred:
+                continue
+            earlier = [run for run in batch.runs if run.name == attack.name]
+            left = images - batch.decided("gradient") - {index for run in earlier for index in run.attacked}
+            if left and not any(run.status == "failed" for run in earlier):
+                # Under the same name it would begin with the same random numbers.
+                again = f" again {len(earlier)}" if earlier else ""
+                some = replace(batch, stream_name=batch.stream_name + again, survivors=left)
+                batch.runs.append(self._run(attack, some))
 
     def start_placebo(self) -> None:
         """Run one restart of the placebo on every batch: it shows whether gradient attacks have converged."""
@@ -108,6 +152,28 @@ class AttackSchedule:
                 self._extend_placebo(batch, due)
             # The first run may have been made before it was known what is due.
             self._extend_placebo(batch, sum(passes) - sum(result.passes for result in batch.placebos))
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether the deadline has interrupted an attack."""
+        return any(run.note == INTERRUPTED for batch in self._batches for run in (*batch.runs, *batch.placebos))
+
+    @property
+    def unsettled(self) -> int | None:
+        """How many images one side alone has broken and not all deferred attacks have been tried on, for want of time.
+
+        None if the placebo was interrupted, too: nobody knows then what it would have broken.
+        """
+        if any(run.note == INTERRUPTED for batch in self._batches for run in batch.placebos):
+            return None
+        unsettled: set[int] = set()
+        for batch in self._batches:
+            runs = [run for run in batch.runs if run.kind == "gradient"]
+            left = batch.disputed() - batch.decided("gradient")
+            for name in (attack.name for attack in self.planned if attack.deferred):
+                untried = left.difference(*(run.attacked for run in runs if run.name == name))
+                unsettled |= untried
+        return len(unsettled)
 
     def results(self) -> list[AttackResult]:
         """Every planned attack and the placebo, over all batches. Attacks that have not run were skipped early."""
@@ -132,15 +198,15 @@ class AttackSchedule:
         batch.placebos.append(self._run(placebo, renamed))
 
     def _run(self, attack: PlannedAttack, batch: _Batch) -> AttackResult:
-        self._announce(attack, batch)
+        self._announce(attack, len(batch.survivors))
         return self._scorer.run(attack, batch.survivors, batch.stream_name)
 
-    def _announce(self, attack: PlannedAttack, batch: _Batch) -> None:
-        names = [*(planned.name for planned in self.planned if not planned.skip), "placebo"]
+    def _announce(self, attack: PlannedAttack, images: int) -> None:
+        possible = [planned for planned in self.planned if not planned.skip]
+        names = [planned.name for planned in possible if not planned.deferred]
+        names += ["placebo", *(planned.name for planned in possible if planned.deferred)]
         later = tuple(names[names.index(attack.name) + 1 :]) if attack.name in names else ()
-        self._progress(
-            AttackStarted(attack=attack.name, images=len(batch.survivors), seen=len(self.clean), later=later)
-        )
+        self._progress(AttackStarted(attack=attack.name, images=images, seen=len(self.clean), later=later))
 
 
 def _skipped(attack: PlannedAttack) -> AttackResult:
@@ -165,8 +231,10 @@ def _joined(runs: Sequence[AttackResult], batches: int = 0) -> AttackResult | No
             for index, prediction in run.predictions.items()
             if index not in predictions or prediction.pilot < predictions[index].pilot
         }
-    example = next((run for run in runs if run.status == "failed"), runs[-1])
+    done = [run for run in runs if run.status == "done"]
+    example = next((run for run in runs if run.status == "failed"), (done or runs)[-1])
     skipped = "in the last batch the verdict was decided without it" if len(runs) < batches else ""
+    skipped = next((run.note for run in runs if run.status == "skipped-early"), skipped)
     return replace(
         example,
         attacked=_union(run.attacked for run in runs),

@@ -14,9 +14,10 @@ from torch import Tensor
 from pytest_gradmask.attacks.oracle import Oracle
 from pytest_gradmask.attacks.rejection import under_attack
 from pytest_gradmask.auditing.plan import PlannedAttack
-from pytest_gradmask.errors import InputError, LostWorkerError
+from pytest_gradmask.errors import DeadlineError, InputError, LostWorkerError
 from pytest_gradmask.execution.batching import in_batches
 from pytest_gradmask.execution.cache import Cache
+from pytest_gradmask.execution.deadline import INTERRUPTED, Deadline
 from pytest_gradmask.execution.engine import LOCAL, Engine
 from pytest_gradmask.execution.fingerprint import fingerprint
 from pytest_gradmask.execution.generators import random_state_kept, seed_everything
@@ -43,6 +44,7 @@ class Scorer:
         cache: where results of attacks are kept; None for nowhere.
         key: fingerprint of everything that a run depends on besides its attack and images.
         engine: where attacks run.
+        deadline: of the audit. An attack that it interrupts counts as skipped early; None for no deadline.
     """
 
     oracle: Oracle
@@ -54,6 +56,7 @@ class Scorer:
     cache: Cache | None = None
     key: str = ""
     engine: Engine = LOCAL
+    deadline: Deadline | None = None
 
     def clean(self, indices: Sequence[int] | None = None) -> tuple[list[bool], dict[int, Prediction]]:
         """Whether each image, or each at these indices, is classified correctly without an attack; and predictions.
@@ -120,6 +123,9 @@ class Scorer:
             # One label at a time, see `RejectOption.under_attack`.
             attacked = tuple(sorted(attacked, key=lambda index: int(self.labels[index])))
         result = replace(empty_result(attack), attacked=attacked)
+        if self.deadline is not None:
+            late = attack.deferred or attack.kind == "placebo"
+            attack.model.ends = self.deadline.last if late else self.deadline.attacks
         job = AttackJob(
             attack=attack, oracle=self.oracle, threat=self.threat, seed=self.seed, sampler=self.sampler,
             stream_name=f"{attack.name}{stream_name}",
@@ -135,7 +141,7 @@ class Scorer:
             try:
                 for part in run:
                     parts.append(part)
-                    if part.status == "failed":
+                    if part.status != "done":
                         break
             except LostWorkerError as error:
                 parts.append(replace(empty_result(attack), status="failed", note=str(error)))
@@ -198,6 +204,8 @@ class AttackJob:
 
         try:
             parts = in_batches(part, len(images), len(images))
+        except DeadlineError:
+            return replace(result, status="skipped-early", note=INTERRUPTED, seconds=time.monotonic() - started)
         except Exception as error:  # the defense is not ours: whatever it raises under attack must not end the audit
             note = f"{type(error).__name__}: {error}"
             return replace(result, status="failed", note=note, seconds=time.monotonic() - started)
@@ -239,11 +247,12 @@ def _passes(model: Oracle, calls: int, images: int) -> int:
 
 
 def _joined(result: AttackResult, parts: Sequence[AttackResult]) -> AttackResult:
-    """Results on chunks as one. Where the attack failed on one of them, it failed."""
+    """Results on chunks as one. Where the attack failed or was interrupted on one of them, it was on all."""
     seconds = sum(done.seconds for done in parts)
-    failed = next((done for done in parts if done.status == "failed"), None)
-    if failed is not None:
-        return replace(result, status="failed", note=failed.note, seconds=seconds)
+    ended = next((done for done in parts if done.status != "done"), None)
+    if ended is not None:
+        attacked = result.attacked if ended.status == "failed" else ()
+        return replace(result, attacked=attacked, status=ended.status, note=ended.note, seconds=seconds)
     return replace(
         result,
         broken=tuple(index for done in parts for index in done.broken),

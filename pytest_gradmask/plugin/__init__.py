@@ -69,6 +69,10 @@ def pytest_configure(config: pytest.Config) -> None:
     from pytest_gradmask.plugin.collector import Collector
     from pytest_gradmask.plugin.selection import Selection
 
+    if settings.deadline is not None:
+        from pytest_gradmask.plugin.deadline import RunDeadline
+
+        config.pluginmanager.register(RunDeadline(settings.deadline, settings.workers), "gradmask-deadline")
     is_worker = hasattr(config, "workerinput")
     selection = Selection(is_worker=is_worker)
     config.pluginmanager.register(selection, "gradmask-selection")

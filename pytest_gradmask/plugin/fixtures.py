@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from pytest_gradmask.defense import Defense
     from pytest_gradmask.loading.datasets import Dataset, Unread
+    from pytest_gradmask.plugin.deadline import RunDeadline
     from pytest_gradmask.threat import ThreatModel
     from pytest_gradmask.transfer.matrix import TransferMatrix
     from pytest_gradmask.verdict.audit import Audit
@@ -72,6 +73,7 @@ class Gradmask:
                     probes=more_probes(self._node, defense),
                     cache=_cache_folder(self._config),
                     engine=running_engine(self._config),
+                    deadline=_share_of_deadline(self._config),
                     progress=progress,
                 )
         except Exception as error:
@@ -111,6 +113,11 @@ class Gradmask:
                 seed=self.settings.seed,
                 progress=progress,
             )
+
+
+def _share_of_deadline(config: pytest.Config) -> float | None:
+    run: RunDeadline | None = config.pluginmanager.getplugin("gradmask-deadline")
+    return None if run is None else run.share()
 
 
 def _cache_folder(config: pytest.Config) -> Path | None:

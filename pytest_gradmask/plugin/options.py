@@ -71,6 +71,20 @@ def _timeout(value: str) -> float:
     return seconds
 
 
+_UNITS = {"": 1, "s": 1, "m": 60, "h": 3600}
+
+
+def _duration(value: str) -> float:
+    number, unit = (value[:-1], value[-1]) if value[-1:] in ("s", "m", "h") else (value, "")
+    try:
+        seconds = _UNITS[unit] * _timeout(number)
+    except argparse.ArgumentTypeError:
+        seconds = 0
+    if not 0 < seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"{value!r} is not a time such as 90, 90s, 10m or 2h")
+    return seconds
+
+
 def _file(value: str) -> Path:
     file = Path(value)
     if file.is_dir() or not file.absolute().parent.is_dir():
@@ -183,6 +197,13 @@ OPTIONS = (
         parse=_timeout,
         metavar="SECONDS",
         help="end an audit after so many seconds, as INCONCLUSIVE (default: never)",
+    ),
+    Option(
+        name="deadline",
+        parse=_duration,
+        metavar="TIME",
+        help="share so much time among all audits, such as 90s or 10m; what is open then is INCONCLUSIVE, with bounds "
+        "(default: none)",
     ),
     Option(
         name="engine",

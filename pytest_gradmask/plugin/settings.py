@@ -38,6 +38,7 @@ class Settings:
         cache: folder to store results in; None for pytest's own cache.
         no_cache: whether results are neither stored nor taken from the cache.
         timeout: seconds that an audit may take; None for no limit.
+        deadline: seconds that all audits of the run share; None for no limit.
         engine: where attacks run: ``"local"``, ``"ray"`` or ``"ray:ADDRESS"``.
         worker: number of this worker of pytest-xdist; 0 without pytest-xdist.
         workers: number of workers of pytest-xdist; 1 without pytest-xdist.
@@ -60,6 +61,7 @@ class Settings:
     cache: Path | None
     no_cache: bool
     timeout: float | None
+    deadline: float | None
     engine: str
     worker: int = 0
     workers: int = 1

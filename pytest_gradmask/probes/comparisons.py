@@ -39,6 +39,9 @@ def compare_attacks(
         return []  # without a gradient attack there is nothing to compare the others with
     by_gradient = {index for result in results if result.kind == "gradient" for index in result.broken}
     # On a randomized defense, others also attack an image that a gradient attack broke, but not in every forward.
+    # Those that are deferred have not been tried on all images. What the placebo breaks elsewhere says nothing of them.
+    gradient = [result for result in results if result.kind == "gradient" and result.status != "skipped"]
+    tried = set(gradient[0].attacked).intersection(*(result.attacked for result in gradient))
     results = [
         replace(result, broken=tuple(index for index in result.broken if index not in by_gradient))
         for result in results
@@ -50,7 +53,7 @@ def compare_attacks(
         *hidden_gradient(results, hidden_by, confidence),
         *bypass_beats_white_box([result for result in results if result.name not in hidden_by], confidence),
         *transfer_failure(results, confidence),
-        *not_converged(results, total),
+        *not_converged(results, tried, total),
     ]
 
 
@@ -106,9 +109,15 @@ def transfer_failure(results: Sequence[AttackResult], confidence: float) -> list
     ]
 
 
-def not_converged(results: Sequence[AttackResult], total: int) -> list[Finding]:
-    """More of the same budget breaks more: the placebo is a gradient attack with another seed (Carlini et al. 2019)."""
-    broken = len(_broken([result for result in results if result.kind == "placebo"]))
+def not_converged(results: Sequence[AttackResult], tried: Collection[int], total: int) -> list[Finding]:
+    """More of the same budget breaks more: the placebo is a gradient attack with another seed (Carlini et al. 2019).
+
+    Args:
+        results: of the placebo, and of others.
+        tried: images that every gradient attack was tried on.
+        total: images of the audit.
+    """
+    broken = len(_broken([result for result in results if result.kind == "placebo"]).intersection(tried))
     if broken < max(_FEWEST, _CONVERGED * total):
         return []
     return [

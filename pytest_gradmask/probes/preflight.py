@@ -6,6 +6,7 @@ can be audited becomes a finding.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import torch
@@ -65,6 +66,13 @@ def check_setting(confidence: float, seed: int = 0, margin: float = 0.05, attemp
         )
     if torch.is_inference_mode_enabled():
         raise InputError("torch.inference_mode() is on: no gradient can be taken inside; call this outside of it")
+
+
+def check_deadline(deadline: float) -> float:
+    """The deadline; `InputError` unless it is a number of seconds above 0."""
+    if isinstance(deadline, bool) or not _between(deadline, 0, math.inf):
+        raise InputError(f"deadline={deadline!r}: must be a number of seconds above 0, or None")
+    return deadline
 
 
 def _between(value: object, low: float, high: float) -> bool:

@@ -190,7 +190,7 @@ def _settings(audit: Mapping[str, Any], evidence: Mapping[str, Any]) -> dict[str
         "images": f"{audit['images']} used, of {audit['images_given']} given",
         "every attack on every image": "yes"
         if audit["exhaustive"]
-        else "no, the audit ended once its verdict was decided",
+        else "no, only those that can change the verdict: accuracies are upper bounds",
         "operations that hide the gradient": "; ".join(map(_operation, audit["operations"])) or "none found",
         "bypassed": ", ".join(audit["bypassed"]) or "nothing",
         "seed": str(provenance["seed"]),

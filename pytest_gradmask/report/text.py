@@ -115,7 +115,8 @@ def _found(result: BinarizationTest) -> str:
 
 def attack_table(audit: Audit) -> list[str]:
     """One line for each attack: its kind, how many images it was given and broke, the robust accuracy after it."""
-    rows: list[Sequence[str]] = [("attack", "kind", "given", "broken", "alone", "robust accuracy"), _clean_row(audit)]
+    accuracy = "robust accuracy" if audit.exhaustive else "robust accuracy, at most"
+    rows: list[Sequence[str]] = [("attack", "kind", "given", "broken", "alone", accuracy), _clean_row(audit)]
     for what, share in (("(none), rejected", audit.clean_rejected), ("(none), of accepted", audit.selective_accuracy)):
         if share is not None:
             rows.append((what, "", str(share.total), "", "", str(share)))
@@ -157,10 +158,10 @@ def _skipped(audit: Audit) -> list[str]:
         lines.append(
             f"Used {audit.total} of {audit.given} images, in random order, as the verdict was decided after them."
         )
-    if not audit.exhaustive and any(result.name == "pgd" for result in audit.attacks):
+    if not audit.exhaustive:
         lines.append(
-            "AutoAttack's attacks got only images that survive pgd. For the figure of AutoAttack itself, audit with "
-            "exhaustive=True."
+            "Attacks got only images on which they could change the verdict, so accuracies are upper bounds. For those "
+            "of every attack on every image, and AutoAttack's, audit with exhaustive=True."
         )
     if audit.cached:
         lines.append("From the cache, as nothing it depends on has changed. To audit anew, use --gradmask-no-cache.")

@@ -29,6 +29,18 @@ def no_comparison(failures: Sequence[AttackResult], gap: Gap | None) -> tuple[st
     return tuple(why)
 
 
+def out_of_time(gap: Gap | None, confidence: float) -> str:
+    """That the deadline was over, and what is known by then."""
+    more = "give it more time; attacks that have finished are in the cache, if there is one"
+    if gap is None:
+        return f"the deadline was over before gradient attacks and adaptive attacks could be compared; {more}"
+    low, high = (f"{100 * bound:.3g}" for bound in (gap.low, gap.high))
+    return (
+        f"the deadline was over before the verdict was decided. So far, with the attacks that ran, the gap is between "
+        f"{low} and {high} percentage points at {confidence:.0%} confidence; {more}"
+    )
+
+
 def masked(gap: Gap, attacks: Sequence[AttackResult], margin: float, *, randomized: bool) -> tuple[str, ...]:
     """What adaptive attacks break beyond the others, and which of them breaks most."""
     strongest = max((result for result in attacks if result.kind == "adaptive"), key=lambda r: len(r.broken))

@@ -30,12 +30,19 @@ _ANYWAY = ("behaves-differently", "chance-accuracy", "constant-predictions", "pe
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """A verdict with its reasons, the gap behind it and, if more images would decide, about how many it takes."""
+    """A verdict with its reasons.
+
+    Attributes:
+        gap: behind it; None if nothing could be compared.
+        images_needed: about how many images would decide; None if no number would, or if it is decided.
+        unconverged: share of the images classified correctly that the placebo breaks and no gradient attack does.
+    """
 
     verdict: Verdict
     reasons: tuple[str, ...]
     gap: Gap | None
     images_needed: int | None = None
+    unconverged: float = 0.0
 
 
 def judge(*, excluded: Any, estimate: Any, p_value: Any, unconverged: Any, margin: float, confidence: float) -> Any:
@@ -78,12 +85,14 @@ def measure_gap(
     *,
     complete: bool = True,
     margin: float = 0.0,
+    unsettled: int | None = 0,
 ) -> Gap | None:
     """The paired gap between adaptive attacks and placebo; None where either did not run, or no image is correct.
 
     Args:
         clean, predictions, attacks, confidence, analysis, complete: those of `decide`.
         margin: of the verdict. The upper bound is below it only if the test of a gap of this size rejects it.
+        unsettled: see `decide`. The lower bound holds whatever becomes of these images.
     """
     done = [result for result in attacks if result.kind == "gradient" or result.status == "done"]
     if not any(clean) or not {"adaptive", "placebo"} <= {result.kind for result in done}:
@@ -107,6 +116,10 @@ def measure_gap(
         low = lower_bound(excess, placebo_only, total, below)
         high = upper_bound(excess, placebo_only, total, above, margin=margin)
         p_value = above_p(excess, placebo_only, total, 0.0)
+        if unsettled:
+            low = lower_bound(max(0, excess - unsettled), placebo_only, total, below)
+    if unsettled is None or (unsettled and predictions):
+        low = -1.0
     return Gap(
         excess=excess,
         placebo_only=placebo_only,
@@ -147,6 +160,8 @@ def decide(
     predictions: Mapping[int, Prediction] | None = None,
     analysis: InterimAnalysis | None = None,
     complete: bool = True,
+    interrupted: bool = False,
+    unsettled: int | None = 0,
 ) -> Decision:
     """Turn an audit's evidence into a verdict.
 
@@ -162,19 +177,27 @@ def decide(
         predictions: of a randomized defense without an attack, for every image; empty for a deterministic defense.
         analysis: which of several interim analyses this is, of which attempt; by default the only one of the first.
         complete: whether all adaptive attacks have run on the images of this analysis.
+        interrupted: whether there was no time to go on until the verdict is decided.
+        unsettled: how many images one side alone has broken and not all gradient attacks have been tried on, for want
+            of time; None if the placebo was interrupted, so that this is not known.
     """
     total, predictions = sum(clean), predictions or {}
     analysis = analysis or InterimAnalysis(total)
     if not total:
         return Decision(Verdict.INCONCLUSIVE, (reasons.nothing_correct(len(clean)),), None)
     under = _Under(clean, predictions, attacks)
-    # Where the audit's own gradient attacks leave less than the margin, no attack could open a gap of it. Neither a
-    # finding nor an attack that failed can then change the verdict. An attack of the user's waives nothing.
-    own = [result for result in attacks if result.kind == "gradient" and result.status == "done" and not result.by_user]
+    # Where the audit's own gradient attacks and the placebo leave less than the margin, no attack could open a gap of
+    # it. Neither a finding nor an attack that failed can then change the verdict. An attack of the user's waives
+    # nothing.
+    own = [result for result in attacks if result.kind != "adaptive" and result.status == "done" and not result.by_user]
     left = _proportion(under.by(own), analysis.upper_level(confidence), randomized=bool(predictions)).high
     matters = left >= margin
     failures = [result for result in attacks if result.status == "failed"] if matters else []
-    gap = measure_gap(clean, predictions, attacks, confidence, analysis, complete=complete, margin=margin)
+    gap = measure_gap(
+        clean, predictions, attacks, confidence, analysis, complete=complete, margin=margin, unsettled=unsettled
+    )
+    if interrupted:
+        return Decision(Verdict.INCONCLUSIVE, (reasons.out_of_time(gap, confidence),), gap)
     if gap is None or any(result.kind != "adaptive" for result in failures):
         failed = failures or [result for result in attacks if result.status == "failed"]
         return Decision(Verdict.INCONCLUSIVE, reasons.no_comparison(failed, gap), gap)
@@ -189,17 +212,19 @@ def decide(
         confidence=confidence,
     )
     if verdict is Verdict.MASKED:
-        return Decision(verdict, reasons.masked(gap, attacks, margin, randomized=bool(predictions)), gap)
+        return Decision(
+            verdict, reasons.masked(gap, attacks, margin, randomized=bool(predictions)), gap, unconverged=unconverged
+        )
     undermining = [finding for finding in findings if finding.undermines_attacks and (matters or finding.id in _ANYWAY)]
     obstacles = reasons.obstacles(failures, undermining, unconverged, margin)
     if verdict is Verdict.NOT_MASKED and not obstacles:
-        return Decision(verdict, (reasons.not_masked(gap, margin, confidence),), gap)
+        return Decision(verdict, (reasons.not_masked(gap, margin, confidence),), gap, None, unconverged)
     if gap.high < margin:
-        return Decision(Verdict.INCONCLUSIVE, obstacles, gap)
+        return Decision(Verdict.INCONCLUSIVE, obstacles, gap, None, unconverged)
     attempt = analysis.attempt + 1
     needed = reasons.images_needed(gap, margin, confidence, images=len(clean), attempt=attempt)
     undecided = reasons.undecided(gap, margin, needed, attempt=attempt)
-    return Decision(Verdict.INCONCLUSIVE, (*obstacles, *undecided), gap, needed)
+    return Decision(Verdict.INCONCLUSIVE, (*obstacles, *undecided), gap, needed, unconverged)
 
 
 def _proportion(each: Sequence[float], confidence: float, *, randomized: bool) -> Proportion:

@@ -323,7 +323,7 @@ def test_attacks_that_raise_are_never_a_pass(make: Callable[[], nn.Module], eps:
     result = audited(make().eval(), threat=ThreatModel(eps))
     assert result.verdict is Verdict.INCONCLUSIVE
     failed = {attack.name for attack in result.attacks if attack.status == "failed"}
-    assert {"apgd-ce", "apgd-t", "fab-t", "placebo"} <= failed
+    assert {"pgd", "placebo"} <= failed
     note = result.attack("apgd-ce").note
     assert "RuntimeError" in note
     assert note.endswith(": no way back")

@@ -9,6 +9,8 @@ from dataclasses import replace
 from typing import Any, cast
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 from pytest_gradmask.auditing.events import AttackStarted, Event, ignore
@@ -19,6 +21,7 @@ from pytest_gradmask.auditing.surface import AttackSurface
 from pytest_gradmask.defense import Defense
 from pytest_gradmask.randomized.streams import RandomStream
 from pytest_gradmask.verdict.results import AttackResult, Prediction
+from pytest_gradmask.verdict.rule import measure_gap
 from tests.toys import CPU, TINY, KillGradient, linear, masked
 
 pytestmark = pytest.mark.usefixtures("no_operations_found")
@@ -129,13 +132,90 @@ def test_attacks_get_the_survivors_of_gradient_attacks() -> None:
     assert [str(event) for event in events[:2]] == ["apgd-ce on 9 of 10 images", "apgd-t on 7 of 10 images"]
 
 
-def test_a_quick_attack_goes_first_where_it_is_wanted() -> None:
-    script = Script({"pgd": {0, 1}})
-    own = schedule(script, quick=True)
+def verdict_first(script: Script, *, randomized: bool = False, events: list[Event] | None = None) -> AttackSchedule:
+    """All that an audit which is not exhaustive runs on one batch of images if it is never decided."""
+    own = schedule(script, quick=True, randomized=randomized, events=events)
     own.admit(10)
     attack(own)
-    assert script.given[:2] == [("pgd", set(range(9))), ("apgd-ce", set(range(2, 9)))]
-    assert [result.name for result in own.results()][:2] == ["pgd", "apgd-ce"]
+    own.match_placebo()
+    own.settle_disputed()
+    return own
+
+
+def test_gradient_attacks_wait_for_images_that_one_side_alone_breaks() -> None:
+    script = Script({"pgd": {0}, "bpda": {1, 2, 3}, "placebo": {3, 4}, "apgd-ce": {1, 5}, "apgd-t": {2}})
+    events: list[Event] = []
+    own = verdict_first(script, events=events)
+    left = set(range(1, 9))
+    expected = [("pgd", {0, *left}), ("bpda", left), ("transfer-backbone", left)]
+    expected += [("square", left - {1, 2, 3}), ("zero-order", left - {1, 2, 3}), ("placebo", left)]
+    assert script.given == [*expected, ("apgd-ce", {1, 2, 4}), ("apgd-t", {2, 4}), ("fab-t", {4})]
+    assert [result.name for result in own.results()] == ["pgd", *GRADIENT, *ADAPTIVE, "placebo"]
+    assert found(own.results(), "apgd-ce").broken == (1,)
+    steps = [event for event in events if isinstance(event, AttackStarted)]
+    assert steps[0].later == (*ADAPTIVE, "placebo", *GRADIENT)
+    assert str(steps[3]) == "square on 5 of 10 images"
+    own.settle_disputed()
+    assert len(script.given) == 9, "nothing is left to be tried"
+
+
+def test_what_neither_or_both_sides_break_needs_no_further_gradient_attack() -> None:
+    script = Script({"bpda": {1, 2}, "placebo": {1, 2}, "apgd-ce": {1}})
+    own = verdict_first(script)
+    assert {name for name, _ in script.given}.isdisjoint(GRADIENT)
+    statuses = [found(own.results(), name).status for name in GRADIENT]
+    assert statuses == ["skipped-early"] * 3
+    own.settle_placebo()
+    assert script.given[-3:] == [("apgd-ce", {1, 2}), ("apgd-t", {2}), ("fab-t", {2})]
+
+
+def test_disputed_later_with_other_random_numbers() -> None:
+    script = Script({"bpda": {1}, "square": {2}})
+    own = schedule(script, quick=True)
+    own.admit(10)
+    with closing(own.attack_batch()) as attacks:
+        for _ in attacks:
+            own.settle_disputed()
+    given = [(images, stream_name) for (name, images), (_, stream_name) in zip(
+        script.given, script.stream_names, strict=True) if name == "apgd-ce"]  # fmt: skip
+    assert [images for images, _ in given] == [{1}, {2}]
+    assert len({stream_name for _, stream_name in given}) == 2
+
+
+def test_a_deferred_attack_that_failed_is_not_tried_again() -> None:
+    script = Script({"bpda": {1}, "square": {2}})
+    script.failing = {"apgd-t"}
+    own = verdict_first(script)
+    own.settle_placebo()
+    own.settle_disputed()
+    assert [name for name, _ in script.given].count("apgd-t") == 1
+    assert found(own.results(), "apgd-t").status == "failed"
+
+
+IMAGES = st.sets(st.integers(0, 8))
+
+
+@given(st.fixed_dictionaries(dict.fromkeys(["pgd", *GRADIENT, *ADAPTIVE, "placebo"], IMAGES)))
+def test_the_gap_is_that_of_all_attacks_on_all_images(broken: dict[str, set[int]]) -> None:
+    gaps = []
+    # In the other order there is no short attack. What it breaks, the next one is given here.
+    whole = {**broken, "apgd-ce": broken["pgd"] | broken["apgd-ce"]}
+    for own in (verdict_first(Script(broken)), schedule(Script(whole))):
+        if not own.clean:
+            own.admit(10)
+            attack(own)
+            own.match_placebo()
+        gaps.append(measure_gap(own.clean, {}, own.results(), 0.99))
+    first, second = gaps
+    assert first is not None
+    assert second is not None
+    assert (first.excess, first.placebo_only) == (second.excess, second.placebo_only)
+
+
+def test_a_short_attack_goes_first_on_a_randomized_defense_too() -> None:
+    script = Script({"pgd": {0, 1}})
+    verdict_first(script, randomized=True)
+    assert script.given[:2] == [("pgd", set(range(9))), ("bpda", set(range(2, 9)))]
 
 
 @pytest.mark.parametrize("passes", [1, 100, 110, 1000])
