@@ -13,6 +13,7 @@ from typing import Any
 
 from benchmarks.caching import cache_gain
 from benchmarks.defenses import find
+from benchmarks.losses import losses
 from benchmarks.memory import peak_memories
 from benchmarks.queries import margin_growth
 from benchmarks.records import RESULTS, machine, store
@@ -82,6 +83,13 @@ def _queries(options: argparse.Namespace) -> Records:
         yield f"queries-{name}", grown
 
 
+def _losses(options: argparse.Namespace) -> Records:
+    data = load_dataset(options.data, samples=options.samples, seed=options.seed)
+    for name in options.names:
+        found = losses(name, find(name), data, device=options.device, seed=options.seed, progress=partial(_say, name))
+        yield f"losses-{name}", found
+
+
 def _startup(_: argparse.Namespace) -> Records:
     yield "startup", startup_cost()
 
@@ -93,6 +101,7 @@ _COMMANDS = {
     "cache": (_cache, "a second audit of an unchanged defense, beside the first"),
     "memory": (_memory, "peak memory of an audit, beside AutoAttack's"),
     "queries": (_queries, "how margins grow under attacks that need many queries"),
+    "losses": (_losses, "other losses, starts and averaged gradients, at equal passes"),
     "startup": (_startup, "the plugin, installed but not used"),
 }
 

@@ -52,6 +52,7 @@ if TYPE_CHECKING:
         assert_no_gradient_masking,
         assert_robust_accuracy,
     )
+    from pytest_gradmask.report.claims import assert_claim
     from pytest_gradmask.report.plots import plot_transfer_matrix
     from pytest_gradmask.threat import ThreatModel
     from pytest_gradmask.transfer.matrix import TransferMatrix
@@ -88,6 +89,7 @@ _HOMES = {
     "Verdict": "verdict.results",
     "apgd": "attacks.pgd",
     "assert_attack_passes_binarization_test": "report.assertions",
+    "assert_claim": "report.claims",
     "assert_clean_accuracy_retained": "report.assertions",
     "assert_gradient_masking": "report.assertions",
     "assert_low_transferability": "report.assertions",
@@ -134,6 +136,7 @@ __all__ = [
     "Verdict",
     "apgd",
     "assert_attack_passes_binarization_test",
+    "assert_claim",
     "assert_clean_accuracy_retained",
     "assert_gradient_masking",
     "assert_low_transferability",
