@@ -140,7 +140,7 @@ def half_problem(count: int, shape: Shape, norm: str, distance: float, seed: int
     """A binary linear classifier with images and labels, each exactly ``distance`` from the decision boundary."""
     generator = seeded(seed)
     weight = torch.randn(shape, generator=generator)
-    dual = weight.abs().sum() if norm == "Linf" else weight.norm()
+    dual = weight.norm(p={"Linf": 1, "L2": 2, "L1": float("inf")}[norm])
     weight = 10 * weight / dual  # small scores: a saturated cross-entropy has no gradient
     model = Half(weight, bias=0.3)
     images = torch.randn(count, *shape, generator=generator)

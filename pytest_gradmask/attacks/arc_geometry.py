@@ -120,6 +120,9 @@ def _furthest(direction: Tensor, images: Tensor, threat: ThreatModel) -> Tensor:
     if threat.norm == "Linf":
         # A continuous version of the sign: between two mixtures, a pixel takes all values from -eps to eps.
         return (flat + (unit * (100 * unit.shape[1] * eps)).clamp(-eps, eps)).clamp(low, high) - flat
+    if threat.norm == "L1":  # far outside, the nearest point of the ball is the one that goes furthest
+        far = images + (100 * unit.shape[1] * eps * unit).view_as(images)
+        return (threat.project(far, images) - images).flatten(1)
     scale = torch.full_like(unit[:, :1], eps)
     for _ in range(5):  # pixels at a bound cannot move, so the others move further
         delta = (flat + scale * unit).clamp(low, high) - flat
@@ -132,5 +135,5 @@ def normalised(normal: Tensor, threat: ThreatModel) -> tuple[Tensor, Tensor]:
     # Divided by the largest entry first: sums of very small or large gradients leave the range of a float.
     largest = normal.abs().amax(1, keepdim=True).clamp_min(TINY)
     scaled = normal / largest
-    size = scaled.norm(p=1 if threat.norm == "Linf" else 2, dim=1, keepdim=True)
+    size = threat.dual_norm(scaled)[:, None]
     return scaled / size.clamp_min(TINY), (largest * size).squeeze(1)

@@ -66,6 +66,8 @@ def _run(
     attack = attack_class(
         model, norm=threat.norm, eps=threat.eps / width, seed=seed, device=images.device, **parameters
     )
+    if threat.norm == "L1" and hasattr(attack, "use_largereps"):
+        attack.use_largereps = True  # as upstream's own versions for L1 do
     prepare(attack)
     with random_state_kept(images.device), torch.no_grad():  # upstream seeds the global generators
         result = attack.perturb(unit, labels)

@@ -80,7 +80,7 @@ def rays(
     count, size = len(images), images[0].numel()
     low, high = threat.bounds
     # Lengths of rays are changes of one pixel. Along a whole diagonal of the bounds, all pixels are clipped.
-    pixel_eps = threat.eps if threat.norm == "Linf" else threat.eps / size**0.5
+    pixel_eps = threat.pixel_eps(size)
     x_adv = images.clone()
     state = _Rays(
         index=torch.arange(count, device=images.device),

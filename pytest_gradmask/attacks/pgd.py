@@ -70,7 +70,7 @@ def pgd(
                     return best.adv_best
             evaluation = finite_value_and_grad(model, x_adv, labels[active], loss, eot)
             best.update(x_adv, evaluation.logit_margins, evaluation.fooled, active)
-            x_adv = threat.project(x_adv + alpha * threat.step(evaluation.gradient), images[active])
+            x_adv = threat.project(x_adv + alpha * threat.step(evaluation.gradient, at=x_adv), images[active])
         best.update(x_adv, *logit_margins_and_fooled(model, x_adv, labels[active], eot), active)
         if best.all_fooled():
             break
@@ -213,7 +213,7 @@ def _apgd_run(
 
 def _apgd_step(state: _APGDState, threat: ThreatModel, momentum: float) -> None:
     """Replace the iterate by the next one."""
-    z = threat.project(state.x_adv + state.step_size * threat.step(state.grad), state.images)
+    z = threat.project(state.x_adv + state.step_size * threat.step(state.grad, at=state.x_adv), state.images)
     change = momentum * (z - state.x_adv) + (1 - momentum) * (state.x_adv - state.x_prev)
     state.x_prev, state.x_adv = state.x_adv, threat.project(state.x_adv + change, state.images)
 

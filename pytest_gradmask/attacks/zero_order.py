@@ -50,7 +50,7 @@ def zero_order(
     Args:
         pairs: antithetic pairs of queries in each step.
         radius: standard deviation of the noise, in input units. By default half of eps (Linf), or the value at which
-            the expected norm of the noise is about half of eps (L2).
+            the expected norm of the noise is about half of eps (L2 and L1).
         cell: side of the cells in pixels; 1 draws every pixel independently.
         step_size: in input units; by default ``2.5 * eps / steps``.
         eot: forward passes over which the logit margin of an iterate is averaged, for randomized defenses. The
@@ -62,7 +62,7 @@ def zero_order(
     count, channels, height, width = images.shape
     alpha = 2.5 * threat.eps / steps if step_size is None else step_size
     if radius is None:
-        radius = threat.eps / 2 if threat.norm == "Linf" else threat.eps / 2 / (images[0].numel() ** 0.5)
+        radius = threat.pixel_eps(images[0].numel()) / 2
     best = BestIterates.start(images)
     x_adv, active = images, torch.arange(count, device=images.device)
     coarse_shape = (count, channels, -(-height // cell), -(-width // cell))

@@ -130,7 +130,7 @@ def search(
     image, shape = restriction.image, restriction.shape
     clean_score, best, best_score = float(score(image)), start, float(score(start))
     # In the Linf ball, a change leads from one side of the cube to the opposite one.
-    reach = 2 * threat.eps / (1 if threat.norm == "Linf" else restriction.dimensions**0.5)
+    reach = 2 * threat.pixel_eps(restriction.dimensions)
     for _ in range(rounds):
         inward = torch.where(restriction.coefficients(best).flatten() > 0, -1.0, 1.0).to(image)
         scores = []

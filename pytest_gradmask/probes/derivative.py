@@ -83,7 +83,7 @@ def points_near(images: Tensor, threat: ThreatModel, generator: torch.Generator)
     """Points near images, every other one as far as eps; off the grid, and inside the bounds."""
     low, high = threat.bounds
     inside = _INSIDE * (high - low)
-    far = threat.eps if threat.norm == "Linf" else threat.eps / images[0].numel() ** 0.5
+    far = threat.pixel_eps(images[0].numel())
     reach = torch.full((len(images), 1, 1, 1), inside, dtype=images.dtype)
     reach[1::2] = max(inside, min(far, high - low))
     noise = (2 * torch.rand(images.shape, generator=generator) - 1) * reach
@@ -246,7 +246,7 @@ class DerivativeCheck:
         """Whether the gradient foresees changes of the margin over one of the distances at which attacks step."""
         function = partial(_logits, subject, self.oracle)
         for share in _FAR:
-            size = share * self.threat.eps / (1 if self.threat.norm == "Linf" else self.points[0].numel() ** 0.5)
+            size = share * self.threat.pixel_eps(self.points[0].numel())
             promised, changes = [], []
             for each in confirmed:
                 point = each.point.to(subject.dtype)

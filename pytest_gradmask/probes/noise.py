@@ -105,9 +105,7 @@ def smoothed_cosines(
     """
     products, predictions, changes = (torch.zeros(len(images), device=images.device) for _ in range(3))
     finest = torch.full((), torch.finfo(torch.bfloat16).eps, device=images.device)
-    size = radius * threat.eps
-    if threat.norm == "L2":
-        size /= images[0].numel() ** 0.5
+    size = radius * threat.pixel_eps(images[0].numel())
     # Divided by the norm: predictions are sums of thousands of terms, which may leave the range of a float.
     scaled = gradient / gradient_norms.view(-1, 1, 1, 1)
     with torch.no_grad():

@@ -47,6 +47,9 @@ def unbounded_attack(oracle: Oracle, trace: PGDTrace, generator: torch.Generator
     survivors = trace.survivors(2.0)
     images, labels = trace.images[survivors], trace.labels[survivors]
     unbounded = replace(trace.threat, eps=trace.size_of_change(1.0))
+    if trace.threat.norm == "L1":  # steps along few pixels would not get anywhere
+        low, high = trace.threat.bounds
+        unbounded = replace(trace.threat, eps=high - low, norm="Linf")
     step_size = 2.5 * unbounded.eps / _UNBOUNDED_STEPS
     for _ in range(_UNBOUNDED_RUNS):
         x_adv = trace.threat.random_start(images, generator)

@@ -84,7 +84,7 @@ class PGDTrace:
     def size_of_change(self, share: float) -> float:
         """Size, in the threat model's norm, of a change of every pixel by this share of the bounds' width."""
         change = share * (self.threat.bounds[1] - self.threat.bounds[0])
-        return change if self.threat.norm == "Linf" else change * self.images[0].numel() ** 0.5
+        return change * self.threat.eps / self.threat.pixel_eps(self.images[0].numel())
 
 
 def trace_pgd(
@@ -171,8 +171,7 @@ def dual_norm(gradient: Tensor, threat: ThreatModel) -> Tensor:
 
     To first order, this is the increase of the loss for a step of length 1 in the threat model's norm.
     """
-    flat = gradient.flatten(1)
-    norms = flat.abs().sum(1) if threat.norm == "Linf" else flat.norm(dim=1)
+    norms = threat.dual_norm(gradient)
     return norms.float().masked_fill(~norms.isfinite(), float("inf"))
 
 

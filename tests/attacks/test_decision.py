@@ -52,7 +52,7 @@ def test_reachable_images_are_broken_in_l2() -> None:
     assert broken(model, found, labels) == 3
 
 
-@pytest.mark.parametrize("norm", ["Linf", "L2"])
+@pytest.mark.parametrize("norm", ["Linf", "L2", "L1"])
 def test_unreachable_images_are_not_broken(norm: Norm) -> None:
     model, images, labels = half_problem(3, SHAPE, norm, distance=1.2)
     threat = ThreatModel(1.0, norm, (-20.0, 20.0))

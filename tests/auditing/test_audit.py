@@ -46,13 +46,15 @@ FRONT_ENDS: dict[str, Callable[[], nn.Module]] = {
     "detached": Detach,
     "gradient-killer": KillGradient,
 }
+#: Radii that break an undefended model.
+EPS: dict[Norm, float] = {"Linf": 0.15, "L2": 1.5, "L1": 12.0}
 every_front_end = pytest.mark.parametrize("make", FRONT_ENDS.values(), ids=FRONT_ENDS.keys())
 
 
 @pytest.mark.parametrize("classes", [2, 3, 4, 10])
-@pytest.mark.parametrize("norm", ["Linf", "L2"])
+@pytest.mark.parametrize("norm", ["Linf", "L2", "L1"])
 def test_an_undefended_model_is_not_masked(classes: int, norm: Norm) -> None:
-    threat = ThreatModel(0.15 if norm == "Linf" else 1.5, norm)
+    threat = ThreatModel(EPS[norm], norm)
     result = audited(linear(classes), threat=threat)
     assert result.verdict is Verdict.NOT_MASKED
     assert result.clean_accuracy.value == 1
@@ -134,9 +136,9 @@ def test_an_attack_check_never_needs_more_images_than_the_gap(margin: float) -> 
 
 
 @every_front_end
-@pytest.mark.parametrize("norm", ["Linf", "L2"])
+@pytest.mark.parametrize("norm", ["Linf", "L2", "L1"])
 def test_a_masking_front_end_is_found_without_a_hint(make: Callable[[], nn.Module], norm: Norm) -> None:
-    result = audited(masked(make), threat=ThreatModel(0.15 if norm == "Linf" else 1.5, norm))
+    result = audited(masked(make), threat=ThreatModel(EPS[norm], norm))
     assert result.verdict is Verdict.MASKED
     assert result.bypassed == ("0",)
     assert result.accuracy_under("bpda").value < 0.2 < result.gradient_accuracy.value

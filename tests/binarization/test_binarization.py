@@ -403,7 +403,7 @@ def on_resnet(model: nn.Module, through: nn.Module | None = None) -> Binarizatio
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("norm", ["Linf", "L2"])
+@pytest.mark.parametrize("norm", ["Linf", "L2", "L1"])
 def test_apgd_passes_on_trained_classifier(resnet: nn.Module, norm: Norm) -> None:
     threat = ThreatModel(8 / 255 if norm == "Linf" else 0.5, norm)
     data = load_dataset("embedded", samples=8)

@@ -20,7 +20,7 @@ UNMASKED = {
     "logits a hundredth of the size": nn.Sequential(linear(), Scale(0.01)).eval(),
     "logits a thousand times the size": nn.Sequential(linear(), Scale(1000)).eval(),
 }
-every_norm = pytest.mark.parametrize("norm", ["Linf", "L2"])
+every_norm = pytest.mark.parametrize("norm", ["Linf", "L2", "L1"])
 
 
 def findings_of(model: nn.Module, threat: ThreatModel = SMALL) -> list[Finding]:

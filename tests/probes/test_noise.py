@@ -33,10 +33,10 @@ def test_smooth_loss_has_no_noise(model: nn.Module, threat: ThreatModel) -> None
 
 
 @pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("norm", ["Linf", "L2"])
+@pytest.mark.parametrize("norm", ["Linf", "L2", "L1"])
 def test_fast_ripple_undermines_attacks(norm: Norm, seed: int) -> None:
     model = nn.Sequential(Ripple(gain=20, frequency=1e5), linear()).eval()
-    (finding,) = noise(model, ThreatModel(0.004 if norm == "Linf" else 0.05, norm), seed)
+    (finding,) = noise(model, ThreatModel({"Linf": 0.004, "L2": 0.05, "L1": 0.6}[norm], norm), seed)
     assert (finding.id, finding.undermines_attacks) == ("gradient-noise", True)
     assert "at 0.0625 eps" in finding.message
 

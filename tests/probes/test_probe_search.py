@@ -70,14 +70,14 @@ def test_random_points_beat_a_wrong_gradient() -> None:
     assert "of 12 images" in finding.message
 
 
-@pytest.mark.parametrize("norm", ["Linf", "L2"])
+@pytest.mark.parametrize("norm", ["Linf", "L2", "L1"])
 def test_random_points_beat_a_zero_gradient(norm: Norm) -> None:
     assert only(search(masked(KillGradient), ThreatModel(0.002, norm)), "random-beats-gradient").undermines_attacks
 
 
-@pytest.mark.parametrize("norm", ["Linf", "L2"])
+@pytest.mark.parametrize("norm", ["Linf", "L2", "L1"])
 def test_one_step_beats_many_that_lead_back(norm: Norm) -> None:
-    threat = ThreatModel(0.002 if norm == "Linf" else 0.05, norm)
+    threat = ThreatModel({"Linf": 0.002, "L2": 0.05, "L1": 0.1}[norm], norm)
     assert only(search(front(right_at_first), threat), "one-step-beats-many").undermines_attacks
 
 
@@ -101,7 +101,7 @@ def test_lost_success_is_found() -> None:
     assert not finding.undermines_attacks
 
 
-@pytest.mark.parametrize("norm", ["Linf", "L2"])
+@pytest.mark.parametrize("norm", ["Linf", "L2", "L1"])
 @pytest.mark.parametrize("bounds", [(0.0, 1.0), (-1.0, 3.0)], ids=str)
 def test_an_unbounded_attack_breaks_an_undefended_model(norm: Norm, bounds: tuple[float, float]) -> None:
     trace = traced(linear(), ThreatModel(0.001, norm, bounds), IMAGES)
@@ -109,7 +109,7 @@ def test_an_unbounded_attack_breaks_an_undefended_model(norm: Norm, bounds: tupl
     assert unbounded_attack(oracle(linear()), trace, seeded()) == []
 
 
-@pytest.mark.parametrize("norm", ["Linf", "L2"])
+@pytest.mark.parametrize("norm", ["Linf", "L2", "L1"])
 @pytest.mark.parametrize("make", [Detach, KillGradient])
 def test_failing_unbounded_attack_undermines_attacks(make: type[nn.Module], norm: Norm) -> None:
     finding = only(search(masked(make), ThreatModel(0.01, norm)), "unbounded-attack-fails")

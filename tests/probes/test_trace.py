@@ -23,7 +23,7 @@ from tests.toys import (
 )
 
 
-@pytest.mark.parametrize("norm", ["Linf", "L2"])
+@pytest.mark.parametrize("norm", ["Linf", "L2", "L1"])
 @pytest.mark.parametrize("bounds", [(0.0, 1.0), (-1.0, 3.0)], ids=str)
 def test_iterates_are_in_ball_and_bounds(norm: Norm, bounds: tuple[float, float]) -> None:
     model = linear()
@@ -35,7 +35,7 @@ def test_iterates_are_in_ball_and_bounds(norm: Norm, bounds: tuple[float, float]
     assert torch.equal(recorder.asked[0], ON_GRID[:MAX_IMAGES])
 
 
-@pytest.mark.parametrize("norm", ["Linf", "L2"])
+@pytest.mark.parametrize("norm", ["Linf", "L2", "L1"])
 def test_logit_margins_and_gradient_norms(norm: Norm) -> None:
     model, images = convolutional(), ON_GRID[:MAX_IMAGES]
     labels = predictions(model, images)
@@ -43,7 +43,7 @@ def test_logit_margins_and_gradient_norms(norm: Norm) -> None:
     for index, loss in ((0, logit_margin), (1, cross_entropy)):
         point = images.clone().requires_grad_(True)
         gradient = torch.autograd.grad(loss(model(point), labels).sum(), point)[0].flatten(1)
-        expected = gradient.abs().sum(1) if norm == "Linf" else gradient.norm(dim=1)
+        expected = gradient.norm(dim=1, p={"Linf": 1, "L2": 2, "L1": float("inf")}[norm])
         assert trace.gradient_norms[index] == pytest.approx(
             expected, rel=0.05
         )  # a step of eps / 3 away, for the second

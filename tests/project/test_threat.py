@@ -5,17 +5,19 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import optimize
 from torch import Tensor
 
 from pytest_gradmask.errors import InputError
 from pytest_gradmask.threat import Norm, ThreatModel
 from tests.toys import draw, seeded
 
-NORMS: list[Norm] = ["Linf", "L2"]
+NORMS: list[Norm] = ["Linf", "L2", "L1"]
 
 
 @pytest.mark.parametrize(
@@ -28,8 +30,8 @@ NORMS: list[Norm] = ["Linf", "L2"]
         ({"eps": "8/255"}, r"eps='8/255': must be a number"),
         ({"eps": True}, r"eps=True: must be a number"),
         ({"eps": 8}, r"eps=8: larger than the bounds .* did you mean 0.03137\?"),
-        ({"norm": "linf"}, r"norm='linf': must be one of Linf, L2"),
-        ({"norm": 2}, r"norm=2: must be one of Linf, L2"),
+        ({"norm": "linf"}, r"norm='linf': must be one of Linf, L2, L1"),
+        ({"norm": 2}, r"norm=2: must be one of Linf, L2, L1"),
         ({"bounds": (1, 0)}, r"bounds=\(1, 0\): the first must be below the second"),
         ({"bounds": (0, 0)}, r"bounds=\(0, 0\): the first must be below"),
         ({"bounds": (0, math.inf)}, r"bounds=\(0, inf\)"),
@@ -39,7 +41,7 @@ NORMS: list[Norm] = ["Linf", "L2"]
         ({"bounds": "01"}, r"bounds='01': must be two numbers"),
         ({"bounds": (0, 10**400)}, r"bounds=\(0, 10+\): must be two numbers"),
         ({"eps": 10**400}, r"eps=10+: must be above 0 and finite"),
-        ({"norm": torch.arange(3)}, r"norm=tensor\(.*\): must be one of Linf, L2"),
+        ({"norm": torch.arange(3)}, r"norm=tensor\(.*\): must be one of Linf, L2, L1"),
     ],
     ids=str,
 )
@@ -61,7 +63,8 @@ def problems(draw: st.DrawFn, norm: Norm) -> tuple[ThreatModel, Tensor, Tensor]:
     shape = draw(st.tuples(st.integers(1, 4), st.integers(1, 3), st.integers(1, 5), st.integers(1, 5)))
     generator = seeded(draw(st.integers(0, 1000)))
     dimensions = math.prod(shape[1:])
-    threat = ThreatModel(share * width * (dimensions**0.5 if norm == "L2" else 1), norm, (low, low + width))
+    reach = {"Linf": 1, "L2": dimensions**0.5, "L1": dimensions}[norm]
+    threat = ThreatModel(share * width * reach, norm, (low, low + width))
     images = torch.rand(shape, generator=generator) * width + low
     spread = draw(st.sampled_from([0.0, 1e-6, 0.1, 1.0, 100.0])) * width
     perturbed = images + spread * torch.randn(shape, generator=generator)
@@ -81,7 +84,7 @@ def test_projection_is_inside_and_idempotent(norm: Norm, data: st.DataObject) ->
 @pytest.mark.parametrize("bounds", [(0, 1), (-1, 1), (0, 255), (0, 65535), (-1000, -999)], ids=str)
 def test_projections_onto_the_surface_count_as_inside(norm: Norm, bounds: tuple[float, float]) -> None:
     width = bounds[1] - bounds[0]
-    threat = ThreatModel(0.03 * width * (1 if norm == "Linf" else 768**0.5), norm, bounds)
+    threat = ThreatModel(0.03 * width * {"Linf": 1, "L2": 768**0.5, "L1": 768}[norm], norm, bounds)
     images = draw(100, 3, 16, 16) * width + bounds[0]
     far = images + width * torch.randn(images.shape, generator=seeded())
     assert threat.contains(threat.project(far, images), images).all()
@@ -137,7 +140,7 @@ def test_random_starts_differ_and_fill_the_ball() -> None:
 def test_step_has_unit_norm_for_any_gradient(norm: Norm, scale: float) -> None:
     gradient = scale * torch.randn(4, 3, 5, 5, generator=seeded())
     step = ThreatModel(0.1, norm).step(gradient)
-    sizes = step.flatten(1).norm(dim=1) if norm == "L2" else step.abs().flatten(1).amax(1)
+    sizes = step.flatten(1).norm(dim=1, p={"Linf": math.inf, "L2": 2, "L1": 1}[norm])
     torch.testing.assert_close(sizes, torch.ones(4))
     assert ((step * gradient.sign()) >= 0).all()
 
@@ -217,3 +220,40 @@ def test_l2_starts_have_uniform_radii() -> None:
     radii = threat.distance(threat.random_start(images, seeded()), images)
     shares = torch.tensor([0.1, 0.5, 0.9])
     assert torch.allclose(radii.quantile(shares), 0.5 * shares, atol=0.03)
+
+
+@given(seed=st.integers(0, 1000), share=st.floats(0.01, 1.2), spread=st.floats(0.1, 3))
+def test_l1_projection_is_exact_within_ball_and_bounds(seed: int, share: float, spread: float) -> None:
+    """Against a numerical optimizer, on points outside of the ball, the bounds or both."""
+    generator = seeded(seed)
+    images = torch.rand(1, 1, 2, 3, generator=generator).double()
+    perturbed = images + spread * torch.randn(images.shape, generator=generator).double()
+    threat = ThreatModel(share, "L1")
+    clean, point = images.flatten().numpy(), perturbed.flatten().numpy()
+    # Sizes above and below the image are variables of their own, so that the norm is linear.
+    caps = np.concatenate([1 - clean, clean])
+
+    def error(sizes: Any) -> float:
+        return float(((clean + sizes[:6] - sizes[6:] - point) ** 2).sum())
+
+    found = optimize.minimize(
+        error, caps * min(1.0, share / caps.sum()), bounds=[(0, cap) for cap in caps], method="SLSQP",
+        constraints={"type": "ineq", "fun": lambda sizes: share - sizes.sum()}, options={"maxiter": 500, "ftol": 1e-14},
+    )  # fmt: skip
+    ours = threat.project(perturbed, images)
+    assert threat.contains(ours, images).all()
+    assert float((ours - perturbed).square().sum()) <= found.fun + 1e-6
+
+
+def test_l1_steps_change_few_pixels() -> None:
+    step = ThreatModel(12, "L1").step(torch.randn(2, 3, 32, 32, generator=seeded()))
+    assert (step != 0).flatten(1).sum(1).tolist() == [31, 31]
+
+
+def test_l1_steps_leave_pixels_at_their_bounds_alone() -> None:
+    gradient = torch.tensor([3.0, 2.0, -1.0, 0.5] + [0.1] * 16).view(1, 1, 4, 5)
+    point = torch.full_like(gradient, 0.5)
+    point[0, 0, 0, :3] = torch.tensor([1.0, 0.0, 0.0])
+    step = ThreatModel(2, "L1").step(gradient, at=point)
+    assert step.flatten().nonzero().flatten().tolist() == [1]
+    assert ThreatModel(2, "L1").step(gradient).flatten().nonzero().flatten().tolist() == [0]
