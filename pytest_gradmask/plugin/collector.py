@@ -12,6 +12,7 @@ import pytest
 
 from pytest_gradmask.errors import InputError
 from pytest_gradmask.plugin.github import Workflow
+from pytest_gradmask.plugin.progress import progress_line
 from pytest_gradmask.plugin.selection import Selection
 from pytest_gradmask.plugin.settings import Settings
 from pytest_gradmask.plugin.stash import REPORT_ATTRIBUTES
@@ -65,6 +66,11 @@ class Collector:
             self._ran.add(report.nodeid)
         if self._workflow is not None:
             self._workflow.see(report)
+
+    def pytest_keyboard_interrupt(self) -> None:
+        """Say that the work so far is not lost."""
+        if not self._settings.no_cache and (self._settings.cache or getattr(self._config, "cache", None)):
+            self._notes.append("Interrupted: finished attacks are kept. Run the same command to go on.")
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         """Write the files and call the report hook of other plugins, also after an interrupted run."""
@@ -123,7 +129,9 @@ class Collector:
             from pytest_gradmask.report.html import write_html
 
             transfers = self._collected["gradmask_transfers"]
-            write_html(self._settings.html, self._records, transfers, run["provenance"], complete=run["complete"])
+            with progress_line(self._config, "report", 0, {}) as progress:
+                progress(f"drawing {len(self._records)} audits")
+                write_html(self._settings.html, self._records, transfers, run["provenance"], complete=run["complete"])
             self._notes.append(f"written to {self._settings.html}")
         if self._workflow is not None:
             self._notes += self._workflow.write_summary(run, self._comparison)
@@ -135,6 +143,7 @@ class Collector:
             return
         from pytest_gradmask.report.text import summary
 
+        terminalreporter.ensure_newline()
         terminalreporter.section("gradient masking audits")
         lines = summary(run, every=self._config.get_verbosity() > 0)
         if self._comparison is not None:

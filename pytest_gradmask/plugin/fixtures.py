@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sized
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
+from pytest_gradmask.plugin.estimate import costs_of
 from pytest_gradmask.plugin.extensions import more_probes, with_attacks
 from pytest_gradmask.plugin.machines import running_engine, share_of_cpus
 from pytest_gradmask.plugin.marker import TestSettings, read_marker
@@ -53,7 +55,7 @@ class Gradmask:
             defense = with_attacks(self._node, defense)
             with (
                 share_of_cpus(self._config),
-                progress_line(self._config, self._node.nodeid, images) as progress,
+                self._progress(defense, images) as progress,
                 time_limit(self._config.stash[SETTINGS].timeout),
             ):
                 result = audit(
@@ -83,6 +85,16 @@ class Gradmask:
         record["evidence"] = self._evidence(result, defense, images, labels)
         return result
 
+    def _progress(
+        self, defense: Defense | nn.Module, images: Sized
+    ) -> AbstractContextManager[Callable[[object], None]]:
+        """The line that shows what an audit is doing: which test of how many, and its defense."""
+        selection = self._config.pluginmanager.getplugin("gradmask-selection")
+        audits = [] if selection is None else selection.audits
+        number = f"{audits.index(self._node.nodeid) + 1}/{len(audits)} " if self._node.nodeid in audits else ""
+        name = getattr(defense, "name", type(defense).__name__)
+        return progress_line(self._config, f"{number}{name}", len(images), costs_of(self.settings.budget))
+
     def _record(self, audit: dict[str, Any]) -> AuditRecord:
         """Store an audit in its JSON form for the test's report; its evidence is empty at first."""
         from pytest_gradmask.report.properties import properties
@@ -100,7 +112,7 @@ class Gradmask:
             return {}
         from pytest_gradmask.report.evidence.collection import collect_evidence
 
-        with share_of_cpus(self._config), progress_line(self._config, self._node.nodeid, images) as progress:
+        with share_of_cpus(self._config), self._progress(defense, images) as progress:
             return collect_evidence(
                 result,
                 defense,
