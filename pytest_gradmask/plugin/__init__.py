@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Generator
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from pytest_gradmask.loading.class_folders import note_on
 from pytest_gradmask.plugin import hookspecs
 from pytest_gradmask.plugin.benchmarks import benchmark_attack
+from pytest_gradmask.plugin.explain import explain_finding
 from pytest_gradmask.plugin.fixtures import (
     backbone,
     composite,
@@ -38,6 +40,9 @@ __all__ = [
     "transfer_matrix",
 ]
 
+#: How messages of our assertions on audits begin.
+_VERDICT_FIRST = re.compile("AssertionError: (NOT_MASKED|MASKED|INCONCLUSIVE): ")
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Register options and ini values."""
@@ -51,7 +56,11 @@ def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config: pytest.Config) -> pytest.ExitCode | None:
-    """With ``--gradmask-init``, write a first test and run no tests."""
+    """With ``--gradmask-init``, write a first test; with ``--gradmask-explain``, print a page. Then run no tests."""
+    finding = config.getoption("gradmask_explain")
+    if finding is not None:
+        print(explain_finding(finding))
+        return pytest.ExitCode.OK
     path = config.getoption("gradmask_init")
     if path is None:
         return None
@@ -112,4 +121,8 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, Any]:
         if key in item.stash:  # only what this phase has added: fixtures may audit, too
             setattr(report, name, item.stash[key])
             del item.stash[key]
+    crash = getattr(report.longrepr, "reprcrash", None)
+    if crash is not None and _VERDICT_FIRST.match(crash.message):
+        # What pytest puts before it leaves no room for the verdict in its short summary.
+        crash.message = crash.message.removeprefix("AssertionError: ")
     return report

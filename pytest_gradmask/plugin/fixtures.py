@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sized
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -15,6 +16,7 @@ from pytest_gradmask.plugin.extensions import more_probes, with_attacks
 from pytest_gradmask.plugin.machines import running_engine, share_of_cpus
 from pytest_gradmask.plugin.marker import TestSettings, read_marker
 from pytest_gradmask.plugin.progress import progress_line, uncaptured
+from pytest_gradmask.plugin.settings import reproducing
 from pytest_gradmask.plugin.stash import AUDITS, SETTINGS, TRANSFERS
 from pytest_gradmask.plugin.timeout import time_limit
 from pytest_gradmask.report.records import AuditRecord
@@ -80,6 +82,8 @@ class Gradmask:
             name = getattr(defense, "name", type(defense).__name__)
             self._record(crash_to_json(self._node.nodeid, name, error))
             raise
+        command = reproducing(self._config, self._node.nodeid)
+        result = replace(result, provenance={**result.provenance, "reproduce": command})
         # First the record, then the evidence: if the test is stopped in between, the audit is reported nevertheless.
         record = self._record(to_json(result))
         record["evidence"] = self._evidence(result, defense, images, labels)

@@ -217,6 +217,12 @@ def add_options(parser: pytest.Parser) -> None:
         default=None,
         help="write a first test of this model (or function that returns one) to test_gradient_masking.py, and exit",
     )
+    group.addoption(
+        "--gradmask-explain",
+        metavar="FINDING",
+        default=None,
+        help="print what a finding means, when it is raised and what to do about it, and exit",
+    )
     parser.addini("gradmask", "run audits, as --gradmask does", type="bool", default=False)
     parser.addini("gradmask_download", "download what is missing", type="bool", default=False)
     parser.addini("gradmask_no_cache", "audit anew, as --gradmask-no-cache does", type="bool", default=False)

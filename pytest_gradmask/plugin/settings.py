@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -117,6 +118,17 @@ def read_settings(config: pytest.Config) -> Settings:
     if settings.enabled:
         _check_machine(settings)
     return settings
+
+
+#: Options that change what an audit finds.
+_DECISIVE = ("budget", "data", "model", "samples", "attempt", "seed", "device")
+
+
+def reproducing(config: pytest.Config, test: str) -> str:
+    """The command that repeats the audits of one test: with those options of this run that change what they find."""
+    given = {name: config.getoption(f"gradmask_{name}") for name in _DECISIVE}
+    options = [f"--gradmask-{name}={value}" for name, value in given.items() if value is not None]
+    return shlex.join(["pytest", test, "--gradmask", *options])
 
 
 def _check_files(files: dict[str, Path | None]) -> None:

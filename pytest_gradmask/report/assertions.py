@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pytest_gradmask.errors import InputError
-from pytest_gradmask.report.text import explain, explain_binarization_test
+from pytest_gradmask.report.failure import explain, explain_binarization_test
 from pytest_gradmask.report.transfer import explain_diversity, explain_transferability
 from pytest_gradmask.verdict.audit import Audit
 from pytest_gradmask.verdict.results import Verdict

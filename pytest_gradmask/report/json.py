@@ -83,7 +83,7 @@ def to_json(audit: Audit) -> dict[str, Any]:
             "robust": _plain(chances(audit.clean, audit.predictions, audit.attacks)),
         },
         "seconds": round(audit.seconds, 3),
-        "provenance": dict(audit.provenance),
+        "provenance": {"reproduce": "", **audit.provenance},
     }
 
 

@@ -26,6 +26,7 @@ OPTIONS = {
     "--gradmask-device": "test_options.py::test_missing_cuda_is_a_usage_error",
     "--gradmask-download": "test_options.py::test_missing_data_is_downloaded_on_request_only",
     "--gradmask-engine": "../execution/test_ray_engine.py::test_pytest_on_a_cluster_writes_the_same_json",
+    "--gradmask-explain": "test_explain.py::test_it_prints_the_page_of_a_finding",
     "--gradmask-html": "test_html_option.py::test_workers_do_not_change_the_page",
     "--gradmask-init": "test_starter.py::test_the_test_it_writes_gives_a_verdict",
     "--gradmask-json": "test_reporting.py::test_verdicts_reach_the_terminal_and_the_json_file",
@@ -100,7 +101,10 @@ def test_the_tables_have_every_option_and_ini_value(registered: Recorder) -> Non
 
 def test_every_option_has_its_ini_value(registered: Recorder) -> None:
     names = {name.removeprefix("--").replace("-", "_") for name in registered.options}
-    assert names - set(registered.ini_values) == {"gradmask_init"}  # it is no setting, but something to do
+    assert names - set(registered.ini_values) == {
+        "gradmask_explain",
+        "gradmask_init",
+    }  # no settings, but something to do
     assert names >= set(registered.ini_values)
 
 

@@ -67,6 +67,7 @@ def plain_audit(
             "budget": "smoke",
             "budget_settings": {"apgd_steps": 20},
             "autoattack": "AutoAttack",
+            "reproduce": "",
             **(settings or {}),
         },
         **changes,
