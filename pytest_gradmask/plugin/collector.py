@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import sys
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ from pytest_gradmask.plugin.stash import REPORT_ATTRIBUTES
 from pytest_gradmask.report.records import AuditRecord
 
 if TYPE_CHECKING:
-    from pytest_gradmask.report.baseline import Comparison
+    from pytest_gradmask.report.baseline import Comparison, Row
 
 #: Exit statuses of pytest after which every selected test has had its turn.
 _ENDED = (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.NO_TESTS_COLLECTED)
@@ -62,6 +63,10 @@ class Collector:
         """Take audits and transfer matrices from a test's report."""
         for name, collected in self._collected.items():
             collected += getattr(report, name, [])
+        for number, verdict in getattr(report, "gradmask_expected", []):
+            audits = [record["audit"] for record in self._records if record["audit"]["test"] == report.nodeid]
+            if number <= len(audits):
+                audits[number - 1]["expected"] = verdict
         if report.when == "call" or report.skipped:
             self._ran.add(report.nodeid)
         if self._workflow is not None:
@@ -145,15 +150,25 @@ class Collector:
 
         terminalreporter.ensure_newline()
         terminalreporter.section("gradient masking audits")
-        lines = summary(run, every=self._config.get_verbosity() > 0)
+        for line in summary(run, every=self._config.get_verbosity() > 0):
+            terminalreporter.write_line(line, **_colours(line))
         if self._comparison is not None:
             outcome = "FAILED" if self._comparison.failed else "passed"
-            lines += ["", f"Compared with {self._settings.baseline}: {outcome}", *self._comparison.lines(), ""]
-        for line in [*lines, *self._notes]:
+            terminalreporter.write_line("")
+            for line in (f"Compared with {self._settings.baseline}: {outcome}", *self._comparison.lines(), ""):
+                terminalreporter.write_line(line, **_colours(line))
+        for line in self._notes:
             terminalreporter.write_line(line)
         if self._workflow is not None:
             for command in self._workflow.annotations(run, self._selection.audits, self._comparison):
                 terminalreporter.write_line(command)
+
+    def pytest_unconfigure(self, config: pytest.Config) -> None:
+        """After pytest's last line, which counts tests alone, say that the run is worse than the baseline."""
+        if self._comparison is not None and self._comparison.failed:
+            failures = self._comparison.failures
+            text = f"gradmask: FAILED, as {len({row.test for row in failures})} audits are {_judgements(failures)}"
+            config.get_terminal_writer().sep("=", text, red=True, bold=True)
 
     def _provenance(self) -> dict[str, Any]:
         settings = self._settings
@@ -170,6 +185,21 @@ class Collector:
                 "seed": settings.seed,
             },
         }
+
+
+def _judgements(rows: Sequence[Row]) -> str:
+    """What is wrong with an audit of the baseline, in words: ``worse or missing``."""
+    return " or ".join(dict.fromkeys(row.judgement for row in rows))
+
+
+def _colours(line: str) -> dict[str, bool]:
+    """How pytest is to colour a line of the summary: by the verdict, or by the outcome of a comparison."""
+    begins = line.startswith
+    if begins(("MASKED as expected ", "NOT_MASKED ", "better ")) or line.endswith(": passed"):
+        return {"green": True}
+    if begins(("MASKED ", "ERROR ", "worse ", "not comparable ", "missing ")) or line.endswith(": FAILED"):
+        return {"red": True}
+    return {"yellow": True} if begins("INCONCLUSIVE ") else {}
 
 
 def _read_baseline(settings: Settings) -> list[dict[str, Any]] | None:

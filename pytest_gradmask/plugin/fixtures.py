@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sized
+from collections.abc import Callable, Iterator, Sized
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +17,7 @@ from pytest_gradmask.plugin.machines import running_engine, share_of_cpus
 from pytest_gradmask.plugin.marker import TestSettings, read_marker
 from pytest_gradmask.plugin.progress import progress_line, uncaptured
 from pytest_gradmask.plugin.settings import reproducing
-from pytest_gradmask.plugin.stash import AUDITS, SETTINGS, TRANSFERS
+from pytest_gradmask.plugin.stash import AUDITS, EXPECTED, SETTINGS, TRANSFERS, UNCHECKED
 from pytest_gradmask.plugin.timeout import time_limit
 from pytest_gradmask.report.records import AuditRecord
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from pytest_gradmask.threat import ThreatModel
     from pytest_gradmask.transfer.matrix import TransferMatrix
     from pytest_gradmask.verdict.audit import Audit
+    from pytest_gradmask.verdict.results import Verdict
 
 
 class EvalBatch(NamedTuple):
@@ -45,6 +46,7 @@ class Gradmask:
         self._node = request.node
         self._config = request.config
         self._audits = 0
+        self._results: dict[int, Audit] = {}
         self.settings: TestSettings = read_marker(request.node, request.config.stash[SETTINGS])
 
     def audit(self, defense: Defense | nn.Module, images: Tensor, labels: Tensor) -> Audit:
@@ -86,6 +88,8 @@ class Gradmask:
         result = replace(result, provenance={**result.provenance, "reproduce": command})
         # First the record, then the evidence: if the test is stopped in between, the audit is reported nevertheless.
         record = self._record(to_json(result))
+        self._results[self._audits] = result
+        self._node.stash.setdefault(UNCHECKED, {})[self._audits] = result.defense
         record["evidence"] = self._evidence(result, defense, images, labels)
         return result
 
@@ -108,6 +112,13 @@ class Gradmask:
         self._audits += 1
         self._node.user_properties += properties(audit, self._audits)
         return record
+
+    def expects(self, audit: Audit, verdict: Verdict) -> None:
+        """Note that the test expects this verdict of one of its audits."""
+        for number, result in self._results.items():
+            if result is audit:
+                self._node.stash.setdefault(EXPECTED, {})[number] = verdict.name
+                self._node.stash[UNCHECKED].pop(number, None)
 
     def _evidence(self, result: Audit, defense: Defense | nn.Module, images: Tensor, labels: Tensor) -> dict[str, Any]:
         """What the HTML report shows beyond the audit. Without an HTML report it is empty and costs nothing."""
@@ -140,9 +151,13 @@ def _cache_folder(config: pytest.Config) -> Path | None:
 
 
 @pytest.fixture
-def gradmask(request: pytest.FixtureRequest) -> Gradmask:
+def gradmask(request: pytest.FixtureRequest) -> Iterator[Gradmask]:
     """Audits defenses: ``gradmask.audit(defense, images, labels)``."""
-    return Gradmask(request)
+    from pytest_gradmask.report.expectations import listening
+
+    audits = Gradmask(request)
+    with listening(audits.expects):
+        yield audits
 
 
 @pytest.fixture

@@ -117,7 +117,7 @@ class Option:
 
 
 #: Options without a value. The ini value of ``--gradmask-no-cache`` is ``gradmask_no_cache``, and so on.
-FLAGS = ("gradmask", "gradmask_download", "gradmask_no_cache", "gradmask_baseline_update")
+FLAGS = ("gradmask", "gradmask_download", "gradmask_no_cache", "gradmask_baseline_update", "gradmask_strict")
 
 OPTIONS = (
     Option(
@@ -211,6 +211,9 @@ def add_options(parser: pytest.Parser) -> None:
         help="write the file of --gradmask-baseline anew instead of comparing with it",
     )
     group.addoption(
+        "--gradmask-strict", action="store_true", default=None, help="fail tests that audit and assert nothing"
+    )
+    group.addoption(
         "--gradmask-init",
         type=import_path,
         metavar="MODULE:ATTR",
@@ -227,6 +230,7 @@ def add_options(parser: pytest.Parser) -> None:
     parser.addini("gradmask_download", "download what is missing", type="bool", default=False)
     parser.addini("gradmask_no_cache", "audit anew, as --gradmask-no-cache does", type="bool", default=False)
     parser.addini("gradmask_baseline_update", "as --gradmask-baseline-update does", type="bool", default=False)
+    parser.addini("gradmask_strict", "fail tests that audit and assert nothing", type="bool", default=False)
     for option in OPTIONS:
         group.addoption(
             f"--gradmask-{option.name}", type=option.parse, metavar=option.metavar, default=None, help=option.help

@@ -20,7 +20,7 @@ def explained() -> list[str]:
 def explanations(ids: Iterable[str]) -> dict[str, str]:
     """The explanation of each of these findings as HTML, in alphabetical order. Findings without one are left out.
 
-    Links between findings lead to ``#finding-ID``.
+    Links between findings lead to ``#finding-ID``. Other pages of the documentation are named, but not linked.
     """
     from markdown_it import MarkdownIt  # only reports in HTML need it
 
@@ -32,7 +32,12 @@ def explanations(ids: Iterable[str]) -> dict[str, str]:
         return f"[{text}](#finding-{target})" if target in explained else text
 
     render = MarkdownIt("commonmark", {"html": False}).render
-    return {name: str(render(re.sub(r"\[([^]]+)]\(#([a-z-]+)\)", link, sections[name]))) for name in explained}
+
+    def page(name: str) -> str:
+        text = re.sub(r"\[([^]]+)]\([\w-]+\.md(?:#[\w-]+)?\)", r"\1", sections[name])
+        return str(render(re.sub(r"\[([^]]+)]\(#([a-z-]+)\)", link, text)))
+
+    return {name: page(name) for name in explained}
 
 
 def _sections() -> dict[str, str]:

@@ -63,8 +63,9 @@ def _wrapped(sentences: Iterable[str]) -> list[str]:
 def _answer(audit: Audit, plain: Mapping[str, Any]) -> list[str]:
     """What hides the gradient, and what to report instead of the figure under gradient attacks."""
     lines = [f"hidden by: {culprit}"] if (culprit := hidden_by(plain)) else []
-    if audit.verdict is Verdict.MASKED:
-        strongest = max(audit.of_kind("adaptive"), key=lambda result: len(result.broken))
+    adaptive = audit.of_kind("adaptive")
+    if audit.verdict is Verdict.MASKED and adaptive:
+        strongest = max(adaptive, key=lambda result: len(result.broken))
         lines.append(f"report instead: {share_text(plain['all_attacks'])} (all attacks; most by {strongest.name})")
     return lines
 

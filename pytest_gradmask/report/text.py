@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from pytest_gradmask.report.wording import SHOWN_VERDICTS, first_reason, shown_verdict
 from pytest_gradmask.verdict.audit import Audit
-from pytest_gradmask.verdict.results import Proportion, Verdict
+from pytest_gradmask.verdict.results import Proportion
 
 _INTERVAL = ("estimate", "low", "high")
 #: The masking gap is in percentage points.
 AUDIT_COLUMNS = ("verdict", "clean", "gradient", "all attacks", "gap, pp", "seconds", "test")
-_WORST_FIRST = [verdict.name for verdict in (Verdict.MASKED, Verdict.INCONCLUSIVE, Verdict.NOT_MASKED)]
 #: Audits in the summary of a run without -v.
 _SHOWN = 20
+#: Characters of a reason in that table.
+_REASON = 300
 
 
 def attack_table(audit: Audit) -> list[str]:
@@ -24,7 +27,7 @@ def attack_table(audit: Audit) -> list[str]:
         if share is not None:
             rows.append((what, "", str(share.total), "", "", _bounded(share)))
     for result in audit.attacks:
-        if result.status == "skipped-early":
+        if result.status.startswith("skipped"):
             continue  # a note below the table names them
         if result.status == "done":
             figures = (
@@ -72,6 +75,9 @@ def _skipped(audit: Audit) -> list[str]:
     early = [result.name for result in audit.attacks if result.status == "skipped-early"]
     if early:
         lines.append(f"Skipped early, as the verdict was decided without them: {', '.join(early)}.")
+    for why in dict.fromkeys(result.note for result in audit.attacks if result.status == "skipped"):
+        names = [result.name for result in audit.attacks if result.status == "skipped" and result.note == why]
+        lines.append(f"Skipped, as {why}: {', '.join(names)}.")
     if audit.total < audit.given:
         lines.append(
             f"Used {audit.total} of {audit.given} images, in random order, as the verdict was decided after them."
@@ -121,13 +127,13 @@ def summary(run: Mapping[str, Any], *, every: bool) -> list[str]:
 
 def worst_first(audits: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """Audits in their JSON form, ``MASKED`` before ``INCONCLUSIVE`` before ``NOT_MASKED``."""
-    return sorted(audits, key=lambda audit: _WORST_FIRST.index(audit["verdict"]))
+    return sorted(audits, key=lambda audit: SHOWN_VERDICTS.index(shown_verdict(audit)))
 
 
 def counted(audits: Sequence[Mapping[str, Any]]) -> str:
     """How many audits have each verdict: ``1 MASKED, 3 NOT_MASKED``; empty if there are no audits."""
-    found = Counter(audit["verdict"] for audit in audits)
-    return ", ".join(f"{found[verdict]} {verdict}" for verdict in _WORST_FIRST if found[verdict])
+    found = Counter(map(shown_verdict, audits))
+    return ", ".join(f"{found[verdict]} {verdict}" for verdict in SHOWN_VERDICTS if found[verdict])
 
 
 def why_partial(run: Mapping[str, Any]) -> str:
@@ -141,8 +147,15 @@ def why_partial(run: Mapping[str, Any]) -> str:
 
 
 def audit_table(audits: Iterable[Mapping[str, Any]]) -> list[str]:
-    """One line for each audit, from its JSON form."""
-    return aligned([AUDIT_COLUMNS, *map(audit_row, audits)])
+    """One line for each audit, from its JSON form. Without a verdict, its first reason follows."""
+    listed = list(audits)
+    header, *rows = aligned([AUDIT_COLUMNS, *map(audit_row, listed)])
+    lines = [header]
+    for audit, row in zip(listed, rows, strict=True):
+        lines.append(row)
+        if audit["verdict"] == "INCONCLUSIVE":
+            lines.append(f"  {textwrap.shorten(first_reason(audit), _REASON)}")
+    return lines
 
 
 def audit_row(audit: Mapping[str, Any]) -> tuple[str, ...]:
@@ -152,7 +165,7 @@ def audit_row(audit: Mapping[str, Any]) -> tuple[str, ...]:
     shares = [audit[key] for key in ("clean_accuracy", "gradient_attacks", "all_attacks")]
     percents = ["-" if share is None else f"{share['value']:.1%}" for share in shares]
     seconds = "cached" if audit["cached"] else f"{audit['seconds']:.1f}"
-    return (audit["verdict"], *percents, gap_text, seconds, audit["test"])
+    return (shown_verdict(audit), *percents, gap_text, seconds, audit["test"])
 
 
 def _clean_row(audit: Audit) -> Sequence[str]:

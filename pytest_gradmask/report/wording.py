@@ -16,6 +16,18 @@ def headline(audit: Mapping[str, Any]) -> str:
     return f"{start}, {first_reason(audit)}"
 
 
+#: Verdicts as reports show them, worst first.
+SHOWN_VERDICTS = ("MASKED", "ERROR", "INCONCLUSIVE", "MASKED as expected", "NOT_MASKED")
+
+
+def shown_verdict(audit: Mapping[str, Any]) -> str:
+    """The verdict as reports show it: an audit that raised is an ``ERROR``, and a mask may be what the test expects."""
+    if audit.get("error"):
+        return "ERROR"
+    as_expected = audit["verdict"] == audit.get("expected") == "MASKED"
+    return "MASKED as expected" if as_expected else str(audit["verdict"])
+
+
 def first_reason(audit: Mapping[str, Any]) -> str:
     """The first reason of a verdict."""
     return _clause(audit["reasons"][:1])

@@ -33,6 +33,7 @@ OPTIONS = {
     "--gradmask-model": "test_model_option.py::test_the_model_of_the_command_line",
     "--gradmask-no-cache": "test_cache_option.py::test_no_cache_neither_reads_nor_writes",
     "--gradmask-samples": "test_fixtures.py::test_images_are_chosen_by_option_and_seed",
+    "--gradmask-strict": "test_unchecked.py::test_with_the_option_it_fails",
     "--gradmask-timeout": "test_timeout.py::test_a_hanging_defense_is_inconclusive",
     "--gradmask-seed": "test_attempts.py::test_audits_with_another_seed_are_counted_and_change_nothing",
 }
@@ -53,6 +54,7 @@ INI_VALUES = {
     "gradmask_model": "test_model_option.py::test_the_model_of_the_command_line",
     "gradmask_no_cache": "test_cache_option.py::test_the_ini_value_turns_the_cache_off",
     "gradmask_samples": "test_options.py::test_ini_values_of_data_and_places",
+    "gradmask_strict": "test_unchecked.py::test_the_ini_value_does_the_same",
     "gradmask_timeout": "test_timeout.py::test_a_hanging_defense_is_inconclusive",
     "gradmask_seed": "test_options.py::test_the_header_prints_the_effective_settings",
 }
