@@ -35,6 +35,8 @@ from pytest_gradmask.execution.cache import Cache
 from pytest_gradmask.execution.engine import LOCAL, Engine, opened
 from pytest_gradmask.execution.fingerprint import FingerprintError, fingerprint, source_fingerprint
 from pytest_gradmask.execution.versions import versions
+from pytest_gradmask.loading.adapters import adapted_alike
+from pytest_gradmask.loading.inputs import as_batch
 from pytest_gradmask.probes.comparisons import compare_attacks
 from pytest_gradmask.probes.consistency import (
     STATEFUL,
@@ -56,8 +58,8 @@ from pytest_gradmask.verdict.rule import Decision, decide
 
 def audit(
     defense: Defense | nn.Module,
-    images: Tensor,
-    labels: Tensor,
+    images: Any,
+    labels: Any = None,
     *,
     threat: ThreatModel | None = None,
     budget: str | Budget = "smoke",
@@ -77,8 +79,9 @@ def audit(
 
     Args:
         defense: a module from images to logits, or a `Defense` that also says what an adaptive attacker knows.
-        images: float32, N x C x H x W, inside the bounds of the threat model.
-        labels: int64, N.
+        images: float32, N x C x H x W, inside the bounds of the threat model; or anything that
+            `loading.inputs.as_batch` converts, such as a ``DataLoader``.
+        labels: int64, N. None if ``images`` has them.
         threat: where attacks may search; by default Linf, 8/255, bounds [0, 1].
         budget: ``"smoke"``, ``"ci"``, ``"full"`` or a `Budget`.
         margin: the largest gap, as a share of images, that still counts as no masking; by default the budget's.
@@ -111,6 +114,8 @@ def audit(
     budget = get_budget(budget)
     margin = budget.margin if margin is None else margin
     check_setting(confidence, seed, margin, attempt)
+    batch = as_batch(images, labels, bounds=threat.bounds, at_most=budget.samples, seed=seed)
+    images, labels = batch.images, batch.labels
     check_batch(images, labels, threat)
     where = check_device(device)
     order = _order(len(images), None if exhaustive else seed)
@@ -170,7 +175,7 @@ def audit(
             taken.release()
     result = replace(
         in_order(result, order[: result.total].tolist()), test=test, seconds=time.monotonic() - started,
-        provenance=provenance, earlier=taken.number - 1,
+        provenance=provenance, earlier=taken.number - 1, findings=(*batch.findings(), *result.findings),
     )  # fmt: skip
     if store is not None and not any(attack.status == "failed" for attack in result.attacks):
         store.store_audit(audit_key, result)
@@ -341,7 +346,9 @@ class AuditRun:
         try:
             found, self.recording = check_consistency(
                 surface.oracle(), surface.oracle(surface.attacked), images, labels, threat=self.ready.scorer.threat,
-                original=self.original, fresh=surface.oracle, randomized=surface.randomized,
+                original=self.original,
+                fresh=lambda copy: surface.oracle(adapted_alike(copy, surface.defense.model)),
+                randomized=surface.randomized,
                 batch_dependent=any(finding.id == "batch-dependence" for finding in self.findings),
                 seed=subseed(self.ready.scorer.seed, "consistency"),
             )  # fmt: skip

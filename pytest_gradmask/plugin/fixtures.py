@@ -49,23 +49,31 @@ class Gradmask:
         self._results: dict[int, Audit] = {}
         self.settings: TestSettings = read_marker(request.node, request.config.stash[SETTINGS])
 
-    def audit(self, defense: Defense | nn.Module, images: Tensor, labels: Tensor) -> Audit:
+    def audit(self, defense: Defense | nn.Module, images: Any, labels: Any = None) -> Audit:
         """Audit a defense on these images; see `pytest_gradmask.audit`. The run's reports include the result."""
         from pytest_gradmask.auditing.run import audit
+        from pytest_gradmask.loading.inputs import as_batch
         from pytest_gradmask.report.json import crash_to_json, to_json
 
         settings = self.settings
         try:
             defense = with_attacks(self._node, defense)
+            # Once: a loader may give other images the second time.
+            batch = as_batch(
+                images,
+                labels,
+                bounds=settings.threat.bounds,
+                at_most=settings.samples or settings.budget.samples,
+                seed=settings.seed,
+            )
             with (
                 share_of_cpus(self._config),
-                self._progress(defense, images) as progress,
+                self._progress(defense, batch) as progress,
                 time_limit(self._config.stash[SETTINGS].timeout),
             ):
                 result = audit(
                     defense,
-                    images,
-                    labels,
+                    batch,
                     threat=settings.threat,
                     budget=settings.budget,
                     margin=settings.margin,
@@ -90,7 +98,7 @@ class Gradmask:
         record = self._record(to_json(result))
         self._results[self._audits] = result
         self._node.stash.setdefault(UNCHECKED, {})[self._audits] = result.defense
-        record["evidence"] = self._evidence(result, defense, images, labels)
+        record["evidence"] = self._evidence(result, defense, batch.images, batch.labels)
         return result
 
     def _progress(

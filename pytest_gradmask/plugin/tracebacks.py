@@ -8,10 +8,9 @@ from types import TracebackType
 
 import pytest
 
-import pytest_gradmask
-from pytest_gradmask.errors import GradmaskError
+from pytest_gradmask import errors
 
-_PACKAGE = Path(pytest_gradmask.__file__).parent
+_PACKAGE = Path(errors.__file__).parent
 
 
 def shorten_traceback(info: pytest.ExceptionInfo[BaseException] | None) -> None:
@@ -19,7 +18,7 @@ def shorten_traceback(info: pytest.ExceptionInfo[BaseException] | None) -> None:
 
     Any other exception that passes through our code may be a fault of it, and keeps its traceback.
     """
-    if info is None or not isinstance(info.value, GradmaskError):
+    if info is None or not isinstance(info.value, errors.GradmaskError):
         return
     hidden = [_PACKAGE, *_folder_of("torch")]
     shortened = _without(info.tb, hidden)

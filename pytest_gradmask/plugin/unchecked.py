@@ -41,9 +41,9 @@ def _asserts(function: Any) -> bool:
 
 
 def _own_assertions() -> set[str]:
-    import pytest_gradmask
+    from pytest_gradmask.report import assertions
 
-    return {name for name in pytest_gradmask.__all__ if name.startswith("assert_")}
+    return {name for name in vars(assertions) if name.startswith("assert_")}
 
 
 def _names(function: Any, depth: int) -> Iterator[str]:
