@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from typing import Any
 
 import pytest
@@ -121,6 +121,15 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     """Check that options of data and models are used by a test that was selected."""
     if session.config.stash[SETTINGS].enabled and session.items:
         check_options_are_used(session.config, session.items)
+
+
+def pytest_report_collectionfinish(config: pytest.Config, items: Sequence[pytest.Item]) -> list[str]:
+    """Say whose images are audited if nobody has chosen any."""
+    settings = config.stash[SETTINGS]
+    chosen = settings.data != "embedded" or config.getoption("gradmask_data") is not None
+    if chosen or not settings.enabled or not any("eval_batch" in getattr(item, "fixturenames", ()) for item in items):
+        return []
+    return ["gradmask: eval_batch has 20 images of CIFAR-10, as no --gradmask-data was given"]
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
