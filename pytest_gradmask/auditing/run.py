@@ -47,7 +47,7 @@ from pytest_gradmask.probes.consistency import (
     keep_original,
 )
 from pytest_gradmask.probes.labels import check_labels
-from pytest_gradmask.probes.preflight import check_batch, check_device, check_setting
+from pytest_gradmask.probes.preflight import check_batch, check_device, check_setting, check_threat
 from pytest_gradmask.probes.suite import Probe, probe_defense, run_probe
 from pytest_gradmask.threat import ThreatModel
 from pytest_gradmask.verdict.audit import Audit, in_order
@@ -114,6 +114,7 @@ def audit(
     budget = get_budget(budget)
     margin = budget.margin if margin is None else margin
     check_setting(confidence, seed, margin, attempt)
+    check_threat(threat)
     batch = as_batch(images, labels, bounds=threat.bounds, at_most=budget.samples, seed=seed)
     images, labels = batch.images, batch.labels
     check_batch(images, labels, threat)

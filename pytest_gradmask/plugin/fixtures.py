@@ -38,6 +38,10 @@ class EvalBatch(NamedTuple):
     images: Tensor
     labels: Tensor
 
+    def __repr__(self) -> str:
+        """Short: pytest prints it above a failure."""
+        return f"<{len(self.images)} images of {' x '.join(map(str, self.images.shape[1:]))}>"
+
 
 class Gradmask:
     """What the ``gradmask`` fixture gives a test: audits with the run's and the test's settings."""

@@ -85,10 +85,15 @@ def check_device(device: str) -> torch.device:
     return found
 
 
-def check_batch(images: Tensor, labels: Tensor, threat: ThreatModel) -> None:
-    """Raise `InputError` unless images and labels are ready to use."""
+def check_threat(threat: ThreatModel) -> None:
+    """Raise `InputError` unless this is a threat model."""
     if not isinstance(threat, ThreatModel):
         raise InputError(f"threat={threat!r}: must be a ThreatModel, such as ThreatModel(eps=8/255)")
+
+
+def check_batch(images: Tensor, labels: Tensor, threat: ThreatModel) -> None:
+    """Raise `InputError` unless images and labels are ready to use."""
+    check_threat(threat)
     for argument, value in (("images", images), ("labels", labels)):
         if not isinstance(value, Tensor):
             raise InputError(
