@@ -125,8 +125,10 @@ class Collector:
     def _write(self, run: dict[str, Any]) -> None:
         from pytest_gradmask.report.badge import write_badge
         from pytest_gradmask.report.json import write_json
+        from pytest_gradmask.report.sarif import write_sarif
 
-        for file, write in ((self._settings.json, write_json), (self._settings.badge, write_badge)):
+        settings = self._settings
+        for file, write in ((settings.json, write_json), (settings.badge, write_badge), (settings.sarif, write_sarif)):
             if file is not None:
                 write(file, run)
                 self._notes.append(f"written to {file}")

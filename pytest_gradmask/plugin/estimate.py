@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
@@ -10,6 +11,9 @@ if TYPE_CHECKING:
     from pytest_gradmask.auditing.budgets import Budget
     from pytest_gradmask.auditing.events import AttackStarted
 
+GRADIENT_ATTACKS = ("pgd", "apgd-ce", "apgd-dlr", "apgd-t", "fab-t", "apgd-eot")
+PLACEBO = "placebo"
+_FEW = 5  # images: fewer take as long as these, and say little about the time an image takes
 _FROM_CACHE = 0.01  # seconds: what took less was found in the cache, and says nothing about the attack
 
 
@@ -39,12 +43,13 @@ class Clock:
     _running: tuple[AttackStarted, float] | None = None
     _admitted: int = 0  # images of the batch that is attacked
     _seen: int = 0
+    _adaptive: float = 0.0  # seconds that adaptive attacks have taken on this batch
 
     def begin(self, event: AttackStarted, now: float) -> None:
         """Start to time an attack, at this time in seconds."""
         self.end(now)
         if event.seen != self._seen:
-            self._admitted, self._seen = event.seen - self._seen, event.seen
+            self._admitted, self._seen, self._adaptive = event.seen - self._seen, event.seen, 0.0
         self._running = event, now
 
     def end(self, now: float) -> None:
@@ -52,24 +57,43 @@ class Clock:
         if self._running is None:
             return
         (event, started), self._running = self._running, None
+        if event.attack not in (*GRADIENT_ATTACKS, PLACEBO):
+            self._adaptive += now - started
         share = event.images / max(self._admitted, 1)
-        if event.images and now - started > _FROM_CACHE:
+        enough = event.images >= _FEW or (event.images > 0 and event.attack not in self.costs)
+        if enough and now - started > _FROM_CACHE:
             self.current[event.attack] = Pace((now - started) / event.images, share)
         elif event.attack in self.current:
             self.current[event.attack] = self.current[event.attack]._replace(share=share)
 
     def left(self, now: float) -> float | None:
-        """Seconds until all attacks on the images at hand have run; None if unknown."""
+        """Seconds until the images at hand are decided; None if unknown.
+
+        An audit may stop after its first adaptive attack, or run all of them. The estimate is between the two, as far
+        from either, by a factor.
+        """
         if self._running is None:
             return None
         event, started = self._running
-        running = self._rate(event.attack)
-        if running is None:
+        if self._rate(event.attack) is None:
             return None
-        rest = max(0.0, running * event.images - (now - started))
-        for name in event.later:
-            rest += (self._rate(name) or 0.0) * event.images * self._fall(event.attack, name)
-        return rest
+
+        def seconds(name: str) -> float:
+            return (self._rate(name) or 0.0) * event.images * self._fall(event.attack, name)
+
+        gradient = sum(seconds(name) for name in event.later if name in GRADIENT_ATTACKS)
+        adaptive = [seconds(name) for name in event.later if name not in (*GRADIENT_ATTACKS, PLACEBO)]
+        spent, elapsed = self._adaptive, now - started
+        if event.attack == PLACEBO:
+            return max(0.0, (spent or seconds(PLACEBO)) - elapsed)
+        running = max(elapsed, seconds(event.attack))
+        if event.attack not in GRADIENT_ATTACKS:
+            spent += running
+        # The placebo gets as many passes as all adaptive attacks that have run.
+        first, every = (0.0 if spent else sum(adaptive[:1])), sum(adaptive)
+        placebos = PLACEBO in event.later
+        few, many = (running - elapsed + gradient + some + placebos * (spent + some) for some in (first, every))
+        return math.sqrt(few * many)
 
     def _rate(self, name: str) -> float | None:
         """Expected seconds an image of an attack."""
@@ -106,7 +130,7 @@ def costs_of(budget: Budget) -> dict[str, float]:
         "apgd-t": budget.apgd_steps * budget.targets,
         "fab-t": 2 * budget.fab_steps * budget.targets,
         **adaptive,
-        "placebo": sum(adaptive.values()),
+        PLACEBO: sum(adaptive.values()),
     }
 
 

@@ -78,6 +78,7 @@ class Gradmask:
                 result = audit(
                     defense,
                     batch,
+                    batch.labels,
                     threat=settings.threat,
                     budget=settings.budget,
                     margin=settings.margin,

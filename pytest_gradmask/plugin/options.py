@@ -161,6 +161,12 @@ OPTIONS = (
     Option(name="json", parse=_file, metavar="FILE", help="write every audit to FILE as JSON"),
     Option(name="badge", parse=_file, metavar="FILE", help="write a badge to FILE: JSON for an endpoint of shields.io"),
     Option(
+        name="sarif",
+        parse=_file,
+        metavar="FILE",
+        help="write masks to FILE as SARIF, at the lines that hide a gradient",
+    ),
+    Option(
         name="baseline",
         parse=_file,
         metavar="FILE",

@@ -34,6 +34,7 @@ class Settings:
         seed: of every random choice.
         json: file to write audits to.
         badge: file to write a badge to.
+        sarif: file to write results for code scanning to.
         baseline: file with audits to compare with.
         baseline_update: whether to write that file anew instead.
         html: file to write a report to, with pictures.
@@ -57,6 +58,7 @@ class Settings:
     seed: int
     json: Path | None
     badge: Path | None
+    sarif: Path | None
     baseline: Path | None
     baseline_update: bool
     html: Path | None
@@ -118,7 +120,7 @@ def read_settings(config: pytest.Config) -> Settings:
     )
     if settings.baseline_update and settings.baseline is None:
         raise pytest.UsageError("--gradmask-baseline-update: say which file to write, with --gradmask-baseline=FILE")
-    _check_files({name: getattr(settings, name) for name in ("json", "html", "badge", "baseline")})
+    _check_files({name: getattr(settings, name) for name in ("json", "html", "badge", "sarif", "baseline")})
     if settings.enabled:
         _check_machine(settings)
     return settings

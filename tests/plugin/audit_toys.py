@@ -26,6 +26,6 @@ def no_attacks(monkeypatch):
 
 @pytest.fixture
 def audited(gradmask):
-    return lambda name: gradmask.audit(Defense(torch.nn.Identity(), name=name), [0, 0], [0, 0])
+    return lambda name: gradmask.audit(Defense(torch.nn.Identity(), name=name), torch.zeros(2, 1, 1, 1), torch.zeros(2))
 """
 RUN = ("--gradmask", "--gradmask-device=cpu", "--gradmask-no-cache", "-p", "no:xdist")

@@ -22,12 +22,12 @@ def test_no_estimate_of_what_is_unknown() -> None:
 
 def test_the_next_batch_is_as_fast_as_the_last() -> None:
     clock = Clock()
-    clock.begin(event("pgd", 10, 10, "bpda"), 0)
-    clock.begin(event("bpda", 5, 10), 1)  # pgd took 0.1 s an image
-    clock.begin(event("pgd", 20, 30, "bpda"), 3)
-    assert clock.left(3) == pytest.approx(20 * 0.1 + 10 * 0.4)  # half of the images are left for bpda
+    clock.begin(event("pgd", 10, 10, "fab-t"), 0)
+    clock.begin(event("fab-t", 5, 10), 1)  # pgd took 0.1 s an image
+    clock.begin(event("pgd", 20, 30, "fab-t"), 3)
+    assert clock.left(3) == pytest.approx(20 * 0.1 + 10 * 0.4)  # half of the images are left for fab-t
     assert clock.left(4) == pytest.approx(1 + 4)
-    clock.begin(event("bpda", 12, 30), 5)
+    clock.begin(event("fab-t", 12, 30), 5)
     assert clock.left(5) == pytest.approx(12 * 0.4)
     assert clock.left(99) == 0
 
@@ -36,28 +36,30 @@ def test_the_next_batch_is_as_fast_as_the_last() -> None:
 def test_a_later_attack_is_expected_on_the_images_that_are_left_for_it(left: int) -> None:
     """Once each later attack was multiplied by the images of the first one: wrong by 50 where it got 2 of 100."""
     clock = Clock()
-    clock.begin(event("pgd", 100, 100, "bpda", "square"), 0)
-    clock.begin(event("bpda", left, 100, "square"), 10)
-    clock.begin(event("square", left, 100), 10 + left)
+    clock.begin(event("pgd", 100, 100, "apgd-ce", "fab-t"), 0)
+    clock.begin(event("apgd-ce", left, 100, "fab-t"), 10)
+    clock.begin(event("fab-t", left, 100), 10 + left)
     clock.end(10 + 3 * left)
-    clock.begin(event("pgd", 100, 200, "bpda", "square"), 1000)
+    clock.begin(event("pgd", 100, 200, "apgd-ce", "fab-t"), 1000)
     assert clock.left(1000) == pytest.approx(10 + 3 * left)
 
 
 def test_rates_of_other_audits_are_scaled() -> None:
-    clock = Clock(earlier={"pgd": Pace(1, 1), "bpda": Pace(4, 0.5)})
-    clock.begin(event("pgd", 10, 10, "bpda"), 0)
+    clock = Clock(earlier={"pgd": Pace(1, 1), "apgd-ce": Pace(4, 0.5)})
+    clock.begin(event("pgd", 10, 10, "apgd-ce"), 0)
     assert clock.left(0) == pytest.approx(10 + 5 * 4)
-    clock.begin(event("bpda", 10, 10), 1)  # ten times as fast
+    clock.begin(event("apgd-ce", 10, 10), 1)  # ten times as fast
     assert clock.left(1) == pytest.approx(10 * 0.4)
 
 
 def test_costs_of_the_budget_stand_in_for_what_has_not_run() -> None:
-    clock = Clock(costs={"pgd": 10, "bpda": 20})
-    clock.begin(event("pgd", 4, 4, "bpda"), 0)
+    clock = Clock(costs={"pgd": 10, "apgd-ce": 20, "fab-t": 30})
+    clock.begin(event("pgd", 10, 10, "apgd-ce"), 0)
     assert clock.left(0) is None  # in no unit of time
-    clock.begin(event("bpda", 3, 4), 8)
-    assert clock.left(8) == pytest.approx(3 * 4)
+    clock.begin(event("apgd-ce", 3, 10), 20)
+    assert clock.left(20) == pytest.approx(3 * 4)
+    clock.begin(event("fab-t", 3, 10), 99)  # so few images take as long as many, and say nothing about one
+    assert clock.left(99) == pytest.approx(3 * 6)
 
 
 def test_what_the_cache_answers_changes_no_rate() -> None:
@@ -72,24 +74,39 @@ def test_what_the_cache_answers_changes_no_rate() -> None:
     assert clock.current == {"pgd": Pace(0.5, 0)}
 
 
-def test_estimates_are_within_a_factor_of_two() -> None:
-    """A masked defense after an undefended one: other speed, other shares."""
-    names = ("pgd", "apgd-ce", "bpda", "square", "placebo")
-    seconds = {"pgd": 0.1, "apgd-ce": 0.4, "bpda": 0.5, "square": 1.0, "placebo": 2.0}
-    paces: dict[str, Pace] = {}
-    for speed, given in ((1, (20, 2, 1, 1, 1)), (30, (20, 19, 19, 19, 19))):
-        clock, now = Clock(earlier=dict(paces)), 0.0
-        for batch in (1, 2):
-            took = [speed * seconds[name] * count for name, count in zip(names, given, strict=True)]
-            for number, (name, count) in enumerate(zip(names, given, strict=True)):
-                clock.begin(event(name, count, 20 * batch, *names[number + 1 :]), now)
-                if speed == 30 and (batch, number) >= (1, 1):
-                    left = clock.left(now)
-                    assert left is not None
-                    assert 0.5 < left / sum(took[number:]) < 2
-                now += took[number]
-            clock.end(now)
-        paces = clock.current
+def test_the_placebo_takes_as_long_as_the_adaptive_attacks_that_have_run() -> None:
+    clock = Clock(costs={"pgd": 1, "bpda": 2, "square": 7, "placebo": 100})
+    clock.begin(event("pgd", 10, 10, "bpda", "square", "placebo"), 0)
+    clock.begin(event("bpda", 10, 10, "square", "placebo"), 1)
+    few, many = 2 + 2, 2 + 7 + (2 + 7)  # decided by bpda, or by nothing
+    assert clock.left(1) == pytest.approx((few * many) ** 0.5)
+    clock.begin(event("placebo", 10, 10), 3)
+    assert clock.left(3) == pytest.approx(2)
+    assert clock.left(4) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("decided", [True, False], ids=["by the first adaptive attack", "by nothing"])
+def test_estimates_are_within_a_factor_of_two_for_most_of_the_run(decided: bool) -> None:
+    """An audit after one of a defense that is 30 times as fast, and that gradient attacks break."""
+    names = ("pgd", "apgd-ce", "apgd-t", "bpda", "square", "placebo")
+    seconds = {"pgd": 0.1, "apgd-ce": 0.4, "apgd-t": 1.2, "bpda": 0.5, "square": 0.7}
+    first, right, total = Clock(), 0.0, 0.0
+    for number, name in enumerate(names):
+        first.begin(event(name, 20 if number == 0 else 1, 20, *names[number + 1 :]), 3 * number)
+    first.end(20)
+    clock, now = Clock(earlier=first.current, costs=seconds), 0.0
+    ran = [name for name in names if not (decided and name == "square")]
+    took = {name: 30 * 20 * seconds.get(name, 0) for name in ran}
+    took["placebo"] = took["bpda"] + took.get("square", 0)
+    for name in ran:
+        clock.begin(event(name, 20, 20, *names[names.index(name) + 1 :]), now)
+        for step in range(10):
+            left = clock.left(now + step * took[name] / 10)
+            rest = sum(took[other] for other in ran[ran.index(name) :]) - step * took[name] / 10
+            total += took[name]
+            right += took[name] * (left is not None and 0.5 <= left / rest <= 2)
+        now += took[name]
+    assert right / total > 0.6
 
 
 def test_every_budget_has_costs() -> None:

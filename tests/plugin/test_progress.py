@@ -41,12 +41,12 @@ def test_before():
 
 def test_it(gradmask):
     try:
-        gradmask.audit(ADefenseWithALongName(), [0] * 400, None)
+        gradmask.audit(ADefenseWithALongName(), torch.zeros(400, 1, 1, 1), torch.zeros(400))
     except RuntimeError:
         pass
 
 def test_other(gradmask):
-    gradmask.audit(ADefenseWithALongName(), [0] * 400, None)
+    gradmask.audit(ADefenseWithALongName(), torch.zeros(400, 1, 1, 1), torch.zeros(400))
 """
 
 
