@@ -15,7 +15,7 @@ from audits.zoo.measurement import stored_truth
 from audits.zoo.truth import right_verdicts
 from pytest_gradmask import Defense, Verdict, load_model
 from pytest_gradmask.plugin.fixtures import EvalBatch, Gradmask
-from pytest_gradmask.report.text import explain
+from pytest_gradmask.report.failure import explain
 
 pytestmark = pytest.mark.gradmask
 

@@ -14,7 +14,7 @@ from torch import nn
 from audits import real_data
 from pytest_gradmask import Defense, Verdict, load_dataset, load_model
 from pytest_gradmask.plugin.fixtures import Gradmask
-from pytest_gradmask.report.text import explain
+from pytest_gradmask.report.failure import explain
 
 pytestmark = [pytest.mark.gradmask, pytest.mark.slow]
 

@@ -161,11 +161,11 @@ def _prose(text: str) -> str:
     return inspect.cleandoc(text).replace("``", "`")
 
 
-def linked(text: str, page: str) -> str:
+def linked(text: str) -> str:
     """The Markdown of a page, with links of the repository replaced by links of the site."""
     for file, title in OUTSIDE.items():
         text = re.sub(rf"\]\((?:\.\./)?{re.escape(file)}(#[\w-]+)?\)", rf"]({title}\1)", text)
-    text = text.replace("](../README.md)", "](reference.md)" if page == "benchmarks.md" else "](index.md)")
+    text = text.replace("](../README.md)", "](index.md)")
     # In files outside docs/, links to docs/ lead to pages of the site. Other files are not on the site.
     text = re.sub(r"\]\((?:\.\./)?docs/([^)]+)\)", r"](\1)", text)
     return re.sub(r"\[([^\]]+)\]\(((?:\.\./|examples/)[^)]*)\)", r"\1 (`\2`)", text).replace("(`../", "(`")
@@ -181,6 +181,6 @@ def on_files(files: Any, config: Any) -> Any:
     return files
 
 
-def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
+def on_page_markdown(markdown: str, **_: Any) -> str:
     """Replace links that lead out of ``docs/``."""
-    return linked(markdown, page.file.src_uri)
+    return linked(markdown)

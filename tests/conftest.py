@@ -63,8 +63,9 @@ def no_operations_found(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def pytester(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
-    """Runs tests in the order in which they are written."""
-    monkeypatch.setenv("PYTEST_ADDOPTS", "-p no:randomly")
+    """Runs tests in the order in which they are written. Many audit and leave it to the test around them to assert."""
+    unchecked = "pytest_gradmask.plugin.unchecked.UncheckedAuditWarning"
+    monkeypatch.setenv("PYTEST_ADDOPTS", f"-p no:randomly -W default::{unchecked}")
     return pytester
 
 

@@ -151,6 +151,10 @@ class Oracle(nn.Module):
             first_state=first_state,
         )  # fmt: skip
 
+    def of(self, model: nn.Module, outputs: Outputs) -> Oracle:
+        """The oracle of another model, or of this one with other outputs: same random numbers, counters at zero."""
+        return Oracle(model, self._stream, outputs, rejection=self.rejection, first_state=self.first_state)
+
     def forward(self, images: Tensor) -> Tensor:
         """Logits, float32, N x K. If the graph of the model does not reach the images, their gradient is zero."""
         return self._query(self.model, self._passes, images)

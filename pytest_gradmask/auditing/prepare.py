@@ -20,7 +20,7 @@ from pytest_gradmask.execution.deadline import Deadline
 from pytest_gradmask.execution.engine import LOCAL, Engine
 from pytest_gradmask.execution.first_state import FirstState
 from pytest_gradmask.execution.isolation import moved, no_trace
-from pytest_gradmask.probes.preflight import check_defense
+from pytest_gradmask.probes.adaptation import check_adapted
 from pytest_gradmask.randomized.prediction import plan_sampler
 from pytest_gradmask.randomized.streams import RandomStream
 from pytest_gradmask.threat import ThreatModel
@@ -91,7 +91,7 @@ def prepared(
         rejection = None if defense.rejects is None else RejectOption(defense.rejects)
         oracle = Oracle(defense.model, stream, defense.outputs, rejection=rejection, first_state=first_state)
         with stream.active():
-            checked = check_defense(defense, oracle, images, labels)
+            defense, oracle, checked = check_adapted(defense, oracle, images, labels)
         surface = find_attack_surface(
             defense, images, stream=stream, classes=checked.classes, randomized=checked.randomized, threat=threat,
             eot=budget.eot, rejection=rejection, first_state=first_state,

@@ -36,6 +36,8 @@ from pytest_gradmask.execution.deadline import INTERRUPTED, Deadline
 from pytest_gradmask.execution.engine import LOCAL, Engine, opened
 from pytest_gradmask.execution.fingerprint import FingerprintError, fingerprint, source_fingerprint
 from pytest_gradmask.execution.versions import versions
+from pytest_gradmask.loading.adapters import adapted_alike
+from pytest_gradmask.loading.inputs import as_batch
 from pytest_gradmask.probes.comparisons import compare_attacks
 from pytest_gradmask.probes.consistency import (
     STATEFUL,
@@ -46,7 +48,7 @@ from pytest_gradmask.probes.consistency import (
     keep_original,
 )
 from pytest_gradmask.probes.labels import check_labels
-from pytest_gradmask.probes.preflight import check_batch, check_deadline, check_device, check_setting
+from pytest_gradmask.probes.preflight import check_batch, check_deadline, check_device, check_setting, check_threat
 from pytest_gradmask.probes.suite import Probe, probe_defense, run_probe
 from pytest_gradmask.threat import ThreatModel
 from pytest_gradmask.verdict.audit import Audit, in_order
@@ -57,8 +59,8 @@ from pytest_gradmask.verdict.rule import Decision, decide
 
 def audit(
     defense: Defense | nn.Module,
-    images: Tensor,
-    labels: Tensor,
+    images: Any,
+    labels: Any = None,
     *,
     threat: ThreatModel | None = None,
     budget: str | Budget = "smoke",
@@ -79,8 +81,9 @@ def audit(
 
     Args:
         defense: a module from images to logits, or a `Defense` that also says what an adaptive attacker knows.
-        images: float32, N x C x H x W, inside the bounds of the threat model.
-        labels: int64, N.
+        images: float32, N x C x H x W, inside the bounds of the threat model; or anything that
+            `loading.inputs.as_batch` converts, such as a ``DataLoader``.
+        labels: int64, N. None if ``images`` has them.
         threat: where attacks may search; by default Linf, 8/255, bounds [0, 1].
         budget: ``"smoke"``, ``"ci"``, ``"full"`` or a `Budget`.
         margin: the largest gap, as a share of images, that still counts as no masking; by default the budget's.
@@ -117,6 +120,9 @@ def audit(
     margin = budget.margin if margin is None else margin
     check_setting(confidence, seed, margin, attempt)
     due = None if deadline is None else Deadline.after(check_deadline(deadline))
+    check_threat(threat)
+    batch = as_batch(images, labels, bounds=threat.bounds, at_most=budget.samples, seed=seed)
+    images, labels = batch.images, batch.labels
     check_batch(images, labels, threat)
     where = check_device(device)
     order = _order(len(images), None if exhaustive else seed)
@@ -176,7 +182,7 @@ def audit(
             taken.release()
     result = replace(
         in_order(result, order[: result.total].tolist()), test=test, seconds=time.monotonic() - started,
-        provenance=provenance, earlier=taken.number - 1,
+        provenance=provenance, earlier=taken.number - 1, findings=(*batch.findings(), *result.findings),
     )  # fmt: skip
     interrupted = any(attack.note == INTERRUPTED for attack in result.attacks)
     if store is not None and not interrupted and not any(attack.status == "failed" for attack in result.attacks):
@@ -363,7 +369,9 @@ class AuditRun:
         try:
             found, self.recording = check_consistency(
                 surface.oracle(), surface.oracle(surface.attacked), images, labels, threat=self.ready.scorer.threat,
-                original=self.original, fresh=surface.oracle, randomized=surface.randomized,
+                original=self.original,
+                fresh=lambda copy: surface.oracle(adapted_alike(copy, surface.defense.model)),
+                randomized=surface.randomized,
                 batch_dependent=any(finding.id == "batch-dependence" for finding in self.findings),
                 seed=subseed(self.ready.scorer.seed, "consistency"),
             )  # fmt: skip

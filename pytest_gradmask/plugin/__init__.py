@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+import re
+from collections.abc import Generator, Sequence
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from pytest_gradmask.loading.class_folders import note_on
 from pytest_gradmask.plugin import hookspecs
 from pytest_gradmask.plugin.benchmarks import benchmark_attack
+from pytest_gradmask.plugin.explain import explain_finding
 from pytest_gradmask.plugin.fixtures import (
     backbone,
     composite,
@@ -22,9 +24,11 @@ from pytest_gradmask.plugin.fixtures import (
 )
 from pytest_gradmask.plugin.marker import DESCRIPTION, is_audit, read_marker
 from pytest_gradmask.plugin.options import add_options
-from pytest_gradmask.plugin.settings import read_settings
+from pytest_gradmask.plugin.settings import check_options_are_used, read_settings
 from pytest_gradmask.plugin.starter import write_starter
-from pytest_gradmask.plugin.stash import REPORT_ATTRIBUTES, SETTINGS
+from pytest_gradmask.plugin.stash import EXPECTED, REPORT_ATTRIBUTES, SETTINGS
+from pytest_gradmask.plugin.tracebacks import shorten_traceback
+from pytest_gradmask.plugin.unchecked import check_that_something_is_asserted
 
 __all__ = [
     "backbone",
@@ -37,6 +41,11 @@ __all__ = [
     "threat_model",
     "transfer_matrix",
 ]
+
+#: Why an audit is skipped.
+SKIPPED = "an audit: runs with --gradmask only"
+#: How messages of our assertions on audits begin.
+_VERDICT_FIRST = re.compile("AssertionError: (NOT_MASKED|MASKED|INCONCLUSIVE): ")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -51,7 +60,11 @@ def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config: pytest.Config) -> pytest.ExitCode | None:
-    """With ``--gradmask-init``, write a first test and run no tests."""
+    """With ``--gradmask-init``, write a first test; with ``--gradmask-explain``, print a page. Then run no tests."""
+    finding = config.getoption("gradmask_explain")
+    if finding is not None:
+        print(explain_finding(finding))
+        return pytest.ExitCode.OK
     path = config.getoption("gradmask_init")
     if path is None:
         return None
@@ -100,7 +113,7 @@ def pytest_report_header(config: pytest.Config) -> list[str] | None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Check every marker before any test runs. Without ``--gradmask``, skip all audits."""
     settings = config.stash[SETTINGS]
-    skip = pytest.mark.skip(reason="an audit: runs with --gradmask only")
+    skip = pytest.mark.skip(reason=SKIPPED)
     for item in items:
         if is_audit(item):
             read_marker(item, settings)
@@ -108,12 +121,56 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
                 item.add_marker(skip)
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Check that options of data and models are used by a test that was selected."""
+    if session.config.stash[SETTINGS].enabled and session.items:
+        check_options_are_used(session.config, session.items)
+
+
+def pytest_report_collectionfinish(config: pytest.Config, items: Sequence[pytest.Item]) -> list[str]:
+    """Say whose images are audited if nobody has chosen any."""
+    settings = config.stash[SETTINGS]
+    chosen = settings.data != "embedded" or config.getoption("gradmask_data") is not None
+    if chosen or not settings.enabled or not any("eval_batch" in getattr(item, "fixturenames", ()) for item in items):
+        return []
+    return ["gradmask: eval_batch has 20 images of CIFAR-10, as no --gradmask-data was given"]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Say how to run the audits that were skipped."""
+    skipped = [
+        report
+        for report in terminalreporter.stats.get("skipped", [])
+        if isinstance(report.longrepr, tuple) and report.longrepr[2].endswith(SKIPPED)
+    ]
+    if skipped and not config.stash[SETTINGS].enabled:
+        audits = "1 audit was" if len(skipped) == 1 else f"{len(skipped)} audits were"
+        terminalreporter.write_line(f"{audits} skipped: run pytest --gradmask")
+
+
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, Any]:
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
+    """Warn about a test that audits and asserts nothing."""
+    result = yield
+    check_that_something_is_asserted(item)
+    return result
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[Any]) -> Generator[None, Any, Any]:
     """Put a test's audits on its report. pytest-xdist sends the report to the controller as plain data."""
+    if not item.config.getoption("fulltrace"):
+        shorten_traceback(call.excinfo)
     report = yield
     for name, key in REPORT_ATTRIBUTES.items():
         if key in item.stash:  # only what this phase has added: fixtures may audit, too
             setattr(report, name, item.stash[key])
             del item.stash[key]
+    if EXPECTED in item.stash:
+        report.gradmask_expected = sorted(item.stash[EXPECTED].items())
+        del item.stash[EXPECTED]
+    crash = getattr(report.longrepr, "reprcrash", None)
+    if crash is not None and _VERDICT_FIRST.match(crash.message):
+        # What pytest puts before it leaves no room for the verdict in its short summary.
+        crash.message = crash.message.removeprefix("AssertionError: ")
     return report

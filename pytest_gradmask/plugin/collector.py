@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import sys
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -12,13 +13,14 @@ import pytest
 
 from pytest_gradmask.errors import InputError
 from pytest_gradmask.plugin.github import Workflow
+from pytest_gradmask.plugin.progress import progress_line
 from pytest_gradmask.plugin.selection import Selection
 from pytest_gradmask.plugin.settings import Settings
 from pytest_gradmask.plugin.stash import REPORT_ATTRIBUTES
 from pytest_gradmask.report.records import AuditRecord
 
 if TYPE_CHECKING:
-    from pytest_gradmask.report.baseline import Comparison
+    from pytest_gradmask.report.baseline import Comparison, Row
 
 #: Exit statuses of pytest after which every selected test has had its turn.
 _ENDED = (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.NO_TESTS_COLLECTED)
@@ -61,10 +63,19 @@ class Collector:
         """Take audits and transfer matrices from a test's report."""
         for name, collected in self._collected.items():
             collected += getattr(report, name, [])
+        for number, verdict in getattr(report, "gradmask_expected", []):
+            audits = [record["audit"] for record in self._records if record["audit"]["test"] == report.nodeid]
+            if number <= len(audits):
+                audits[number - 1]["expected"] = verdict
         if report.when == "call" or report.skipped:
             self._ran.add(report.nodeid)
         if self._workflow is not None:
             self._workflow.see(report)
+
+    def pytest_keyboard_interrupt(self) -> None:
+        """Say that the work so far is not lost."""
+        if not self._settings.no_cache and (self._settings.cache or getattr(self._config, "cache", None)):
+            self._notes.append("Interrupted: finished attacks are kept. Run the same command to go on.")
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         """Write the files and call the report hook of other plugins, also after an interrupted run."""
@@ -114,8 +125,10 @@ class Collector:
     def _write(self, run: dict[str, Any]) -> None:
         from pytest_gradmask.report.badge import write_badge
         from pytest_gradmask.report.json import write_json
+        from pytest_gradmask.report.sarif import write_sarif
 
-        for file, write in ((self._settings.json, write_json), (self._settings.badge, write_badge)):
+        settings = self._settings
+        for file, write in ((settings.json, write_json), (settings.badge, write_badge), (settings.sarif, write_sarif)):
             if file is not None:
                 write(file, run)
                 self._notes.append(f"written to {file}")
@@ -123,7 +136,9 @@ class Collector:
             from pytest_gradmask.report.html import write_html
 
             transfers = self._collected["gradmask_transfers"]
-            write_html(self._settings.html, self._records, transfers, run["provenance"], complete=run["complete"])
+            with progress_line(self._config, "report", 0, {}) as progress:
+                progress(f"drawing {len(self._records)} audits")
+                write_html(self._settings.html, self._records, transfers, run["provenance"], complete=run["complete"])
             self._notes.append(f"written to {self._settings.html}")
         if self._workflow is not None:
             self._notes += self._workflow.write_summary(run, self._comparison)
@@ -135,16 +150,27 @@ class Collector:
             return
         from pytest_gradmask.report.text import summary
 
+        terminalreporter.ensure_newline()
         terminalreporter.section("gradient masking audits")
-        lines = summary(run, every=self._config.get_verbosity() > 0)
+        for line in summary(run, every=self._config.get_verbosity() > 0):
+            terminalreporter.write_line(line, **_colours(line))
         if self._comparison is not None:
             outcome = "FAILED" if self._comparison.failed else "passed"
-            lines += ["", f"Compared with {self._settings.baseline}: {outcome}", *self._comparison.lines(), ""]
-        for line in [*lines, *self._notes]:
+            terminalreporter.write_line("")
+            for line in (f"Compared with {self._settings.baseline}: {outcome}", *self._comparison.lines(), ""):
+                terminalreporter.write_line(line, **_colours(line))
+        for line in self._notes:
             terminalreporter.write_line(line)
         if self._workflow is not None:
             for command in self._workflow.annotations(run, self._selection.audits, self._comparison):
                 terminalreporter.write_line(command)
+
+    def pytest_unconfigure(self, config: pytest.Config) -> None:
+        """After pytest's last line, which counts tests alone, say that the run is worse than the baseline."""
+        if self._comparison is not None and self._comparison.failed:
+            failures = self._comparison.failures
+            text = f"gradmask: FAILED, as {len({row.test for row in failures})} audits are {_judgements(failures)}"
+            config.get_terminal_writer().sep("=", text, red=True, bold=True)
 
     def _provenance(self) -> dict[str, Any]:
         settings = self._settings
@@ -161,6 +187,21 @@ class Collector:
                 "seed": settings.seed,
             },
         }
+
+
+def _judgements(rows: Sequence[Row]) -> str:
+    """What is wrong with an audit of the baseline, in words: ``worse or missing``."""
+    return " or ".join(dict.fromkeys(row.judgement for row in rows))
+
+
+def _colours(line: str) -> dict[str, bool]:
+    """How pytest is to colour a line of the summary: by the verdict, or by the outcome of a comparison."""
+    begins = line.startswith
+    if begins(("MASKED as expected ", "NOT_MASKED ", "better ")) or line.endswith(": passed"):
+        return {"green": True}
+    if begins(("MASKED ", "ERROR ", "worse ", "not comparable ", "missing ")) or line.endswith(": FAILED"):
+        return {"red": True}
+    return {"yellow": True} if begins("INCONCLUSIVE ") else {}
 
 
 def _read_baseline(settings: Settings) -> list[dict[str, Any]] | None:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sized
+from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
+from pytest_gradmask.plugin.estimate import costs_of
 from pytest_gradmask.plugin.extensions import more_probes, with_attacks
 from pytest_gradmask.plugin.machines import running_engine, share_of_cpus
 from pytest_gradmask.plugin.marker import TestSettings, read_marker
 from pytest_gradmask.plugin.progress import progress_line, uncaptured
-from pytest_gradmask.plugin.stash import AUDITS, SETTINGS, TRANSFERS
+from pytest_gradmask.plugin.settings import reproducing
+from pytest_gradmask.plugin.stash import AUDITS, EXPECTED, SETTINGS, TRANSFERS, UNCHECKED
 from pytest_gradmask.plugin.timeout import time_limit
 from pytest_gradmask.report.records import AuditRecord
 
@@ -26,6 +30,7 @@ if TYPE_CHECKING:
     from pytest_gradmask.threat import ThreatModel
     from pytest_gradmask.transfer.matrix import TransferMatrix
     from pytest_gradmask.verdict.audit import Audit
+    from pytest_gradmask.verdict.results import Verdict
 
 
 class EvalBatch(NamedTuple):
@@ -33,6 +38,10 @@ class EvalBatch(NamedTuple):
 
     images: Tensor
     labels: Tensor
+
+    def __repr__(self) -> str:
+        """Short: pytest prints it above a failure."""
+        return f"<{len(self.images)} images of {' x '.join(map(str, self.images.shape[1:]))}>"
 
 
 class Gradmask:
@@ -42,25 +51,35 @@ class Gradmask:
         self._node = request.node
         self._config = request.config
         self._audits = 0
+        self._results: dict[int, Audit] = {}
         self.settings: TestSettings = read_marker(request.node, request.config.stash[SETTINGS])
 
-    def audit(self, defense: Defense | nn.Module, images: Tensor, labels: Tensor) -> Audit:
+    def audit(self, defense: Defense | nn.Module, images: Any, labels: Any = None) -> Audit:
         """Audit a defense on these images; see `pytest_gradmask.audit`. The run's reports include the result."""
         from pytest_gradmask.auditing.run import audit
+        from pytest_gradmask.loading.inputs import as_batch
         from pytest_gradmask.report.json import crash_to_json, to_json
 
         settings = self.settings
         try:
             defense = with_attacks(self._node, defense)
+            # Once: a loader may give other images the second time.
+            batch = as_batch(
+                images,
+                labels,
+                bounds=settings.threat.bounds,
+                at_most=settings.samples or settings.budget.samples,
+                seed=settings.seed,
+            )
             with (
                 share_of_cpus(self._config),
-                progress_line(self._config, self._node.nodeid, images) as progress,
+                self._progress(defense, batch) as progress,
                 time_limit(self._config.stash[SETTINGS].timeout),
             ):
                 result = audit(
                     defense,
-                    images,
-                    labels,
+                    batch,
+                    batch.labels,
                     threat=settings.threat,
                     budget=settings.budget,
                     margin=settings.margin,
@@ -80,10 +99,24 @@ class Gradmask:
             name = getattr(defense, "name", type(defense).__name__)
             self._record(crash_to_json(self._node.nodeid, name, error))
             raise
+        command = reproducing(self._config, self._node.nodeid)
+        result = replace(result, provenance={**result.provenance, "reproduce": command})
         # First the record, then the evidence: if the test is stopped in between, the audit is reported nevertheless.
         record = self._record(to_json(result))
-        record["evidence"] = self._evidence(result, defense, images, labels)
+        self._results[self._audits] = result
+        self._node.stash.setdefault(UNCHECKED, {})[self._audits] = result.defense
+        record["evidence"] = self._evidence(result, defense, batch.images, batch.labels)
         return result
+
+    def _progress(
+        self, defense: Defense | nn.Module, images: Sized
+    ) -> AbstractContextManager[Callable[[object], None]]:
+        """The line that shows what an audit is doing: which test of how many, and its defense."""
+        selection = self._config.pluginmanager.getplugin("gradmask-selection")
+        audits = [] if selection is None else selection.audits
+        number = f"{audits.index(self._node.nodeid) + 1}/{len(audits)} " if self._node.nodeid in audits else ""
+        name = getattr(defense, "name", type(defense).__name__)
+        return progress_line(self._config, f"{number}{name}", len(images), costs_of(self.settings.budget))
 
     def _record(self, audit: dict[str, Any]) -> AuditRecord:
         """Store an audit in its JSON form for the test's report; its evidence is empty at first."""
@@ -95,6 +128,13 @@ class Gradmask:
         self._node.user_properties += properties(audit, self._audits)
         return record
 
+    def expects(self, audit: Audit, verdict: Verdict) -> None:
+        """Note that the test expects this verdict of one of its audits."""
+        for number, result in self._results.items():
+            if result is audit:
+                self._node.stash.setdefault(EXPECTED, {})[number] = verdict.name
+                self._node.stash[UNCHECKED].pop(number, None)
+
     def _evidence(self, result: Audit, defense: Defense | nn.Module, images: Tensor, labels: Tensor) -> dict[str, Any]:
         """What the HTML report shows beyond the audit. Without an HTML report it is empty and costs nothing."""
         settings = self._config.stash[SETTINGS]
@@ -102,7 +142,7 @@ class Gradmask:
             return {}
         from pytest_gradmask.report.evidence.collection import collect_evidence
 
-        with share_of_cpus(self._config), progress_line(self._config, self._node.nodeid, images) as progress:
+        with share_of_cpus(self._config), self._progress(defense, images) as progress:
             return collect_evidence(
                 result,
                 defense,
@@ -131,9 +171,13 @@ def _cache_folder(config: pytest.Config) -> Path | None:
 
 
 @pytest.fixture
-def gradmask(request: pytest.FixtureRequest) -> Gradmask:
+def gradmask(request: pytest.FixtureRequest) -> Iterator[Gradmask]:
     """Audits defenses: ``gradmask.audit(defense, images, labels)``."""
-    return Gradmask(request)
+    from pytest_gradmask.report.expectations import listening
+
+    audits = Gradmask(request)
+    with listening(audits.expects):
+        yield audits
 
 
 @pytest.fixture

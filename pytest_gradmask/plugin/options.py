@@ -131,7 +131,7 @@ class Option:
 
 
 #: Options without a value. The ini value of ``--gradmask-no-cache`` is ``gradmask_no_cache``, and so on.
-FLAGS = ("gradmask", "gradmask_download", "gradmask_no_cache", "gradmask_baseline_update")
+FLAGS = ("gradmask", "gradmask_download", "gradmask_no_cache", "gradmask_baseline_update", "gradmask_strict")
 
 OPTIONS = (
     Option(
@@ -174,6 +174,12 @@ OPTIONS = (
     Option(name="seed", default="0", parse=_seed, metavar="N", help="seed of every random choice (default: 0)"),
     Option(name="json", parse=_file, metavar="FILE", help="write every audit to FILE as JSON"),
     Option(name="badge", parse=_file, metavar="FILE", help="write a badge to FILE: JSON for an endpoint of shields.io"),
+    Option(
+        name="sarif",
+        parse=_file,
+        metavar="FILE",
+        help="write masks to FILE as SARIF, at the lines that hide a gradient",
+    ),
     Option(
         name="baseline",
         parse=_file,
@@ -232,16 +238,26 @@ def add_options(parser: pytest.Parser) -> None:
         help="write the file of --gradmask-baseline anew instead of comparing with it",
     )
     group.addoption(
+        "--gradmask-strict", action="store_true", default=None, help="fail tests that audit and assert nothing"
+    )
+    group.addoption(
         "--gradmask-init",
         type=import_path,
         metavar="MODULE:ATTR",
         default=None,
         help="write a first test of this model (or function that returns one) to test_gradient_masking.py, and exit",
     )
+    group.addoption(
+        "--gradmask-explain",
+        metavar="FINDING",
+        default=None,
+        help="print what a finding means, when it is raised and what to do about it, and exit",
+    )
     parser.addini("gradmask", "run audits, as --gradmask does", type="bool", default=False)
     parser.addini("gradmask_download", "download what is missing", type="bool", default=False)
     parser.addini("gradmask_no_cache", "audit anew, as --gradmask-no-cache does", type="bool", default=False)
     parser.addini("gradmask_baseline_update", "as --gradmask-baseline-update does", type="bool", default=False)
+    parser.addini("gradmask_strict", "fail tests that audit and assert nothing", type="bool", default=False)
     for option in OPTIONS:
         group.addoption(
             f"--gradmask-{option.name}", type=option.parse, metavar=option.metavar, default=None, help=option.help

@@ -3,141 +3,172 @@
 from __future__ import annotations
 
 import os
+import shutil
+import sys
 import time
-from collections.abc import Callable, Iterator, Sized
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pytest_gradmask.auditing.events import AttackStarted
+from pytest_gradmask.plugin.estimate import Clock, Pace, in_words
+
 if TYPE_CHECKING:
-    from pytest_gradmask.auditing.events import AttackStarted
+    from rich.text import Text
 
-#: On the config: what attacks took in earlier audits of the run, in seconds an image.
-_RATES = pytest.StashKey[dict[str, float]]()
+#: On the config: what attacks took in earlier audits of the run.
+_PACES = pytest.StashKey[dict[str, Pace]]()
+#: In pytest's cache: the same of earlier runs.
+_CACHED = "gradmask/paces"
+_LEAST_TITLE = 12  # characters of a title that is cut
 
 
-@dataclass(slots=True)
-class Clock:
-    """Estimates the time left of an audit from how long each attack took before.
-
-    There is no estimate if one of the attacks has not run before.
+@dataclass(slots=True, kw_only=True)
+class Line:
+    """The text of the line, which is made anew each time that it is drawn.
 
     Attributes:
-        earlier: seconds an image that attacks took in other audits, by name. The models of those audits may have been
-            faster or slower, so attacks that both have run set the scale.
-        current: seconds an image that attacks took in this audit, by name.
+        title: what runs: the start of the line. It is cut where the line is too long.
+        total: images of the audit.
+        clock: times attacks.
+        started: when, in seconds of a monotonic clock.
+        event: the last one.
     """
 
-    earlier: dict[str, float]
-    current: dict[str, float] = field(default_factory=dict)
-    _running: tuple[AttackStarted, float] | None = None
+    title: str
+    total: int
+    clock: Clock
+    started: float
+    event: object = "starting"
 
-    def begin(self, event: AttackStarted, now: float) -> float | None:
-        """Start to time an attack.
+    def show(self, event: object, now: float) -> None:
+        """Take an event."""
+        if isinstance(event, AttackStarted):
+            self.clock.begin(event, now)
+        else:
+            self.clock.end(now)
+        self.event = event
 
-        Args:
-            event: the attack that is about to run.
-            now: the time in seconds.
-
-        Returns:
-            Seconds until all attacks on these images have run, if each gets as many images; None if unknown.
-        """
-        self.end(now)
-        self._running = event, now
-        shared = self.current.keys() & self.earlier.keys()
-        before = sum(self.earlier[name] for name in shared)
-        scale = sum(self.current[name] for name in shared) / before if before else 1.0
-        rates = {name: scale * rate for name, rate in self.earlier.items()} | self.current
-        names = (event.attack, *event.later)
-        return event.images * sum(rates[name] for name in names) if all(name in rates for name in names) else None
-
-    def end(self, now: float) -> None:
-        """Stop timing the attack that was running, if any."""
-        if self._running is not None:
-            event, started = self._running
-            if event.images or event.attack not in self.current:
-                self.current[event.attack] = (now - started) / max(event.images, 1)
-            self._running = None
-
-
-def describe(event: AttackStarted, seconds: float | None, total: int) -> str:
-    """The attack in words, with what is left after it: ``bpda on 14 of 40 images, then 3 more, about 2 min left``.
-
-    Args:
-        event: the attack that is about to run.
-        seconds: until all attacks on these images have run; None if unknown.
-        total: images of the audit. If the audit has not attacked all of them yet, it may end after these images, or
-            go on.
-    """
-    parts = [str(event)]
-    if event.later:
-        parts.append(f"then {len(event.later)} more")
-    if seconds is not None:
-        parts.append(f"{in_words(seconds)} {'left' if event.seen >= total else 'to the next interim analysis'}")
-    return ", ".join(parts)
-
-
-def in_words(seconds: float) -> str:
-    """A time rounded to the precision of an estimate: ``a few seconds``, ``about 40 s``, ``about 3 min``."""
-    if seconds < 10:
-        return "a few seconds"
-    if seconds < 90:
-        return f"about {round(seconds, -1):.0f} s"
-    return f"about {seconds / 60:.0f} min" if seconds < 5400 else f"about {seconds / 3600:.1f} h"
+    def text(self, width: int, now: float) -> str:
+        """The line: ``2/5 jpegish: bpda on 14 images (40 of 200), 1:10, analysis in ~2 min``."""
+        minutes, seconds = divmod(int(now - self.started), 60)
+        event, parts = self.event, [str(self.event), f"{minutes}:{seconds:02}"]
+        if isinstance(event, AttackStarted):
+            plural = "" if event.images == 1 else "s"
+            parts[0] = f"{event.attack} on {event.images} image{plural} ({event.seen} of {self.total})"
+            left = self.clock.left(now)
+            if left is not None:
+                # If not all images have been attacked, the audit may end after these, or go on.
+                parts.append(f"{'end' if event.seen >= self.total else 'analysis'} in {in_words(left)}")
+        rest = ", ".join(parts)
+        room = max(_LEAST_TITLE, width - len(rest) - len(": "))
+        title = self.title if len(self.title) <= room else self.title[: room - 1] + "\N{HORIZONTAL ELLIPSIS}"
+        return f"{title}: {rest}"[:width]
 
 
 @contextmanager
-def progress_line(config: pytest.Config, title: str, images: Sized) -> Iterator[Callable[[object], None]]:
-    """Yield a function that shows an event, or any other object as text, on one line of the terminal.
+def progress_line(
+    config: pytest.Config, title: str, total: int, costs: Mapping[str, float]
+) -> Iterator[Callable[[object], None]]:
+    """Yield a function that shows an event, or any other object as text, on a line of its own below pytest's.
 
-    Each call replaces the text of the call before. Nothing is shown in logs (no terminal, or ``CI`` is set), under
-    pytest-xdist and with ``-q``.
+    Each call replaces the text of the call before, and nothing is left at the end. Nothing is shown in logs (no
+    terminal, or ``CI`` is set), under pytest-xdist, with ``-q``, and with ``-s``, as what tests print would be erased.
 
     Args:
         config: of the run.
         title: the start of the line.
-        images: of the audit.
+        total: images of the audit.
+        costs: see `Clock`.
     """
     capture = _watched_capture(config)
-    if capture is None:
+    if capture is None or config.option.capture == "no":
         yield lambda event: None
         return
-    from pytest_gradmask.auditing.events import AttackStarted
-
-    writer = config.get_terminal_writer()
-    rates = config.stash.setdefault(_RATES, {})
-    clock = Clock(rates)
-
-    def write(text: str) -> None:
-        with capture.global_and_fixture_disabled():
-            writer.write("\r" + text[-(writer.fullwidth - 1) :].ljust(writer.fullwidth - 1))
-            writer.flush()
-
-    def show(event: object) -> None:
-        now = time.monotonic()
-        if isinstance(event, AttackStarted):
-            write(f"{title}: {describe(event, clock.begin(event, now), len(images))}")
-        else:
-            clock.end(now)
-            write(f"{title}: {event}")
+    now = time.monotonic
+    line = Line(title=title, total=total, clock=Clock(costs, _paces(config)), started=now())
 
     try:
-        yield show
+        with _below(config, capture, lambda width: line.text(width, now())) as redraw:
+
+            def show(event: object) -> None:
+                line.show(event, now())
+                redraw()
+
+            yield show
     finally:
-        clock.end(time.monotonic())
-        rates.update(clock.current)
-        write("")
-        with capture.global_and_fixture_disabled():
-            writer.write("\r")
-            writer.flush()
+        line.clock.end(now())
+        _keep(config, line.clock.current)
+
+
+@contextmanager
+def _below(config: pytest.Config, capture: Any, text: Callable[[int], str]) -> Iterator[Callable[[], None]]:
+    """Show a line below the one that pytest is writing, which stays as it is, until the end of the context.
+
+    It is drawn four times a second, and by the function that this yields.
+    """
+    from rich.console import Console
+    from rich.control import Control
+    from rich.live import Live
+    from rich.text import Text
+
+    writer = config.get_terminal_writer()
+    with capture.global_and_fixture_disabled():
+        writer.flush()
+        # The thread that draws the line writes while the output of tests is captured.
+        stream = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
+    with closing(stream):
+        size = os.get_terminal_size(stream.fileno())
+        columns = size.columns or shutil.get_terminal_size().columns
+        console = Console(file=stream, width=columns, height=size.lines or None, legacy_windows=False)
+        if console.is_dumb_terminal:
+            yield lambda: None
+            return
+
+        def line() -> Text:
+            return Text(text(columns - 1), no_wrap=True, overflow="crop")
+
+        written = writer.width_of_current_line
+        if written:
+            console.line()
+        try:
+            with Live(
+                get_renderable=line, console=console, refresh_per_second=4, transient=True,
+                redirect_stdout=False, redirect_stderr=False,
+            ) as live:  # fmt: skip
+                yield live.refresh
+        finally:
+            if written % columns:  # otherwise pytest goes on in the next line anyway
+                console.control(Control.move_to_column(written % columns, -1))
+
+
+def _paces(config: pytest.Config) -> dict[str, Pace]:
+    """What attacks took in earlier audits, of this run or of earlier ones."""
+    if _PACES not in config.stash:
+        cache = getattr(config, "cache", None)
+        stored = {} if cache is None else cache.get(_CACHED, {})
+        config.stash[_PACES] = {name: Pace(*pace) for name, pace in stored.items()}
+    return config.stash[_PACES]
+
+
+def _keep(config: pytest.Config, paces: Mapping[str, Pace]) -> None:
+    known = _paces(config)
+    known |= paces
+    if getattr(config, "cache", None) is not None:
+        config.cache.set(_CACHED, known)
 
 
 @contextmanager
 def uncaptured(config: pytest.Config, *, wanted: bool) -> Iterator[None]:
     """If wanted, and if a person watches, show what libraries print, such as how far a download is."""
     capture = _watched_capture(config) if wanted else None
+    if capture is not None:
+        with capture.global_and_fixture_disabled():
+            # Libraries return to the start of the line: pytest's must not be there.
+            config.pluginmanager.getplugin("terminalreporter").ensure_newline()
     with nullcontext() if capture is None else capture.global_and_fixture_disabled():
         yield
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ class Settings:
 
     Attributes:
         enabled: whether audits run at all.
+        strict: whether a test that audits and asserts nothing fails.
         budget: name of the budget.
         device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
         data: specification of the evaluation images.
@@ -31,6 +34,7 @@ class Settings:
         seed: of every random choice.
         json: file to write audits to.
         badge: file to write a badge to.
+        sarif: file to write results for code scanning to.
         baseline: file with audits to compare with.
         baseline_update: whether to write that file anew instead.
         html: file to write a report to, with pictures.
@@ -45,6 +49,7 @@ class Settings:
     """
 
     enabled: bool
+    strict: bool
     budget: str
     device: str
     data: str
@@ -54,6 +59,7 @@ class Settings:
     seed: int
     json: Path | None
     badge: Path | None
+    sarif: Path | None
     baseline: Path | None
     baseline_update: bool
     html: Path | None
@@ -106,6 +112,7 @@ def read_settings(config: pytest.Config) -> Settings:
     number = str(xdist["workerid"]).removeprefix("gw")
     settings = Settings(
         enabled=values.pop("gradmask"),
+        strict=values.pop("gradmask_strict"),
         download=values.pop("gradmask_download"),
         no_cache=values.pop("gradmask_no_cache"),
         worker=int(number) if number.isdecimal() else 0,
@@ -115,10 +122,48 @@ def read_settings(config: pytest.Config) -> Settings:
     )
     if settings.baseline_update and settings.baseline is None:
         raise pytest.UsageError("--gradmask-baseline-update: say which file to write, with --gradmask-baseline=FILE")
-    _check_files({name: getattr(settings, name) for name in ("json", "html", "badge", "baseline")})
+    _check_files({name: getattr(settings, name) for name in ("json", "html", "badge", "sarif", "baseline")})
     if settings.enabled:
         _check_machine(settings)
     return settings
+
+
+#: Options that only tests with a certain fixture notice.
+_FIXTURES = {"model": "gradmask_model", "data": "eval_batch", "samples": "eval_batch"}
+
+
+def check_options_are_used(config: pytest.Config, items: Sequence[pytest.Item]) -> None:
+    """Check that what the command line says about models and images reaches a test.
+
+    Otherwise a verdict would be taken for that of a model that no test has seen.
+
+    Raises:
+        pytest.UsageError: an option is given, and no selected test uses the fixture that it is for.
+    """
+    for option, fixture in _FIXTURES.items():
+        value = config.getoption(f"gradmask_{option}")
+        if value is not None and not any(_uses(item, fixture) for item in items):
+            raise pytest.UsageError(
+                f"--gradmask-{option}={value}: no selected test uses the fixture {fixture}, so the option would change "
+                f"nothing; take {fixture} as an argument of the test, or leave the option out"
+            )
+
+
+def _uses(item: pytest.Item, fixture: str) -> bool:
+    """Whether a test has a fixture among its own and those that they need, or asks for it by name while it runs."""
+    code = getattr(getattr(item, "function", None), "__code__", None)
+    return fixture in getattr(item, "fixturenames", ()) or fixture in getattr(code, "co_consts", ())
+
+
+#: Options that change what an audit finds.
+_DECISIVE = ("budget", "data", "model", "samples", "attempt", "seed", "device")
+
+
+def reproducing(config: pytest.Config, test: str) -> str:
+    """The command that repeats the audits of one test: with those options of this run that change what they find."""
+    given = {name: config.getoption(f"gradmask_{name}") for name in _DECISIVE}
+    options = [f"--gradmask-{name}={value}" for name, value in given.items() if value is not None]
+    return shlex.join(["pytest", test, "--gradmask", *options])
 
 
 def _check_files(files: dict[str, Path | None]) -> None:

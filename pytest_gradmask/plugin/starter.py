@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import importlib.util
+import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 FILE = "test_gradient_masking.py"
 
 _TEST = '''\
-"""Does {module}:{attribute} mask its gradients? Run with: pytest --gradmask"""
+"""Does {module}:{attribute} mask its gradients? Run with: pytest --gradmask --gradmask-data=npz:test.npz"""
 
 import pytest
 from {module} import {attribute}
@@ -28,15 +29,21 @@ from pytest_gradmask import Defense, assert_no_gradient_masking
 
 @pytest.mark.gradmask(eps=8 / 255, norm="Linf", budget="smoke")  # your threat model, in the units of your images
 def test_gradient_masking(gradmask, eval_batch):
-    # YOUR DATA: bring it by --gradmask-data, or load it here: images float32 N x C x H x W in [0, 1], labels int64 N.
-    images, labels = eval_batch
+    images, labels = eval_batch  # the images of --gradmask-data
+    # CIFAR-10 in place of them:
+    # from pytest_gradmask import load_dataset
+    # data = load_dataset("cifar10", samples=200, download=True)
+    # images, labels = data.images, data.labels
     model = {attribute}{call}.eval()
-    # Tell the audit what an attacker would know, such as which submodules BPDA should bypass: bypass=[{first}].
-    # Submodules of this model: {children}.
-    defense = Defense(model{outputs})
-    audit = gradmask.audit(defense, images, labels)
+    defense = Defense(model, name="{name}"{outputs})
+{hint}    audit = gradmask.audit(defense, images, labels)
     assert_no_gradient_masking(audit)
 '''
+
+_HINT = """\
+    # If you know which submodules hide the gradient, such as a front end, name them: they are {children}.
+    # defense = Defense(model, name="{name}"{outputs}, bypass=[{first}])
+"""
 
 _NEXT = """\
 {file} is written, a test of {path}. Next:
@@ -73,14 +80,16 @@ def write_starter(path: str, folder: Path) -> str:
     module, _, attribute = path.partition(":")
     model, call = _as_model(path, _imported(module, attribute, folder))
     names = [name for name, _ in model.named_children()]
-    text = _TEST.format(
-        module=module,
-        attribute=attribute,
-        call=call,
-        first=repr(names[0]) if names else "...",
-        children=", ".join(map(repr, names[:8])) + (", ..." if len(names) > 8 else "") if names else "none",
-        outputs=', outputs="probabilities"' if _ends_in_softmax(model) else "",
-    )
+    blanks = {
+        "module": module,
+        "attribute": attribute,
+        "call": call,
+        "name": attribute,
+        "outputs": ', outputs="probabilities"' if _ends_in_softmax(model) else "",
+        "children": ", ".join(map(json.dumps, names[:8])) + (", ..." if len(names) > 8 else ""),
+        "first": ", ".join(map(json.dumps, names[:1])),
+    }
+    text = _TEST.format(**blanks, hint=_HINT.format(**blanks) if names else "")
     with replaced(file) as part:
         part.write_text(text, encoding="utf-8")
     return _NEXT.format(file=FILE, path=path)

@@ -18,5 +18,9 @@ ENGINE = pytest.StashKey[Engine]()
 AUDITS = pytest.StashKey[list[AuditRecord]]()
 #: On an item: its transfer matrices that are not on a report yet, as plain data.
 TRANSFERS = pytest.StashKey[list[dict[str, Any]]]()
+#: On an item: the verdict that the test expects of each of its audits, by number from 1, that is on no report yet.
+EXPECTED = pytest.StashKey[dict[int, str]]()
+#: On an item: its audits of which nothing has been asserted: number and name of the defense.
+UNCHECKED = pytest.StashKey[dict[int, str]]()
 #: What a report carries from an item to the controller: the name of the report's attribute, and the key on the item.
 REPORT_ATTRIBUTES: dict[str, pytest.StashKey[Any]] = {"gradmask_audits": AUDITS, "gradmask_transfers": TRANSFERS}

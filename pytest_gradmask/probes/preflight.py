@@ -25,8 +25,9 @@ from pytest_gradmask.verdict.results import Finding
 #: members is detected with probability 1 - 2**-15. With known members, one of them may answer rarely: a member that
 #: answers one in 20 passes is detected with 96 %.
 _REPEATS, _REPEATS_OF_MEMBERS = 16, 64
-_BATCH = 250  # images of one forward pass, if memory allows
+BATCH = 250  # images of one forward pass, if memory allows
 _SAMPLE = 2  # images in the checks that repeat
+_VOTERS = 100  # most members of a vote that is recognised by its shares
 _SAME = 1e-4  # largest difference of logits, relative to their size, that counts as equal
 #: The same between an image in a batch and the image alone. Rounding differs there, and a deep front end amplifies it
 #: a thousandfold. Batch norm in train mode or attention across images changes logits by tens of percent.
@@ -92,10 +93,15 @@ def check_device(device: str) -> torch.device:
     return found
 
 
-def check_batch(images: Tensor, labels: Tensor, threat: ThreatModel) -> None:
-    """Raise `InputError` unless images and labels are ready to use."""
+def check_threat(threat: ThreatModel) -> None:
+    """Raise `InputError` unless this is a threat model."""
     if not isinstance(threat, ThreatModel):
         raise InputError(f"threat={threat!r}: must be a ThreatModel, such as ThreatModel(eps=8/255)")
+
+
+def check_batch(images: Tensor, labels: Tensor, threat: ThreatModel) -> None:
+    """Raise `InputError` unless images and labels are ready to use."""
+    check_threat(threat)
     for argument, value in (("images", images), ("labels", labels)):
         if not isinstance(value, Tensor):
             raise InputError(
@@ -171,7 +177,7 @@ def check_defense(defense: Defense, oracle: Oracle, images: Tensor, labels: Tens
             )
         elif len(images) > 1:
             alone = oracle(images[:1])
-            together = in_batches(lambda start, end: oracle(images[start:end]), len(images[:_BATCH]), _BATCH)[0]
+            together = in_batches(lambda start, end: oracle(images[start:end]), len(images[:BATCH]), BATCH)[0]
             change = ((alone - together[:1]).abs().max() / scale).item()
             if change > _SAME_ALONE:
                 findings.append(
@@ -183,7 +189,9 @@ def check_defense(defense: Defense, oracle: Oracle, images: Tensor, labels: Tens
                     )
                 )
     if defense.outputs == "probabilities":
-        findings.append(Finding("probabilities", "the model returns probabilities; attacks used their logarithm"))
+        findings.append(
+            Finding("probabilities", f"the model returns {_kind_of_probabilities(raw)}; attacks used their logarithm")
+        )
     classes_of_rejection = isinstance(defense.rejects, int)
     return Preflight(classes - classes_of_rejection, randomized, tuple(findings), rejected, raw.argmax(1))
 
@@ -216,7 +224,7 @@ def _outputs(defense: Defense, oracle: Oracle, images: Tensor) -> Tensor:
         _check_output(defense, raw, images[start:end])
         return raw
 
-    return torch.cat(in_batches(part, len(images), _BATCH))
+    return torch.cat(in_batches(part, len(images), BATCH))
 
 
 def _check_output(defense: Defense, output: object, images: Tensor) -> None:
@@ -228,7 +236,8 @@ def _check_output(defense: Defense, output: object, images: Tensor) -> None:
     if output.ndim != 2 or len(output) != len(images) or output.shape[1] < 2:
         raise DefenseError(
             f"{defense.name} maps images of shape {tuple(images.shape)} to shape {tuple(output.shape)}; logits must "
-            f"be {len(images)} x K with K of at least 2 (for a single sigmoid score s use the logits (0, s))"
+            f"be {len(images)} x K with K of at least 2 (for a single score s before a sigmoid return "
+            '(0, s); after it return (1 - s, s), and give outputs="probabilities")'
         )
     if not output.is_floating_point():
         raise DefenseError(f"{defense.name} returns {output.dtype}; logits must be floating point")
@@ -242,14 +251,33 @@ def _check_output(defense: Defense, output: object, images: Tensor) -> None:
     if not output.isfinite().all():
         bad = int((~output.isfinite().all(1)).sum())
         raise DefenseError(f"{defense.name} returns NaN or infinite logits for {bad} of {len(images)} clean images")
-    values = output.float()
-    probabilities = bool((values >= -_SAME).all() and ((values.sum(1) - 1).abs() < 1e-3).all())
+    probabilities = are_probabilities(output)
     if defense.outputs == "logits" and probabilities:
         raise DefenseError(
-            f"{defense.name} returns probabilities, not logits: a softmax hides gradients where it saturates. Remove "
-            'it, or pass Defense(model, outputs="probabilities") to have its logarithm attacked'
+            f"{defense.name} returns {_kind_of_probabilities(output)}, not logits. Return what they are computed from, "
+            'or pass Defense(model, outputs="probabilities") to have their logarithm attacked'
         )
     if defense.outputs == "probabilities" and not probabilities:
         raise DefenseError(
             f'{defense.name} was declared with outputs="probabilities", but its rows do not sum to 1; drop outputs='
         )
+
+
+def are_probabilities(output: Tensor) -> bool:
+    """Whether outputs, N x K, may be probabilities: none below zero, and the sum of each row is 1."""
+    if output.ndim != 2 or not output.is_floating_point():
+        return False
+    values = output.float()
+    return bool((values >= -_SAME).all() and ((values.sum(1) - 1).abs() < 1e-3).all())
+
+
+def _kind_of_probabilities(output: Tensor) -> str:
+    """What probabilities probably come from."""
+    values = output.detach().double().cpu()
+    if bool((values.minimum((1 - values).abs()) < 1e-6).all()):
+        return "0 and 1 alone (hard labels, or a softmax that saturates)"
+    for voters in range(2, _VOTERS + 1):
+        counts = values * voters
+        if bool(((counts - counts.round()).abs() < 1e-4).all()):
+            return f"vote shares (multiples of 1/{voters})"
+    return "probabilities"

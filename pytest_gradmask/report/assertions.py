@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pytest_gradmask.errors import InputError
-from pytest_gradmask.report.text import explain, explain_binarization_test
+from pytest_gradmask.report.expectations import expect
+from pytest_gradmask.report.failure import explain, explain_binarization_test
 from pytest_gradmask.report.transfer import explain_diversity, explain_transferability
 from pytest_gradmask.verdict.audit import Audit
 from pytest_gradmask.verdict.results import Verdict
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 def assert_no_gradient_masking(audit: Audit) -> None:
     """Fail unless the verdict is ``NOT_MASKED``. An inconclusive audit shows nothing, and so it fails, too."""
     __tracebackhide__ = True
+    expect(audit, Verdict.NOT_MASKED)
     if audit.verdict is not Verdict.NOT_MASKED:
         raise AssertionError(explain(audit, "no gradient masking"))
 
@@ -31,6 +33,7 @@ def assert_no_gradient_masking(audit: Audit) -> None:
 def assert_gradient_masking(audit: Audit) -> None:
     """Fail unless the verdict is ``MASKED``."""
     __tracebackhide__ = True
+    expect(audit, Verdict.MASKED)
     if audit.verdict is not Verdict.MASKED:
         raise AssertionError(explain(audit, "gradient masking"))
 
@@ -45,6 +48,7 @@ def assert_robust_accuracy(audit: Audit, *, at_least: float) -> None:
     __tracebackhide__ = True
     if not 0 <= at_least <= 1:
         raise InputError(f"at_least={at_least!r}: must be a share of images between 0 and 1, such as 0.4")
+    expect(audit, Verdict.NOT_MASKED)
     if audit.verdict is not Verdict.NOT_MASKED:
         raise AssertionError(explain(audit, "a robust accuracy that can be trusted"))
     if audit.robust_accuracy.value < at_least:

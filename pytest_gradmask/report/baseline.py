@@ -46,6 +46,7 @@ class Row:
         what: verdict, accuracy, setting, or the whole audit.
         before, now: of the baseline and of this run, in words.
         p_value: of an accuracy of which something has changed.
+        change: of an accuracy, in percentage points.
     """
 
     judgement: Judgement
@@ -54,6 +55,7 @@ class Row:
     before: str
     now: str
     p_value: float | None = None
+    change: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +84,8 @@ class Comparison:
         listed = sorted(
             (row for row in self.rows if row.judgement in order), key=lambda row: order.index(row.judgement)
         )
-        cells = [(row.judgement, row.what, row.before, row.now, row.test) for row in listed]
-        table = aligned([("compared", "what", "baseline", "now", "test"), *cells]) if cells else []
+        cells = [(row.judgement, row.what, row.before, row.now, row.change or "-", row.test) for row in listed]
+        table = aligned([("compared", "what", "baseline", "now", "change", "test"), *cells]) if cells else []
         counts = Counter(row.judgement for row in self.rows)
         numbers = ", ".join(f"{counts[each]} {each}" for each in (*order, "same") if counts[each])
         return [*table, numbers or "nothing to compare"]
@@ -197,7 +199,8 @@ def _accuracy(name: str, what: str, key: str, before: Mapping[str, Any], now: Ma
     if not any(losses):
         return Row("same", name, what, shares[0], shares[1])
     judgement: Judgement = "better" if sum(losses) < 0 else "within chance"
-    return Row(judgement, name, what, shares[0], f"{shares[1]} of {len(common)}", _p_value(losses))
+    change = f"{-100 * sum(losses) / len(common):+.1f} pp"
+    return Row(judgement, name, what, shares[0], f"{shares[1]} of {len(common)}", _p_value(losses), change)
 
 
 def _p_value(losses: Sequence[float]) -> float:

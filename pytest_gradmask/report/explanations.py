@@ -1,4 +1,4 @@
-"""Explanations of findings, from the documentation: a report contains the text, as it must need no other file."""
+"""Explanations of findings, from the documentation: for the terminal, and for reports, which need no other file."""
 
 from __future__ import annotations
 
@@ -6,16 +6,25 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from markdown_it import MarkdownIt
+
+def explanation(name: str) -> str:
+    """The section on one finding as it is written, in Markdown; empty if there is none."""
+    return _sections().get(name, "").strip()
+
+
+def explained() -> list[str]:
+    """The ids of all findings that have a section."""
+    return [name for name in _sections() if re.fullmatch("[a-z-]+", name)]
 
 
 def explanations(ids: Iterable[str]) -> dict[str, str]:
     """The explanation of each of these findings as HTML, in alphabetical order. Findings without one are left out.
 
-    Links between findings lead to ``#finding-ID``.
+    Links between findings lead to ``#finding-ID``. Other pages of the documentation are named, but not linked.
     """
-    titled = re.split(r"^## (.+)$", _page(), flags=re.MULTILINE)[1:]
-    sections = dict(zip(titled[::2], titled[1::2], strict=True))
+    from markdown_it import MarkdownIt  # only reports in HTML need it
+
+    sections = _sections()
     explained = sorted(set(ids) & set(sections))
 
     def link(match: re.Match[str]) -> str:
@@ -23,7 +32,18 @@ def explanations(ids: Iterable[str]) -> dict[str, str]:
         return f"[{text}](#finding-{target})" if target in explained else text
 
     render = MarkdownIt("commonmark", {"html": False}).render
-    return {name: str(render(re.sub(r"\[([^]]+)]\(#([a-z-]+)\)", link, sections[name]))) for name in explained}
+
+    def page(name: str) -> str:
+        text = re.sub(r"\[([^]]+)]\([\w-]+\.md(?:#[\w-]+)?\)", r"\1", sections[name])
+        return str(render(re.sub(r"\[([^]]+)]\(#([a-z-]+)\)", link, text)))
+
+    return {name: page(name) for name in explained}
+
+
+def _sections() -> dict[str, str]:
+    """Text of each section of the page, by its title."""
+    titled = re.split(r"^## (.+)$", _page(), flags=re.MULTILINE)[1:]
+    return dict(zip(titled[::2], titled[1::2], strict=True))
 
 
 def _page() -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pytest_gradmask.report.text import AUDIT_COLUMNS, audit_row, counted, why_partial, worst_first
+from pytest_gradmask.report.wording import shown_verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +64,11 @@ def annotate(
     """
     texts: dict[str, list[str]] = {test: [] for test in failures}
     for audit in audits:
-        text = f"{audit['verdict']}: {audit['defense']}: {'; '.join(audit['reasons'])}"
+        text = f"{shown_verdict(audit)}: {audit['defense']}: {'; '.join(audit['reasons'])}"
         if audit["test"] in failures:
             texts[audit["test"]].append(text)
         elif audit["verdict"] == "INCONCLUSIVE":
-            yield annotation("warning", f"INCONCLUSIVE: {audit['test']}", text, locations.get(audit["test"]))
+            yield annotation("warning", f"{shown_verdict(audit)}: {audit['test']}", text, locations.get(audit["test"]))
     for test, lines in texts.items():
         text = "\n".join(lines) or "The test failed before it had audited anything."
         yield annotation("error", f"failed: {test}", text, failures[test])

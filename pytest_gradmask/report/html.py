@@ -25,6 +25,8 @@ _MEANINGS = {
     "NOT_MASKED": "a masking gap above the margin is excluded, and the attacks work on this defense. That alone does "
     "not make it robust.",
     "INCONCLUSIVE": "neither is shown. Such an audit does not pass.",
+    "MASKED as expected": "the test expects that the defense masks its gradients, and it does.",
+    "ERROR": "the audit raised an error and has measured nothing. Such an audit does not pass.",
 }
 
 
@@ -78,7 +80,7 @@ def render(
     }
     return environment.get_template("report.html.jinja").render(
         audits=audits,
-        counts={name: sum(audit["verdict"] == name for audit in audits) for name in _MEANINGS},
+        counts={name: sum(audit["shown"] == name for audit in audits) for name in _MEANINGS},
         meanings=_MEANINGS,
         # The text is from our own documentation, and any HTML in it was escaped.
         explained={name: Markup(text) for name, text in texts.items()},  # nosec B704
@@ -95,6 +97,7 @@ def _audit(record: AuditRecord, matrices: Sequence[Mapping[str, Any]]) -> dict[s
     raised = audit["clean_accuracy"] is None
     return {
         **audit,
+        "shown": wording.shown_verdict(audit),
         "sentence": wording.verdict_sentence(audit),
         "accuracy": None if raised else _picture(charts.accuracy_chart, audit),
         "survival": _survival(evidence.get("outcomes")),

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from pytest_gradmask.errors import AuditTimeoutError
 from pytest_gradmask.execution.files import replaced
 from pytest_gradmask.transfer.matrix import TransferMatrix
 from pytest_gradmask.verdict.audit import Audit
@@ -34,6 +35,8 @@ def to_json(audit: Audit) -> dict[str, Any]:
         "test": audit.test,
         "defense": audit.defense,
         "verdict": audit.verdict.name,
+        "expected": None,
+        "error": None,
         "reasons": list(audit.reasons),
         "images": audit.total,
         "images_given": audit.given,
@@ -83,16 +86,22 @@ def to_json(audit: Audit) -> dict[str, Any]:
             "robust": _plain(chances(audit.clean, audit.predictions, audit.attacks)),
         },
         "seconds": round(audit.seconds, 3),
-        "provenance": dict(audit.provenance),
+        "provenance": {"reproduce": "", **audit.provenance},
     }
 
 
 def crash_to_json(test: str, defense: str, error: BaseException) -> dict[str, Any]:
-    """An audit that raised instead of returning: inconclusive, with the error as its reason."""
+    """An audit that raised instead of returning: inconclusive, with the error as its reason.
+
+    An audit that exceeded its time limit might have found something. It counts as one without enough evidence, and not
+    as one in error.
+    """
     return {
         "test": test,
         "defense": defense,
         "verdict": Verdict.INCONCLUSIVE.name,
+        "expected": None,
+        "error": None if isinstance(error, AuditTimeoutError) else type(error).__name__,
         "reasons": [f"the audit raised {type(error).__name__}: {error}"],
         "images": 0,
         "images_given": 0,

@@ -6,13 +6,43 @@ from collections.abc import Mapping
 from typing import Any
 
 
-def verdict_sentence(audit: Mapping[str, Any]) -> str:
-    """The verdict with its figures. An ``INCONCLUSIVE`` comes with its reasons."""
+def headline(audit: Mapping[str, Any]) -> str:
+    """The verdict in a few words: ``MASKED: jpegish, gap 85``."""
+    start = f"{audit['verdict']}: {audit['defense']}"
+    if audit["verdict"] == "MASKED" and audit["gap"]:
+        return f"{start}, gap {100 * audit['gap']['estimate']:.0f}"
+    if audit["verdict"] == "NOT_MASKED":
+        return f"{start}, robust accuracy {percent(audit['all_attacks']['value'])}"
+    return f"{start}, {first_reason(audit)}"
+
+
+#: Verdicts as reports show them, worst first.
+SHOWN_VERDICTS = ("MASKED", "ERROR", "INCONCLUSIVE", "MASKED as expected", "NOT_MASKED")
+
+
+def shown_verdict(audit: Mapping[str, Any]) -> str:
+    """The verdict as reports show it: an audit that raised is an ``ERROR``, and a mask may be what the test expects."""
+    if audit.get("error"):
+        return "ERROR"
+    as_expected = audit["verdict"] == audit.get("expected") == "MASKED"
+    return "MASKED as expected" if as_expected else str(audit["verdict"])
+
+
+def first_reason(audit: Mapping[str, Any]) -> str:
+    """The first reason of a verdict."""
+    return _clause(audit["reasons"][:1])
+
+
+def verdict_sentence(audit: Mapping[str, Any], *, with_reasons: bool = True) -> str:
+    """The verdict with its figures. An ``INCONCLUSIVE`` comes with its reasons, unless they are not wanted."""
     name, verdict, reasons = audit["defense"], audit["verdict"], audit["reasons"]
     gradient, everything, gap = (audit.get(key) for key in ("gradient_attacks", "all_attacks", "gap"))
     if not (gradient and everything and gap):
         return f"{name}: {verdict}, as {_clause(reasons)}."
-    setting = f"At {threat_text(audit['provenance'].get('threat'))} on {audit['images']} images"
+    provenance = audit["provenance"]
+    setting = f"At {threat_text(provenance.get('threat'))} on {audit['images']} images"
+    if "budget" in provenance:
+        setting += f" with the budget {provenance['budget']}"
     figures = f"robust accuracy is {share_text(gradient)} under gradient attacks"
     masking_gap, confidence = f"masking gap of {gap_text(gap)}", f"confidence {percent(audit['confidence'])}"
     if (attempt := audit.get("attempt") or 1) > 1:
@@ -28,7 +58,34 @@ def verdict_sentence(audit: Mapping[str, Any]) -> str:
             f"{setting}, {_possessive(name)} {figures}: NOT_MASKED ({masking_gap}, so it is not above the margin of "
             f"{_number(100 * audit['margin'])} percentage points, {confidence})."
         )
-    return f"{setting}, {_possessive(name)} {figures}, which is {verdict}: {_clause(reasons)}."
+    why = f": {_clause(reasons)}" if with_reasons else ""
+    return f"{setting}, {_possessive(name)} {figures}, which is {verdict}{why}."
+
+
+def hidden_by(audit: Mapping[str, Any]) -> str:
+    """What hides the gradient, by name; empty if the audit has not shown it."""
+    found = {finding["id"] for finding in audit["findings"]}
+    if "hidden-gradient" in found and audit["operations"]:
+        return ", ".join(f"`{each['name']}` at {each['file']}:{each['line']}" for each in audit["operations"])
+    if "bypass-beats-white-box" in found:
+        return bypassed_text(audit)
+    return ""
+
+
+def bypassed_text(audit: Mapping[str, Any]) -> str:
+    """What attacks bypassed, in words: ``the submodule "front"``."""
+    return ", ".join(map(_part, audit["bypassed"]))
+
+
+def submodules_bypassed(audit: Mapping[str, Any]) -> list[str]:
+    """Names of the submodules that attacks bypassed, such as `Defense` takes as ``bypass=``."""
+    return [name for name in audit["bypassed"] if " " not in name]
+
+
+def _part(name: str) -> str:
+    """A bypassed part in words. Its name alone may be a number, as in an `nn.Sequential`."""
+    where, _, inner = name.rpartition(" ")
+    return f'{where} the submodule "{inner}"' if where else f'the submodule "{inner}"'
 
 
 def percent(share: float) -> str:

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from pytest_gradmask import Audit, Defense, ThreatModel, Verdict, audit
 from pytest_gradmask.auditing.budgets import get_budget
+from pytest_gradmask.report.failure import explain
 from pytest_gradmask.report.json import to_json
-from pytest_gradmask.report.text import explain
 
 THREAT = ThreatModel(eps=0.2)
 GENERATOR = torch.Generator().manual_seed(0)

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from pytest_gradmask import ThreatModel, Verdict
+from pytest_gradmask.report.failure import explain
 from pytest_gradmask.report.json import to_json
-from pytest_gradmask.report.text import explain
 from pytest_gradmask.verdict.interim import plan_analyses
 from tests.toys import KillGradient, Quantize, audited, draw, linear, masked, predictions
 

@@ -27,12 +27,15 @@ OPTIONS = {
     "--gradmask-device": "test_options.py::test_missing_cuda_is_a_usage_error",
     "--gradmask-download": "test_options.py::test_missing_data_is_downloaded_on_request_only",
     "--gradmask-engine": "../execution/test_ray_engine.py::test_pytest_on_a_cluster_writes_the_same_json",
+    "--gradmask-explain": "test_explain.py::test_it_prints_the_page_of_a_finding",
     "--gradmask-html": "test_html_option.py::test_workers_do_not_change_the_page",
     "--gradmask-init": "test_starter.py::test_the_test_it_writes_gives_a_verdict",
     "--gradmask-json": "test_reporting.py::test_verdicts_reach_the_terminal_and_the_json_file",
     "--gradmask-model": "test_model_option.py::test_the_model_of_the_command_line",
     "--gradmask-no-cache": "test_cache_option.py::test_no_cache_neither_reads_nor_writes",
     "--gradmask-samples": "test_fixtures.py::test_images_are_chosen_by_option_and_seed",
+    "--gradmask-sarif": "../report/test_sarif.py::test_the_option_writes_the_file",
+    "--gradmask-strict": "test_unchecked.py::test_with_the_option_it_fails",
     "--gradmask-timeout": "test_timeout.py::test_a_hanging_defense_is_inconclusive",
     "--gradmask-seed": "test_attempts.py::test_audits_with_another_seed_are_counted_and_change_nothing",
 }
@@ -54,6 +57,8 @@ INI_VALUES = {
     "gradmask_model": "test_model_option.py::test_the_model_of_the_command_line",
     "gradmask_no_cache": "test_cache_option.py::test_the_ini_value_turns_the_cache_off",
     "gradmask_samples": "test_options.py::test_ini_values_of_data_and_places",
+    "gradmask_sarif": "../report/test_sarif.py::test_the_ini_value_writes_the_file",
+    "gradmask_strict": "test_unchecked.py::test_the_ini_value_does_the_same",
     "gradmask_timeout": "test_timeout.py::test_a_hanging_defense_is_inconclusive",
     "gradmask_seed": "test_options.py::test_the_header_prints_the_effective_settings",
 }
@@ -102,7 +107,10 @@ def test_the_tables_have_every_option_and_ini_value(registered: Recorder) -> Non
 
 def test_every_option_has_its_ini_value(registered: Recorder) -> None:
     names = {name.removeprefix("--").replace("-", "_") for name in registered.options}
-    assert names - set(registered.ini_values) == {"gradmask_init"}  # it is no setting, but something to do
+    assert names - set(registered.ini_values) == {
+        "gradmask_explain",
+        "gradmask_init",
+    }  # no settings, but something to do
     assert names >= set(registered.ini_values)
 
 

@@ -1,29 +1,28 @@
-"""The line that shows what an audit is doing, and how long it still takes."""
+"""The line that shows what an audit is doing: it never erases pytest's own."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
 
 import pytest
 
 from pytest_gradmask.auditing.events import AttackStarted
-from pytest_gradmask.plugin.progress import Clock, describe, in_words
+from pytest_gradmask.plugin.estimate import Clock
+from pytest_gradmask.plugin.progress import Line
+from tests.plugin.terminal import Screen, watch
 
-RUN = ("--gradmask", "--gradmask-device=cpu")
-
-#: A terminal that a person watches, and an audit that only sends events.
-WATCHED = """
+#: Audits that only send events, and take long enough to be seen.
+CONFTEST = """
+import time
 import pytest
 from pytest_gradmask.auditing.events import AttackStarted, Message
 
-@pytest.hookimpl(trylast=True)
-def pytest_configure(config):
-    reporter = config.pluginmanager.getplugin("terminalreporter")
-    if reporter is not None:
-        reporter.isatty = type(reporter.isatty)({watched})
-
 def audit(defense, images, labels, *, progress, **_):
     progress(Message("preflight"))
-    progress(AttackStarted(attack="pgd", images=3, seen=4, later=("bpda",)))
-    progress(AttackStarted(attack="bpda", images=2, seen=4, later=()))
+    time.sleep(0.4)
+    progress(AttackStarted(attack="transfer-backbone", images=3, seen=4, later=("bpda",)))
+    time.sleep(0.4)
     raise RuntimeError("that is all")
 
 @pytest.fixture(autouse=True)
@@ -34,103 +33,108 @@ def no_attacks(monkeypatch):
 TEST = """
 import torch
 
+class ADefenseWithALongName(torch.nn.Identity):
+    pass
+
+def test_before():
+    pass
+
 def test_it(gradmask):
-    gradmask.audit(torch.nn.Identity(), [0] * 4, None)
+    try:
+        gradmask.audit(ADefenseWithALongName(), torch.zeros(400, 1, 1, 1), torch.zeros(400))
+    except RuntimeError:
+        pass
+
+def test_other(gradmask):
+    gradmask.audit(ADefenseWithALongName(), torch.zeros(400, 1, 1, 1), torch.zeros(400))
 """
 
 
-def started(attack: str, images: int, seen: int, *later: str) -> AttackStarted:
+def shown(folder: Path, *options: str, columns: int = 80, environment: Mapping[str, str] | None = None) -> Screen:
+    (folder / "conftest.py").write_text(CONFTEST)
+    (folder / "test_first.py").write_text("def test_first(): pass")
+    (folder / "test_it.py").write_text(TEST)
+    command = ("pytest", "--gradmask", "--gradmask-device=cpu", "--tb=no", "-p", "no:randomly", *options)
+    return watch(command, columns, folder, environment or {})
+
+
+def event(attack: str, images: int, seen: int, *later: str) -> AttackStarted:
     return AttackStarted(attack=attack, images=images, seen=seen, later=later)
 
 
-def shown(pytester: pytest.Pytester, *options: str, watched: bool = True) -> str:
-    pytester.makeconftest(WATCHED.replace("{watched}", str(watched)))
-    pytester.makepyfile(test_it=TEST)
-    result = pytester.runpytest(*RUN, *options)
-    result.stdout.fnmatch_lines(["*RuntimeError: that is all*"])
-    return result.stdout.str().replace("\r", "\n")
+@pytest.mark.parametrize(("columns", "options"), [(80, ()), (120, ()), (80, ("-v",))])
+def test_lines_of_pytest_are_those_of_a_run_that_nobody_watches(
+    tmp_path: Path, columns: int, options: tuple[str, ...]
+) -> None:
+    watched = shown(tmp_path, *options, columns=columns)
+    alone = shown(tmp_path, *options, columns=columns, environment={"CI": "1"})
+    assert any("transfer-backbone" in row for row in watched.seen)
+    assert not any("transfer-backbone" in row for row in alone.seen)
+
+    def progress_of_pytest(screen: Screen) -> list[str]:
+        start = next(number for number, row in enumerate(screen.rows) if row.startswith("collected"))
+        end = next(number for number, row in enumerate(screen.rows) if "masking audits" in row)
+        return screen.rows[start:end]
+
+    assert progress_of_pytest(watched) == progress_of_pytest(alone)
+    if not options:
+        assert [row.split("  ")[0] for row in progress_of_pytest(watched)[2:4]] == ["test_first.py .", "test_it.py ..F"]
 
 
-def test_each_event_replaces_the_one_before(pytester: pytest.Pytester) -> None:
-    lines = [line.strip() for line in shown(pytester).splitlines()]
-    start = lines.index("test_it.py::test_it: preflight")
-    assert lines[start + 1 : start + 4] == [
-        "test_it.py::test_it: pgd on 3 of 4 images, then 1 more",
-        "test_it.py::test_it: bpda on 2 of 4 images",
-        "",
-    ]
+def test_the_line_says_which_test_and_what_runs(tmp_path: Path) -> None:
+    seen = shown(tmp_path).seen
+    attacks = [row for row in seen if "transfer-backbone" in row]
+    assert any(row.startswith("1/2 ADef") for row in attacks)
+    assert any(row.startswith("2/2 ADef") for row in attacks)
+    assert all("transfer-backbone on 3 images (4 of 400), 0:00" in row for row in attacks)
+    assert any(row.startswith("1/2 ADefenseWithALongName: preflight, 0:00") for row in seen)
 
 
 @pytest.mark.parametrize(
-    ("options", "watched", "ci"),
+    ("options", "environment"),
     [
-        pytest.param((), False, "", id="no terminal"),
-        pytest.param((), True, "true", id="CI"),
-        pytest.param(("-q",), True, "", id="quiet"),
-        pytest.param(("-n1",), True, "", id="xdist"),
+        pytest.param((), {"CI": "true"}, id="CI"),
+        pytest.param((), {"TERM": "dumb"}, id="dumb terminal"),
+        pytest.param(("-q",), {}, id="quiet"),
+        pytest.param(("-s",), {}, id="output of tests is shown"),
+        pytest.param(("-n1",), {}, id="xdist"),
     ],
 )
 def test_nothing_is_shown_if_nobody_watches(
-    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], watched: bool, ci: str
+    tmp_path: Path, options: tuple[str, ...], environment: dict[str, str]
 ) -> None:
     if "-n1" in options:
         pytest.importorskip("xdist")
-    monkeypatch.setenv("CI", ci)
-    assert "images" not in shown(pytester, "--tb=line", *options, watched=watched)
+    assert not any("transfer-backbone" in row for row in shown(tmp_path, *options, environment=environment).seen)
 
 
-def test_an_event_has_text_and_numbers() -> None:
-    event = started("bpda", 14, 40, "square", "placebo")
-    assert str(event) == "bpda on 14 of 40 images"
-    assert (event.attack, event.images, event.seen, event.later) == ("bpda", 14, 40, ("square", "placebo"))
+def test_nothing_is_shown_without_a_terminal(pytester: pytest.Pytester) -> None:
+    pytester.makeconftest(CONFTEST)
+    pytester.makepyfile(test_it=TEST)
+    result = pytester.runpytest_subprocess("--gradmask", "--gradmask-device=cpu", "--tb=no")
+    assert "transfer-backbone" not in result.stdout.str()
 
 
-def test_no_estimate_without_earlier_runs() -> None:
-    clock = Clock({})
-    assert clock.begin(started("pgd", 10, 10, "bpda"), 0.0) is None
-    assert clock.begin(started("bpda", 10, 10), 1.0) is None
+def test_the_name_of_the_attack_stays_in_a_narrow_terminal() -> None:
+    line = Line(title="12/34 a-defense-with-a-very-long-name", total=1000, clock=Clock(), started=0)
+    line.show(event("transfer-backbone", 125, 200), 0)
+    text = line.text(79, 3605)
+    assert len(text) <= 79
+    assert text.startswith("12/34 a")
+    assert text.endswith("\N{HORIZONTAL ELLIPSIS}: transfer-backbone on 125 images (200 of 1000), 60:05")
+    assert len(line.text(30, 0)) == 30
 
 
-def test_the_next_batch_is_as_fast_as_the_last() -> None:
-    clock = Clock({})
-    clock.begin(started("pgd", 10, 10, "bpda"), 0.0)
-    clock.begin(started("bpda", 5, 10), 1.0)  # pgd took 0.1 s an image
-    assert clock.begin(started("pgd", 20, 30, "bpda"), 3.0) == pytest.approx(20 * (0.1 + 0.4))
-    assert clock.begin(started("bpda", 10, 30), 5.0) == pytest.approx(10 * 0.4)
+def test_an_interrupted_run_says_how_to_go_on(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile("def test_it(gradmask): raise KeyboardInterrupt")
+    kept = pytester.runpytest_subprocess("--gradmask", "--gradmask-device=cpu")
+    kept.stdout.fnmatch_lines(["Interrupted: finished attacks are kept. Run the same command to go on."])
+    lost = pytester.runpytest_subprocess("--gradmask", "--gradmask-device=cpu", "--gradmask-no-cache")
+    lost.stdout.no_fnmatch_line("Interrupted: finished*")
 
 
-def test_rates_of_other_audits_are_scaled() -> None:
-    clock = Clock({"pgd": 1.0, "bpda": 4.0})
-    assert clock.begin(started("pgd", 10, 10, "bpda"), 0.0) == pytest.approx(50)
-    assert clock.begin(started("bpda", 10, 10), 1.0) == pytest.approx(10 * 4.0 * 0.1)  # ten times as fast
-
-
-def test_an_attack_without_images_changes_no_rate() -> None:
-    clock = Clock({})
-    clock.begin(started("pgd", 10, 10), 0.0)
-    clock.end(5.0)
-    clock.begin(started("pgd", 0, 10), 6.0)
-    clock.end(7.0)
-    clock.end(90.0)
-    assert clock.current == {"pgd": 0.5}
-
-
-@pytest.mark.parametrize(
-    ("event", "seconds", "expected"),
-    [
-        (started("bpda", 14, 40, "square", "placebo"), 125.0,
-         "bpda on 14 of 40 images, then 2 more, about 2 min to the next interim analysis"),
-        (started("placebo", 3, 200), 4.0, "placebo on 3 of 200 images, a few seconds left"),
-        (started("placebo", 3, 200), None, "placebo on 3 of 200 images"),
-    ],
-)  # fmt: skip
-def test_an_event_in_words(event: AttackStarted, seconds: float | None, expected: str) -> None:
-    assert describe(event, seconds, 200) == expected
-
-
-@pytest.mark.parametrize(
-    ("seconds", "expected"),
-    [(0, "a few seconds"), (44, "about 40 s"), (100, "about 2 min"), (3600, "about 60 min"), (9000, "about 2.5 h")],
-)
-def test_times_are_rounded(seconds: float, expected: str) -> None:
-    assert in_words(seconds) == expected
+def test_the_report_is_announced(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    assert any(
+        row.startswith("report: drawing 2 audits") for row in shown(tmp_path, "--gradmask-html=report.html").seen
+    )

@@ -113,16 +113,22 @@ def test_a_failure_message_explains(pytester: pytest.Pytester) -> None:
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(
         [
-            "*expected no gradient masking, but the verdict on Sequential is MASKED*",
-            "*adaptive attacks break*",
+            "*AssertionError: MASKED: Sequential, gap *",
+            "*Expected no gradient masking. At eps 8/255 (Linf) on 20 images with the",
+            "*hidden by: `torch.round` at test_a_failure_message_explains.py:*",
+            "*report instead: * (all attacks; most by bpda-operations)",
             "*attack*kind*given*broken*alone*robust accuracy*",
             "*apgd-ce*gradient*",
             "*bpda*adaptive*",
             "*placebo*placebo*",
-            "*masking gap beyond the placebo:*at 99% confidence*",
-            "*bypassed: 0*",
+            "*Skipped early, as the verdict was decided without them: *",
+            "*adaptive attacks break*",
+            '*BPDA bypassed the submodule "0"',
             "*finding zero-gradient:*",
-            "*Report the figure under the adaptive attacks*",
+            '*next: Defense(model, bypass=[[]"0"])*',
+            "*explain: pytest --gradmask-explain=hidden-gradient",
+            "*reproduce: pytest test_a_failure_message_explains.py::test_my_defense --gradmask --gradmask-device=cpu",
+            "FAILED *::test_my_defense - MASKED: Sequenti*",
         ]
     )
 
@@ -139,7 +145,9 @@ def test_an_inconclusive_audit_fails_both_assertions(pytester: pytest.Pytester) 
     )
     result = pytester.runpytest(*RUN, "--gradmask-json=out.json")
     result.assert_outcomes(failed=2)
-    result.stdout.fnmatch_lines(["*about * images decide*", "*This does not pass*"])
+    result.stdout.fnmatch_lines(
+        ["*about * images decide*", "*This does not pass*", "*next: pytest *--gradmask-attempt=2"]
+    )
     assert {audit["verdict"] for audit in read(pytester.path / "out.json")} == {"INCONCLUSIVE"}
 
 

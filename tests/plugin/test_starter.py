@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import re
 from pathlib import Path
 
 import numpy as np
@@ -94,9 +96,39 @@ def test_it_is_short_and_knows_the_model(pytester: pytest.Pytester) -> None:
     text = (pytester.path / FILE).read_text()
     assert "from models import confident" in text
     assert "model = confident.eval()" in text
-    assert "Submodules of this model: '0', '1'." in text
-    assert 'Defense(model, outputs="probabilities")' in text
-    assert len(text.splitlines()) <= 20
+    assert 'name them: they are "0", "1".' in text
+    assert 'defense = Defense(model, name="confident", outputs="probabilities")' in text
+    assert len(text.splitlines()) <= 25
+
+
+def test_every_comment_of_code_runs(pytester: pytest.Pytester) -> None:
+    pytester.runpytest("--gradmask-init=models:load_defense")
+    lines = (pytester.path / FILE).read_text().splitlines()
+    code = [line for line in lines if not line.startswith("    # ")]
+    commented = [line.replace("# ", "", 1) for line in lines if line.startswith("    # ") and " = " in line]
+    assert len(commented) == 3  # two of a data set, one of a submodule
+    names = {"data", "images", "labels", "defense", "model", "Defense", "load_dataset"}
+    used = {word for line in commented for word in re.findall(r"[A-Za-z_]+(?=\(|\.| =|,)", line)}
+    assert used - {"name", "bypass", "samples", "download", "outputs"} <= names
+    ast.parse("\n".join([*code[:-2], *commented, *code[-2:]]))
+    named = [line.replace("# ", "", 1) if "bypass=" in line else line for line in lines]
+    (pytester.path / FILE).write_text("\n".join(named))
+    save_images(pytester.path / "data.npz", masked(Quantize))
+    result = pytester.runpytest(FILE, "--gradmask", "--gradmask-device=cpu", "--gradmask-data=npz:data.npz")
+    result.stdout.fnmatch_lines(["*MASKED: load_defense, gap *"])
+
+
+@pytest.mark.parametrize(
+    ("options", "said"), [((), True), (("--gradmask-data=embedded",), False), (("--gradmask-data=npz:d.npz",), False)]
+)
+def test_a_run_says_that_nobody_chose_its_images(
+    pytester: pytest.Pytester, options: tuple[str, ...], said: bool
+) -> None:
+    save_images(pytester.path / "d.npz", linear())
+    pytester.makepyfile("def test_it(gradmask, eval_batch): pass")
+    result = pytester.runpytest("--gradmask", "--gradmask-device=cpu", *options)
+    line = "gradmask: eval_batch has 20 images of CIFAR-10, as no --gradmask-data was given"
+    assert (line in result.outlines) is said
 
 
 def test_no_test_runs(pytester: pytest.Pytester) -> None:

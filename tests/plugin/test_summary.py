@@ -14,7 +14,9 @@ def many(masked: int = 0, unclear: int = 0, fine: int = 0) -> dict[str, Any]:
 
 
 def test_worst_verdicts_come_first() -> None:
-    header, *rows, empty, counts = summary(many(2, 1, 2), every=False)
+    header, *lines, empty, counts = summary(many(2, 1, 2), every=False)
+    rows = [line for line in lines if not line.startswith(" ")]
+    assert lines.index("  it is INCONCLUSIVE") == 3  # below its row
     assert header.split()[0] == "verdict"
     assert [(row.split()[0], row[-3:]) for row in rows] == [
         ("MASKED", "003"), ("MASKED", "004"), ("INCONCLUSIVE", "002"), ("NOT_MASKED", "000"), ("NOT_MASKED", "001"),
@@ -25,13 +27,13 @@ def test_worst_verdicts_come_first() -> None:
 def test_many_audits_are_cut_short() -> None:
     run = many(3, 2, 95)
     lines = summary(run, every=False)
-    assert len(lines) == 1 + 20 + 3
+    assert len(lines) == 1 + 20 + 2 + 3  # two reasons
     assert lines[-3:] == [
         "... and 80 NOT_MASKED (-v lists every audit)",
         "",
         "100 audits: 3 MASKED, 2 INCONCLUSIVE, 95 NOT_MASKED",
     ]
-    assert len(summary(run, every=True)) == 1 + 100 + 2
+    assert len(summary(run, every=True)) == 1 + 100 + 2 + 2
 
 
 def test_twenty_audits_are_all_listed() -> None:
@@ -51,6 +53,6 @@ def test_a_run_that_is_not_complete_says_why() -> None:
 
 def test_raised_and_cached_audits_in_the_table() -> None:
     raised = plain_audit(verdict="INCONCLUSIVE", clean_accuracy=None, gradient_attacks=None, all_attacks=None, gap=None)
-    _, first, second, *_ = summary(plain_run(raised, plain_audit(cached=True)), every=False)
+    _, first, _, second, *_ = summary(plain_run(raised, plain_audit(cached=True)), every=False)
     assert first.split() == ["INCONCLUSIVE", "-", "-", "-", "-", "0.0", "test_it.py::test_toy"]
     assert second.split()[-2:] == ["cached", "test_it.py::test_toy"]

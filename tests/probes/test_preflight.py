@@ -123,7 +123,11 @@ def partly_nan(images: Tensor) -> Tensor:
         pytest.param(returns(lambda x: {"logits": x}), r"Returns returns dict, not a tensor", id="dict"),
         pytest.param(returns(lambda x: x), r"to shape \(6, 3, 8, 8\); logits must be 6 x K", id="images"),
         pytest.param(returns(lambda x: linear()(x)[:1]), r"to shape \(1, 4\); logits must be 6 x K", id="one row"),
-        pytest.param(returns(lambda x: linear(1)(x)), r"for a single sigmoid score s use .* \(0, s\)", id="one score"),
+        pytest.param(
+            returns(lambda x: linear(1)(x)),
+            r"for a single score s before a sigmoid return \(0, s\); after it .*probabilities",
+            id="one score",
+        ),
         pytest.param(returns(lambda x: linear(1)(x)[:, 0]), r"to shape \(6,\); logits must be", id="flat score"),
         pytest.param(
             returns(lambda x: linear()(x).long()), r"returns torch.int64; logits must be floating", id="integer"

@@ -22,7 +22,7 @@ ALLOWED = {
     # Layers above `auditing`, so that its research module cannot export their names.
     "pytest_gradmask.report.json": {"to_json"},
     "pytest_gradmask.report.plots": {"heat"},
-    "pytest_gradmask.report.text": {"explain"},
+    "pytest_gradmask.report.failure": {"explain"},
     "pytest_gradmask.training.provenance": {"exit_code"},
 }
 #: Modules that commands name in strings: ``python -m pytest_gradmask.training`` and ``-p pytest_gradmask.plugin``.

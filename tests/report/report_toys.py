@@ -36,6 +36,7 @@ def plain_audit(
     return {
         **crash_to_json(test, "toy", RuntimeError()),
         "verdict": verdict,
+        "error": None,
         "reasons": [f"it is {verdict}"],
         "images": len(robust),
         "images_given": len(robust),
@@ -67,6 +68,7 @@ def plain_audit(
             "budget": "smoke",
             "budget_settings": {"apgd_steps": 20},
             "autoattack": "AutoAttack",
+            "reproduce": "",
             **(settings or {}),
         },
         **changes,

@@ -174,7 +174,7 @@ def test_the_table_has_failures_first_and_what_is_the_same_as_a_number() -> None
     before = [plain_audit(f"t.py::test_{n}", robust=robust(20)) for n in "abc"]
     now = [before[0], plain_audit("t.py::test_b", robust=robust(19)), plain_audit("t.py::test_c", robust=robust(5))]
     header, worse, chance, counts = compare(before, now, lambda test: True).lines()
-    assert header.split() == ["compared", "what", "baseline", "now", "test"]
+    assert header.split() == ["compared", "what", "baseline", "now", "change", "test"]
     assert worse.startswith("worse")
     assert "50.0%" in worse
     assert "12.5% of 40 (p = " in worse

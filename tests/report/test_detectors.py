@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from pytest_gradmask.report.failure import explain
 from pytest_gradmask.report.html import render
 from pytest_gradmask.report.json import SCHEMA, to_json
-from pytest_gradmask.report.text import explain
 from tests.auditing.detector_toys import perfect_audit
 from tests.report.report_toys import plain_run
 

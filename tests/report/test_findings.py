@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 import pytest_gradmask
+from pytest_gradmask.report.failure import explain
 from pytest_gradmask.report.json import to_json
-from pytest_gradmask.report.text import explain
 from tests.toys import KillGradient, audited, masked
 
 ROOT = Path(__file__).parents[2]
@@ -79,5 +79,5 @@ def test_reports_link_to_the_section() -> None:
         assert (ROOT / file).is_file()
         assert anchor in sections()
         line = next(line for line in text.splitlines() if line.startswith(f"finding {finding.id}:"))
-        assert line.endswith(f"({finding.link})")
+        assert line.endswith(finding.message)  # --gradmask-explain prints the section
         assert entry["link"] == finding.link

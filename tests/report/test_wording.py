@@ -7,7 +7,15 @@ from typing import Any
 import pytest
 
 from pytest_gradmask.report.json import crash_to_json
-from pytest_gradmask.report.wording import eps_text, percent, threat_text, verdict_sentence
+from pytest_gradmask.report.wording import (
+    bypassed_text,
+    eps_text,
+    headline,
+    hidden_by,
+    percent,
+    threat_text,
+    verdict_sentence,
+)
 
 
 def share(value: float, low: float, high: float) -> dict[str, float]:
@@ -25,19 +33,22 @@ def judged(verdict: str, **more: Any) -> dict[str, Any]:
         "gradient_attacks": share(0.95, 0.901, 0.98),
         "all_attacks": share(0.05, 0.021, 0.1),
         "gap": {"estimate": 0.9, "low": 0.83, "high": 0.951},
-        "provenance": {"threat": {"norm": "Linf", "eps": 8 / 255, "bounds": [0.0, 1.0]}},
+        "provenance": {"threat": {"norm": "Linf", "eps": 8 / 255, "bounds": [0.0, 1.0]}, "budget": "ci"},
         **more,
     }
 
 
 SENTENCES = {
-    "MASKED": "At eps 8/255 (Linf) on 200 images, resnet's robust accuracy is 95 % [90.1, 98] under gradient attacks, "
+    "MASKED": "At eps 8/255 (Linf) on 200 images with the budget ci, "
+    "resnet's robust accuracy is 95 % [90.1, 98] under gradient attacks, "
     "but 5 % [2.1, 10] once adaptive attacks join them: MASKED (masking gap of 90 percentage points [83, 95.1] beyond "
     "a placebo of the same budget, confidence 99 %).",
-    "NOT_MASKED": "At eps 8/255 (Linf) on 200 images, resnet's robust accuracy is 95 % [90.1, 98] under gradient "
+    "NOT_MASKED": "At eps 8/255 (Linf) on 200 images with the budget ci, "
+    "resnet's robust accuracy is 95 % [90.1, 98] under gradient "
     "attacks and 5 % [2.1, 10] once adaptive attacks join them: NOT_MASKED (masking gap of 90 percentage points "
     "[83, 95.1], so it is not above the margin of 5 percentage points, confidence 99 %).",
-    "INCONCLUSIVE": "At eps 8/255 (Linf) on 200 images, resnet's robust accuracy is 95 % [90.1, 98] under gradient "
+    "INCONCLUSIVE": "At eps 8/255 (Linf) on 200 images with the budget ci, "
+    "resnet's robust accuracy is 95 % [90.1, 98] under gradient "
     "attacks and 5 % [2.1, 10] once adaptive attacks join them, which is INCONCLUSIVE: a first reason; a second one.",
 }
 
@@ -45,6 +56,35 @@ SENTENCES = {
 @pytest.mark.parametrize(("verdict", "sentence"), SENTENCES.items())
 def test_each_verdict_has_a_sentence(verdict: str, sentence: str) -> None:
     assert verdict_sentence(judged(verdict)).replace("\N{NO-BREAK SPACE}", " ") == sentence
+
+
+@pytest.mark.parametrize(
+    ("verdict", "text"),
+    [
+        ("MASKED", "MASKED: resnet, gap 90"),
+        ("NOT_MASKED", "NOT_MASKED: resnet, robust accuracy 5 %"),
+        ("INCONCLUSIVE", "INCONCLUSIVE: resnet, a first reason"),
+    ],
+)
+def test_a_headline_is_short(verdict: str, text: str) -> None:
+    assert headline(judged(verdict)).replace("\N{NO-BREAK SPACE}", " ") == text
+
+
+@pytest.mark.parametrize(
+    ("findings", "text"),
+    [
+        (["zero-gradient", "hidden-gradient", "bypass-beats-white-box"], "`torch.round` at mine.py:3"),
+        (["zero-gradient", "bypass-beats-white-box"], 'the submodule "0", all after the submodule "head.1"'),
+        (["zero-gradient"], ""),
+    ],
+)
+def test_what_hides_the_gradient_is_named_if_it_was_shown(findings: list[str], text: str) -> None:
+    audit = judged(
+        "MASKED", findings=[{"id": name} for name in findings], bypassed=["0", "all after head.1"],
+        operations=[{"name": "torch.round", "file": "mine.py", "line": 3}],
+    )  # fmt: skip
+    assert hidden_by(audit) == text
+    assert bypassed_text({"bypassed": []}) == ""
 
 
 def test_a_sentence_says_which_attempt_it_is() -> None:

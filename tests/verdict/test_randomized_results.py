@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pytest_gradmask.report.json import to_json
-from pytest_gradmask.report.text import attack_table
+from pytest_gradmask.report.text import attack_notes, attack_table
 from pytest_gradmask.verdict.audit import Audit
 from pytest_gradmask.verdict.results import AttackResult, AutoAttackVersion, Kind, Prediction, Verdict, chances
 from pytest_gradmask.verdict.rule import decide, measure_gap
@@ -102,7 +102,7 @@ def test_an_image_is_decided_once_never_correct() -> None:
 def test_reports_tell_how_it_was_judged(audit: Audit) -> None:
     lines = attack_table(audit)
     assert sum(line.startswith("AutoAttack rand, ") for line in lines) == 2
-    assert "from 20 to 20 forwards" in lines[-1]
+    assert "from 20 to 20 forwards" in attack_notes(audit)[-1]
     exact = {index: replace(predictions, number=0) for index, predictions in CLEAN.items()}
     attacks = tuple(
         replace(
@@ -111,7 +111,7 @@ def test_reports_tell_how_it_was_judged(audit: Audit) -> None:
         )
         for attack in ATTACKS
     )
-    assert "exact" in attack_table(replace(audit, predictions=exact, attacks=attacks))[-1]
+    assert "exact" in attack_notes(replace(audit, predictions=exact, attacks=attacks))[-1]
     content = to_json(audit)
     assert content["autoattack_rand"]["value"] == pytest.approx(1.7 / 4)
     assert content["autoattack_rand_one_forward"]["value"] == 0.25
