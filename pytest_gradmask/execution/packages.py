@@ -35,6 +35,15 @@ def is_installed_file(file: str) -> bool:
     )
 
 
+@functools.cache
+def is_of_python(file: str) -> bool:
+    """Whether a file of code came with Python itself."""
+    parts = os.path.realpath(file).split(os.sep)
+    folder = os.path.realpath(sysconfig.get_path("stdlib"))
+    inside = os.path.realpath(file).startswith(f"{folder}{os.sep}")
+    return file.startswith("<frozen") or (inside and "site-packages" not in parts and "dist-packages" not in parts)
+
+
 def is_installed(module: str) -> bool:
     """Whether the code of a module, or of the package that it is in, is installed; see `package_identity`."""
     package = module.partition(".")[0]

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import platform
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,6 +18,7 @@ from pytest_gradmask.plugin.github import Workflow
 from pytest_gradmask.plugin.selection import Selection
 from pytest_gradmask.plugin.settings import Settings
 from pytest_gradmask.plugin.stash import REPORT_ATTRIBUTES
+from pytest_gradmask.printable import printable, printable_data
 from pytest_gradmask.report.records import AuditRecord
 
 if TYPE_CHECKING:
@@ -80,14 +84,23 @@ class Collector:
         not_run = [test for test in self._selection.audits if test not in self._ran] + self._not_collected
         ended = session.exitstatus in _ENDED
         audits = [record["audit"] for record in self._records]
-        run = document(audits, provenance, complete=ended and not not_run, not_run=not_run)
-        self._apply_baseline(session, run)
+        run = printable_data(document(audits, provenance, complete=ended and not not_run, not_run=not_run))
+        with self._alone(session, f"the baseline {self._settings.baseline}"):
+            self._apply_baseline(session, run)
         self._run = run = {**run, "exit_status": int(session.exitstatus)}
-        self._write(run)
+        self._write(session, run)
+        with self._alone(session, "a report"):
+            self._config.hook.pytest_gradmask_report(
+                config=self._config, audits=run["audits"], provenance=run["provenance"]
+            )
+
+    @contextmanager
+    def _alone(self, session: pytest.Session, what: str) -> Iterator[None]:
+        """What fails in this context is noted and fails the run, and all other reports are written nevertheless."""
         try:
-            self._config.hook.pytest_gradmask_report(config=self._config, audits=run["audits"], provenance=provenance)
-        except Exception as error:  # the hook is another plugin's code: the summary must be printed nevertheless
-            self._notes.append(f"a report failed: {type(error).__name__}: {error}")
+            yield
+        except Exception as error:  # a full disk, or the code of another plugin
+            self._notes.append(f"{what} failed: {type(error).__name__}: {error}")
             session.exitstatus = pytest.ExitCode.INTERNAL_ERROR
 
     def _apply_baseline(self, session: pytest.Session, run: dict[str, Any]) -> None:
@@ -111,22 +124,29 @@ class Collector:
         if failed and session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
-    def _write(self, run: dict[str, Any]) -> None:
+    def _write(self, session: pytest.Session, run: dict[str, Any]) -> None:
         from pytest_gradmask.report.badge import write_badge
         from pytest_gradmask.report.json import write_json
 
-        for file, write in ((self._settings.json, write_json), (self._settings.badge, write_badge)):
-            if file is not None:
-                write(file, run)
-                self._notes.append(f"written to {file}")
-        if self._settings.html is not None:
+        def write_report(file: Path, run: dict[str, Any]) -> None:
             from pytest_gradmask.report.html import write_html
 
             transfers = self._collected["gradmask_transfers"]
-            write_html(self._settings.html, self._records, transfers, run["provenance"], complete=run["complete"])
-            self._notes.append(f"written to {self._settings.html}")
+            write_html(file, self._records, transfers, run["provenance"], complete=run["complete"])
+
+        settings = self._settings
+        for file, write in (
+            (settings.json, write_json),
+            (settings.badge, write_badge),
+            (settings.html, write_report),
+        ):
+            if file is not None:
+                with self._alone(session, f"writing {file}"):
+                    write(file, run)
+                    self._notes.append(f"written to {file}")
         if self._workflow is not None:
-            self._notes += self._workflow.write_summary(run, self._comparison)
+            with self._alone(session, "the summary of the job"):
+                self._notes += self._workflow.write_summary(run, self._comparison)
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """Print a table of audits, the comparison with the baseline, and the names of the written files."""
@@ -141,7 +161,7 @@ class Collector:
             outcome = "FAILED" if self._comparison.failed else "passed"
             lines += ["", f"Compared with {self._settings.baseline}: {outcome}", *self._comparison.lines(), ""]
         for line in [*lines, *self._notes]:
-            terminalreporter.write_line(line)
+            terminalreporter.write_line(printable(line))
         if self._workflow is not None:
             for command in self._workflow.annotations(run, self._selection.audits, self._comparison):
                 terminalreporter.write_line(command)
@@ -169,6 +189,6 @@ def _read_baseline(settings: Settings) -> list[dict[str, Any]] | None:
     from pytest_gradmask.report.baseline import read_baseline
 
     try:
-        return read_baseline(settings.baseline)
+        return list(printable_data(read_baseline(settings.baseline)))
     except InputError as error:
         raise pytest.UsageError(f"--gradmask-baseline: {error}") from error

@@ -15,6 +15,7 @@ from pytest_gradmask.plugin.marker import TestSettings, read_marker
 from pytest_gradmask.plugin.progress import progress_line, uncaptured
 from pytest_gradmask.plugin.stash import AUDITS, SETTINGS, TRANSFERS
 from pytest_gradmask.plugin.timeout import time_limit
+from pytest_gradmask.printable import printable_data
 from pytest_gradmask.report.records import AuditRecord
 
 if TYPE_CHECKING:
@@ -80,13 +81,14 @@ class Gradmask:
             raise
         # First the record, then the evidence: if the test is stopped in between, the audit is reported nevertheless.
         record = self._record(to_json(result))
-        record["evidence"] = self._evidence(result, defense, images, labels)
+        record["evidence"] = printable_data(self._evidence(result, defense, images, labels))
         return result
 
     def _record(self, audit: dict[str, Any]) -> AuditRecord:
         """Store an audit in its JSON form for the test's report; its evidence is empty at first."""
         from pytest_gradmask.report.properties import properties
 
+        audit = printable_data(audit)
         record = AuditRecord(audit=audit, evidence={})
         self._node.stash.setdefault(AUDITS, []).append(record)
         self._audits += 1
@@ -149,7 +151,9 @@ def transfer_matrix(request: pytest.FixtureRequest, gradmask: Gradmask) -> Calla
 
     def recorded(*arguments: Any, **keywords: Any) -> TransferMatrix:
         matrix = transfer_matrix(*arguments, **keywords)
-        request.node.stash.setdefault(TRANSFERS, []).append(transfer_to_json(request.node.nodeid, matrix))
+        request.node.stash.setdefault(TRANSFERS, []).append(
+            printable_data(transfer_to_json(request.node.nodeid, matrix))
+        )
         return matrix
 
     return functools.partial(

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pytest_gradmask.printable import printable
+
 if TYPE_CHECKING:
     from pytest_gradmask.auditing.events import AttackStarted
 
@@ -111,6 +113,7 @@ def progress_line(config: pytest.Config, title: str, images: Sized) -> Iterator[
     clock = Clock(rates)
 
     def write(text: str) -> None:
+        text = printable(text.replace("\n", " "))
         with capture.global_and_fixture_disabled():
             writer.write("\r" + text[-(writer.fullwidth - 1) :].ljust(writer.fullwidth - 1))
             writer.flush()

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from pytest_gradmask.printable import printable
 from pytest_gradmask.verdict.audit import Audit
 from pytest_gradmask.verdict.interim import attempt_share
 from pytest_gradmask.verdict.results import Verdict
@@ -55,7 +56,7 @@ def explain(audit: Audit, expected: str) -> str:
         lines.append(f"bypassed: {', '.join(audit.bypassed)}")
     lines += [f"finding {finding.id}: {finding.message} ({finding.link})" for finding in audit.findings]
     lines += ["", _NEXT_STEP.get(audit.verdict) or _go_on(audit)]
-    return "\n".join(lines)
+    return printable("\n".join(lines))
 
 
 def _go_on(audit: Audit) -> str:
@@ -101,7 +102,7 @@ def explain_binarization_test(result: BinarizationTest, attack: str, defense: st
         step = "The test shows nothing. Check eps, gap and what the defense does to noise, or try other images."
     else:
         step = f"This does not pass, and it does not prove a failure. More than {total} images may decide it."
-    return "\n".join([*lines, "", step])
+    return printable("\n".join([*lines, "", step]))
 
 
 def _found(result: BinarizationTest) -> str:
