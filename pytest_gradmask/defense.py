@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 from torch import Tensor, nn
 
 from pytest_gradmask.errors import InputError
+from pytest_gradmask.printable import printable
 from pytest_gradmask.threat import Access
 
 Outputs = Literal["logits", "probabilities"]
@@ -62,7 +63,7 @@ class Attack:
         name = self.name or getattr(self.run, "__name__", "")
         if not name:
             raise InputError(f"name: {self.run!r} has none of its own; give it one")
-        object.__setattr__(self, "name", name)
+        object.__setattr__(self, "name", printable(name))
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,8 +123,7 @@ class Defense:
             if not self.members:
                 raise InputError(f"weights={self.weights!r}: there are no members to weigh; give members=, too")
             member_weights(self.weights, len(self.members))
-        if not self.name:
-            object.__setattr__(self, "name", type(self.model).__name__)
+        object.__setattr__(self, "name", printable(self.name or type(self.model).__name__))
         names = [attack.name for attack in self.own_attacks()]
         twice = [name for name in names if names.count(name) > 1]
         if twice:

@@ -5,9 +5,14 @@ Every message names the argument, its value and what to do about it.
 
 from __future__ import annotations
 
+from pytest_gradmask.printable import printable
+
 
 class GradmaskError(Exception):
-    """Base class of all exceptions that this package raises deliberately."""
+    """Base class of all exceptions that this package raises deliberately. Their messages are printable."""
+
+    def __init__(self, *arguments: object) -> None:
+        super().__init__(*(printable(each) if isinstance(each, str) else each for each in arguments))
 
 
 class InputError(GradmaskError, ValueError):

@@ -17,6 +17,7 @@ from pytest_gradmask.defense import Outputs
 from pytest_gradmask.errors import DeadlineError, DefenseError, GradmaskError
 from pytest_gradmask.execution.batching import out_of_memory
 from pytest_gradmask.execution.first_state import FirstState
+from pytest_gradmask.execution.time_limit import check_time
 from pytest_gradmask.loading.models.composites import Mixture
 from pytest_gradmask.randomized.streams import RandomStream
 
@@ -184,6 +185,7 @@ class Oracle(nn.Module):
         return logits
 
     def _forward(self, model: nn.Module, images: Tensor) -> Tensor:
+        check_time()
         self.refresh()
         with self._stream.active():
             return output_of(type(model).__name__, model, images)

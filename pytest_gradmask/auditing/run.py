@@ -24,6 +24,7 @@ from pytest_gradmask.auditing.events import Message, Progress, ignore
 from pytest_gradmask.auditing.fresh import Stateful, stateful
 from pytest_gradmask.auditing.plan import OPERATIONS
 from pytest_gradmask.auditing.prepare import Prepared, prepared
+from pytest_gradmask.auditing.recorded import key_of_recorded
 from pytest_gradmask.auditing.schedule import AttackSchedule
 from pytest_gradmask.auditing.scoring import subseed
 from pytest_gradmask.auditing.surface import known_models
@@ -34,7 +35,9 @@ from pytest_gradmask.execution.batching import out_of_memory
 from pytest_gradmask.execution.cache import Cache
 from pytest_gradmask.execution.deadline import INTERRUPTED, Deadline
 from pytest_gradmask.execution.engine import LOCAL, Engine, opened
-from pytest_gradmask.execution.fingerprint import FingerprintError, fingerprint, source_fingerprint
+from pytest_gradmask.execution.fingerprint import FingerprintError, fingerprint
+from pytest_gradmask.execution.packages import package_identity
+from pytest_gradmask.execution.process_state import process_state
 from pytest_gradmask.execution.versions import versions
 from pytest_gradmask.loading.adapters import adapted_alike
 from pytest_gradmask.loading.inputs import as_batch
@@ -138,12 +141,13 @@ def audit(
                 defense, order, labels, images_hash, threat, seed, margin, budget, exhaustive, tuple(probes)
             )
             question = fingerprint(defense.model, defense.rejects, threat, margin, confidence, test)
-            key = fingerprint(source_fingerprint(__name__), asked, provenance)
+            key = fingerprint(package_identity("pytest_gradmask"), process_state(), asked, provenance)
         except FingerprintError as error:
             progress(Message(f"no use of the cache, as {defense.name} contains {error}"))
             store = None
         else:
             taken = take_attempt(store.folder, question, asked)
+            key = key_of_recorded(store, key, defense, images, threat=threat, seed=seed)
     audit_key = fingerprint(key, "audit", confidence, attempt)
     stored = None if store is None else store.audit(audit_key)
     if stored is not None:

@@ -76,6 +76,15 @@ class Cache:
             },
         )
 
+    def answers(self, key: str) -> dict[str, Any] | None:
+        """Recorded answers of a defense, or None."""
+        found: dict[str, Any] | None = self._get(key)
+        return found
+
+    def store_answers(self, key: str, answers: Mapping[str, Any]) -> None:
+        """Record answers of a defense: plain data. They replace those before."""
+        self._put(key, answers)
+
     def _file(self, key: str) -> Path:
         return self.folder / key[:2] / f"{key}.result"
 

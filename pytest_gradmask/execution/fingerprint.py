@@ -1,25 +1,27 @@
 """Fingerprints: hashes that agree for two objects if both compute the same, and differ if not, as far as possible.
 
-What a defense computes depends on its weights, its other attributes and its code. The fingerprint of its code covers
-the source files of its classes and functions, and all modules that these import. For installed packages, it takes the
-version instead of the files. Some objects cannot be hashed, such as an open file or a class typed at a prompt: these
-have no fingerprint.
+What a defense computes depends on its weights, its other attributes and its code. All of it is read from memory and not
+from files: the code of its functions and of the methods of its classes, what they refer to by name, in their own module
+and in others, and the values that these names have now. Of installed packages, only the parts that it uses are
+read, and the rest is told apart by version and by the installer's record of the files. Some objects cannot be hashed,
+such as an open file: these have no fingerprint.
 """
 
 from __future__ import annotations
 
+import collections
 import enum
 import functools
 import hashlib
+import logging
+import os
 import random
-import struct
-import sys
-import sysconfig
+import re
 import types
-from collections import deque
-from collections.abc import Callable, Iterable, Mapping
-from importlib.metadata import PackageNotFoundError, packages_distributions, version
-from pathlib import Path, PurePath
+import weakref
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import PurePath
 from typing import Any
 
 import numpy as np
@@ -27,6 +29,10 @@ import torch
 from torch import Tensor
 
 from pytest_gradmask.errors import GradmaskError
+from pytest_gradmask.execution.bytecode import code_digest
+from pytest_gradmask.execution.layout import attributes, hides_state
+from pytest_gradmask.execution.packages import is_installed, is_installed_file, package_identity
+from pytest_gradmask.execution.references import Reached, reached
 
 #: Attributes of modules that do not change what they compute, or that are hashed separately.
 _BOOKKEEPING = {
@@ -37,11 +43,27 @@ _BOOKKEEPING = {
     "_is_full_backward_hook",
     "_non_persistent_buffers_set",
 }
-_INSTALLED = tuple(
-    {str(Path(sysconfig.get_path(name)).resolve()) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
-)
-
-_POINTER = struct.calcsize("P")
+#: Entries of classes that do not change what they compute, or that count what was made before in the process.
+_CLASS_BOOKKEEPING = {
+    "__abstractmethods__", "__annotate__", "__annotate_func__", "__annotations__", "__annotations_cache__",
+    "__dataclass_fields__", "__dataclass_params__", "__dict__", "__doc__", "__firstlineno__", "__module__",
+    "__slotnames__", "__static_attributes__", "__weakref__", "_abc_impl", "_autograd_function_id",
+}  # fmt: skip
+#: The flag of classes that a class statement or a call of ``type`` made. No others can be changed.
+_MADE_BY_CODE = 1 << 9
+#: A graph of more objects than this is that of a whole program and not of a defense.
+_MOST_OBJECTS = 500_000
+_PLAIN: set[type] = {
+    type(None), bool, int, float, complex, str, bytes, bytearray, range, slice, type(...), type(NotImplemented),
+    torch.dtype, torch.device, torch.Size, torch.layout, torch.memory_format,
+}  # fmt: skip
+#: Types of C whose objects are told apart by their names.
+_NAMED = (
+    types.MethodDescriptorType, types.WrapperDescriptorType, types.GetSetDescriptorType, types.MemberDescriptorType,
+    types.ClassMethodDescriptorType, np.ufunc,
+)  # fmt: skip
+_NamedField: type = type(collections.namedtuple("_", "field").field)  # type: ignore[attr-defined]
+_Handler = Callable[[Any], Iterable[object]]
 
 
 class FingerprintError(GradmaskError):
@@ -52,94 +74,189 @@ def fingerprint(*values: object) -> str:
     """Hash plain data, tensors, modules, functions, classes and objects made of them; 64 hexadecimal digits.
 
     Raises:
-        FingerprintError: a value is of another kind, or its code has no file.
+        FingerprintError: a value, or something that its code refers to, is of another kind.
     """
-    return _Traversal().digest(values).hex()
+    try:
+        return _Traversal().total(values).hex()
+    except FingerprintError:
+        raise
+    except Exception as error:  # objects are not ours, and may refuse to be read
+        raise FingerprintError(f"something that cannot be read ({type(error).__name__}: {error})") from error
 
 
 class _Traversal:
-    """One traversal of the values to hash. An object met before, as in a cycle, is hashed by its number."""
+    """One traversal of the values to hash. An object met before, as in a cycle, is hashed by its number.
+
+    Functions, classes and modules of code are hashed by their number everywhere, and their content once, at the end:
+    the graph of calls may be deep.
+    """
 
     def __init__(self) -> None:
         self._numbers: dict[int, int] = {}
         self._alive: list[object] = []  # references, so that no other object takes over an id
-        # Cached for this traversal only: files may change before the next.
-        self._source = functools.cache(source_fingerprint)
-        self._handlers: dict[type, Callable[[Any], Iterable[object]]] = {
-            torch.nn.Module: self._module,
+        self._pending: deque[tuple[object, bool]] = deque()  # with whether it belongs to an installed package
+        self._definitions: dict[type, _Handler] = {
             types.FunctionType: self._function,
+            type: self._class,
+            types.ModuleType: self._code_module,
+        }
+        self._kinds: dict[type, _Handler] = {
+            torch.nn.Module: self._module,
+            Tensor: lambda tensor: (_tensor(tensor),),
+            np.ndarray: self._array,
+            np.generic: lambda value: (repr(value.dtype), value.tobytes()),
+            list: list.__iter__,
+            tuple: tuple.__iter__,
+            deque: lambda value: (value.maxlen, *deque.__iter__(value)),
+            defaultdict: lambda value: (value.default_factory, *_items(value)),
+            dict: lambda value: _items(value),
+            types.MappingProxyType: lambda value: [entry for pair in value.items() for entry in pair],
+            # Each entry by itself and sorted: the order of a set differs between runs.
+            set: lambda value: sorted(_Traversal().total(entry) for entry in set.__iter__(value)),
+            frozenset: lambda value: sorted(_Traversal().total(entry) for entry in frozenset.__iter__(value)),
+            enum.Enum: lambda value: (value.name, value._value_),
+            **{kind: functools.partial(_plain_content, kind) for kind in (int, float, complex, str, bytes)},
+            PurePath: lambda path: (str(path),),
             types.MethodType: lambda method: (method.__func__, method.__self__),
             functools.partial: lambda part: (part.func, part.args, part.keywords),
-            type: self._class,
-            types.ModuleType: lambda module: (module.__name__, self._source(module.__name__)),
+            functools._lru_cache_wrapper: lambda cached: (cached.__wrapped__,),
+            functools.cached_property: lambda found: (found.func, found.attrname),
+            property: lambda found: (found.fget, found.fset, found.fdel),
+            classmethod: lambda found: (found.__func__,),
+            staticmethod: lambda found: (found.__func__,),
+            weakref.ref: lambda reference: (reference(),),
+            _NamedField: lambda field: field.__reduce__()[1],
+            re.Pattern: lambda pattern: (pattern.pattern, pattern.flags),
+            np.dtype: lambda dtype: (repr(dtype),),
             random.Random: lambda generator: (generator.getstate(),),
             np.random.Generator: lambda generator: (generator.bit_generator.state,),
             np.random.RandomState: lambda generator: (generator.get_state(legacy=False),),
             torch.Generator: lambda generator: (generator.get_state(),),
+            logging.Logger: lambda logger: (logger.name,),
         }
+
+    def total(self, value: object) -> bytes:
+        """Hash of a value and of all code that it refers to."""
+        parts = [self.digest(value)]
+        while self._pending:
+            definition, installed = self._pending.popleft()
+            handle = next(handle for kind, handle in self._definitions.items() if isinstance(definition, kind))
+            digest = self._leniently if installed else self.digest
+            parts.append(_hash(*(digest(entry) for entry in handle(definition))))
+        return _hash(*parts)
 
     def digest(self, value: object) -> bytes:
         """Hash of one value, by its kind."""
-        if value is None or isinstance(value, (bool, int, float, complex, str, bytes, type(...), type(NotImplemented))):
-            return _hash(type(value).__name__, repr(value))
-        if isinstance(value, (enum.Enum, PurePath, torch.dtype, torch.device, torch.Size, np.generic, np.dtype, range)):
-            return _hash(type(value).__name__, repr(value))
-        if isinstance(value, Tensor):
-            return _tensor(value)
-        if isinstance(value, np.ndarray):
-            if value.dtype.hasobject:
-                return self._hash_all("ndarray", [value.shape, *value.reshape(-1)])
-            return _hash("ndarray", repr((value.dtype, value.shape)), np.ascontiguousarray(value).tobytes())
-        if isinstance(value, (types.BuiltinFunctionType, types.BuiltinMethodType)) and not _bound(value):
-            return _hash("builtin", repr(value.__module__), value.__qualname__)
+        kind = type(value)
+        if kind in _PLAIN:
+            return _plain(value)
+        if isinstance(value, Reached):
+            digest = self._leniently if value.in_package else self.digest
+            return _hash(".".join(value.names), digest(value.value))
         if id(value) in self._numbers:
             return _hash("again", str(self._numbers[id(value)]))
-        self._numbers[id(value)] = len(self._numbers)
+        if len(self._numbers) > _MOST_OBJECTS:
+            raise FingerprintError(f"more than {_MOST_OBJECTS} objects")
+        number = self._numbers[id(value)] = len(self._numbers)
         self._alive.append(value)
-        if isinstance(value, (list, tuple, deque)):
-            return self._hash_all(type(value).__name__, value)
-        if isinstance(value, (set, frozenset)):
-            # Each entry by itself and sorted: the order of a set differs between runs.
-            return _hash(type(value).__name__, *sorted(_Traversal().digest(entry) for entry in value))
-        if isinstance(value, Mapping):
-            return self._hash_all(type(value).__name__, [entry for pair in value.items() for entry in pair])
-        for kind, handle in self._handlers.items():
-            if isinstance(value, kind):
-                return self._hash_all(kind.__name__, handle(value))
+        if isinstance(value, tuple(self._definitions)):
+            self._pending.append((value, _is_of_a_package(value)))
+            return _hash("defined", str(number))
+        if isinstance(value, (types.BuiltinFunctionType, types.MethodWrapperType)):
+            bound = isinstance(value, types.MethodWrapperType) or _is_bound(value)
+            return self._hash_all("builtin", (str(value.__qualname__), value.__self__ if bound else _package(value)))
+        if isinstance(value, _NAMED):
+            return _hash(kind.__name__, getattr(value, "__qualname__", value.__name__))
+        if kind.__module__ in ("typing", "typing_extensions") or isinstance(
+            value, (types.GenericAlias, types.UnionType)
+        ):
+            return _hash("typing", repr(value))
+        for base, handle in self._kinds.items():
+            if isinstance(value, base):
+                return _hash(self._hash_all(base.__name__, handle(value)), self._beyond(value, base))
         return self._object(value)
 
     def _hash_all(self, name: str, values: Iterable[object]) -> bytes:
         return _hash(name, *(self.digest(value) for value in values))
 
+    def _leniently(self, value: object) -> bytes:
+        """Hash of an entry of an installed class or function: whatever of it may be the user's, by replacement."""
+        if isinstance(value, (list, tuple, dict, set, frozenset, types.MappingProxyType)) and len(value) > 1000:
+            return _hash("of a package", type(value).__name__)
+        if isinstance(value, Reached):
+            return self.digest(value)
+        if type(value) not in _PLAIN and not isinstance(value, (*self._definitions, *_FOLLOWED)):
+            kind = type(value)
+            if is_installed(kind.__module__):
+                return _hash("of a package", kind.__module__, kind.__qualname__)
+        try:
+            return self.digest(value)
+        except FingerprintError:
+            return _hash("of a package", type(value).__qualname__)
+
+    def _function(self, function: types.FunctionType) -> Iterator[object]:
+        code = function.__code__
+        yield from (function.__qualname__, code_digest(code), function.__defaults__, function.__kwdefaults__)
+        yield from (cell.cell_contents for cell in function.__closure__ or () if _is_filled(cell))
+        yield from _items(function.__dict__)
+        if is_installed_file(code.co_filename):
+            yield _package(function)
+        else:
+            yield from reached(function)
+
+    def _class(self, kind: type) -> Iterator[object]:
+        if not kind.__flags__ & _MADE_BY_CODE:
+            yield f"{kind.__module__}.{kind.__qualname__}"
+            return
+        yield from (kind.__qualname__, type(kind), *kind.__bases__)
+        if is_installed(kind.__module__):
+            yield _package(kind)
+        for name in sorted(vars(kind).keys() - _CLASS_BOOKKEEPING):
+            yield from (name, vars(kind)[name])
+
+    def _code_module(self, module: types.ModuleType) -> Iterator[object]:
+        yield module.__name__
+        if is_installed(module.__name__):
+            yield package_identity(module.__name__.partition(".")[0])
+            return
+        for name, value in sorted(vars(module).items()):
+            if not (name.startswith("__") and name.endswith("__")):
+                yield from (name, value)
+
     def _module(self, module: torch.nn.Module) -> Iterable[object]:
-        attributes = {
-            name: value
-            for name, value in module.__dict__.items()
-            # An empty dictionary of hooks changes nothing. A hook is code and is hashed.
-            if name not in _BOOKKEEPING and not (name.startswith("_") and isinstance(value, dict) and not value)
-        }
         tensors = (*module._parameters.items(), *module._buffers.items())
-        return (type(module), module.training, attributes, tensors, tuple(module._modules.items()))
+        return (module.training, tensors, tuple(module._modules.items()))
 
-    def _function(self, function: types.FunctionType) -> Iterable[object]:
-        cells = [cell.cell_contents for cell in function.__closure__ or () if _filled(cell)]
-        return (
-            function.__qualname__, self._source(str(function.__module__)), _code(function.__code__),
-            function.__defaults__, function.__kwdefaults__, cells,
-        )  # fmt: skip
+    def _array(self, array: np.ndarray[Any, Any]) -> Iterable[object]:
+        if array.dtype.hasobject:
+            return (array.shape, *array.reshape(-1).tolist())
+        return (repr((array.dtype, array.shape)), np.ascontiguousarray(array).tobytes())
 
-    def _class(self, kind: type) -> Iterable[object]:
-        return (kind.__qualname__, self._source(kind.__module__))
+    def _beyond(self, value: object, base: type) -> bytes:
+        """Hash of what an object of a subclass has beside the content of the base class."""
+        held = dict(attributes(value))
+        if base is torch.nn.Module:
+            held = {name: _hooks(name, entry) for name, entry in held.items() if name not in _BOOKKEEPING}
+            # An empty dictionary of hooks changes nothing. A hook is code and is hashed.
+            held = {name: entry for name, entry in held.items() if not (name.startswith("_") and _is_empty(entry))}
+        elif base is functools.cached_property or base in (logging.Logger, PurePath, enum.Enum):
+            held = {}
+        if type(value) in (base, torch.nn.Parameter) and not held:
+            return b""
+        return self._hash_all("beyond", (type(value), held))
 
     def _object(self, value: object) -> bytes:
-        kind = type(value)
-        attributes = dict(getattr(value, "__dict__", {}))
-        for slot in (slot for base in kind.__mro__ for slot in _slots(base)):
-            if hasattr(value, slot):
-                attributes[slot] = getattr(value, slot)
-        if _holds_more(kind) or not (hasattr(value, "__dict__") or attributes):
+        kind, held = type(value), dict(attributes(value))
+        if hides_state(kind) or not (hasattr(value, "__dict__") or held or kind is object):
             raise FingerprintError(f"{kind.__module__}.{kind.__qualname__}")
-        return self._hash_all("object", (kind, attributes))
+        return self._hash_all("object", (kind, held))
+
+
+#: What is followed also where it belongs to an installed package.
+_FOLLOWED = (
+    types.MethodType, functools.partial, functools._lru_cache_wrapper, property, classmethod, staticmethod, Tensor,
+    torch.nn.Module, list, tuple, dict, set, frozenset, types.MappingProxyType, np.ndarray,
+)  # fmt: skip
 
 
 def _hash(*parts: str | bytes) -> bytes:
@@ -151,19 +268,45 @@ def _hash(*parts: str | bytes) -> bytes:
     return total.digest()
 
 
+def _plain(value: object) -> bytes:
+    if isinstance(value, str) and len(value) > 1 and value in os.environ:  # it may be the name of a variable
+        return _hash("str", value, os.environ[value])
+    return _hash(type(value).__name__, repr(value))
+
+
+def _plain_content(kind: type, value: Any) -> Iterable[object]:
+    return (kind.__repr__(value),)  # type: ignore[call-arg]
+
+
 def _tensor(tensor: Tensor) -> bytes:
-    if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_meta:
+    if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_meta or tensor.is_nested:
         raise FingerprintError(f"a tensor of layout {tensor.layout}")
-    values = tensor.detach().cpu().contiguous()
-    data = values.reshape(-1).view(torch.uint8).numpy() if values.numel() else np.zeros(0, np.uint8)
-    return _hash("tensor", repr((values.dtype, tuple(values.shape))), data.tobytes())
+    with torch._C.DisableTorchFunctionSubclass():
+        values = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous()
+        data = values.reshape(-1).view(torch.uint8).numpy() if values.numel() else np.zeros(0, np.uint8)
+        return _hash("tensor", repr((values.dtype, tuple(values.shape))), data.tobytes())
 
 
-def _bound(function: types.BuiltinFunctionType) -> bool:
-    return not (function.__self__ is None or isinstance(function.__self__, types.ModuleType))
+def _items(mapping: dict[Any, Any]) -> Iterator[object]:
+    return (entry for pair in dict.items(mapping) for entry in pair)
 
 
-def _filled(cell: types.CellType) -> bool:
+def _hooks(name: str, value: object) -> object:
+    """A dictionary of hooks without its keys, which count the hooks that the process has made so far."""
+    if name.startswith("_") and "hooks" in name and isinstance(value, dict):
+        return [] if "state_dict" in name else list(value.values())
+    return value
+
+
+def _is_empty(value: object) -> bool:
+    return isinstance(value, (dict, list)) and not value
+
+
+def _is_bound(function: types.BuiltinFunctionType) -> bool:
+    return not (function.__self__ is None or isinstance(function.__self__, (types.ModuleType, type)))
+
+
+def _is_filled(cell: types.CellType) -> bool:
     try:
         _ = cell.cell_contents
     except ValueError:
@@ -171,81 +314,12 @@ def _filled(cell: types.CellType) -> bool:
     return True
 
 
-def _slots(kind: type) -> list[str]:
-    """Names in the ``__slots__`` of this class itself, mangled as code outside of the class spells them."""
-    slots = kind.__dict__.get("__slots__", ())
-    names = [slots] if isinstance(slots, str) else [name for name in slots if name not in ("__dict__", "__weakref__")]
-    private = f"_{kind.__name__.lstrip('_')}"
-    return [private + name if name.startswith("__") and not name.endswith("__") else name for name in names]
+def _is_of_a_package(definition: Any) -> bool:
+    if isinstance(definition, types.FunctionType):
+        return is_installed_file(definition.__code__.co_filename)
+    return isinstance(definition, type) and is_installed(definition.__module__)
 
 
-def _holds_more(kind: type) -> bool:
-    """Whether objects are larger than their attributes need: types written in C have hidden state there."""
-    pointers = sum(len(_slots(base)) for base in kind.__mro__)
-    pointers += (kind.__dictoffset__ > 0) + (kind.__weakrefoffset__ > 0)
-    return kind.__basicsize__ > object.__basicsize__ + _POINTER * pointers or kind.__itemsize__ > 0
-
-
-def _code(code: types.CodeType) -> tuple[object, ...]:
-    constants = [_code(const) if isinstance(const, types.CodeType) else const for const in code.co_consts]
-    return (code.co_code, constants, code.co_names)
-
-
-def source_fingerprint(module: str) -> str:
-    """Hash the code of a module and of all modules that it imports.
-
-    Raises:
-        FingerprintError: some of the code has no file.
-    """
-    pending: list[str] = [module]
-    seen: set[str] = set()
-    found: set[str] = set()
-    while pending:
-        name = pending.pop()
-        if name in seen:
-            continue
-        seen.add(name)
-        package = name.partition(".")[0]
-        if _installed(package):
-            found.add(f"{package} {_version(package)}")
-            continue
-        imported = sys.modules.get(name)
-        file = getattr(imported, "__file__", None)
-        if file is None and hasattr(imported, "__path__"):  # a namespace package has no code
-            continue
-        if file is None or not Path(file).is_file():
-            raise FingerprintError(f"code of module {name}, which has no file")
-        found.add(f"{name} {hashlib.sha256(Path(file).read_bytes()).hexdigest()}")
-        pending += [origin for value in list(vars(imported).values()) if (origin := _origin(value)) in sys.modules]
-    return _hash(*sorted(found)).hex()
-
-
-@functools.cache
-def _installed(package: str) -> bool:
-    """Whether a package came with Python or from an installer, so that its version identifies its code."""
-    file = getattr(sys.modules.get(package), "__file__", None)
-    return package in sys.builtin_module_names or (
-        file is not None and str(Path(file).resolve()).startswith(_INSTALLED)
-    )
-
-
-def _origin(value: object) -> str:
-    """The module that a module's attribute comes from."""
-    if isinstance(value, types.ModuleType):
-        return value.__name__
-    if not isinstance(value, (type, types.FunctionType, types.BuiltinFunctionType)):
-        value = type(value)
-    return str(value.__module__)
-
-
-@functools.cache
-def _version(package: str) -> str:
-    if package in sys.stdlib_module_names:
-        return sys.version
-    declared = getattr(sys.modules[package], "__version__", None)
-    if isinstance(declared, str):
-        return declared
-    try:
-        return ", ".join(f"{name} {version(name)}" for name in sorted(set(packages_distributions().get(package, ()))))
-    except PackageNotFoundError:
-        return ""
+def _package(definition: Any) -> str:
+    package = str(definition.__module__).partition(".")[0]
+    return f"{definition.__module__} {package_identity(package) if is_installed(package) else ''}"

@@ -29,6 +29,7 @@ from pytest_gradmask.plugin.starter import write_starter
 from pytest_gradmask.plugin.stash import EXPECTED, REPORT_ATTRIBUTES, SETTINGS
 from pytest_gradmask.plugin.tracebacks import shorten_traceback
 from pytest_gradmask.plugin.unchecked import check_that_something_is_asserted
+from pytest_gradmask.printable import encodable_data, printable
 
 __all__ = [
     "backbone",
@@ -103,11 +104,12 @@ def pytest_report_header(config: pytest.Config) -> list[str] | None:
     engine = "" if settings.engine == "local" else f", engine={settings.engine}"
     attempt = "" if settings.attempt == 1 else f", attempt={settings.attempt}"
     note = note_on(settings.data)
-    return [
+    lines = [
         f"gradmask: budget={settings.budget}, device={settings.torch_device}, {model}data={settings.data}, "
         f"samples={samples}, seed={settings.seed}{attempt}{engine}",
         *([f"gradmask: {note}"] if note else []),
     ]
+    return [printable(line) for line in lines]
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -174,3 +176,10 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[Any]) -> 
         # What pytest puts before it leaves no room for the verdict in its short summary.
         crash.message = crash.message.removeprefix("AssertionError: ")
     return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_report_to_serializable(config: pytest.Config) -> Generator[None, Any, Any]:
+    """Let pytest-xdist send messages with bytes that are no text: they would end the worker, and its other audits."""
+    data = yield
+    return encodable_data(data) if config.stash[SETTINGS].enabled else data

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -17,6 +19,7 @@ from pytest_gradmask.plugin.progress import progress_line
 from pytest_gradmask.plugin.selection import Selection
 from pytest_gradmask.plugin.settings import Settings
 from pytest_gradmask.plugin.stash import REPORT_ATTRIBUTES
+from pytest_gradmask.printable import printable, printable_data
 from pytest_gradmask.report.records import AuditRecord
 
 if TYPE_CHECKING:
@@ -91,14 +94,23 @@ class Collector:
         not_run = [test for test in self._selection.audits if test not in self._ran] + self._not_collected
         ended = session.exitstatus in _ENDED
         audits = [record["audit"] for record in self._records]
-        run = document(audits, provenance, complete=ended and not not_run, not_run=not_run)
-        self._apply_baseline(session, run)
+        run = printable_data(document(audits, provenance, complete=ended and not not_run, not_run=not_run))
+        with self._alone(session, f"the baseline {self._settings.baseline}"):
+            self._apply_baseline(session, run)
         self._run = run = {**run, "exit_status": int(session.exitstatus)}
-        self._write(run)
+        self._write(session, run)
+        with self._alone(session, "a report"):
+            self._config.hook.pytest_gradmask_report(
+                config=self._config, audits=run["audits"], provenance=run["provenance"]
+            )
+
+    @contextmanager
+    def _alone(self, session: pytest.Session, what: str) -> Iterator[None]:
+        """What fails in this context is noted and fails the run, and all other reports are written nevertheless."""
         try:
-            self._config.hook.pytest_gradmask_report(config=self._config, audits=run["audits"], provenance=provenance)
-        except Exception as error:  # the hook is another plugin's code: the summary must be printed nevertheless
-            self._notes.append(f"a report failed: {type(error).__name__}: {error}")
+            yield
+        except Exception as error:  # a full disk, or the code of another plugin
+            self._notes.append(f"{what} failed: {type(error).__name__}: {error}")
             session.exitstatus = pytest.ExitCode.INTERNAL_ERROR
 
     def _apply_baseline(self, session: pytest.Session, run: dict[str, Any]) -> None:
@@ -122,26 +134,33 @@ class Collector:
         if failed and session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
-    def _write(self, run: dict[str, Any]) -> None:
+    def _write(self, session: pytest.Session, run: dict[str, Any]) -> None:
         from pytest_gradmask.report.badge import write_badge
         from pytest_gradmask.report.json import write_json
         from pytest_gradmask.report.sarif import write_sarif
 
-        settings = self._settings
-        for file, write in ((settings.json, write_json), (settings.badge, write_badge), (settings.sarif, write_sarif)):
-            if file is not None:
-                write(file, run)
-                self._notes.append(f"written to {file}")
-        if self._settings.html is not None:
+        def write_report(file: Path, run: dict[str, Any]) -> None:
             from pytest_gradmask.report.html import write_html
 
             transfers = self._collected["gradmask_transfers"]
             with progress_line(self._config, "report", 0, {}) as progress:
                 progress(f"drawing {len(self._records)} audits")
-                write_html(self._settings.html, self._records, transfers, run["provenance"], complete=run["complete"])
-            self._notes.append(f"written to {self._settings.html}")
+                write_html(file, self._records, transfers, run["provenance"], complete=run["complete"])
+
+        settings = self._settings
+        for file, write in (
+            (settings.json, write_json),
+            (settings.badge, write_badge),
+            (settings.sarif, write_sarif),
+            (settings.html, write_report),
+        ):
+            if file is not None:
+                with self._alone(session, f"writing {file}"):
+                    write(file, run)
+                    self._notes.append(f"written to {file}")
         if self._workflow is not None:
-            self._notes += self._workflow.write_summary(run, self._comparison)
+            with self._alone(session, "the summary of the job"):
+                self._notes += self._workflow.write_summary(run, self._comparison)
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """Print a table of audits, the comparison with the baseline, and the names of the written files."""
@@ -152,15 +171,12 @@ class Collector:
 
         terminalreporter.ensure_newline()
         terminalreporter.section("gradient masking audits")
-        for line in summary(run, every=self._config.get_verbosity() > 0):
-            terminalreporter.write_line(line, **_colours(line))
+        lines = summary(run, every=self._config.get_verbosity() > 0)
         if self._comparison is not None:
             outcome = "FAILED" if self._comparison.failed else "passed"
-            terminalreporter.write_line("")
-            for line in (f"Compared with {self._settings.baseline}: {outcome}", *self._comparison.lines(), ""):
-                terminalreporter.write_line(line, **_colours(line))
-        for line in self._notes:
-            terminalreporter.write_line(line)
+            lines += ["", f"Compared with {self._settings.baseline}: {outcome}", *self._comparison.lines(), ""]
+        for line in [*lines, *self._notes]:
+            terminalreporter.write_line(printable(line), **_colours(line))
         if self._workflow is not None:
             for command in self._workflow.annotations(run, self._selection.audits, self._comparison):
                 terminalreporter.write_line(command)
@@ -210,6 +226,6 @@ def _read_baseline(settings: Settings) -> list[dict[str, Any]] | None:
     from pytest_gradmask.report.baseline import read_baseline
 
     try:
-        return read_baseline(settings.baseline)
+        return list(printable_data(read_baseline(settings.baseline)))
     except InputError as error:
         raise pytest.UsageError(f"--gradmask-baseline: {error}") from error

@@ -19,6 +19,7 @@ from pytest_gradmask.plugin.progress import progress_line, uncaptured
 from pytest_gradmask.plugin.settings import reproducing
 from pytest_gradmask.plugin.stash import AUDITS, EXPECTED, SETTINGS, TRANSFERS, UNCHECKED
 from pytest_gradmask.plugin.timeout import time_limit
+from pytest_gradmask.printable import printable_data
 from pytest_gradmask.report.records import AuditRecord
 
 if TYPE_CHECKING:
@@ -105,7 +106,7 @@ class Gradmask:
         record = self._record(to_json(result))
         self._results[self._audits] = result
         self._node.stash.setdefault(UNCHECKED, {})[self._audits] = result.defense
-        record["evidence"] = self._evidence(result, defense, batch.images, batch.labels)
+        record["evidence"] = printable_data(self._evidence(result, defense, batch.images, batch.labels))
         return result
 
     def _progress(
@@ -122,6 +123,7 @@ class Gradmask:
         """Store an audit in its JSON form for the test's report; its evidence is empty at first."""
         from pytest_gradmask.report.properties import properties
 
+        audit = printable_data(audit)
         record = AuditRecord(audit=audit, evidence={})
         self._node.stash.setdefault(AUDITS, []).append(record)
         self._audits += 1
@@ -200,7 +202,9 @@ def transfer_matrix(request: pytest.FixtureRequest, gradmask: Gradmask) -> Calla
 
     def recorded(*arguments: Any, **keywords: Any) -> TransferMatrix:
         matrix = transfer_matrix(*arguments, **keywords)
-        request.node.stash.setdefault(TRANSFERS, []).append(transfer_to_json(request.node.nodeid, matrix))
+        request.node.stash.setdefault(TRANSFERS, []).append(
+            printable_data(transfer_to_json(request.node.nodeid, matrix))
+        )
         return matrix
 
     return functools.partial(

@@ -66,7 +66,7 @@ class Line:
         rest = ", ".join(parts)
         room = max(_LEAST_TITLE, width - len(rest) - len(": "))
         title = self.title if len(self.title) <= room else self.title[: room - 1] + "\N{HORIZONTAL ELLIPSIS}"
-        return f"{title}: {rest}"[:width]
+        return printable(f"{title}: {rest}".replace("\n", " "))[:width]
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import textwrap
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from pytest_gradmask.printable import printable
 from pytest_gradmask.report.json import to_json
 from pytest_gradmask.report.text import attack_notes, attack_table
 from pytest_gradmask.report.wording import (
@@ -51,7 +52,7 @@ def explain(audit: Audit, expected: str) -> str:
         [_finding(finding) for finding in audit.findings],
         _next(audit, plain),
     ]
-    return "\n\n".join("\n".join(lines) for lines in blocks if lines).replace("\N{NO-BREAK SPACE}", " ")
+    return printable("\n\n".join("\n".join(lines) for lines in blocks if lines).replace("\N{NO-BREAK SPACE}", " "))
 
 
 def _sentence(text: str) -> list[str]:
@@ -168,7 +169,7 @@ def explain_binarization_test(result: BinarizationTest, attack: str, defense: st
         step = "The test shows nothing. Check eps, gap and what the defense does to noise, or try other images."
     else:
         step = f"This does not pass, and it does not prove a failure. More than {total} images may decide it."
-    return "\n".join([*lines, "", step])
+    return printable("\n".join([*lines, "", step]))
 
 
 def _found(result: BinarizationTest) -> str:

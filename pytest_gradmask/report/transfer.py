@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from pytest_gradmask.printable import printable
 from pytest_gradmask.report.text import aligned
 from pytest_gradmask.transfer.matrix import TransferMatrix
 from pytest_gradmask.verdict.stats import clopper_pearson, images_to_exclude
@@ -66,7 +67,7 @@ def explain_transferability(matrix: TransferMatrix, at_most: float) -> str:
         )
     else:
         step = _STRONGER if failed else _MORE
-    return "\n".join([*lines, *_setting(matrix), "", step])
+    return printable("\n".join([*lines, *_setting(matrix), "", step]))
 
 
 def explain_diversity(matrix: TransferMatrix, at_least: float) -> str:
@@ -98,7 +99,7 @@ def explain_diversity(matrix: TransferMatrix, at_least: float) -> str:
         f"  Of {len(matrix.common)} images that every model classifies correctly, the attack fools the model it was "
         f"crafted on: {fooled}"
     )
-    return "\n".join([*lines, *_setting(matrix), "", step])
+    return printable("\n".join([*lines, *_setting(matrix), "", step]))
 
 
 def _setting(matrix: TransferMatrix) -> list[str]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import decimal
 import functools
-import importlib
 import io
 import itertools
+import logging
 import random
 import re
 import subprocess
@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,9 @@ import torch
 from torch import nn
 
 from pytest_gradmask import Defense, load_model
-from pytest_gradmask.execution.fingerprint import FingerprintError, fingerprint, source_fingerprint
+from pytest_gradmask.execution import packages
+from pytest_gradmask.execution.fingerprint import FingerprintError, fingerprint
+from pytest_gradmask.execution.packages import package_identity
 from tests.toys import KillGradient, Noisy, Quantize, convolutional, linear, masked
 
 
@@ -44,6 +46,9 @@ class Plain:
     number: float = 0.5
 
 
+SENTINEL = object()
+
+
 class Holder(nn.Module):
     """Holds anything."""
 
@@ -54,6 +59,10 @@ class Holder(nn.Module):
 
 def closed_over(number: float) -> Callable[[float], float]:
     return lambda value: value * number
+
+
+def shared() -> list[torch.Tensor]:
+    return [torch.zeros(2)] * 2
 
 
 def changed(change: Callable[[nn.Module], object]) -> nn.Module:
@@ -80,6 +89,11 @@ SAME: dict[str, Callable[[], object]] = {
     ),
     "plain": lambda: Holder([None, ..., 1, 1.0, "x", b"x", 1j, Path("x"), torch.float32, torch.Size([1]), {"a": (1,)}]),
     "module": lambda: Holder(re),
+    "pattern": lambda: Holder(re.compile("x+")),
+    "method of a builtin": lambda: Holder(b"x".decode),
+    "logger": lambda: Holder(logging.getLogger("some")),
+    "sentinel": lambda: Holder(SENTINEL),
+    "typing": lambda: Holder([list[int], int | None, Callable[[int], int]]),
 }
 
 
@@ -114,6 +128,9 @@ OTHER: dict[str, tuple[object, object]] = {
     "front end": (masked(Quantize), masked(KillGradient)),
     "order": (nn.Sequential(nn.ReLU(), nn.Tanh()), nn.Sequential(nn.Tanh(), nn.ReLU())),
     "bypass": (Defense(masked(Quantize)), Defense(masked(Quantize), bypass=["0"])),
+    "pattern": (re.compile("x"), re.compile("x", re.I)),
+    "method of a builtin": (b"x".decode, b"y".decode),
+    "shared or equal": (shared(), [torch.zeros(2), torch.zeros(2)]),
     "mode": (nn.Dropout(), nn.Dropout().eval()),
 }
 
@@ -166,7 +183,7 @@ class WrongError(Exception):
 
 #: The last five have their state in C. Newer Pythons define some of these like ordinary classes.
 UNHASHABLE: tuple[object, ...] = (
-    threading.Lock(), re.compile("x"), iter([]), torch.zeros(2).to_sparse(), b"x".decode,
+    threading.Lock(), iter([]), torch.zeros(2).to_sparse(), torch.zeros(2, device="meta"), iter([]).__next__,
     io.StringIO("x"), Text("x"), WrongError("x"), itertools.count(), decimal.Decimal(1),
 )  # fmt: skip
 
@@ -177,15 +194,55 @@ def test_object_without_fingerprint_is_an_error(value: object) -> None:
         fingerprint(Holder(value))
 
 
-def test_class_typed_at_a_prompt_is_an_error() -> None:
-    typed: dict[str, Any] = {"__name__": "typed"}
-    sys.modules["typed"] = ModuleType("typed")
-    try:
-        exec("class Front:\n    pass", typed)
-        with pytest.raises(FingerprintError, match="typed, which has no file"):
-            fingerprint(typed["Front"]())
-    finally:
-        del sys.modules["typed"]
+def typed(text: str) -> Any:
+    """The class ``Front`` of code that has no file, such as that typed at a prompt."""
+    namespace: dict[str, Any] = {"__name__": "typed"}
+    exec(text, namespace)
+    return namespace["Front"]
+
+
+def test_code_without_a_file_is_read_from_memory() -> None:
+    text = "class Front:\n    def __call__(self, x):\n        return x * {}"
+    one, again, other = (fingerprint(typed(text.format(by))) for by in (1, 1, 2))
+    assert one == again != other
+
+
+def test_what_refuses_to_be_read_is_an_error() -> None:
+    class Refuses(dict[str, int]):
+        @property
+        def __dict__(self) -> Any:  # type: ignore[override]
+            raise OSError("not now")
+
+    with pytest.raises(FingerprintError, match=r"cannot be read \(OSError: not now"):
+        fingerprint(Refuses())
+
+
+def test_data_that_is_nested_too_deeply_is_an_error() -> None:
+    outer: list[Any] = []
+    for _ in range(10_000):
+        outer = [outer]
+    with pytest.raises(FingerprintError, match="RecursionError"):
+        fingerprint(outer)
+
+
+def test_long_chains_of_calls_are_followed() -> None:
+    def chain(end: int) -> Any:
+        lines = [f"def f{number}():\n    return f{number + 1}()" for number in range(3000)]
+        return typed(
+            "\n".join([*lines, f"def f3000():\n    return {end}", "class Front:\n    call = lambda self: f0()"])
+        )
+
+    assert fingerprint(chain(1)) != fingerprint(chain(2))
+
+
+def test_bytecode_is_the_same_after_many_calls() -> None:
+    def add(one: float, other: float) -> float:
+        return one + other + len(str(one))
+
+    before = fingerprint(Holder(add))
+    for _ in range(10_000):  # the interpreter rewrites instructions for the types that it sees
+        add(1.0, 2.0)
+    assert fingerprint(Holder(add)) == before
 
 
 DEFENSE = """
@@ -222,10 +279,26 @@ def test_fingerprint_covers_imported_code_only(project: Path) -> None:
     (project / "helper.py").write_text("def blur(x):\n    return x / 2\n")
     helper = front_of(project)
     assert helper != before
-    (project / "defense.py").write_text(DEFENSE + "        # a comment")
-    assert front_of(project) not in (before, helper)
+    (project / "defense.py").write_text(f"# a comment\n{DEFENSE}        # and another")
+    assert front_of(project) == helper
 
 
-def test_fingerprint_covers_this_package() -> None:
-    importlib.import_module("pytest_gradmask.auditing.run")
-    assert source_fingerprint("pytest_gradmask.auditing.run") != source_fingerprint("pytest_gradmask.verdict.stats")
+def test_identity_of_this_package_is_that_of_its_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    before = package_identity.__wrapped__("pytest_gradmask")
+    monkeypatch.setattr(packages, "_our_folder", lambda: tmp_path)
+    assert package_identity.__wrapped__("pytest_gradmask") != before
+
+
+REINSTALLED = "reinstalled/__init__.py,sha256={},10\nreinstalled/__pycache__/x.pyc,,\n../bin/tool,sha256={},1\n"
+
+
+def test_a_package_installed_again_at_its_version_shows(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    info = tmp_path / "other_name-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: other-name\nVersion: 1.0\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    found = []
+    for code, tool in (("a", "b"), ("a", "c"), ("d", "c")):
+        (info / "RECORD").write_text(REINSTALLED.format(code, tool))
+        found.append(package_identity.__wrapped__("reinstalled"))
+    assert found[0] == found[1] != found[2]

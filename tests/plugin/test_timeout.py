@@ -6,12 +6,18 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 import pytest
+import torch
+from torch import Tensor, nn
 
 from pytest_gradmask.errors import AuditTimeoutError, InputError
+from pytest_gradmask.execution.time_limit import TimeIsUp, deadline
+from pytest_gradmask.plugin import timeout
 from pytest_gradmask.plugin.timeout import time_limit
 from tests.plugin.test_reporting import DEFENSES, RUN, read
+from tests.toys import IMAGES, audited, linear, oracle
 
 HANGING = (
     DEFENSES
@@ -72,6 +78,77 @@ def test_what_hangs_ends(hang: Callable[[], object]) -> None:
     with pytest.raises(AuditTimeoutError, match=r"more than 0.2 s .*run again with more time"), time_limit(0.2):
         hang()
     assert time.monotonic() - started < 30
+
+
+def swallowed_once() -> None:
+    with suppress(BaseException):
+        time.sleep(60)
+
+
+def swallowed_again_and_again() -> None:
+    for _ in range(5):
+        swallowed_once()
+
+
+def turned_into_another_error() -> None:
+    try:
+        time.sleep(60)
+    except BaseException as error:
+        raise ValueError("not a timeout") from error
+
+
+SWALLOWED = [swallowed_once, swallowed_again_and_again, turned_into_another_error]
+
+
+@pytest.mark.parametrize("hang", SWALLOWED)
+def test_what_swallows_the_alarm_ends_all_the_same(hang: Callable[[], object]) -> None:
+    started = time.monotonic()
+    with pytest.raises(AuditTimeoutError), time_limit(0.2):
+        hang()
+    assert time.monotonic() - started < 10
+
+
+def test_no_second_alarm_disturbs_what_restores_a_state() -> None:
+    restored: list[bool] = []
+    code = compile("try:\n    sleep(60)\nfinally:\n    sleep(1)\n    restored.append(True)", timeout.__file__, "exec")
+    with pytest.raises(AuditTimeoutError), time_limit(0.2):
+        exec(code, {"sleep": time.sleep, "restored": restored})
+    assert restored == [True]
+
+
+class Swallows(nn.Module):
+    """Waits in each forward after the first few, and swallows whatever ends that."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model, self.calls = linear(), 0
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.calls += 1
+        if self.calls > 25:
+            with suppress(BaseException):
+                time.sleep(2)
+        return self.model(images)  # type: ignore[no-any-return]
+
+
+def test_a_defense_that_swallows_the_alarm_is_restored() -> None:
+    model = Swallows().eval()
+    started = time.monotonic()
+    with pytest.raises(AuditTimeoutError), time_limit(4):
+        audited(model, labels=torch.zeros(24, dtype=torch.long))
+    assert time.monotonic() - started < 15
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert torch.is_grad_enabled()
+
+
+def test_without_signals_the_next_query_ends_it() -> None:
+    asked = oracle(linear())
+    with deadline(0.1):
+        asked(IMAGES)
+        time.sleep(0.2)
+        with pytest.raises(TimeIsUp):
+            asked(IMAGES)
+    asked(IMAGES)
 
 
 def test_what_ends_in_time_is_left_alone() -> None:

@@ -31,6 +31,7 @@ LAYERS = (
     "defense",
     "threat",
     "errors",
+    "printable",
 )
 FILES = sorted(file for file in PACKAGE.rglob("*.py") if file != PACKAGE / "__init__.py")
 HEAVY = (

@@ -1,0 +1,35 @@
+"""The time at which an audit has to end, also if a defense swallows what a signal raises in it."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+_DEADLINE: ContextVar[float] = ContextVar("deadline", default=math.inf)
+
+
+class TimeIsUp(BaseException):
+    """Not an `Exception`: an attack that raises one counts as failed, and the audit would go on."""
+
+
+@contextmanager
+def deadline(seconds: float) -> Iterator[None]:
+    """Inside, `check_time` raises once these seconds are over."""
+    token = _DEADLINE.set(time.monotonic() + seconds)
+    try:
+        yield
+    finally:
+        _DEADLINE.reset(token)
+
+
+def check_time() -> None:
+    """To be called before each query.
+
+    Raises:
+        TimeIsUp: the deadline has passed.
+    """
+    if time.monotonic() > _DEADLINE.get():
+        raise TimeIsUp
