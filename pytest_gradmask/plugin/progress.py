@@ -15,6 +15,7 @@ import pytest
 
 from pytest_gradmask.auditing.events import AttackStarted
 from pytest_gradmask.plugin.estimate import Clock, Pace, in_words
+from pytest_gradmask.printable import printable
 
 if TYPE_CHECKING:
     from rich.text import Text
