@@ -17,6 +17,7 @@ from pytest_gradmask.defense import Outputs
 from pytest_gradmask.errors import DeadlineError, DefenseError, GradmaskError
 from pytest_gradmask.execution.batching import out_of_memory
 from pytest_gradmask.execution.first_state import FirstState
+from pytest_gradmask.execution.precision import Precision, autocast
 from pytest_gradmask.execution.time_limit import check_time
 from pytest_gradmask.loading.models.composites import Mixture
 from pytest_gradmask.randomized.streams import RandomStream
@@ -100,6 +101,7 @@ class Oracle(nn.Module):
         forwards, backwards: number of images passed through the defense so far, in each direction.
         calls: number of passes so far in either direction, of batches of any size.
         largest: number of images in the largest batch so far.
+        precision: in which the model computes.
         ends: when it stops to answer, in seconds since the epoch; None for never.
 
     Raises:
@@ -133,6 +135,7 @@ class Oracle(nn.Module):
         self.backwards = 0
         self.calls = 0
         self.largest = 0
+        self.precision: Precision = "own"
         self.ends: float | None = None
         # Attacks of other libraries read this flag, and some set the model back to it afterwards.
         self.training = False  # eval() would change the flags of the model, which belong to the user
@@ -187,7 +190,7 @@ class Oracle(nn.Module):
     def _forward(self, model: nn.Module, images: Tensor) -> Tensor:
         check_time()
         self.refresh()
-        with self._stream.active():
+        with self._stream.active(), autocast(self.precision, images.device):
             return output_of(type(model).__name__, model, images)
 
     def refresh(self) -> None:

@@ -20,6 +20,7 @@ from pytest_gradmask.execution.deadline import Deadline
 from pytest_gradmask.execution.engine import LOCAL, Engine
 from pytest_gradmask.execution.first_state import FirstState
 from pytest_gradmask.execution.isolation import moved, no_trace
+from pytest_gradmask.execution.precision import Precision
 from pytest_gradmask.probes.adaptation import check_adapted
 from pytest_gradmask.randomized.prediction import plan_sampler
 from pytest_gradmask.randomized.streams import RandomStream
@@ -67,6 +68,7 @@ def prepared(
     key: str = "",
     engine: Engine = LOCAL,
     first_state: FirstState | None = None,
+    precision: Precision = "own",
     deadline: Deadline | None = None,
 ) -> Iterator[Prepared]:
     """Isolate a defense, check it, and find out what its attacker knows and how its answers are scored.
@@ -81,6 +83,7 @@ def prepared(
         cache, key: where results of attacks are kept, and everything they depend on besides attack and images.
         engine: where attacks run.
         first_state: of a defense that changes with its queries, if every query is to ask a fresh copy.
+        precision: in which the defense computes under attack.
         deadline: of the audit.
 
     Raises:
@@ -103,6 +106,7 @@ def prepared(
             findings += unusual
         scorer = Scorer(
             oracle=oracle, images=images, labels=labels, threat=threat, seed=seed, sampler=sampler, cache=cache,
-            key=key, engine=engine, deadline=deadline,
+            key=key, engine=engine, precision=precision,
+            deadline=deadline,
         )  # fmt: skip
         yield Prepared(surface, scorer, tuple(findings), checked.predictions, checked.rejected)

@@ -37,6 +37,7 @@ from pytest_gradmask.execution.deadline import INTERRUPTED, Deadline
 from pytest_gradmask.execution.engine import LOCAL, Engine, opened
 from pytest_gradmask.execution.fingerprint import FingerprintError, fingerprint
 from pytest_gradmask.execution.packages import package_identity
+from pytest_gradmask.execution.precision import Precision, check_precision
 from pytest_gradmask.execution.process_state import process_state
 from pytest_gradmask.execution.versions import versions
 from pytest_gradmask.loading.adapters import adapted_alike
@@ -77,6 +78,7 @@ def audit(
     probes: Sequence[Probe] = (),
     cache: Path | None = None,
     engine: str | Engine = "local",
+    precision: Precision = "own",
     deadline: float | None = None,
     progress: Progress = ignore,
 ) -> Audit:
@@ -107,6 +109,8 @@ def audit(
             whatever its verdict, unless it ended without a comparison. The count changes no verdict.
         engine: where attacks run: ``"local"``, or ``"ray"`` or ``"ray:ADDRESS"`` for a Ray cluster (see
             `engine.ray_address`), or an engine that is open already. The result is the same.
+        precision: in which the defense computes under attack: its ``"own"``, ``"tf32"`` (TensorFloat-32, on GPUs of
+            NVIDIA) or ``"bfloat16"`` (by autocast). Probes, and scores of what attacks return, are always in its own.
         deadline: seconds after which the audit ends with what it knows by then; None for never. If the verdict is not
             decided, it is ``INCONCLUSIVE``, with bounds of the gap so far. Attacks are interrupted between two queries;
             what comes before the first of them is not.
@@ -122,6 +126,7 @@ def audit(
     budget = get_budget(budget)
     margin = budget.margin if margin is None else margin
     check_setting(confidence, seed, margin, attempt)
+    check_precision(precision)
     due = None if deadline is None else Deadline.after(check_deadline(deadline))
     check_threat(threat)
     batch = as_batch(images, labels, bounds=threat.bounds, at_most=budget.samples, seed=seed)
@@ -133,7 +138,9 @@ def audit(
     # out, as they may be the defense's own answers.
     images_hash = fingerprint(images.detach())
     images, labels = images.detach()[order].to(where), labels.detach().long()[order].to(where)
-    provenance = {**_provenance(threat, budget, where, seed, len(images)), "images_hash": images_hash}
+    provenance = {
+        **_provenance(threat, budget, where, seed, len(images)), "precision": precision, "images_hash": images_hash,
+    }  # fmt: skip
     store, key, taken, result = None if cache is None else Cache(cache), "", Attempt(1), None
     if store is not None:
         try:
@@ -161,7 +168,8 @@ def audit(
                 with prepared(
                     defense, images, labels, threat=threat, budget=budget, margin=margin, seed=seed, cache=store,
                     key=fingerprint(key, "fresh copies") if fresh else key, engine=running,
-                    first_state=fresh.first_state if fresh else None, deadline=due,
+                    first_state=fresh.first_state if fresh else None, precision=precision,
+                    deadline=due,
                 ) as ready:  # fmt: skip
                     run = AuditRun(
                         ready=ready, budget=budget, margin=margin, confidence=confidence, exhaustive=exhaustive,

@@ -21,6 +21,7 @@ from pytest_gradmask.execution.deadline import INTERRUPTED, Deadline
 from pytest_gradmask.execution.engine import LOCAL, Engine
 from pytest_gradmask.execution.fingerprint import fingerprint
 from pytest_gradmask.execution.generators import random_state_kept, seed_everything
+from pytest_gradmask.execution.precision import Precision, tensor_float
 from pytest_gradmask.randomized.prediction import Sampler, is_correct
 from pytest_gradmask.threat import ThreatModel
 from pytest_gradmask.verdict.results import AttackResult, Prediction
@@ -44,6 +45,7 @@ class Scorer:
         cache: where results of attacks are kept; None for nowhere.
         key: fingerprint of everything that a run depends on besides its attack and images.
         engine: where attacks run.
+        precision: in which the defense computes under attack. What an attack returns is scored in the defense's own.
         deadline: of the audit. An attack that it interrupts counts as skipped early; None for no deadline.
     """
 
@@ -56,6 +58,7 @@ class Scorer:
     cache: Cache | None = None
     key: str = ""
     engine: Engine = LOCAL
+    precision: Precision = "own"
     deadline: Deadline | None = None
 
     def clean(self, indices: Sequence[int] | None = None) -> tuple[list[bool], dict[int, Prediction]]:
@@ -123,6 +126,7 @@ class Scorer:
             # One label at a time, see `RejectOption.under_attack`.
             attacked = tuple(sorted(attacked, key=lambda index: int(self.labels[index])))
         result = replace(empty_result(attack), attacked=attacked)
+        attack.model.precision = self.precision
         if self.deadline is not None:
             late = attack.deferred or attack.kind == "placebo"
             attack.model.ends = self.deadline.last if late else self.deadline.attacks
@@ -219,7 +223,7 @@ class AttackJob:
         attack.model.largest = 0
         self.oracle.refresh()  # what other attacks asked is forgotten
         with under_attack(self.oracle.rejection, labels) as safe:
-            with random_state_kept(images.device):
+            with random_state_kept(images.device), tensor_float(attack.model.precision):
                 # For attacks that draw from the global generators in spite of ``generator``.
                 seed_everything(subseed(self.seed, f"global generators under {name}"))
                 returned = attack.run(attack.model, images, safe, threat=self.threat, generator=generator)

@@ -93,6 +93,7 @@ class Gradmask:
                     probes=more_probes(self._node, defense),
                     cache=_cache_folder(self._config),
                     engine=running_engine(self._config),
+                    precision=self._config.stash[SETTINGS].precision,
                     deadline=_share_of_deadline(self._config),
                     progress=progress,
                 )

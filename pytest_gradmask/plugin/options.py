@@ -71,6 +71,12 @@ def _timeout(value: str) -> float:
     return seconds
 
 
+def _precision(value: str) -> str:
+    if value not in ("own", "tf32", "bfloat16"):
+        raise argparse.ArgumentTypeError(f"{value!r} is not one of own, tf32, bfloat16")
+    return value
+
+
 _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600}
 
 
@@ -210,6 +216,13 @@ OPTIONS = (
         metavar="TIME",
         help="share so much time among all audits, such as 90s or 10m; what is open then is INCONCLUSIVE, with bounds "
         "(default: none)",
+    ),
+    Option(
+        name="precision",
+        default="own",
+        parse=_precision,
+        metavar="{own,tf32,bfloat16}",
+        help="in which defenses compute under attack; scores are always in their own (default: own)",
     ),
     Option(
         name="engine",

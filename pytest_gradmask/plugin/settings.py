@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -16,6 +16,9 @@ from pytest_gradmask.errors import DependencyError, EngineError, InputError
 from pytest_gradmask.execution.engine import check_engine
 from pytest_gradmask.loading import specs
 from pytest_gradmask.plugin.options import FLAGS, OPTIONS
+
+if TYPE_CHECKING:
+    from pytest_gradmask.execution.precision import Precision
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +45,7 @@ class Settings:
         cache: folder to store results in; None for pytest's own cache.
         no_cache: whether results are neither stored nor taken from the cache.
         timeout: seconds that an audit may take; None for no limit.
+        precision: in which defenses compute under attack.
         deadline: seconds that all audits of the run share; None for no limit.
         engine: where attacks run: ``"local"``, ``"ray"`` or ``"ray:ADDRESS"``.
         worker: number of this worker of pytest-xdist; 0 without pytest-xdist.
@@ -68,6 +72,7 @@ class Settings:
     no_cache: bool
     timeout: float | None
     deadline: float | None
+    precision: Precision
     engine: str
     worker: int = 0
     workers: int = 1

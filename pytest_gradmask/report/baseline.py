@@ -183,6 +183,7 @@ def _settings(audit: Mapping[str, Any]) -> dict[str, Any]:
         **provenance.get("budget_settings", {}),
         **{key: audit[key] for key in ("margin", "confidence", "exhaustive")},
         "attempt": audit.get("attempt", 1),
+        "precision": provenance.get("precision", "own"),
     }
 
 

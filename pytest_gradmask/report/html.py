@@ -198,6 +198,9 @@ def _settings(audit: Mapping[str, Any], evidence: Mapping[str, Any]) -> dict[str
         "bypassed": ", ".join(audit["bypassed"]) or "nothing",
         "seed": str(provenance["seed"]),
         "device": str(provenance["device"]),
+        "precision under attack": {"own": "the defense's own"}.get(
+            precision := provenance.get("precision", "own"), f"{precision}; scores in the defense's own"
+        ),
         "versions": ", ".join(f"{name} {version}" for name, version in provenance["versions"].items()),
         "SHA-256 of the defense": hashes.get("defense", f"none: {hashes.get('error', 'not computed')}"),
         "SHA-256 of images and labels": hashes.get("images and labels", f"none: {hashes.get('error', 'not computed')}"),

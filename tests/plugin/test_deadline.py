@@ -69,3 +69,12 @@ def test_workers_share_the_tests() -> None:
 def test_times(text: str, seconds: float) -> None:
     [option] = [option for option in OPTIONS if option.name == "deadline"]
     assert option.parse(text) == seconds
+
+
+@pytest.mark.parametrize("how", ["option", "ini value"])
+def test_attacks_run_in_the_chosen_precision(pytester: pytest.Pytester, how: str) -> None:
+    pytester.makepyfile(test_it=AUDITS)
+    options = ["--gradmask-precision=bfloat16"] if how == "option" else []
+    pytester.makeini("[pytest]\ngradmask_precision = " + ("own" if options else "bfloat16"))
+    pytester.runpytest(*RUN, *options, "--gradmask-json=out.json").assert_outcomes(passed=2)
+    assert {audit["provenance"]["precision"] for audit in read(pytester.path / "out.json")} == {"bfloat16"}

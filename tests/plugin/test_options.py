@@ -35,6 +35,7 @@ BAD_VALUES = {
     "html": ("no/such/dir/out.html", "existing directory"),
     "cache": ("/dev/null", "not a directory"),
     "timeout": ("0", "seconds above 0"),
+    "precision": ("float8", "own, tf32, bfloat16"),
     "deadline": ("10 minutes", "a time such as 90, 90s, 10m or 2h"),
     "engine": ("dask", "local, ray, ray:HOST:PORT or ray:auto"),
 }

@@ -64,6 +64,7 @@ def plain_audit(
             "seed": 0,
             "images": len(robust),
             "images_hash": "0" * 64,
+            "precision": "own",
             "threat": {"norm": "Linf", "eps": 0.1, "bounds": [0.0, 1.0]},
             "budget": "smoke",
             "budget_settings": {"apgd_steps": 20},

@@ -1,0 +1,42 @@
+"""The precision in which a defense computes under attack. Scores are always taken in its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Literal, get_args
+
+import torch
+
+from pytest_gradmask.errors import InputError
+
+#: The defense's own; matrix products of NVIDIA's TensorFloat-32; or autocast to bfloat16.
+Precision = Literal["own", "tf32", "bfloat16"]
+
+
+def check_precision(precision: str) -> None:
+    """Raise `InputError` unless there is such a precision."""
+    if not isinstance(precision, str) or precision not in get_args(Precision):
+        raise InputError(f"precision={precision!r}: must be one of {', '.join(get_args(Precision))}")
+
+
+def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[object]:
+    """Inside, forward passes compute in bfloat16 where autocast allows it, if that is the precision."""
+    if precision != "bfloat16":
+        return nullcontext()
+    return torch.autocast(device.type, dtype=torch.bfloat16)
+
+
+@contextmanager
+def tensor_float(precision: Precision) -> Iterator[None]:
+    """Inside, a GPU uses TensorFloat-32 for forward and backward passes, if that is the precision."""
+    if precision != "tf32":
+        yield
+        return
+    # Through torch.backends, not set_float32_matmul_precision: that would also change how a CPU computes.
+    matmul, convolution = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = matmul, convolution
