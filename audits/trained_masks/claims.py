@@ -17,7 +17,8 @@ _STRENGTHS = ("deep-49-vgg-standard", "deep-49-adamw-1e-5", "deep-49-vgg-adversa
 _RESNETS = ("deep-49-adamw-1e-5-standard", "deep-49-resnet-adversarial")
 _PAPER_DEPTH = ("trial-sgd-sum", "toolkit-sgd-1e-5", "deep-17-adamw-1e-4")
 _DEPTHS = ("deep-17-adamw-1e-4", "deep-25-adamw-1e-5", "deep-33-adamw-1e-5", "deep-49-adamw-1e-5")
-_OTHERS = ("fixed-49-adamw-1e-5", "unet-15-adamw-1e-5", "unet-50-adamw-1e-5", "invertible-48-adamw-1e-5")
+_FROZEN = "fixed-49-adamw-1e-5"
+_OTHERS = (_FROZEN, "unet-15-adamw-1e-5", "unet-50-adamw-1e-5", "invertible-48-adamw-1e-5")
 
 
 def records(evidence: Evidence) -> list[dict[str, Any]]:
@@ -160,8 +161,8 @@ def _why(evidence: Evidence) -> dict[str, Any]:
         if row["normalized"]
     }
     rough = ", ".join(f"{depth} x {width}: {layers:,.0f}" for (depth, width), layers in start.items() if width == 16)
-    runs = [evidence.last(name) for name in _DEPTHS]
-    record = _of_runs("open question 2", "Depth, trained from the identity", runs, "answered")
+    runs = [evidence.last(name) for name in (*_DEPTHS, _FROZEN)]
+    record = _of_runs("open question 2", "Depth, and layers that stay random", runs, "answered")
     images = evidence.others["roughness"]["images"]
     record["ours"] += f". Roughness of the layers at the start ({images} images): {rough}"
     record["commands"].append("python -m audits.trained_masks roughness --test TEST --out DIR")
