@@ -176,6 +176,12 @@ def _heading(number: str) -> str:
     return f"{'Claim' if number.isdigit() else 'Question'} {number}"
 
 
+def _case(record: Record) -> str:
+    """The parameter of a test with several cases."""
+    found = re.search(r"\[(.+)\]$", record.get("test", "")) if "verdict" not in record else None
+    return f"{found[1]}: " if found else ""
+
+
 def _capital(text: str) -> str:
     return text[:1].upper() + text[1:]
 
@@ -191,7 +197,7 @@ def _section(number: str, records: Sequence[Record]) -> str:
     ]
     if records:
         parts.append(f"*Here*: {outcome(number, records)}.")
-    parts.append("\n".join(f"- {_capital(verdict(record))}: {record['ours']}." for record in records))
+    parts.append("\n".join(f"- {_capital(verdict(record))}: {_case(record)}{record['ours']}." for record in records))
     audits = [record for record in records if "details" in record]
     parts += [_audit_table(_audits(audits)), _share_table(audits)]
     runs = {(run.recipe.name, run.step): run for record in records for run in record.get("runs", [])}

@@ -165,12 +165,17 @@ def test_page_has_every_claim_and_sections_for_the_measured_ones() -> None:
         "defense": "resnet", "verdict": "MASKED",
         "accuracies": {"clean": [0.9, 0.8, 0.95], "bpda": [0.0, 0.0, 0.1]},
     }  # fmt: skip
-    audits = [record("1", audits=[audit]), record("5", holds=False, accuracies={"mirrored": [0.5, 0.4, 0.6]})]
+    audits = [
+        record("1", audits=[audit]),
+        record("1", "b[vgg]"),
+        record("5", holds=False, accuracies={"mirrored": [0.5, 0.4, 0.6]}),
+    ]
     page = markdown(audits, load())
     assert all(f"| {claim.text} | {claim.paper} |" in page for claim in CLAIMS.values())
     assert "## Claim 1\n" in page
     assert "| resnet | `MASKED` | 90.0 % [80.0, 95.0] | 0.0 % [0.0, 10.0] |" in page
     assert "- Not reproduced: ours of a." in page
+    assert "- Reproduced: vgg: ours of b[vgg]." in page
     assert "| mirrored | 50.0 % [40.0, 60.0] |" in page
     assert "## Claim 2\n" not in page
     assert "<sub>Measured on 7 images of cifar10, budget smoke, seed 0, torch 2.6.</sub>" in page
