@@ -21,15 +21,25 @@ class Claim:
         text: the claim, in our words.
         paper: what the paper says in figures.
         explanation: our explanation of the result here.
+        question: whether it has an answer in place of a verdict.
+        answer: of a question whose answer is no rule's, in a few words.
+        shares: keys of the claims whose measurements count for this one, too.
     """
 
     text: str
     paper: str
     explanation: str = ""
+    question: bool = False
+    answer: str = ""
+    shares: tuple[str, ...] = ()
+
+
+def _plain(value: Any) -> Any:
+    return " ".join(value.split()) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
 
 
 CLAIMS = {
-    number: Claim(**{key: " ".join(value.split()) for key, value in entry.items()})
+    number: Claim(**{key: _plain(value) for key, value in entry.items()})
     for number, entry in tomllib.loads((Path(__file__).parent / "claims.toml").read_text()).items()
 }
 

@@ -1,13 +1,22 @@
-"""``python -m audits.reproduction``: docs/reproduction.md and its pictures, from the results in audits/results."""
+"""``python -m audits.reproduction``: docs/reproduction.md and its pictures, from stored results.
+
+These are in `audits/results` (the audits of the claims) and `audits/trained_masks/results` (trained front ends).
+"""
 
 from __future__ import annotations
 
 import json
+import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from audits.claims import CLAIMS, RESULTS
+from audits.markdown import share, table
+from audits.short import figures_differ, pgd_fails, shortened
+from audits.trained_masks.claims import records as trained_records
+from audits.trained_masks.evidence import Evidence, Measured, bounded, load
 
 DOCS = Path(__file__).parent.parent / "docs"
 HERE = Path(__file__).parent
@@ -26,55 +35,179 @@ _COLUMNS = {
 
 
 def stored(folder: Path = RESULTS) -> list[Record]:
-    """All measurements for the paper's claims, ordered by claim and test."""
-    records = [record for file in sorted(folder.glob("*.json")) for record in json.loads(file.read_text())]
+    """All measurements that the audits of the claims stored, ordered by claim and test."""
+    records = [
+        {**record, "file": file.name}
+        for file in sorted(folder.glob("*.json"))
+        for record in json.loads(file.read_text())
+    ]
     return sorted(records, key=lambda record: (list(CLAIMS).index(record["claim"]), record["test"]))
 
 
-def markdown(records: Sequence[Record]) -> str:
-    """The page: an introduction, a table of all claims, and a section for each."""
-    sections = [_section(number, [record for record in records if record["claim"] == number]) for number in CLAIMS]
-    introduction = (HERE / "reproduction-introduction.md").read_text().strip()
-    return "\n\n".join([introduction, _overview(records), *filter(None, sections)]) + "\n"
+def markdown(audits: Sequence[Record], evidence: Evidence) -> str:
+    """The page: an introduction, a table of all claims, and a section for each.
+
+    Args:
+        audits: what the audits of the claims stored.
+        evidence: what the trainings of front ends stored.
+    """
+    own = [*audits, *figures_differ(audits), *trained_records(evidence)]
+    sections = [_section(number, [record for record in own if record["claim"] == number]) for number in CLAIMS]
+    overview = [_row(number, about(number, own)) for number in CLAIMS]
+    headings = ["", "claim or question", "paper", "ours, with bounds", "images", "verdict", "regenerate"]
+    parts = {
+        "tried": _tried(evidence.all()),
+        "longest at the paper's depth": f"{evidence.longest(depth=17):.0%}".replace("%", " %"),
+        "overview": table(headings, overview),
+    }
+    introduction = filled((HERE / "reproduction-introduction.md").read_text(), evidence, parts).strip()
+    return "\n\n".join([introduction, *filter(None, sections)]) + "\n"
 
 
-def outcome(records: Sequence[Record]) -> str:
-    """The outcome of a claim over all of its tests, in a few words."""
-    held = [record["holds"] for record in records]
-    if not held:
-        return "not measured"
-    question = not records[0]["claim"].isdigit()
-    yes, no = ("yes", "no") if question else ("reproduced", "not reproduced")
-    return yes if all(held) else no if not any(held) else f"in {sum(held)} of {len(held)} cases"
+def about(number: str, records: Sequence[Record]) -> list[Record]:
+    """The records of a claim or question, and those of the claims that it shares."""
+    return [record for claim in (number, *CLAIMS[number].shares) for record in records if record["claim"] == claim]
 
 
-def _overview(records: Sequence[Record]) -> str:
-    lines = ["| | claim or question | paper | here |", "| --- | --- | --- | --- |"]
-    for number, claim in CLAIMS.items():
-        found = outcome([record for record in records if record["claim"] == number])
-        lines.append(f"| [{number}](#{_anchor(number)}) | {claim.text} | {claim.paper} | **{found}** |")
-    return "\n".join(lines)
+def filled(text: str, evidence: Evidence, parts: Mapping[str, str]) -> str:
+    """The text, with ``{part}`` replaced by it and ``{run:attack}`` by the accuracy of its last measurement.
+
+    Raises:
+        KeyError: there is no such part or run.
+    """
+
+    def figure(found: re.Match[str]) -> str:
+        name, _, attack = found[1].partition(":")
+        return bounded(getattr(evidence.last(name), attack)) if attack else parts[name]
+
+    return re.sub(r"\{([^{}\n]+)\}", figure, text)
+
+
+def verdict(record: Record) -> str:
+    """Of one record: reproduced, not reproduced, contradicted, or the answer of a question."""
+    if "verdict" in record:
+        return str(record["verdict"])
+    if pgd_fails(record):
+        return "contradicted"
+    if CLAIMS[record["claim"]].question:
+        return f"answered: {'yes' if record['holds'] else 'no'}"
+    return "reproduced" if record["holds"] else "not reproduced"
+
+
+def outcome(number: str, records: Sequence[Record]) -> str:
+    """The verdict over all records of a claim, with counts where they differ."""
+    if CLAIMS[number].answer and records:
+        return f"answered: {CLAIMS[number].answer}"
+    counts = Counter(verdict(record) for record in records)
+    if len(counts) < 2:
+        return next(iter(counts), "not measured")
+    first, *others = counts.most_common()
+    parts = [f"{first[0]} in {first[1]} of {len(records)} cases"]
+    return ", ".join([*parts, *(f"{found.removeprefix('answered: ')} in {count}" for found, count in others)])
+
+
+def _row(number: str, records: Sequence[Record]) -> list[str]:
+    claim = CLAIMS[number]
+    images = sorted({count for record in records for count in _images(record)})
+    own = [record for record in records if record["claim"] == number]
+    shared = [f"and as {_link(other)}" for other in claim.shares] if own else []
+    return [
+        f"[{number}](#{_anchor(number)})",
+        claim.text,
+        claim.paper,
+        "<br>".join([*(shortened(record) for record in own or records), *shared]),
+        " or ".join(map(str, images)),
+        f"**{outcome(number, own or records)}**",
+        "<br>".join(f"`{command}`" for command in dict.fromkeys(line for each in records for line in commands(each))),
+    ]
+
+
+def _images(record: Record) -> list[int]:
+    return record["images"] if isinstance(record["images"], list) else [record["images"]]
+
+
+def commands(record: Record) -> list[str]:
+    """What measures a record anew."""
+    if "commands" in record:
+        return list(record["commands"])
+    test = record["test"].partition("::")[0]
+    return [f"pytest {test} OPTIONS --store-claims=audits/results/{record.get('file', 'FILE')}"]
+
+
+def _tried(runs: Sequence[Measured]) -> str:
+    headings = [
+        "front end",
+        "backbone",
+        "training",
+        "steps of an epoch",
+        "images",
+        "mask",
+        *_TRIED_ATTACKS,
+        "residual SD",
+    ]
+    return table(
+        headings,
+        (
+            [
+                run.front_end, f"`{run.recipe.backbone}`", run.training, f"{run.step:,} of {run.total:,}",
+                str(run.clean.total), "**yes**" if run.masked else "no",
+                *(bounded(found) for found in (run.clean, run.pgd, run.bpda)),
+                f"{run.residual_sd:.3f}",
+            ]
+            for run in runs
+        ),
+    )  # fmt: skip
+
+
+_TRIED_ATTACKS = ("clean", "PGD-10", "BPDA-10")
 
 
 def _anchor(number: str) -> str:
     return _heading(number).lower().replace(" ", "-")
 
 
+def _link(number: str) -> str:
+    return f"[{_heading(number)}](#{_anchor(number)})"
+
+
 def _heading(number: str) -> str:
+    if len(number) > 1:
+        return _capital(number)
     return f"{'Claim' if number.isdigit() else 'Question'} {number}"
 
 
+def _case(record: Record) -> str:
+    """The parameter of a test with several cases."""
+    found = re.search(r"\[(.+)\]$", record.get("test", "")) if "verdict" not in record else None
+    return f"{found[1]}: " if found else ""
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
 def _section(number: str, records: Sequence[Record]) -> str:
-    if not records:
-        return ""
     claim = CLAIMS[number]
-    parts = [f"## {_heading(number)}", f"{claim.text}.", f"*Paper*: {claim.paper}.", f"*Here*: {outcome(records)}."]
-    parts += [f"- {'Holds' if record['holds'] else '**Does not hold**'}: {record['ours']}." for record in records]
-    parts += filter(None, [_audit_table(_audits(records)), _share_table(records)])
+    if not records and not claim.shares:
+        return ""
+    parts = [
+        f"## {_heading(number)}",
+        claim.text if claim.text.endswith("?") else f"{claim.text}.",
+        f"*Paper*: {claim.paper}.",
+    ]
+    if records:
+        parts.append(f"*Here*: {outcome(number, records)}.")
+    parts.append("\n".join(f"- {_capital(verdict(record))}: {_case(record)}{record['ours']}." for record in records))
+    audits = [record for record in records if "details" in record]
+    parts += [_audit_table(_audits(audits)), _share_table(audits)]
+    runs = {(run.recipe.name, run.step): run for record in records for run in record.get("runs", [])}
+    parts.append(_tried(list(runs.values())) if runs else "")
     if (DOCS / "figures" / f"claim-{number}.svg").exists():
         parts.append(f"![{claim.text}](figures/claim-{number}.svg)")
-    parts += filter(None, [claim.explanation, _provenance(records)])
-    return "\n\n".join(parts).replace("\n\n- ", "\n- ").replace(".\n- ", ".\n\n- ", 1)
+    if claim.shares:
+        parts.append(f"Figures are {'also ' if records else ''}those of {', '.join(map(_link, claim.shares))}.")
+    parts += [claim.explanation, _provenance(records)]
+    return "\n\n".join(filter(None, parts))
 
 
 def _audits(records: Iterable[Record]) -> list[Mapping[str, Any]]:
@@ -90,7 +223,7 @@ def _audit_table(audits: Sequence[Mapping[str, Any]]) -> str:
     columns = {key: name for key, name in _COLUMNS.items() if any(key in audit["accuracies"] for audit in audits)}
     lines = [f"| defense | verdict | {' | '.join(columns.values())} |", "| --- " * (len(columns) + 2) + "|"]
     for audit in audits:
-        cells = [_percent(audit["accuracies"].get(key)) for key in columns]
+        cells = [share(audit["accuracies"].get(key)) for key in columns]
         lines.append(f"| {audit['defense']} | {_judged(audit)} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -105,17 +238,15 @@ def _share_table(records: Sequence[Record]) -> str:
     rows = [row for record in records for row in record["details"].get("accuracies", {}).items()]
     if not rows:
         return ""
-    return "\n".join(["| | accuracy |", "| --- | --- |", *(f"| {name} | {_percent(share)} |" for name, share in rows)])
-
-
-def _percent(share: Sequence[float] | None) -> str:
-    return "" if share is None else "{:.1f} % [{:.1f}, {:.1f}]".format(*(100 * value for value in share))
+    return "\n".join(["| | accuracy |", "| --- | --- |", *(f"| {name} | {share(found)} |" for name, found in rows)])
 
 
 def _provenance(records: Sequence[Record]) -> str:
     texts = dict.fromkeys(
-        f"{record['images']} images of {record['data']}, budget {record['budget']}, seed {record['seed']}, "
-        + ", ".join(f"{name} {number}" for name, number in record["versions"].items())
+        f"{' or '.join(map(str, _images(record)))} images of {record['data'] or 'a test set that was not noted'}, "
+        f"{'budget ' + record['budget'] if 'budget' in record else 'PGD-10 and BPDA-10'}, "
+        f"seed {record['seed'] or 0}, "
+        + (", ".join(f"{name} {number}" for name, number in record["versions"].items()) or "versions not noted")
         for record in records
     )
     return "\n\n".join(f"<sub>Measured on {text}.</sub>" for text in texts)
@@ -125,9 +256,9 @@ def main() -> None:
     """Draw the pictures, then write the page that shows them."""
     from audits.pictures import draw
 
-    records = stored()
-    draw(records, DOCS / "figures")
-    (DOCS / "reproduction.md").write_text(markdown(records))
+    audits = stored()
+    draw(audits, DOCS / "figures")
+    (DOCS / "reproduction.md").write_text(markdown(audits, load()))
 
 
 if __name__ == "__main__":

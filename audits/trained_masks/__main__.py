@@ -2,10 +2,9 @@
 
 ``python -m audits.trained_masks train NAME --data imagefolder:DIR --test npz:FILE --out DIR`` trains a recipe of
 `recipes.toml`, or goes on with it; ``measure`` measures a run on more images; ``stronger`` attacks it for
-longer; ``collect`` writes its results beside this file; ``roughness`` follows that of every snapshot in the folder;
-``transfer`` attacks several runs
-through each other and their ensemble; ``untrained`` measures front ends with random residuals of several sizes;
-``table`` prints all results.
+longer; ``collect`` adds its results to those beside this file; ``roughness`` follows that of every snapshot in the
+folder; ``transfer`` attacks several runs through each other and their ensemble; ``untrained`` measures front ends with
+random residuals of several sizes, ``others`` front ends of other architectures; ``table`` prints all results.
 """
 
 from __future__ import annotations
@@ -16,18 +15,19 @@ import signal
 import time
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import torch
 
 from audits.trained_masks.diagnostics import diagnosed, under_stronger_attacks
 from audits.trained_masks.package import load_checkpoint, load_dataset
 from audits.trained_masks.recipes import load_recipes
-from audits.trained_masks.results import Log, collect, keep, table
+from audits.trained_masks.results import Log, collect, keep, table, versions
 from audits.trained_masks.roughness import at_start, of_snapshots
 from audits.trained_masks.storage import load_run, save_run, stored_recipe
 from audits.trained_masks.training import Run, Seen, new_front_end
 from audits.trained_masks.transfer import transfer
-from audits.trained_masks.untrained import untrained
+from audits.trained_masks.untrained import other_untrained, untrained
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -55,10 +55,11 @@ def main(arguments: list[str] | None = None) -> None:
     own.add_argument("--out", type=Path, required=True, help="folder of the runs")
     own.add_argument("--test", required=True, help="images to measure on")
     own.add_argument("--images", type=int, default=64, help="how many of those")
-    own = commands.add_parser("untrained")
-    own.add_argument("--data", required=True, help="images whose statistics batch norm takes; 256 of them")
-    own.add_argument("--test", required=True, help="images to measure on")
-    own.add_argument("--images", type=int, default=64, help="how many of those")
+    for command in ("untrained", "others"):
+        own = commands.add_parser(command)
+        own.add_argument("--data", required=True, help="images whose statistics batch norm takes; 256 of them")
+        own.add_argument("--test", required=True, help="images to measure on")
+        own.add_argument("--images", type=int, default=64, help="how many of those")
     commands.add_parser("table")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
@@ -73,6 +74,7 @@ def main(arguments: list[str] | None = None) -> None:
             "roughness": _roughness,
             "transfer": _transfer,
             "untrained": _untrained,
+            "others": _others,
         }
         actions[options.command](options)
 
@@ -134,7 +136,8 @@ def _stronger(options: argparse.Namespace) -> None:
     backbone = load_checkpoint(recipe.backbone).requires_grad_(False)
     test = load_dataset(options.test, samples=options.images)
     figures = under_stronger_attacks(front_end, backbone, test)
-    print(keep(f"{recipe.name}-stronger", {"run": recipe.name, "step": step, "images": len(test), **figures}))
+    run = {"run": recipe.name, "step": step, "images": len(test)}
+    print(keep(f"{recipe.name}-stronger", {**run, **_provenance(options), **figures}))
 
 
 def _roughness(options: argparse.Namespace) -> None:
@@ -154,7 +157,11 @@ def _transfer(options: argparse.Namespace) -> None:
         backbones[name] = load_checkpoint(recipe.backbone).requires_grad_(False)
         runs.append({"run": name, "step": step, "backbone": recipe.backbone})
     figures = transfer(front_ends, backbones, load_dataset(options.test, samples=options.images))
-    print(keep(f"transfer-{options.name}", {"runs": runs, **figures}))
+    print(keep(f"transfer-{options.name}", {"runs": runs, **_provenance(options), **figures}))
+
+
+def _provenance(options: argparse.Namespace) -> dict[str, Any]:
+    return {"data": {"test": Path(options.test).name}, "seed": 0, "versions": versions()}
 
 
 def _untrained(options: argparse.Namespace) -> None:
@@ -166,6 +173,16 @@ def _untrained(options: argparse.Namespace) -> None:
         figures = untrained(backbone, calibration, test, size, depth=17, normalized=False)
         rows.append({"backbone": name, **figures})
     print(keep("untrained", rows))
+
+
+def _others(options: argparse.Namespace) -> None:
+    calibration = load_dataset(options.data, split="train", samples=256)
+    test = load_dataset(options.test, samples=options.images)
+    name, size = "vgg-mildly-adversarial", 0.01
+    rows = other_untrained(load_checkpoint(name).requires_grad_(False), calibration, test, size)
+    print(
+        keep("untrained-others", {"backbone": name, "wanted_residual_sd": size, **_provenance(options), "rows": rows})
+    )
 
 
 def _collect(options: argparse.Namespace) -> None:

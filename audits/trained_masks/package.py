@@ -1,7 +1,26 @@
 """All that this folder takes from pytest-gradmask."""
 
-from pytest_gradmask import Composite, Dataset, Mixture, ThreatModel, apgd, bypassed, load_dataset, pgd, transfer_matrix
-from pytest_gradmask.auditing.research import CIFAR10_MEAN, CIFAR10_STD, folded, load_checkpoint, replaced
+from pytest_gradmask import (
+    Composite,
+    Dataset,
+    Mixture,
+    Proportion,
+    ThreatModel,
+    apgd,
+    bypassed,
+    load_dataset,
+    pgd,
+    transfer_matrix,
+)
+from pytest_gradmask.auditing.research import (
+    CIFAR10_MEAN,
+    CIFAR10_STD,
+    accuracy_bounds,
+    clopper_pearson,
+    folded,
+    load_checkpoint,
+    replaced,
+)
 
 __all__ = [
     "CIFAR10_MEAN",
@@ -9,9 +28,12 @@ __all__ = [
     "Composite",
     "Dataset",
     "Mixture",
+    "Proportion",
     "ThreatModel",
+    "accuracy_bounds",
     "apgd",
     "bypassed",
+    "clopper_pearson",
     "folded",
     "load_checkpoint",
     "load_dataset",

@@ -7,6 +7,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from audits.trained_masks.residuals import ARCHITECTURES
+
 _TABLE = Path(__file__).with_name("recipes.toml")
 
 
@@ -17,7 +19,8 @@ class Recipe:
     Attributes:
         name: of the run.
         backbone: name of a checkpoint of pytest-gradmask; in eval mode and frozen.
-        depth, width, normalized: of the front end, see `IdentityStart`.
+        architecture, depth, width, normalized: of the front end, see `IdentityStart`.
+        trained: ``"all"`` of its parameters, or only those of its ``"last"`` convolutions.
         optimizer: ``"adamw"`` or ``"sgd"`` (with momentum 0.9).
         learning_rate: constant.
         weight_decay: of the optimizer.
@@ -38,6 +41,8 @@ class Recipe:
 
     name: str
     backbone: str
+    architecture: str = "dncnn"
+    trained: str = "all"
     depth: int = 17
     width: int = 64
     normalized: bool = False
@@ -58,6 +63,8 @@ class Recipe:
 
     def __post_init__(self) -> None:
         choices = {
+            "architecture": tuple(ARCHITECTURES),
+            "trained": ("all", "last"),
             "optimizer": ("adamw", "sgd"),
             "loss": ("mean", "sum"),
             "attack_statistics": ("batch", "running"),

@@ -19,6 +19,11 @@ from audits.trained_masks.training import Seen
 RESULTS = Path(__file__).with_name("results")
 
 
+def versions() -> dict[str, str]:
+    """What a measurement depends on."""
+    return {"python": platform.python_version(), "torch": torch.__version__}
+
+
 class Log:
     """JSON lines: ``start`` (recipe, versions), ``training`` (means since the last) and ``measurement``.
 
@@ -34,8 +39,7 @@ class Log:
 
     def start(self, recipe: Recipe, step: int, total: int) -> None:
         data = {key: Path(getattr(self._options, key)).name for key in ("data", "test")}
-        versions = {"python": platform.python_version(), "torch": torch.__version__}
-        self._write("start", step, {"total": total, "recipe": as_table(recipe), "versions": versions, "data": data})
+        self._write("start", step, {"total": total, "recipe": as_table(recipe), "versions": versions(), "data": data})
 
     def trained(self, seen: Sequence[Seen]) -> None:
         means = {key: sum(getattr(one, key) for one in seen) / len(seen) for key in ("loss", "accuracy")}
@@ -52,14 +56,25 @@ class Log:
 
 
 def collect(log: Path, folder: Path = RESULTS) -> Path:
-    """Make a run's log its result: one JSON file. Of steps that were taken twice, the last counts."""
+    """Add a run's log to its result, one JSON file. Of what was measured twice on as many images, the last counts.
+
+    Raises:
+        ValueError: the log does not say what was trained, and no result does, or both do and differ.
+    """
     lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
-    started = next(line for line in reversed(lines) if line["kind"] == "start")
+    result = folder / f"{log.stem}.json"
+    before = json.loads(result.read_text(encoding="utf-8")) if result.exists() else {}
+    started = next((line for line in reversed(lines) if line["kind"] == "start"), before)
+    if not started:
+        raise ValueError(f"{log}: it has no line of kind 'start', and {result} is not there; train the run first")
+    if before and Recipe(**before["recipe"]) != Recipe(**_short(started["recipe"])):
+        raise ValueError(f"{log}: its recipe is not that of {result}; take another name for the run")
     content = {key: started[key] for key in ("recipe", "total", "versions", "data")}
     for kind in ("training", "measurement"):
-        own = {(line["step"], line.get("images")): line for line in lines if line["kind"] == kind}
-        content[kind] = [line for _, line in sorted(own.items(), key=lambda item: item[0][0])]
-    content["steps_taken"] = max(line["step"] for line in lines)
+        own = [line for line in lines if line["kind"] == kind]
+        latest = {(line["step"], line.get("images")): line for line in [*before.get(kind, []), *own]}
+        content[kind] = [line for _, line in sorted(latest.items(), key=lambda item: (item[0][0], item[0][1] or 0))]
+    content["steps_taken"] = max([*(line["step"] for line in lines), before.get("steps_taken", 0)])
     return keep(log.stem, content, folder)
 
 

@@ -46,11 +46,10 @@ def roughness(front_end: nn.Module, images: Tensor, seed: int = 0) -> dict[str, 
 def with_random_readout(front_end: IdentityStart, seed: int = 0) -> IdentityStart:
     """A copy whose last convolution is random again: what is left is the roughness of the layers before it."""
     changed = copy.deepcopy(front_end)
-    last = changed.residual[-1]
-    assert isinstance(last, nn.Conv2d)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
-        last.weight.copy_(nn.init.orthogonal_(torch.empty(last.weight.shape)))
+        for last in changed.readouts:
+            last.weight.copy_(nn.init.orthogonal_(torch.empty(last.weight.shape)))
     return changed
 
 

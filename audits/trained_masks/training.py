@@ -36,13 +36,17 @@ def new_front_end(recipe: Recipe) -> IdentityStart:
     """The front end at the start of a run. The global random state is left alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
-        front_end = IdentityStart(recipe.depth, recipe.width, normalized=recipe.normalized)
+        front_end = IdentityStart(
+            recipe.depth, recipe.width, architecture=recipe.architecture, normalized=recipe.normalized
+        )
     return front_end.to(memory_format=torch.channels_last)
 
 
-def new_optimizer(recipe: Recipe, front_end: nn.Module) -> torch.optim.Optimizer:
-    """The optimizer of a run, over all parameters of the front end."""
-    weights, rate, decay = front_end.parameters(), recipe.learning_rate, recipe.weight_decay
+def new_optimizer(recipe: Recipe, front_end: IdentityStart) -> torch.optim.Optimizer:
+    """The optimizer of a run, over all parameters of the front end that it trains."""
+    trained = [front_end] if recipe.trained == "all" else front_end.readouts
+    weights = [parameter for module in trained for parameter in module.parameters()]
+    rate, decay = recipe.learning_rate, recipe.weight_decay
     if recipe.optimizer == "sgd":
         return torch.optim.SGD(weights, lr=rate, momentum=0.9, weight_decay=decay)
     return torch.optim.AdamW(weights, lr=rate, weight_decay=decay)

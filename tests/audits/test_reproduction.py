@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from audits.claims import CLAIMS, merge
-from audits.reproduction import DOCS, markdown, outcome, stored
+from audits.reproduction import DOCS, about, commands, filled, markdown, outcome, stored, verdict
+from audits.short import figures_differ, pgd_fails, shortened
+from audits.trained_masks.claims import records as trained_records
+from audits.trained_masks.evidence import load
+from audits.trained_masks.recipes import load_recipes
 
 AUDIT = """
     def test_it(reproduction):
@@ -117,16 +122,42 @@ def test_results_of_the_same_test_are_replaced_and_others_kept(tmp_path: Path) -
 
 @pytest.mark.parametrize(
     ("held", "expected"),
-    [([], "not measured"), ([True], "reproduced"), ([False], "not reproduced"), ([True, False], "in 1 of 2 cases")],
+    [
+        ([], "not measured"),
+        ([True], "reproduced"),
+        ([False], "not reproduced"),
+        ([True, False, True], "reproduced in 2 of 3 cases, not reproduced in 1"),
+    ],
 )
 def test_outcome_of_a_claim(held: list[bool], expected: str) -> None:
-    assert outcome([record(holds=holds) for holds in held]) == expected
+    assert outcome("3", [record(holds=holds) for holds in held]) == expected
 
 
 def test_outcome_of_a_question_is_its_answer() -> None:
-    assert outcome([record("A")]) == "yes"
-    assert outcome([record("A", holds=False)]) == "no"
-    assert outcome([record("A"), record("A", holds=False)]) == "in 1 of 2 cases"
+    assert outcome("A", [record("A")]) == "answered: yes"
+    assert outcome("A", [record("A", holds=False)]) == "answered: no"
+    assert outcome("A", [record("A"), record("A", holds=False)]) == "answered: yes in 1 of 2 cases, no in 1"
+    assert outcome("open question 1", [record("3")]) == "answered: no"
+    assert outcome("open question 1", []) == "not measured"
+
+
+@pytest.mark.parametrize(("pgd", "expected"), [((0.81, 0.7, 0.9), True), ((0.5, 0.39, 0.6), False)])
+def test_claim_4_is_contradicted_where_bounds_exclude_it(pgd: tuple[float, ...], expected: bool) -> None:
+    shares = {"clean": [0.86, 0.76, 0.93], "PGD on the whole ensemble": list(pgd)}
+    assert pgd_fails(record("4", holds=False, accuracies=shares)) is expected
+    assert verdict(record("4", holds=False, accuracies=shares)) == ("contradicted" if expected else "not reproduced")
+    assert not pgd_fails(record("5", accuracies=shares))
+
+
+@pytest.mark.parametrize(
+    ("autoattack", "expected"), [([0.64, 0.5, 0.77], "not reproduced"), ([0.9, 0.8, 0.95], "reproduced")]
+)
+def test_figures_of_claim_3_are_compared_by_their_bounds(autoattack: list[float], expected: str) -> None:
+    shares = {"clean": [0.9, 0.8, 0.95], "autoattack": autoattack, "bpda": [0.3, 0.2, 0.4], "arc": [0.2, 0.1, 0.3]}
+    (found,) = figures_differ([record("3", audits=[{"defense": "adversarial-ensemble", "accuracies": shares}])])
+    assert found["verdict"] == expected
+    assert "(arc) 20.0 % [10.0, 30.0]" in found["ours"]
+    assert figures_differ([record("3", audits=[{"defense": "standard-ensemble", "accuracies": shares}])]) == []
 
 
 def test_page_has_every_claim_and_sections_for_the_measured_ones() -> None:
@@ -134,11 +165,17 @@ def test_page_has_every_claim_and_sections_for_the_measured_ones() -> None:
         "defense": "resnet", "verdict": "MASKED",
         "accuracies": {"clean": [0.9, 0.8, 0.95], "bpda": [0.0, 0.0, 0.1]},
     }  # fmt: skip
-    page = markdown([record("1", audits=[audit]), record("5", holds=False, accuracies={"mirrored": [0.5, 0.4, 0.6]})])
+    audits = [
+        record("1", audits=[audit]),
+        record("1", "b[vgg]"),
+        record("5", holds=False, accuracies={"mirrored": [0.5, 0.4, 0.6]}),
+    ]
+    page = markdown(audits, load())
     assert all(f"| {claim.text} | {claim.paper} |" in page for claim in CLAIMS.values())
     assert "## Claim 1\n" in page
     assert "| resnet | `MASKED` | 90.0 % [80.0, 95.0] | 0.0 % [0.0, 10.0] |" in page
-    assert "- **Does not hold**: ours of a." in page
+    assert "- Not reproduced: ours of a." in page
+    assert "- Reproduced: vgg: ours of b[vgg]." in page
     assert "| mirrored | 50.0 % [40.0, 60.0] |" in page
     assert "## Claim 2\n" not in page
     assert "<sub>Measured on 7 images of cifar10, budget smoke, seed 0, torch 2.6.</sub>" in page
@@ -165,4 +202,57 @@ def test_pictures_are_drawn_alike_each_time(tmp_path: Path) -> None:
 
 
 def test_page_in_docs_shows_stored_results() -> None:
-    assert (DOCS / "reproduction.md").read_text() == markdown(stored())
+    page = (DOCS / "reproduction.md").read_text()
+    assert page == markdown(stored(), load())
+    assert page == markdown(stored(), load()), "the same results make the same page"
+
+
+@pytest.mark.parametrize("number", CLAIMS)
+def test_every_claim_has_a_whole_row(number: str) -> None:
+    (line,) = [row for row in (DOCS / "reproduction.md").read_text().splitlines() if row.startswith(f"| [{number}](")]
+    _, _, paper, ours, images, found, commands = (cell.strip() for cell in line.strip("|").split("|"))
+    assert paper
+    assert re.search(r"\d % \[[\d.]+, [\d.]+\]", ours), "a figure with its bounds"
+    assert re.fullmatch(r"\d+( or \d+)*", images)
+    assert re.match(r"\*\*(reproduced|not reproduced|contradicted|answered: \w)", found)
+    assert re.match(r"`(pytest audits/|python -m audits\.)", commands)
+
+
+def test_rows_are_those_of_the_paper() -> None:
+    numbered = [f"{kind} {place}" for kind in ("experiment", "next check", "open question") for place in (1, 2, 3)]
+    assert list(CLAIMS) == [*"1234567", *"ABC", *numbered]
+
+
+def test_commands_name_what_is_there() -> None:
+    recipes = load_recipes()
+    for found in [*stored(), *trained_records(load())]:
+        for command in commands(found):
+            words = command.split()
+            if words[0] == "pytest":
+                assert (DOCS.parent / words[1]).exists()
+                assert (DOCS.parent / words[-1].partition("=")[2]).exists()
+            if "train" in words:
+                assert words[words.index("train") + 1] in recipes
+
+
+def test_a_claim_that_shares_measurements_counts_them() -> None:
+    records = [record("3"), record("4"), record("C"), record("5")]
+    assert about("open question 1", records) == records[:3]
+
+
+def test_a_figure_in_the_text_comes_from_a_result() -> None:
+    evidence = load()
+    name = "deep-17-adamw-1e-4"
+    wanted = evidence.last(name).pgd
+    assert filled(f"{{{name}:pgd}} of {{parts}}", evidence, {"parts": "all"}) == (
+        f"{100 * wanted.value:.1f} % [{100 * wanted.low:.1f}, {100 * wanted.high:.1f}] of all"
+    )
+    with pytest.raises(KeyError):
+        filled("{no-such-run:pgd}", evidence, {})
+
+
+def test_a_sweep_is_shown_by_some_of_its_cells() -> None:
+    shares = {"gradient": [0.5, 0.4, 0.6], "bpda": [0.1, 0.0, 0.2]}
+    cells = [{"defense": name, "accuracies": shares} for name in ("1e-6, 1 epochs", "1e-4, 1 epochs")]
+    line = shortened(record("6", cells=cells))
+    assert line == "1e-6, 1 epochs: gradient attacks 50.0 % [40.0, 60.0], BPDA 10.0 % [0.0, 20.0]"

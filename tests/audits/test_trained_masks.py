@@ -17,12 +17,13 @@ from audits.trained_masks.front_end import IdentityStart, batch_statistics
 from audits.trained_masks.images import _blacken, batch_rows, step_generator
 from audits.trained_masks.package import Dataset
 from audits.trained_masks.recipes import Recipe, load_recipes
+from audits.trained_masks.residuals import Couplings
 from audits.trained_masks.results import Log, collect, table
 from audits.trained_masks.roughness import of_snapshots, roughness
 from audits.trained_masks.storage import save_run, stored_recipe
 from audits.trained_masks.training import Run, Seen, new_front_end
 from audits.trained_masks.transfer import transfer
-from audits.trained_masks.untrained import random_front_end
+from audits.trained_masks.untrained import other_untrained, random_front_end
 
 
 @pytest.fixture(autouse=True)
@@ -64,6 +65,32 @@ def test_starts_as_the_identity(normalized: bool, training: bool) -> None:
     assert torch.equal(front_end(data().images), data().images)
 
 
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize(("architecture", "depth"), [("unet", 15), ("invertible", 12)])
+def test_other_front_ends_start_as_the_identity_too(architecture: str, depth: int, training: bool) -> None:
+    front_end = IdentityStart(depth, 8, architecture=architecture, normalized=True).train(training)
+    assert torch.allclose(front_end(data().images), data().images, atol=1e-6)
+    changed = perturbed(front_end)
+    assert not torch.allclose(changed(data().images), data().images, atol=1e-2)
+    assert len(front_end.norms()) == (14 if architecture == "unet" else 8)
+
+
+def test_the_invertible_one_can_be_inverted() -> None:
+    front_end = perturbed(IdentityStart(12, 8, architecture="invertible"))
+    assert isinstance(front_end.residual, Couplings)
+    outputs = front_end(data().images)
+    assert torch.allclose(front_end.residual.inverse(outputs), data().images, atol=1e-4)
+
+
+def test_only_the_readout_is_trained_if_a_recipe_says_so(tmp_path: Path) -> None:
+    recipe = small(trained="last")
+    run = Run(recipe, backbone(), data(), tmp_path / "run.safetensors")
+    run.go_on(2, lambda _: True)
+    before = dict(new_front_end(recipe).named_parameters())
+    changed = {name for name, value in run.front_end.named_parameters() if not torch.equal(value, before[name])}
+    assert changed == {f"residual.{len(run.front_end.residual) - 1}.weight"}  # type: ignore[arg-type]
+
+
 def test_subtracts_its_residual() -> None:
     front_end = perturbed(IdentityStart(4, 4))
     images = data().images
@@ -83,7 +110,7 @@ def test_batch_norm_is_set_as_in_the_authors_toolkit() -> None:
     norms = front_end.norms()
     assert len(norms) == 15
     assert {(norm.num_features, norm.eps, norm.momentum) for norm in norms} == {(64, 1e-4, 0.95)}
-    convolutions = [module for module in front_end.residual if isinstance(module, nn.Conv2d)]
+    convolutions = [module for module in front_end.residual.modules() if isinstance(module, nn.Conv2d)]
     assert [layer.bias is not None for layer in convolutions] == [True] + [False] * 16
     flat = convolutions[1].weight.detach().flatten(1)
     assert torch.allclose(flat @ flat.T, torch.eye(64), atol=1e-4)
@@ -208,6 +235,34 @@ def test_what_is_kept_of_a_run(tmp_path: Path) -> None:
     assert "small (running)" in table(tmp_path / "results")
 
 
+def test_a_later_log_adds_to_a_result(tmp_path: Path) -> None:
+    options = argparse.Namespace(data="imagefolder:train", test="npz:test.npz")
+    figures = diagnosed(new_front_end(small()).eval(), backbone().requires_grad_(False), data(), steps=1)
+    first = Log(tmp_path / "first" / "small.jsonl", options)
+    first.start(small(), 0, 4)
+    first.trained([Seen(2, 1.0, 1.0)])
+    first.measured(2, figures)
+    collect(tmp_path / "first" / "small.jsonl", tmp_path / "results")
+    later = Log(tmp_path / "later" / "small.jsonl", options)  # of a measurement alone, on more images
+    later.measured(2, {**figures, "images": 32})
+    kept = json.loads(collect(tmp_path / "later" / "small.jsonl", tmp_path / "results").read_text(encoding="utf-8"))
+    assert [(line["step"], line["images"]) for line in kept["measurement"]] == [(2, 16), (2, 32)]
+    assert [line["step"] for line in kept["training"]] == [2]
+    assert kept["recipe"]["name"] == "small"
+
+
+def test_a_log_of_unknown_or_other_training_is_refused(tmp_path: Path) -> None:
+    options = argparse.Namespace(data="imagefolder:train", test="npz:test.npz")
+    Log(tmp_path / "small.jsonl", options).measured(2, {"images": 16})
+    with pytest.raises(ValueError, match="train the run first"):
+        collect(tmp_path / "small.jsonl", tmp_path / "results")
+    Log(tmp_path / "small.jsonl", options).start(small(), 0, 4)
+    collect(tmp_path / "small.jsonl", tmp_path / "results")
+    Log(tmp_path / "small.jsonl", options).start(small(depth=5), 0, 4)
+    with pytest.raises(ValueError, match="another name"):
+        collect(tmp_path / "small.jsonl", tmp_path / "results")
+
+
 def test_every_recipe_is_one() -> None:
     recipes = load_recipes()
     assert all(name == recipe.name for name, recipe in recipes.items())
@@ -249,3 +304,11 @@ def test_attacks_transfer_between_equal_front_ends() -> None:
         assert found[attack]["first"]["second"] == found[attack]["first"]["first"], "both are the identity"
     assert found["common"] <= found["images"] == 16
     assert found["ensemble"]["pgd"] <= found["ensemble"]["clean"]
+
+
+def test_others_are_as_far_from_the_identity_as_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("audits.trained_masks.untrained.OTHERS", (("unet", 10, 4), ("invertible", 6, 4)))
+    rows = other_untrained(backbone().eval().requires_grad_(False), data(), data(), 0.02)
+    assert [row["architecture"] for row in rows] == ["unet", "invertible"]
+    assert all(row["residual_sd"] == pytest.approx(0.02, rel=0.05) for row in rows)
+    assert all(row["roughness"] > 0 and row["images"] == 16 for row in rows)
