@@ -46,7 +46,12 @@ def picture(height: float, alt: str, draw: Callable[[Figure], None]) -> Picture:
 def accuracy_chart(audit: Mapping[str, Any]) -> Picture:
     """Robust accuracy after each attack, with its bounds."""
     rows: list[tuple[str, str, Mapping[str, Any]]] = [("no attack", "", audit["clean_accuracy"])]
-    rows += [(name, result["kind"], result) for name, result in audit["robust_accuracy"].items()]
+    # The table names those that were skipped.
+    rows += [
+        (name, result["kind"], result)
+        for name, result in audit["robust_accuracy"].items()
+        if not result["status"].startswith("skipped")
+    ]
     rows.append(("all attacks", "", audit["all_attacks"]))
 
     def draw(figure: Figure) -> None:
@@ -66,7 +71,7 @@ def accuracy_chart(audit: Mapping[str, Any]) -> Picture:
         right.set(ylim=axes.get_ylim())
         right.set_yticks(range(len(rows)), labels)
         for side in (axes, right):
-            side.tick_params(axis="y", length=0)
+            side.tick_params(axis="y", length=0, pad=8)  # markers at 0 and 100 % are half outside
             side.spines[["top", "left", "right"]].set_visible(False)
         axes.set_axisbelow(True)
         axes.grid(color="#DDDDDD")
@@ -100,7 +105,12 @@ def survival_chart(outcomes: Mapping[str, Any]) -> Picture:
         axes.set(ylim=(len(names), 0), xlabel=f"{len(columns)} images, sorted by what breaks them", xticks=[])
         axes.set_yticks([row + 0.5 for row in range(len(names))], [_short(name) for name in names])
         axes.tick_params(axis="y", length=0)
-        patches = [Patch(facecolor=colour, edgecolor="#888888", label=label) for label, colour in _STATES]
+        seen = {state for row in states for state in row}
+        patches = [
+            Patch(facecolor=colour, edgecolor="#888888", label=label)
+            for state, (label, colour) in enumerate(_STATES)
+            if state in seen
+        ]
         figure.legend(handles=patches, loc="outside lower center", ncols=2, frameon=False)
 
     correct = sum(outcomes["clean"])
@@ -166,8 +176,7 @@ def _curve(figure: Figure, lines: Sequence[tuple[Mapping[str, Any], Sequence[Map
     for attack, points in lines:
         colour, marker = KINDS[attack["kind"]]
         positions = range(len(points))
-        low, high, value = ([100 * point[key] for point in points] for key in ("low", "high", "value"))
-        axes.fill_between(positions, low, high, color=colour, alpha=0.15, linewidth=0)
+        value = [100 * point["value"] for point in points]  # bounds of so few images would cover the chart
         axes.plot(positions, value, marker=marker, color=colour, markersize=5, clip_on=False, zorder=3)
     axes.set(ylim=(0, 100), ylabel="robust accuracy, %")
     plain(axes)

@@ -14,7 +14,7 @@ from pytest_gradmask.report.wording import (
     bypassed_text,
     headline,
     hidden_by,
-    share_text,
+    report_instead,
     submodules_bypassed,
     verdict_sentence,
 )
@@ -46,7 +46,7 @@ def explain(audit: Audit, expected: str) -> str:
             *_sentence(f"Expected {expected}. {verdict_sentence(plain, with_reasons=not inconclusive)}"),
             *([f"- {reason}" for reason in audit.reasons] if inconclusive else []),
         ],
-        _answer(audit, plain),
+        _answer(plain),
         [*attack_table(audit), *_wrapped(attack_notes(audit))],
         _wrapped(_evidence(audit, plain)),
         [_finding(finding) for finding in audit.findings],
@@ -63,16 +63,10 @@ def _wrapped(sentences: Iterable[str]) -> list[str]:
     return [line for sentence in sentences for line in _sentence(sentence)]
 
 
-def _answer(audit: Audit, plain: Mapping[str, Any]) -> list[str]:
+def _answer(plain: Mapping[str, Any]) -> list[str]:
     """What hides the gradient, and what to report instead of the figure under gradient attacks."""
-    lines = [f"hidden by: {culprit}"] if (culprit := hidden_by(plain)) else []
-    adaptive = audit.of_kind("adaptive")
-    if audit.verdict is Verdict.MASKED and adaptive:
-        strongest = max(adaptive, key=lambda result: len(result.broken))
-        most = "" if audit.exhaustive else "at most "
-        share = share_text(plain["all_attacks"])
-        lines.append(f"report instead: {most}{share} (all attacks; most by {strongest.name})")
-    return lines
+    answers = {"hidden by": hidden_by(plain), "report instead": report_instead(plain)}
+    return [f"{name}: {text}" for name, text in answers.items() if text]
 
 
 def _evidence(audit: Audit, plain: Mapping[str, Any]) -> list[str]:

@@ -14,7 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from pytest_gradmask.execution.files import replaced
-from pytest_gradmask.report import charts, gradient_charts, wording
+from pytest_gradmask.report import charts, gradient_charts, quotes, wording
 from pytest_gradmask.report.explanations import explanations
 from pytest_gradmask.report.records import AuditRecord
 
@@ -61,10 +61,13 @@ def render(
 ) -> str:
     """The page, as text. The arguments are those of `write_html`.
 
-    Audits are sorted by test, so that the page is the same however workers shared the tests.
+    Audits are sorted by verdict, the worst first, and by test, so that the page is the same however workers shared the
+    tests.
     """
     matrices = [_transfer(each) for each in sorted(transfers, key=lambda each: str(each["test"]))]
-    ordered = sorted(records, key=lambda record: str(record["audit"]["test"]))
+    by_test = sorted(records, key=lambda record: str(record["audit"]["test"]))
+    worst = wording.SHOWN_VERDICTS.index
+    ordered = sorted(by_test, key=lambda record: worst(wording.shown_verdict(record["audit"])))
     audits = [_audit(record, matrices) for record in ordered]
     tests = {audit["test"] for audit in audits}
     texts = explanations(finding["id"] for audit in audits for finding in audit["findings"])
@@ -99,6 +102,8 @@ def _audit(record: AuditRecord, matrices: Sequence[Mapping[str, Any]]) -> dict[s
         **audit,
         "shown": wording.shown_verdict(audit),
         "sentence": wording.verdict_sentence(audit),
+        "answers": _answers(audit),
+        "quotes": {} if raised else _quotes(audit),
         "accuracy": None if raised else _picture(charts.accuracy_chart, audit),
         "survival": _survival(evidence.get("outcomes")),
         "curves": _curves(evidence.get("curves")),
@@ -107,6 +112,26 @@ def _audit(record: AuditRecord, matrices: Sequence[Mapping[str, Any]]) -> dict[s
         "pictures": evidence.get("pictures"),
         "transfers": [each for each in matrices if each["test"] == audit["test"]],
         "settings": _settings(audit, evidence),
+    }
+
+
+def _answers(audit: Mapping[str, Any]) -> dict[str, str]:
+    """What a reader asks first, by question."""
+    found = {
+        "Hidden by": wording.hidden_by(audit),
+        "Report instead": wording.report_instead(audit),
+        "Reproduce": audit["provenance"].get("reproduce", ""),
+    }
+    return {question: answer for question, answer in found.items() if answer}
+
+
+def _quotes(audit: Mapping[str, Any]) -> dict[str, str]:
+    """Texts to copy into a paper, by their form."""
+    return {
+        "Text": quotes.citation(audit),
+        "BibTeX": quotes.bibtex(audit),
+        "Attacks as CSV": quotes.csv_table(audit),
+        "Attacks as LaTeX": quotes.latex_table(audit),
     }
 
 
@@ -195,7 +220,7 @@ def _settings(audit: Mapping[str, Any], evidence: Mapping[str, Any]) -> dict[str
         if audit["exhaustive"]
         else "no, only those that can change the verdict: accuracies are upper bounds",
         "operations that hide the gradient": "; ".join(map(_operation, audit["operations"])) or "none found",
-        "bypassed": ", ".join(audit["bypassed"]) or "nothing",
+        "bypassed": wording.bypassed_text(audit) or "nothing",
         "seed": str(provenance["seed"]),
         "device": str(provenance["device"]),
         "precision under attack": {"own": "the defense's own"}.get(

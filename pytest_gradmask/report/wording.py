@@ -72,6 +72,16 @@ def hidden_by(audit: Mapping[str, Any]) -> str:
     return ""
 
 
+def report_instead(audit: Mapping[str, Any]) -> str:
+    """The figure to report in place of that under gradient attacks, and the attack behind it; empty if not masked."""
+    broken = {name: each["broken"] for name, each in audit["robust_accuracy"].items() if each["kind"] == "adaptive"}
+    if audit["verdict"] != "MASKED" or not broken:
+        return ""
+    share = share_text(audit["all_attacks"])
+    strongest = max(broken, key=lambda name: broken[name])
+    return f"{'' if audit['exhaustive'] else 'at most '}{share} (all attacks; most by {strongest})"
+
+
 def bypassed_text(audit: Mapping[str, Any]) -> str:
     """What attacks bypassed, in words: ``the submodule "front"``."""
     return ", ".join(map(_part, audit["bypassed"]))

@@ -119,6 +119,14 @@ def pixels(text: str) -> Image.Image:
     return Image.open(io.BytesIO(base64.b64decode(text)))
 
 
+def test_what_fails_is_shown_beside_what_succeeds() -> None:
+    shown = masked_case().evidence["pictures"]
+    assert (shown["beside"], shown["attack"].partition("-")[0]) == ("apgd-ce", "bpda")
+    assert any(each["broken"] and not each["other"]["broken"] for each in shown["images"])
+    for each in shown["images"]:
+        assert each["other"]["broken"] == (each["other"]["class"] != each["label"])
+
+
 def test_pictures_show_the_images_and_what_broke_them() -> None:
     case = masked_case()
     shown = case.evidence["pictures"]

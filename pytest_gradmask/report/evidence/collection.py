@@ -124,7 +124,14 @@ def _parts(
     chosen = [index for index in shown if index in correct] or correct
     evidence["landscapes"] = _part(lambda: landscapes(Views.of(prepared), chosen, numbers))
     evidence["pictures"] = _part(
-        lambda: pictures(prepared, reruns[strongest or attacks[0]], [*chosen, *correct], numbers, SHOWN)
+        lambda: pictures(
+            prepared,
+            reruns[strongest or attacks[0]],
+            [*chosen, *correct],
+            numbers,
+            SHOWN,
+            beside=reruns[attacks[0]],
+        )
     )
     return evidence
 

@@ -20,7 +20,15 @@ from pytest_gradmask.report.evidence.curves import Rerun, done
 _SIDE = 128
 
 
-def pictures(bench: Bench, rerun: Rerun, order: Sequence[int], numbers: Sequence[int], count: int) -> dict[str, Any]:
+def pictures(
+    bench: Bench,
+    rerun: Rerun,
+    order: Sequence[int],
+    numbers: Sequence[int],
+    count: int,
+    *,
+    beside: Rerun | None = None,
+) -> dict[str, Any]:
     """Clean image, adversarial image and their difference, with the predictions of the defense for the first two.
 
     Args:
@@ -29,6 +37,7 @@ def pictures(bench: Bench, rerun: Rerun, order: Sequence[int], numbers: Sequence
         order: indices of attacked images, the preferred ones first. Broken images come before all others.
         numbers: for each image of the bench, its number in the report.
         count: how many to show.
+        beside: of another attack, whose images are shown beside these; None or the same rerun for none.
     """
     broken = set(done(rerun).broken)
     shown = sorted(dict.fromkeys(order), key=lambda index: index not in broken)[:count]
@@ -41,9 +50,19 @@ def pictures(bench: Bench, rerun: Rerun, order: Sequence[int], numbers: Sequence
     difference = (adversarial - clean).nan_to_num(0, 0, 0)
     largest = difference.abs().max().item() / (high - low)
     magnification = max(1, math.floor(0.5 / largest)) if largest > 0 else 1
+    second = beside if beside is not None and beside is not rerun and len(beside.returned) else None
+    others: list[dict[str, Any] | None] = [None] * len(shown)
+    if second is not None:
+        images = second.returned[[second.attacked.index(index) for index in shown]]
+        survives = set(shown) - set(done(second).broken)
+        others = [
+            {**answer, "png": _png((images[row] - low) / (high - low)), "broken": shown[row] not in survives}
+            for row, answer in enumerate(_predictions(bench, images))
+        ]
     distances = scorer.threat.distance(adversarial, clean).tolist()
     return {
         "attack": rerun.name,
+        "beside": "" if second is None else second.name,
         "broken": len(broken),
         "attacked": len(rerun.attacked),
         "magnification": magnification,
@@ -56,6 +75,7 @@ def pictures(bench: Bench, rerun: Rerun, order: Sequence[int], numbers: Sequence
                 "clean": before[row],
                 "adversarial": after[row],
                 "broken": index in broken,
+                "other": others[row],
                 "distance": distances[row],
                 "clean_png": _png((clean[row] - low) / (high - low)),
                 "adversarial_png": _png((adversarial[row] - low) / (high - low)),

@@ -1,0 +1,53 @@
+"""The report on paper and on a telephone, and the order of its audits."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+pytest.importorskip("jinja2", reason="needs jinja2: pip install 'pytest-gradmask[report]'")
+pytest.importorskip("matplotlib", reason="needs matplotlib: pip install 'pytest-gradmask[report]'")
+
+from pytest_gradmask.report.html import render
+from pytest_gradmask.report.json import to_json
+from pytest_gradmask.report.records import AuditRecord
+from tests.report.evidence_toys import masked_case
+from tests.report.report_toys import plain_audit, plain_run
+
+
+def page(*audits: dict[str, object]) -> str:
+    return render([AuditRecord(audit=audit, evidence={}) for audit in audits], [], plain_run()["provenance"])
+
+
+def test_the_worst_audits_come_first() -> None:
+    verdicts = ("NOT_MASKED", "INCONCLUSIVE", "MASKED")
+    text = page(*(plain_audit(f"t.py::test_{n}", verdict) for n, verdict in enumerate(verdicts)))
+    assert re.findall(r'<h2 id="audit-\d">.*\n?.*?</span> (\w+)</span>', text) == list(reversed(verdicts))
+
+
+def test_what_a_reader_asks_first_is_below_the_sentence() -> None:
+    audit = to_json(masked_case().audit)
+    audit["provenance"] = {**audit["provenance"], "reproduce": "pytest t.py::test_it --gradmask"}
+    text = page(audit)
+    answers = dict(re.findall(r"<dt>(.+?)</dt><dd>(.+?)</dd>", text))
+    assert set(answers) >= {"Report instead", "Reproduce"}
+    assert answers["Reproduce"] == "<code>pytest t.py::test_it --gradmask</code>"
+    for form in ("Text", "BibTeX", "Attacks as CSV", "Attacks as LaTeX"):
+        assert f"<details><summary>{form}</summary><pre" in text
+    assert "<dt>" not in page(plain_audit())
+
+
+def test_every_figure_has_its_label_where_a_table_is_stacked() -> None:
+    text = page(to_json(masked_case().audit))
+    tables = re.findall(r'<table class="[^"]*stacked">(.*?)</table>', text, re.DOTALL)
+    assert len(tables) == 2
+    for table in tables:
+        heads = {
+            re.sub(r" \[.*", "", head) for head in re.findall(r"<th scope=\"col\"[^>]*>(.*?)</th>", table, re.DOTALL)
+        }
+        cells = re.findall(r"<td([^>]*)>(.*?)</td>", table, re.DOTALL)
+        labels = [re.search('data-label="(.*?)"', attributes) for attributes, text in cells if text.strip()]
+        notes = sum('class="note"' in attributes for attributes, _ in cells)
+        assert sum(label is None for label in labels) == notes
+        assert {label[1] for label in labels if label} <= heads
