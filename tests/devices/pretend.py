@@ -1,0 +1,142 @@
+"""A pretend device: its tensors live in the memory of the CPU, and may not mix with the CPU's own.
+
+On a GPU, an operation on tensors of two devices raises, and so it does here. PyTorch lets a backend be written in
+Python, for the key that is kept for backends outside of it (`torch.utils.backend_registration`, since PyTorch 2.10).
+Every operation comes to `_run`, which computes on the CPU and counts what would make a GPU wait.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import backend_registration
+from torch.utils._pytree import tree_flatten, tree_map
+
+NAME = "pretend"
+#: Whether this version of PyTorch allows it.
+AVAILABLE = hasattr(backend_registration, "_setup_privateuseone_for_python_backend")
+#: Operations for which a GPU has to finish all work before: they bring a value to Python, or a shape depends on values.
+_WAITING = {"_local_scalar_dense", "nonzero", "equal", "masked_select", "tolist", "to the CPU"}
+#: Operations that take tensors of two devices, also on a GPU.
+_BETWEEN_DEVICES = {"copy_", "_to_copy", "_copy_from", "index", "index_put", "index_put_"}
+#: Operations that PyTorch would otherwise make of others in a way that needs an own implementation.
+_OWN = (
+    "empty.memory_format", "empty_strided", "copy_", "_copy_from", "_to_copy", "index.Tensor", "fill_.Scalar", "zero_",
+    "_local_scalar_dense", "arange", "arange.start", "arange.start_step", "linspace", "eye", "eye.m",
+)  # fmt: skip
+
+_counts: Counter[str] = Counter()
+_libraries: list[torch.library.Library] = []  # an implementation lives as long as its library
+
+
+class PretendTensor(Tensor):
+    """A tensor of the device. ``held`` is the tensor of the CPU behind it, and views share memory as theirs do."""
+
+    held: Tensor
+
+    @staticmethod
+    def __new__(cls, held: Tensor) -> PretendTensor:
+        made: PretendTensor = Tensor._make_wrapper_subclass(
+            cls, held.size(), strides=held.stride(), storage_offset=held.storage_offset(), dtype=held.dtype,
+            device=f"{NAME}:0",
+        )  # fmt: skip
+        made.held = held
+        return made
+
+    @classmethod
+    def __torch_dispatch__(cls, operation: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return _run(operation, args, kwargs or {})
+
+    def tolist(self) -> Any:
+        """The values, for which a GPU would have to wait."""
+        _counts["tolist"] += 1
+        return self.detach().held.tolist()
+
+    def numpy(self, **_: Any) -> Any:
+        """Refused, as by a GPU."""
+        raise TypeError(f"can't convert a tensor of {NAME} to numpy; use Tensor.cpu() first")
+
+    def __repr__(self, **_: Any) -> str:
+        return f"PretendTensor({self.detach().held})"
+
+
+def _run(operation: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    tensors = [each for each in tree_flatten((args, kwargs))[0] if isinstance(each, Tensor)]
+    ours = [each for each in tensors if isinstance(each, PretendTensor)]
+    name = operation._schema.name.removeprefix("aten::")
+    # A scalar tensor of the CPU may meet tensors of a GPU.
+    others = [each for each in tensors if not isinstance(each, PretendTensor) and each.dim() > 0]
+    if ours and others and name not in _BETWEEN_DEVICES:
+        raise RuntimeError(f"Expected all tensors to be on the same device, but {operation} got {NAME}:0 and cpu")
+    _counts[name] += 1
+    target, here = kwargs.get("device"), bool(ours)
+    if target is not None:
+        here = torch.device(target).type == NAME
+        kwargs = {**kwargs, "device": "cpu"}
+        _counts["to the CPU"] += bool(ours) and not here
+    result = operation(*tree_map(_held, args), **tree_map(_held, kwargs))
+    for each in ours:
+        if each.shape != each.held.shape:
+            raise NotImplementedError(f"{operation} resizes a tensor of {NAME}")
+    if name.endswith("_") and operation._schema.is_mutable:
+        return args[0]
+    known = {id(each.held): each for each in ours}
+    return tree_map(lambda each: _wrapped(each, known) if here else each, result)
+
+
+def _held(each: Any) -> Any:
+    return each.held if isinstance(each, PretendTensor) else each
+
+
+def _wrapped(each: Any, known: dict[int, PretendTensor]) -> Any:
+    if not isinstance(each, Tensor):
+        return each
+    return known[id(each)] if id(each) in known else PretendTensor(each)
+
+
+_Dummy: Any = getattr(backend_registration, "_DummyBackendModule", object)
+
+
+class _Module(_Dummy):  # type: ignore[misc]
+    """``torch.pretend``. Its random numbers are drawn by the generator of the CPU, so it has no state of its own."""
+
+    def get_rng_state(self, _device: Any = None) -> Tensor:
+        return torch.zeros(0, dtype=torch.uint8)
+
+    def set_rng_state(self, _state: Tensor, _device: Any = None) -> None:
+        return
+
+    def manual_seed_all(self, _seed: int) -> None:
+        return
+
+
+def set_up() -> None:
+    """Register the device, once in a process."""
+    if _libraries:
+        return
+    backend_registration._setup_privateuseone_for_python_backend(NAME, backend_module=_Module())
+    everything = torch.library.Library("_", "IMPL")
+    everything.fallback(lambda operation, *args, **kwargs: _run(operation, args, kwargs), "PrivateUse1")
+    named = torch.library.Library("aten", "IMPL")
+    for name in _OWN:
+        base, _, overload = name.partition(".")
+        named.impl(name, _implementation(getattr(getattr(torch.ops.aten, base), overload or "default")), "PrivateUse1")
+    _libraries.extend([everything, named])
+
+
+def _implementation(operation: Any) -> Callable[..., Any]:
+    return lambda *args, **kwargs: _run(operation, args, kwargs)
+
+
+@contextmanager
+def waiting() -> Iterator[Counter[str]]:
+    """Count, inside, how often each operation runs for which a GPU has to wait."""
+    before = Counter(_counts)
+    counted: Counter[str] = Counter()
+    yield counted
+    counted.update({name: _counts[name] - before[name] for name in _WAITING if _counts[name] > before[name]})
