@@ -43,26 +43,28 @@ class PretendTensor(Tensor):
     def __new__(cls, held: Tensor) -> PretendTensor:
         made: PretendTensor = Tensor._make_wrapper_subclass(
             cls, held.size(), strides=held.stride(), storage_offset=held.storage_offset(), dtype=held.dtype,
-            device=f"{NAME}:0",
+            device=torch.device(NAME, 0),
         )  # fmt: skip
         made.held = held
         return made
 
     @classmethod
-    def __torch_dispatch__(cls, operation: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, operation: Any, _types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         return _run(operation, args, kwargs or {})
 
     def tolist(self) -> Any:
         """The values, for which a GPU would have to wait."""
         _counts["tolist"] += 1
-        return self.detach().held.tolist()
+        return _held(self.detach()).tolist()
 
-    def numpy(self, **_: Any) -> Any:
+    def numpy(self, *_: Any, **__: Any) -> Any:
         """Refused, as by a GPU."""
         raise TypeError(f"can't convert a tensor of {NAME} to numpy; use Tensor.cpu() first")
 
-    def __repr__(self, **_: Any) -> str:
-        return f"PretendTensor({self.detach().held})"
+    def __repr__(self, *_: Any, **__: Any) -> str:  # type: ignore[override]
+        return f"PretendTensor({_held(self.detach())})"
 
 
 def _run(operation: Any, args: Any, kwargs: dict[str, Any]) -> Any:
