@@ -132,6 +132,10 @@ class Collector:
             if file is not None:
                 write(file, run)
                 self._notes.append(f"written to {file}")
+        if settings.history is not None and run["audits"]:
+            from pytest_gradmask.report.history import keep
+
+            self._notes.append(f"written to {keep(settings.history, run, self._config.rootpath)}")
         if self._settings.html is not None:
             from pytest_gradmask.report.html import write_html
 
