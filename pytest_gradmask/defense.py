@@ -79,7 +79,8 @@ class Defense:
         weights: with what chance each member answers; by default all with the same. Given with ``members`` only.
         sources: models whose adversarial examples may transfer to this one.
         attacks: of your own, as functions or as `Attack`; adaptive ones run before all others.
-        outputs: ``"probabilities"`` if the model ends in a softmax; its logarithm is then attacked.
+        outputs: ``"probabilities"`` if the model ends in a softmax; its logarithm is then attacked. An audit
+            recognises probabilities by itself.
         name: for reports; by default the model's class.
         rejects: of a defense that may reject an image: the index of the class that means "rejected", or a function of
             the model's outputs (N x K). It returns a score (float, N, above 0 where the image is rejected), which

@@ -139,12 +139,14 @@ def fixed_size(model: nn.Module, image: Tensor) -> int | None:
         model: raises for a batch of another size.
         image: 1 x C x H x W.
     """
-    accepted = []
-    for size in _SIZES:
-        try:
-            with torch.no_grad():
-                model(image.expand(size, *image.shape[1:]).clone())
-        except Exception:  # any: the model is the user's
-            continue
-        accepted.append(size)
+    accepted = [size for size in _SIZES if _accepts(model, image.expand(size, *image.shape[1:]).clone())]
     return accepted[0] if len(accepted) == 1 else None
+
+
+def _accepts(model: nn.Module, images: Tensor) -> bool:
+    try:
+        with torch.no_grad():
+            model(images)
+    except Exception:  # any: the model is the user's
+        return False
+    return True

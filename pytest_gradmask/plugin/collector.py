@@ -158,6 +158,11 @@ class Collector:
                 with self._alone(session, f"writing {file}"):
                     write(file, run)
                     self._notes.append(f"written to {file}")
+        if settings.history is not None and run["audits"]:
+            from pytest_gradmask.report.history import keep
+
+            with self._alone(session, f"writing to {settings.history}"):
+                self._notes.append(f"written to {keep(settings.history, run, self._config.rootpath)}")
         if self._workflow is not None:
             with self._alone(session, "the summary of the job"):
                 self._notes += self._workflow.write_summary(run, self._comparison)

@@ -204,6 +204,7 @@ OPTIONS = (
         metavar="DIR",
         help="store results in DIR (default: in pytest's cache directory)",
     ),
+    Option(name="history", parse=_folder, metavar="DIR", help="keep every run in DIR, to be drawn over time"),
     Option(
         name="timeout",
         parse=_timeout,

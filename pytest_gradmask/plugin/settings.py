@@ -38,6 +38,7 @@ class Settings:
         json: file to write audits to.
         badge: file to write a badge to.
         sarif: file to write results for code scanning to.
+        history: folder to keep every run in.
         baseline: file with audits to compare with.
         baseline_update: whether to write that file anew instead.
         html: file to write a report to, with pictures.
@@ -64,6 +65,7 @@ class Settings:
     json: Path | None
     badge: Path | None
     sarif: Path | None
+    history: Path | None
     baseline: Path | None
     baseline_update: bool
     html: Path | None
