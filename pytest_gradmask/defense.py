@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
@@ -194,7 +195,8 @@ def member_weights(weights: Sequence[float] | None, members: int) -> tuple[float
     """
     if weights is None:
         return (1 / members,) * members
-    given = tuple(listed("weights", weights, "numbers above 0", lambda weight: as_number(weight) is not None))
+    entries = listed("weights", weights, "numbers above 0", lambda weight: is_a(weight, int, float))
+    given = tuple(math.nan if (number := as_number(weight)) is None else number for weight in entries)
     if len(given) != members:
         raise InputError(f"weights={given}: {len(given)} weights for {members} members; give one for each")
     if not (all(weight > 0 for weight in given) and abs(sum(given) - 1) < 1e-6):

@@ -8,7 +8,6 @@ from pathlib import Path
 from pytest_gradmask.auditing.events import Event, Progress
 from pytest_gradmask.checks import check_callable, check_is, is_a, listed, refuse
 from pytest_gradmask.errors import GradmaskError, InputError
-from pytest_gradmask.execution.engine import Engine
 
 
 def check_arguments(*, exhaustive: object, test: object, probes: object, engine: object, progress: object) -> None:
@@ -17,9 +16,16 @@ def check_arguments(*, exhaustive: object, test: object, probes: object, engine:
     check_is("test", test, "the name of a test, a text", str)
     check_is("probes", probes, "a list or tuple of functions", list, tuple)
     listed("probes", probes, "a list of functions", lambda probe: callable(probe) and not is_a(probe, type))
-    if not is_a(engine, str, Engine):
+    if not (is_a(engine, str) or _starts(engine)):
         raise refuse("engine", engine, "local, ray, ray:HOST:PORT, ray:auto, or an engine that is open")
     check_callable("progress", progress, "a function of an event")
+
+
+def _starts(engine: object) -> bool:
+    try:
+        return not is_a(engine, type) and callable(getattr(engine, "start", None))
+    except Exception:  # the object is not ours
+        return False
 
 
 def reported_to(progress: Progress) -> Progress:
