@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
 
+from pytest_gradmask.checks import as_number, check_is, is_a, listed, shown
 from pytest_gradmask.errors import InputError
 from pytest_gradmask.printable import printable
 from pytest_gradmask.threat import Access
@@ -46,23 +48,25 @@ class Attack:
 
     def __post_init__(self) -> None:
         if not callable(self.run):
-            raise InputError(f"run={self.run!r}: must be a function from (model, images, labels) to images")
+            raise InputError(f"run={shown(self.run)}: must be a function from (model, images, labels) to images")
+        check_is("name", self.name, "a text", str)
+        check_is("kind", self.kind, "adaptive or gradient", str)
+        check_is("access", self.access, f"one of {', '.join(get_args(Access))}", str, type(None))
         if self.kind not in ("adaptive", "gradient"):
-            raise InputError(f"kind={self.kind!r}: must be adaptive or gradient")
+            raise InputError(f"kind={shown(self.kind)}: must be adaptive or gradient")
         if self.kind == "gradient" and self.through is not None:
             raise InputError(
                 f"through={type(self.through).__name__}: a gradient attack follows the defense's own gradient; drop "
                 'through=, or give kind="adaptive"'
             )
-        if not (self.through is None or isinstance(self.through, nn.Module)):
-            raise InputError(f"through={self.through!r}: must be a torch.nn.Module, or None for the defense itself")
+        check_is("through", self.through, "a torch.nn.Module, or None for the defense itself", nn.Module, type(None))
         if self.access is None:
             object.__setattr__(self, "access", "gradient" if self.through is None else "surrogate")
         elif self.access not in get_args(Access):
-            raise InputError(f"access={self.access!r}: must be one of {', '.join(get_args(Access))}")
-        name = self.name or getattr(self.run, "__name__", "")
+            raise InputError(f"access={shown(self.access)}: must be one of {', '.join(get_args(Access))}")
+        name = self.name or _name_of(self.run)
         if not name:
-            raise InputError(f"name: {self.run!r} has none of its own; give it one")
+            raise InputError(f"name: {shown(self.run)} has none of its own; give it one")
         object.__setattr__(self, "name", printable(name))
 
 
@@ -104,32 +108,33 @@ class Defense:
     rejects: Rejects | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.model, nn.Module):
-            raise InputError(
-                f"model={self.model!r}: must be a torch.nn.Module; wrap a function in a module whose forward calls it"
-            )
+        check_is("model", self.model, "a torch.nn.Module; wrap a function in one whose forward calls it", nn.Module)
         for argument in ("members", "sources"):
-            for entry in getattr(self, argument):
-                if not isinstance(entry, nn.Module):
-                    raise InputError(f"{argument}: holds {entry!r}, which is not a torch.nn.Module")
+            models = listed(argument, getattr(self, argument), "a list of torch.nn.Module", _is_module)
+            object.__setattr__(self, argument, tuple(models))
+        attacks = listed("attacks", self.attacks, "a list of functions or of Attack", _is_attack)
+        object.__setattr__(self, "attacks", tuple(attacks))
+        check_is("name", self.name, "a text", str)
+        check_is("outputs", self.outputs, f"one of {', '.join(get_args(Outputs))}", str)
         if self.outputs not in get_args(Outputs):
-            raise InputError(f"outputs={self.outputs!r}: must be one of {', '.join(get_args(Outputs))}")
-        is_index = isinstance(self.rejects, int) and not isinstance(self.rejects, bool) and self.rejects >= 0
+            raise InputError(f"outputs={shown(self.outputs)}: must be one of {', '.join(get_args(Outputs))}")
+        index = self.rejects
+        is_index = is_a(index, int) and not is_a(index, bool) and index >= 0  # type: ignore[operator]
         if not (self.rejects is None or is_index or callable(self.rejects)):
             raise InputError(
-                f"rejects={self.rejects!r}: must be the index of the class that means rejected, counted from 0, or a "
-                "function of the outputs, such as lambda logits: 0.9 - logits.softmax(1).amax(1)"
+                f"rejects={shown(self.rejects)}: must be the index of the class that means rejected, counted from 0, "
+                "or a function of the outputs, such as lambda logits: 0.9 - logits.softmax(1).amax(1)"
             )
         if self.weights is not None:
             if not self.members:
-                raise InputError(f"weights={self.weights!r}: there are no members to weigh; give members=, too")
+                raise InputError(f"weights={shown(self.weights)}: there are no members to weigh; give members=, too")
             member_weights(self.weights, len(self.members))
         object.__setattr__(self, "name", printable(self.name or type(self.model).__name__))
         names = [attack.name for attack in self.own_attacks()]
         twice = [name for name in names if names.count(name) > 1]
         if twice:
             raise InputError(
-                f"attacks: two are called {twice[0]!r}; give one another name, as in Attack(run, name=...)"
+                f"attacks: two are called {shown(twice[0])}; give one another name, as in Attack(run, name=...)"
             )
         self.bypassed_modules()
 
@@ -143,20 +148,44 @@ class Defense:
             return None
         names = {module: name for name, module in self.model.named_modules(remove_duplicate=True)}
         by_name = dict(self.model.named_modules())
-        approximations = self.bypass if isinstance(self.bypass, Mapping) else dict.fromkeys(self.bypass)
         found: dict[str, Any] = {}
-        for entry, approximation in approximations.items():
-            name = entry if isinstance(entry, str) else names.get(entry)
-            if name is None or name not in by_name or name == "":
+        for entry, approximation in _entries("bypass", self.bypass):
+            name: Any = names.get(entry) if is_a(entry, nn.Module) else entry
+            if not is_a(name, str) or name not in by_name or name == "":
                 known = ", ".join(list(by_name)[1:8]) or "none"
-                raise InputError(f"bypass: {entry!r} is not a submodule of {self.name}; its submodules begin {known}")
+                raise InputError(
+                    f"bypass: {shown(entry)} is not a submodule of {self.name}; its submodules begin {known}"
+                )
             found[name] = approximation
         return found
 
 
+def _is_module(entry: object) -> bool:
+    return is_a(entry, nn.Module)
+
+
+def _is_attack(entry: object) -> bool:
+    return is_a(entry, Attack) or (callable(entry) and not is_a(entry, type))
+
+
+def _name_of(function: object) -> str:
+    try:
+        return str(getattr(function, "__name__", ""))
+    except Exception:  # the object is not ours
+        return ""
+
+
+def _entries(argument: str, value: Any) -> list[tuple[Any, Any]]:
+    """The entries of ``bypass``, each with its approximation."""
+    wanted = "names of submodules or modules, or a mapping from these to functions"
+    if not is_a(value, Mapping):
+        return [(entry, None) for entry in listed(argument, value, wanted, lambda entry: is_a(entry, str, nn.Module))]
+    return listed(argument, value.items(), wanted, lambda pair: is_a(pair, tuple) and len(pair) == 2)
+
+
 def as_defense(defense: Defense | nn.Module) -> Defense:
     """A defense; a bare module becomes one about which the attacker knows nothing more."""
-    return defense if isinstance(defense, Defense) else Defense(defense)
+    return defense if is_a(defense, Defense) else Defense(defense)  # type: ignore[return-value, arg-type]
 
 
 def member_weights(weights: Sequence[float] | None, members: int) -> tuple[float, ...]:
@@ -167,7 +196,8 @@ def member_weights(weights: Sequence[float] | None, members: int) -> tuple[float
     """
     if weights is None:
         return (1 / members,) * members
-    given = tuple(float(weight) for weight in weights)
+    entries = listed("weights", weights, "numbers above 0", lambda weight: is_a(weight, int, float))
+    given = tuple(math.nan if (number := as_number(weight)) is None else number for weight in entries)
     if len(given) != members:
         raise InputError(f"weights={given}: {len(given)} weights for {members} members; give one for each")
     if not (all(weight > 0 for weight in given) and abs(sum(given) - 1) < 1e-6):

@@ -7,6 +7,7 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
+from pytest_gradmask.checks import is_a, shown
 from pytest_gradmask.errors import InputError
 
 if TYPE_CHECKING:  # the plugin builds threat models before torch is needed
@@ -45,23 +46,23 @@ class ThreatModel:
     bounds: tuple[float, float] = (0.0, 1.0)
 
     def __post_init__(self) -> None:
-        if isinstance(self.eps, bool) or not isinstance(self.eps, (int, float)):
-            raise InputError(f"eps={self.eps!r}: must be a number, such as 8/255")
+        if is_a(self.eps, bool) or not is_a(self.eps, int, float):
+            raise InputError(f"eps={shown(self.eps)}: must be a number, such as 8/255")
         if not 0 < self.eps <= sys.float_info.max:
-            raise InputError(f"eps={self.eps!r}: must be above 0 and finite, such as 8/255")
-        if not isinstance(self.norm, str) or self.norm not in get_args(Norm):
-            raise InputError(f"norm={self.norm!r}: must be one of {', '.join(get_args(Norm))}")
+            raise InputError(f"eps={shown(self.eps)}: must be above 0 and finite, such as 8/255")
+        if not is_a(self.norm, str) or self.norm not in get_args(Norm):
+            raise InputError(f"norm={shown(self.norm)}: must be one of {', '.join(get_args(Norm))}")
         try:
             low, high = (float(1.0 * bound) for bound in self.bounds)  # the multiplication refuses a string of digits
-        except (TypeError, ValueError, OverflowError) as error:
-            raise InputError(f"bounds={self.bounds!r}: must be two numbers, such as (0, 1)") from error
+        except Exception as error:  # the objects are not ours
+            raise InputError(f"bounds={shown(self.bounds)}: must be two numbers, such as (0, 1)") from error
         if not (math.isfinite(low) and math.isfinite(high) and low < high):
-            raise InputError(f"bounds={self.bounds!r}: the first must be below the second, such as (0, 1)")
+            raise InputError(f"bounds={shown(self.bounds)}: the first must be below the second, such as (0, 1)")
         object.__setattr__(self, "bounds", (low, high))
         width = (high - low) if self.norm == "Linf" else math.inf
         if self.eps > width + self.tolerance:
             raise InputError(
-                f"eps={self.eps!r}: larger than the bounds {self.bounds} are wide; "
+                f"eps={shown(self.eps)}: larger than the bounds {self.bounds} are wide; "
                 f"eps is in input units: did you mean {self.eps / 255 * (high - low):.4g}?"
             )
 

@@ -25,6 +25,9 @@ from pytest_gradmask.threat import ThreatModel
 # Not part of the logging tree, whose levels and handlers belong to the user.
 _silent = logging.Logger("pytest_gradmask.autoattack", level=logging.CRITICAL + 1)
 
+#: Square's L2 version needs images of so many pixels a side.
+_LEAST_SIDE = 5
+
 
 def upstream(module: str) -> Any:
     """A module of upstream's package, by its name."""
@@ -74,6 +77,18 @@ def _run(
     adversarial: Tensor = result[-1] if isinstance(result, tuple) else result
     # Scaling back rounds, and the projection corrects that. NaN values stay, so that the audit can report them.
     return threat.project(adversarial * width + low, images)
+
+
+class _Inside(nn.Module):
+    """The model, which sees the first rows and columns of an image."""
+
+    def __init__(self, model: nn.Module, height: int, width: int) -> None:
+        super().__init__()
+        self.model, self.height, self.width = model, height, width
+        self.training = False
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.model(images[:, :, : self.height, : self.width])  # type: ignore[no-any-return]
 
 
 def apgd_ce(
@@ -169,8 +184,16 @@ def square(
     """Upstream's Square attack (Andriushchenko et al. 2020, arXiv:1912.00049).
 
     ``steps`` is its number of queries; ``standard``: 5,000. ``give_up`` is asked after each query which images are
-    hopeless, at the cost of one query more.
+    hopeless, at the cost of one query more. Its L2 version divides by zero on images of less than five pixels a side,
+    so these get a margin that the model does not see.
     """
+    height, width = images.shape[2:]
+    if threat.norm == "L2" and min(height, width) < _LEAST_SIDE:
+        margin = (0, max(0, _LEAST_SIDE - width), 0, max(0, _LEAST_SIDE - height))
+        larger = torch.nn.functional.pad(images, margin, value=threat.bounds[0])
+        inner = _Inside(model, height, width)
+        attacked = square(inner, larger, labels, threat=threat, steps=steps, generator=generator, give_up=give_up)
+        return attacked[:, :, :height, :width]
     attack_class = upstream("square").SquareAttack
 
     return _run(

@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from pytest_gradmask.attacks.arguments import check_attack
 from pytest_gradmask.attacks.evaluate import (
     SYNC_EVERY,
     BestIterates,
@@ -19,6 +20,7 @@ from pytest_gradmask.attacks.evaluate import (
     should_sync,
 )
 from pytest_gradmask.attacks.losses import Loss, cross_entropy
+from pytest_gradmask.attacks.oracle import errors_attributed_to
 from pytest_gradmask.attacks.protocol import Classifier
 from pytest_gradmask.threat import ThreatModel
 
@@ -57,7 +59,36 @@ def pgd(
     Returns:
         For each image the iterate with the largest mean logit margin or, where the members are known, the one that
         fools the largest share of them; in the ball and the bounds.
+
+    Raises:
+        InputError: an argument is unusable.
+        DefenseError: the model or the loss raises.
     """
+    check_attack(
+        model, images, labels, threat=threat, generator=generator, loss=loss, stop_early=stop_early,
+        step_size=step_size, steps=steps, restarts=restarts, eot=eot,
+    )  # fmt: skip
+    with errors_attributed_to("the model or the loss", images):
+        return _pgd(
+            model, images, labels, threat=threat, steps=steps, generator=generator, step_size=step_size,
+            restarts=restarts, loss=loss, eot=eot, stop_early=stop_early,
+        )  # fmt: skip
+
+
+def _pgd(
+    model: Classifier,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    threat: ThreatModel,
+    steps: int,
+    generator: torch.Generator,
+    step_size: float | None,
+    restarts: int,
+    loss: Loss,
+    eot: int,
+    stop_early: bool,
+) -> Tensor:
     alpha = 2.5 * threat.eps / steps if step_size is None else step_size
     best = BestIterates.start(images)
     for _ in range(restarts):
@@ -94,23 +125,31 @@ def apgd(
 
     The step size is halved where the loss no longer increases. The arguments and the result are those of `pgd`;
     ``steps`` counts gradient steps of each restart.
+
+    Raises:
+        InputError, DefenseError: see `pgd`.
     """
+    check_attack(
+        model, images, labels, threat=threat, generator=generator, loss=loss, stop_early=stop_early, steps=steps,
+        restarts=restarts, eot=eot,
+    )  # fmt: skip
     best = BestIterates.start(images)
-    for _ in range(restarts):
-        _apgd_run(
-            model,
-            images,
-            labels,
-            threat=threat,
-            steps=steps,
-            generator=generator,
-            loss=loss,
-            eot=eot,
-            stop_early=stop_early,
-            best=best,
-        )
-        if stop_early and best.all_fooled():
-            break
+    with errors_attributed_to("the model or the loss", images):
+        for _ in range(restarts):
+            _apgd_run(
+                model,
+                images,
+                labels,
+                threat=threat,
+                steps=steps,
+                generator=generator,
+                loss=loss,
+                eot=eot,
+                stop_early=stop_early,
+                best=best,
+            )
+            if stop_early and best.all_fooled():
+                break
     return best.adv_best
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pytest_gradmask.checks import check_between, check_is, check_whole, is_a, shown
 from pytest_gradmask.errors import InputError
 
 #: The numbers of AutoAttack's versions ``standard`` and ``rand`` (Croce and Hein 2020, arXiv:2003.01690).
@@ -26,6 +27,9 @@ class Budget:
         zero_order_steps, zero_order_pairs: of zero-order PGD.
         eot: forwards averaged in each gradient step on randomized defenses.
         pilot_samples: forwards by which a randomized defense is judged on each image.
+
+    Raises:
+        InputError: a number is not whole or below 1, or the margin is not between 0 and 1.
     """
 
     name: str
@@ -40,6 +44,12 @@ class Budget:
     zero_order_pairs: int
     eot: int
     pilot_samples: int
+
+    def __post_init__(self) -> None:
+        check_is("name", self.name, "a text", str)
+        check_between("margin", self.margin, 0, 1, "0.05")
+        for name in self.__dataclass_fields__.keys() - {"name", "margin"}:
+            check_whole(name, getattr(self, name), 1)
 
     @property
     def autoattack(self) -> str:
@@ -103,10 +113,13 @@ def get_budget(budget: str | Budget) -> Budget:
     Raises:
         InputError: no budget has this name, or a built-in one of the same name has other numbers.
     """
-    if isinstance(budget, Budget):
+    if is_a(budget, Budget):
+        assert isinstance(budget, Budget)
         if budget != BUDGETS.get(budget.name, budget):
-            raise InputError(f"budget: name={budget.name!r} is that of a budget with other numbers; give another name")
+            raise InputError(
+                f"budget: name={shown(budget.name)} is that of a budget with other numbers; give another name"
+            )
         return budget
-    if not isinstance(budget, str) or budget not in BUDGETS:
-        raise InputError(f"budget={budget!r}: unknown; use one of {', '.join(BUDGETS)}, or a Budget of your own")
+    if not is_a(budget, str) or budget not in BUDGETS:
+        raise InputError(f"budget={shown(budget)}: unknown; use one of {', '.join(BUDGETS)}, or a Budget of your own")
     return BUDGETS[budget]

@@ -18,6 +18,7 @@ from pytest_gradmask.attacks.bypass.bpda import described
 from pytest_gradmask.attacks.bypass.operations.sites import described_sites
 from pytest_gradmask.attacks.oracle import Oracle
 from pytest_gradmask.attacks.rejection import under_attack
+from pytest_gradmask.auditing.arguments import as_folder, check_arguments, reported_to
 from pytest_gradmask.auditing.attack_check import ATTACK_FAILS, check_attacks
 from pytest_gradmask.auditing.budgets import Budget, get_budget
 from pytest_gradmask.auditing.events import Message, Progress, ignore
@@ -76,7 +77,7 @@ def audit(
     attempt: int = 1,
     test: str = "",
     probes: Sequence[Probe] = (),
-    cache: Path | None = None,
+    cache: str | Path | None = None,
     engine: str | Engine = "local",
     precision: Precision = "own",
     deadline: float | None = None,
@@ -121,8 +122,9 @@ def audit(
         EngineError, DependencyError: attacks cannot run where they should.
     """
     started = time.monotonic()
-    defense = as_defense(defense)
-    threat = threat or ThreatModel()
+    check_arguments(exhaustive=exhaustive, test=test, probes=probes, engine=engine, progress=progress)
+    folder, defense, progress = as_folder(cache), as_defense(defense), reported_to(progress)
+    threat = ThreatModel() if threat is None else threat
     budget = get_budget(budget)
     margin = budget.margin if margin is None else margin
     check_setting(confidence, seed, margin, attempt)
@@ -141,7 +143,7 @@ def audit(
     provenance = {
         **_provenance(threat, budget, where, seed, len(images)), "precision": precision, "images_hash": images_hash,
     }  # fmt: skip
-    store, key, taken, result = None if cache is None else Cache(cache), "", Attempt(1), None
+    store, key, taken, result = None if folder is None else Cache(folder), "", Attempt(1), None
     if store is not None:
         try:
             asked = fingerprint(

@@ -18,6 +18,7 @@ from pytest_gradmask.attacks.oracle import Oracle
 from pytest_gradmask.attacks.protocol import AttackFunction
 from pytest_gradmask.binarization.classifier import find_last_linear, median_logit_margin
 from pytest_gradmask.binarization.single_image import ImageResult, ImageTest, Outcome
+from pytest_gradmask.checks import as_number, check_is, check_whole, is_a, shown
 from pytest_gradmask.defense import Defense, as_defense
 from pytest_gradmask.errors import InputError
 from pytest_gradmask.execution.isolation import no_trace
@@ -142,8 +143,8 @@ def binarization_test(
         confidence: of each bound of the pass rate, in (0.5, 1).
 
     Raises:
-        InputError, DefenseError: the input cannot be tested; the message says what to change. An exception of the
-            attack is passed on.
+        InputError, DefenseError: the input cannot be tested; the message says what to change. So does one for an
+            attack that raises.
     """
     _check_arguments(
         attack=attack,
@@ -153,6 +154,7 @@ def binarization_test(
         inner=inner,
         boundary=boundary,
         forwards=forwards,
+        frozen=frozen,
         confidence=confidence,
     )
     defense = as_defense(defense)
@@ -205,21 +207,27 @@ def _check_arguments(
     attack: object,
     generator: object,
     through: object,
-    separation: float,
-    inner: int,
-    boundary: int,
-    forwards: int | None,
+    separation: object,
+    inner: object,
+    boundary: object,
+    forwards: object,
+    frozen: object,
     confidence: float,
 ) -> None:
-    if not callable(attack):
-        raise InputError(f"attack={attack!r}: must be a function attack(model, images, labels, *, threat, generator)")
-    if not isinstance(generator, torch.Generator) or generator.device.type != "cpu":
-        raise InputError(f"generator={generator!r}: must be a CPU generator, as in torch.Generator().manual_seed(0)")
-    if through is not None and not isinstance(through, nn.Module):
-        raise InputError(f"through={through!r}: must be a torch.nn.Module, such as bypassed(model, ...), or None")
-    if not 0 < separation < 1:
-        raise InputError(f"separation={separation!r}: must be a share of eps between 0 and 1, such as 0.05")
+    if is_a(attack, type) or not callable(attack):
+        raise InputError(
+            f"attack={shown(attack)}: must be a function attack(model, images, labels, *, threat, generator)"
+        )
+    if not is_a(generator, torch.Generator) or generator.device.type != "cpu":  # type: ignore[attr-defined]
+        raise InputError(
+            f"generator={shown(generator)}: must be a CPU generator, as in torch.Generator().manual_seed(0)"
+        )
+    check_is("frozen", frozen, "True or False", bool)
+    if through is not None and not is_a(through, nn.Module):
+        raise InputError(f"through={shown(through)}: must be a torch.nn.Module, such as bypassed(model, ...), or None")
+    if (share := as_number(separation)) is None or not 0 < share < 1:
+        raise InputError(f"separation={shown(separation)}: must be a share of eps between 0 and 1, such as 0.05")
     for name, value, least in (("inner", inner, 2), ("boundary", boundary, 1), ("forwards", forwards, 1)):
-        if value is not None and (not isinstance(value, int) or value < least):
-            raise InputError(f"{name}={value!r}: must be a whole number of at least {least}")
+        if value is not None or name != "forwards":
+            check_whole(name, value, least)
     check_setting(confidence)

@@ -19,7 +19,8 @@ from pytest_gradmask.binarization.classifier import (
 )
 from pytest_gradmask.binarization.restriction import restricted_to_cells
 from pytest_gradmask.defense import Defense
-from pytest_gradmask.errors import InputError
+from pytest_gradmask.errors import GradmaskError, InputError
+from pytest_gradmask.execution.batching import out_of_memory
 from pytest_gradmask.randomized.streams import RandomStream
 from pytest_gradmask.threat import ThreatModel
 
@@ -144,7 +145,14 @@ def _run_attack(
     attack: AttackFunction, model: Oracle, image: Tensor, threat: ThreatModel, generator: torch.Generator
 ) -> Tensor:
     label = torch.zeros(1, dtype=torch.long, device=image.device)
-    x_adv: object = attack(model, image.clone(), label, threat=threat, generator=generator)
+    try:
+        x_adv: object = attack(model, image.clone(), label, threat=threat, generator=generator)
+    except GradmaskError:
+        raise
+    except Exception as error:  # the attack is not ours
+        if out_of_memory(error):
+            raise
+        raise InputError(f"attack: raised {type(error).__name__}: {error}") from error
     if not isinstance(x_adv, Tensor) or x_adv.shape != image.shape:
         shape = tuple(x_adv.shape) if isinstance(x_adv, Tensor) else type(x_adv).__name__
         raise InputError(f"attack: returned {shape} for images of shape {tuple(image.shape)}; return perturbed images")

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
 from urllib.parse import urlsplit
 
+from pytest_gradmask.checks import shown
 from pytest_gradmask.errors import DependencyError, EngineError, InputError
 
 Result = TypeVar("Result")
@@ -70,7 +71,7 @@ def ray_address(spec: str) -> str | None:
     if spec == "ray":
         return os.environ.get("RAY_ADDRESS") or "local"
     if kind != "ray" or not (address == "auto" or _host_and_port(address)):
-        raise InputError(f"engine={spec!r}: must be local, ray, ray:HOST:PORT or ray:auto")
+        raise InputError(f"engine={shown(spec)}: must be local, ray, ray:HOST:PORT or ray:auto")
     return address
 
 
@@ -86,7 +87,7 @@ def check_engine(spec: str) -> None:
     if address is None:
         return
     if importlib.util.find_spec("ray") is None:
-        raise DependencyError(f"engine={spec!r} needs Ray; run: pip install 'pytest-gradmask[ray]'")
+        raise DependencyError(f"engine={shown(spec)} needs Ray; run: pip install 'pytest-gradmask[ray]'")
     endpoint = _host_and_port(address)
     if endpoint is None:
         return
@@ -97,7 +98,7 @@ def check_engine(spec: str) -> None:
         socket.create_connection(endpoint, timeout=ANSWER_TIMEOUT).close()
     except OSError as error:
         raise EngineError(
-            f"engine={spec!r}: no cluster answers at {address} ({error}); start one there with ray start --head, "
+            f"engine={shown(spec)}: no cluster answers at {address} ({error}); start one there with ray start --head, "
             "or give engine='ray' for a cluster of this machine alone"
         ) from error
 

@@ -12,12 +12,33 @@ from typing import Any
 import torch
 from torch import nn
 
+from pytest_gradmask.errors import DefenseError
 from pytest_gradmask.execution.generators import random_state_kept
+
+
+def check_weights(models: Sequence[nn.Module]) -> None:
+    """Refuse weights with which nothing can be computed, or no gradient.
+
+    Raises:
+        DefenseError: a parameter or buffer was made under `torch.inference_mode`, or is on the device meta.
+    """
+    for model in models:
+        for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+            if tensor.is_inference():
+                raise DefenseError(
+                    f"{type(model).__name__}: {name!r} was made under torch.inference_mode(), and gives no "
+                    "gradient; make or load the model outside of it"
+                )
+            if tensor.is_meta:
+                raise DefenseError(
+                    f"{type(model).__name__}: {name!r} is on the device meta, which holds no values; load its weights"
+                )
 
 
 @contextmanager
 def moved(models: Sequence[nn.Module], device: torch.device) -> Iterator[None]:
     """Move models to a device. On exit, even after an error, move each back. A model may contain another."""
+    check_weights(models)
     devices = [next((tensor.device for tensor in (*model.parameters(), *model.buffers())), device) for model in models]
     try:
         for model in models:
@@ -94,7 +115,11 @@ def no_trace(models: Sequence[nn.Module], device: torch.device) -> Iterator[None
     and profiler, and warnings filters. The state of a model is its train/eval flags, ``requires_grad`` and ``.grad`` of
     its parameters, and the values of its buffers. Inside, parameters require no gradient: attacks differentiate with
     respect to the images only.
+
+    Raises:
+        DefenseError: see `check_weights`.
     """
+    check_weights(models)
     modules = list({module: None for model in models for module in model.modules()})
     parameters = list({parameter: None for model in models for parameter in model.parameters()})
     buffers = [dict(module.named_buffers(recurse=False)) for module in modules]

@@ -8,6 +8,7 @@ from typing import Literal, get_args
 
 import torch
 
+from pytest_gradmask.checks import is_a, shown
 from pytest_gradmask.errors import InputError
 
 #: The defense's own; matrix products of NVIDIA's TensorFloat-32; or autocast to bfloat16.
@@ -16,8 +17,8 @@ Precision = Literal["own", "tf32", "bfloat16"]
 
 def check_precision(precision: str) -> None:
     """Raise `InputError` unless there is such a precision."""
-    if not isinstance(precision, str) or precision not in get_args(Precision):
-        raise InputError(f"precision={precision!r}: must be one of {', '.join(get_args(Precision))}")
+    if not is_a(precision, str) or precision not in get_args(Precision):
+        raise InputError(f"precision={shown(precision)}: must be one of {', '.join(get_args(Precision))}")
 
 
 def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[object]:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from pytest_gradmask.checks import shown
 from pytest_gradmask.errors import CheckpointError
 from pytest_gradmask.execution.files import replaced
 from pytest_gradmask.loading.models import build_model
@@ -51,15 +52,16 @@ def load_card(name: str, directory: Path | None = None) -> dict[str, Any]:
     try:
         text = file.read_text(encoding="utf-8")
         card = json.loads(text)
+        sealed = _sealed(card) if isinstance(card, dict) else ""
     except FileNotFoundError as error:
         raise CheckpointError(
             f"checkpoint {name!r}: no card {file}; there are {', '.join(available(folder)) or 'none'}"
         ) from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"checkpoint {name!r}: card {file} cannot be read ({error})") from error
     if not isinstance(card, dict) or "architecture" not in card:
         raise CheckpointError(f"checkpoint {name!r}: card {file} names no architecture")
-    if text != _sealed(card):
+    if text != sealed:
         raise CheckpointError(
             f"checkpoint {name!r}: card {file} is corrupted or was changed: its {_SEAL} is not the hash of the rest; "
             "restore the file, or write it again with save_card"
@@ -108,7 +110,7 @@ def _parts(name: str, card: dict[str, Any]) -> list[str]:
     parts = [card.get("front_end"), card.get("backbone")] if composite else card.get("members")
     if not (isinstance(parts, list) and all(isinstance(part, str) for part in parts)):
         wanted = "front_end and backbone, a name each" if composite else "members, a list of names"
-        raise CheckpointError(f"checkpoint {name!r}: its card must have {wanted}; got {parts!r}")
+        raise CheckpointError(f"checkpoint {name!r}: its card must have {wanted}; got {shown(parts)}")
     return parts
 
 
@@ -127,9 +129,17 @@ def _load_weights(name: str, card: dict[str, Any], folder: Path) -> nn.Module:
             f"checkpoint {name!r}: {file} is corrupted or was exchanged: its sha256 is {digest}, its card says "
             f"{card.get('sha256')}; restore the file or train it again"
         )
-    model = build_model(card["architecture"], card.get("arguments"))
+    with torch.device("meta"):  # of a size that needs no memory, as the card may say anything
+        planned = build_model(card["architecture"], card.get("arguments"))
     try:
-        model.load_state_dict(load(content))
+        state = load(content)
+        sizes = {key: tensor.shape for key, tensor in planned.state_dict().items()}
+        wrong = [key for key, size in sizes.items() if key not in state or state[key].shape != size]
+        if wrong:
+            found = tuple(state[wrong[0]].shape) if wrong[0] in state else "missing"
+            raise RuntimeError(f"{wrong[0]} is {found}, not {tuple(sizes[wrong[0]])}")
+        model = build_model(card["architecture"], card.get("arguments"))
+        model.load_state_dict(state)
     except (SafetensorError, RuntimeError) as error:
         raise CheckpointError(f"checkpoint {name!r}: {file} does not fit {card['architecture']} ({error})") from error
     # Channels-last is the fastest memory format in both cuDNN and oneDNN.

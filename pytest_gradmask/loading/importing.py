@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import difflib
 import importlib
+from types import ModuleType
 from typing import Any
 
+from pytest_gradmask.checks import is_a
 from pytest_gradmask.errors import InputError
+
+_MISSING = object()
 
 
 def imported(what: str, target: str) -> Any:
@@ -22,18 +26,22 @@ def imported(what: str, target: str) -> Any:
     name, _, path = target.partition(":")
     try:
         found: Any = importlib.import_module(name)
-    except Exception as error:  # the user's code may raise anything
+    except (Exception, SystemExit) as error:  # the user's code may raise anything
         # True only if the module itself is missing, not a module that it imports.
         missing = isinstance(error, ModuleNotFoundError) and f"{name}.".startswith(f"{error.name}.")
         hint = "; put its folder into pytest's ini value pythonpath, or install it" if missing else ""
         raise InputError(f"{what}: importing {name} raised {type(error).__name__}: {error}{hint}") from error
     for attribute in path.split("."):
-        if not hasattr(found, attribute):
+        try:
+            following = getattr(found, attribute, _MISSING)
+        except (Exception, SystemExit) as error:  # a __getattr__ of the user
+            raise InputError(f"{what}: reading {attribute!r} raised {type(error).__name__}: {error}") from error
+        if following is _MISSING:
             public = [each for each in vars(found) if not each.startswith("_")] if hasattr(found, "__dict__") else []
             near = difflib.get_close_matches(attribute, public, n=5) or sorted(public)[:10]
-            holder = getattr(found, "__name__", type(found).__name__)
+            holder = found.__name__ if is_a(found, type, ModuleType) else type(found).__name__
             raise InputError(f"{what}: {holder} has no {attribute!r}; it has {', '.join(near) or 'nothing public'}")
-        found = getattr(found, attribute)
+        found = following
     return found
 
 
@@ -44,14 +52,14 @@ def called(what: str, target: str, kind: type) -> Any:
         InputError: see `imported`; also if the call raised an error, or if the result is not of this type.
     """
     found = imported(what, target)
-    if isinstance(found, kind):
+    if is_a(found, kind):
         return found
     if not callable(found):
         raise InputError(f"{what}: is a {type(found).__name__}; must be a {kind.__name__}, or return one when called")
     try:
         made = found()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise InputError(f"{what}: called without arguments, it raised {type(error).__name__}: {error}") from error
-    if not isinstance(made, kind):
+    if not is_a(made, kind):
         raise InputError(f"{what}: returned a {type(made).__name__}; must return a {kind.__name__}")
     return made

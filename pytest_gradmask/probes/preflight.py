@@ -13,7 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from pytest_gradmask.attacks.arguments import check_images, check_labels_of
 from pytest_gradmask.attacks.oracle import Oracle, as_logits, output_of, parameter_dtype
+from pytest_gradmask.checks import as_number, check_is, is_a, shown
 from pytest_gradmask.defense import Defense
 from pytest_gradmask.errors import DefenseError, InputError
 from pytest_gradmask.execution.batching import in_batches
@@ -26,6 +28,7 @@ from pytest_gradmask.verdict.results import Finding
 #: answers one in 20 passes is detected with 96 %.
 _REPEATS, _REPEATS_OF_MEMBERS = 16, 64
 BATCH = 250  # images of one forward pass, if memory allows
+_LEAST_MARGIN = 1e-9  # below, the images that would be needed are more than a float counts
 _SAMPLE = 2  # images in the checks that repeat
 _VOTERS = 100  # most members of a vote that is recognised by its shares
 _SAME = 1e-4  # largest difference of logits, relative to their size, that counts as equal
@@ -56,14 +59,14 @@ class Preflight:
 def check_setting(confidence: float, seed: int = 0, margin: float = 0.05, attempt: int = 1) -> None:
     """Raise `InputError` unless confidence, margin, seed and attempt are valid and gradients can be taken."""
     if not _between(confidence, 0.5, 1):
-        raise InputError(f"confidence={confidence!r}: must be between 0.5 and 1, such as 0.99")
-    if not _between(margin, 0, 1):
-        raise InputError(f"margin={margin!r}: must be a share of images between 0 and 1, such as 0.05")
-    if isinstance(seed, bool) or not isinstance(seed, int):
-        raise InputError(f"seed={seed!r}: must be an integer, such as 0")
-    if isinstance(attempt, bool) or not isinstance(attempt, int) or attempt < 1:
+        raise InputError(f"confidence={shown(confidence)}: must be between 0.5 and 1, such as 0.99")
+    if not _between(margin, _LEAST_MARGIN, 1):
+        raise InputError(f"margin={shown(margin)}: must be a share of images between 0 and 1, such as 0.05")
+    if is_a(seed, bool) or not is_a(seed, int) or abs(seed) >= 2**63:
+        raise InputError(f"seed={shown(seed)}: must be an integer, such as 0")
+    if is_a(attempt, bool) or not is_a(attempt, int) or not 1 <= attempt <= 10**6:
         raise InputError(
-            f"attempt={attempt!r}: must be an integer of at least 1, which is the first audit of a defense"
+            f"attempt={shown(attempt)}: must be an integer of at least 1, which is the first audit of a defense"
         )
     if torch.is_inference_mode_enabled():
         raise InputError("torch.inference_mode() is on: no gradient can be taken inside; call this outside of it")
@@ -71,17 +74,19 @@ def check_setting(confidence: float, seed: int = 0, margin: float = 0.05, attemp
 
 def check_deadline(deadline: float) -> float:
     """The deadline; `InputError` unless it is a number of seconds above 0."""
-    if isinstance(deadline, bool) or not _between(deadline, 0, math.inf):
-        raise InputError(f"deadline={deadline!r}: must be a number of seconds above 0, or None")
+    if is_a(deadline, bool) or not _between(deadline, 0, math.inf):
+        raise InputError(f"deadline={shown(deadline)}: must be a number of seconds above 0, or None")
     return deadline
 
 
 def _between(value: object, low: float, high: float) -> bool:
-    return isinstance(value, (int, float)) and low < value < high
+    number = as_number(value)
+    return number is not None and low < number < high
 
 
 def check_device(device: str) -> torch.device:
     """The device of this name; `InputError` if there is none or if it cannot compute."""
+    check_is("device", device, "the name of a device, such as cpu or cuda", str, torch.device)
     try:
         found = torch.device(device)
         torch.zeros(1, device=found).item()
@@ -89,48 +94,23 @@ def check_device(device: str) -> torch.device:
         fix = "use cpu, cuda or cuda:N, of which this machine has "
         count = torch.cuda.device_count()
         available = ", ".join(["cpu", *(f"cuda:{index}" for index in range(count))])
-        raise InputError(f"device={device!r}: cannot be used ({type(error).__name__}); {fix}{available}") from error
+        raise InputError(
+            f"device={shown(device)}: cannot be used ({type(error).__name__}); {fix}{available}"
+        ) from error
     return found
 
 
 def check_threat(threat: ThreatModel) -> None:
     """Raise `InputError` unless this is a threat model."""
-    if not isinstance(threat, ThreatModel):
-        raise InputError(f"threat={threat!r}: must be a ThreatModel, such as ThreatModel(eps=8/255)")
+    if not is_a(threat, ThreatModel):
+        raise InputError(f"threat={shown(threat)}: must be a ThreatModel, such as ThreatModel(eps=8/255)")
 
 
 def check_batch(images: Tensor, labels: Tensor, threat: ThreatModel) -> None:
     """Raise `InputError` unless images and labels are ready to use."""
     check_threat(threat)
-    for argument, value in (("images", images), ("labels", labels)):
-        if not isinstance(value, Tensor):
-            raise InputError(
-                f"{argument}: must be a torch.Tensor, got {type(value).__name__}; use torch.as_tensor(...)"
-            )
-        if value.layout is not torch.strided:
-            raise InputError(f"{argument}: layout is {value.layout}; use {argument}.to_dense()")
-        if value.is_meta:
-            raise InputError(f"{argument}: on the device meta, which holds no values; load them on cpu or cuda")
-    shape = tuple(images.shape)
-    if images.dtype == torch.uint8:
-        raise InputError("images: dtype is uint8; scale them to the bounds, as in images.float() / 255")
-    if images.dtype != torch.float32:
-        raise InputError(f"images: dtype is {images.dtype}; use images.float()")
-    if images.ndim != 4:
-        raise InputError(
-            f"images: shape is {shape}; a batch has four axes, N x C x H x W; for one image use images[None]"
-        )
-    if shape[1] > 4 and shape[3] in (1, 3, 4):
-        raise InputError(f"images: shape {shape} looks like N x H x W x C; use images.permute(0, 3, 1, 2)")
-    if images.numel() == 0:
-        raise InputError(f"images: shape is {shape}; there is no image to attack")
-    if labels.dtype not in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8):
-        raise InputError(f"labels: dtype is {labels.dtype}; use class indices, as in labels.long()")
-    if labels.shape != (len(images),):
-        hint = "; for one-hot labels use labels.argmax(1)" if labels.ndim == 2 else ""
-        raise InputError(f"labels: shape is {tuple(labels.shape)}; must be ({len(images)},), one label an image{hint}")
-    if not images.isfinite().all():
-        raise InputError("images: hold NaN or infinite values")
+    check_images(images)
+    check_labels_of(images, labels)
     low, high = images.min().item(), images.max().item()
     if low < threat.bounds[0] - threat.tolerance or high > threat.bounds[1] + threat.tolerance:
         hint = "; divide by 255" if high > 2 and threat.bounds == (0.0, 1.0) else ""
@@ -202,7 +182,7 @@ def _check_eval_mode(model: nn.Module) -> None:
     for name, module in model.named_modules():
         if isinstance(module, _BatchNorm) and module.training:
             raise DefenseError(
-                f"the batch norm layer {name!r} is in train mode, so images change each other's logits; "
+                f"the batch norm layer {shown(name)} is in train mode, so images change each other's logits; "
                 "call model.eval() first (dropout left on by intention may stay in train mode)"
             )
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pytest_gradmask.errors import InputError
+from pytest_gradmask.checks import as_number, check_is, is_a, refuse, shown
+from pytest_gradmask.errors import DefenseError, InputError
 from pytest_gradmask.report.expectations import expect
 from pytest_gradmask.report.failure import explain, explain_binarization_test
 from pytest_gradmask.report.transfer import explain_diversity, explain_transferability
+from pytest_gradmask.transfer.matrix import TransferMatrix
 from pytest_gradmask.verdict.audit import Audit
 from pytest_gradmask.verdict.results import Verdict
 
@@ -19,12 +21,12 @@ if TYPE_CHECKING:
 
     from pytest_gradmask.defense import Defense
     from pytest_gradmask.threat import ThreatModel
-    from pytest_gradmask.transfer.matrix import TransferMatrix
 
 
 def assert_no_gradient_masking(audit: Audit) -> None:
     """Fail unless the verdict is ``NOT_MASKED``. An inconclusive audit shows nothing, and so it fails, too."""
     __tracebackhide__ = True
+    check_is("audit", audit, "what audit() returned", Audit)
     expect(audit, Verdict.NOT_MASKED)
     if audit.verdict is not Verdict.NOT_MASKED:
         raise AssertionError(explain(audit, "no gradient masking"))
@@ -33,6 +35,7 @@ def assert_no_gradient_masking(audit: Audit) -> None:
 def assert_gradient_masking(audit: Audit) -> None:
     """Fail unless the verdict is ``MASKED``."""
     __tracebackhide__ = True
+    check_is("audit", audit, "what audit() returned", Audit)
     expect(audit, Verdict.MASKED)
     if audit.verdict is not Verdict.MASKED:
         raise AssertionError(explain(audit, "gradient masking"))
@@ -46,8 +49,10 @@ def assert_robust_accuracy(audit: Audit, *, at_least: float) -> None:
     nothing.
     """
     __tracebackhide__ = True
-    if not 0 <= at_least <= 1:
-        raise InputError(f"at_least={at_least!r}: must be a share of images between 0 and 1, such as 0.4")
+    check_is("audit", audit, "what audit() returned", Audit)
+    number = as_number(at_least)
+    if number is None or not 0 <= number <= 1:
+        raise InputError(f"at_least={shown(at_least)}: must be a share of images between 0 and 1, such as 0.4")
     expect(audit, Verdict.NOT_MASKED)
     if audit.verdict is not Verdict.NOT_MASKED:
         raise AssertionError(explain(audit, "a robust accuracy that can be trusted"))
@@ -97,6 +102,7 @@ def assert_low_transferability(matrix: TransferMatrix, *, at_most: float) -> Non
         at_most: a share of the images that fool the source model, above 0 and below 1.
     """
     __tracebackhide__ = True
+    check_is("matrix", matrix, "what transfer_matrix() returned", TransferMatrix)
     _check_share("at_most", at_most)
     rates = [matrix.transfer_rate(*pair) for pair in matrix.pairs]
     if not all(rate is not None and rate.high <= at_most for rate in rates):
@@ -120,15 +126,17 @@ def assert_members_diverse(matrix: TransferMatrix, *, at_least: float) -> None:
         at_least: a share of those images, above 0 and below 1.
     """
     __tracebackhide__ = True
+    check_is("matrix", matrix, "what transfer_matrix() returned", TransferMatrix)
     _check_share("at_least", at_least)
     found = matrix.diversity
     if found is None or found.low < at_least:
         raise AssertionError(explain_diversity(matrix, at_least))
 
 
-def _check_share(argument: str, value: float) -> None:
-    if not 0 < value < 1:
-        raise InputError(f"{argument}={value!r}: must be a share of images above 0 and below 1, such as 0.3")
+def _check_share(argument: str, value: object) -> None:
+    number = as_number(value)
+    if number is None or not 0 < number < 1:
+        raise InputError(f"{argument}={shown(value)}: must be a share of images above 0 and below 1, such as 0.3")
 
 
 def assert_near_identity(front_end: nn.Module, images: Tensor, *, atol: float) -> None:
@@ -140,10 +148,12 @@ def assert_near_identity(front_end: nn.Module, images: Tensor, *, atol: float) -
         atol: largest mean absolute difference of an image, in the units of ``images``.
     """
     __tracebackhide__ = True
-    import torch
+    from pytest_gradmask.attacks.arguments import check_images
 
-    with torch.no_grad():
-        output = front_end(images)
+    if (least := as_number(atol)) is None or least < 0:
+        raise refuse("atol", atol, "a number of at least 0")
+    check_images(images)
+    output = _output_of("front_end", front_end, images)
     if output.shape != images.shape:
         raise AssertionError(
             f"expected a near-identity front end, but it maps shape {tuple(images.shape)} to {tuple(output.shape)}"
@@ -163,12 +173,38 @@ def assert_clean_accuracy_retained(
 ) -> None:
     """Fail unless the defense's clean accuracy is at most ``within`` (a share of images) below the backbone's."""
     __tracebackhide__ = True
-    import torch
+    from pytest_gradmask.attacks.arguments import check_images, check_labels_of
 
-    with torch.no_grad():
-        defended, bare = (float((model(images).argmax(1) == labels).float().mean()) for model in (defense, backbone))
+    if (share := as_number(within)) is None or not 0 <= share <= 1:
+        raise refuse("within", within, "a share of images between 0 and 1, such as 0.02")
+    check_images(images)
+    check_labels_of(images, labels)
+    answers = [_output_of(name, model, images) for name, model in (("defense", defense), ("backbone", backbone))]
+    for name, logits in zip(("defense", "backbone"), answers, strict=True):
+        if logits.ndim != 2 or len(logits) != len(images) or not logits.shape[1] or logits.is_complex():
+            raise DefenseError(f"{name}: returns {tuple(logits.shape)}, {logits.dtype}; must return logits, N x K")
+    defended, bare = (float((logits.argmax(1) == labels).float().mean()) for logits in answers)
     if not defended >= bare - within:
         raise AssertionError(
             f"expected the defense to keep the backbone's clean accuracy of {bare:.1%} within {100 * within:.3g} "
             f"percentage points, but it has {defended:.1%} on the same {len(labels)} images"
         )
+
+
+def _output_of(argument: str, model: nn.Module, images: Tensor) -> Tensor:
+    """What a model returns, a tensor with values.
+
+    Raises:
+        InputError: it is no module.
+        DefenseError: it raises, or returns something else.
+    """
+    import torch
+
+    from pytest_gradmask.attacks.oracle import output_of
+
+    check_is(argument, model, "a torch.nn.Module", torch.nn.Module)
+    with torch.no_grad():
+        output = output_of(argument, model, images)
+    if not is_a(output, torch.Tensor) or output.is_meta or output.layout is not torch.strided or output.is_quantized:
+        raise DefenseError(f"{argument}: returns {shown(output)}, not a tensor of numbers")
+    return output

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pytest_gradmask.checks import as_number, check_is, is_a, shown
 from pytest_gradmask.errors import InputError
 from pytest_gradmask.report.wording import threat_text
 from pytest_gradmask.verdict.audit import Audit
@@ -25,16 +26,17 @@ def assert_claim(audit: Audit, *, robust_accuracy: float, source: str) -> None:
         InputError: the claim is no share, or has no source.
     """
     __tracebackhide__ = True
-    number = isinstance(robust_accuracy, (int, float)) and not isinstance(robust_accuracy, bool)
-    if not number or not 0 <= robust_accuracy <= 1:
+    check_is("audit", audit, "what audit() returned", Audit)
+    claim = None if is_a(robust_accuracy, bool) else as_number(robust_accuracy)
+    if claim is None or not 0 <= claim <= 1:
         raise InputError(
-            f"robust_accuracy={robust_accuracy!r}: must be a share of images between 0 and 1, such as 0.72"
+            f"robust_accuracy={shown(robust_accuracy)}: must be a share of images between 0 and 1, such as 0.72"
         )
-    if not isinstance(source, str) or not source.strip():
-        raise InputError(f"source={source!r}: must say who claims it, such as 'Table 2 of arXiv:2402.17018'")
+    if not is_a(source, str) or not source.strip():
+        raise InputError(f"source={shown(source)}: must say who claims it, such as 'Table 2 of arXiv:2402.17018'")
     found = audit.robust_accuracy
-    claims = f"{source} claims a robust accuracy of {robust_accuracy:.1%} for {audit.defense}"
-    if robust_accuracy > found.high:
+    claims = f"{source} claims a robust accuracy of {claim:.1%} for {audit.defense}"
+    if claim > found.high:
         raise AssertionError(f"{claims}, but {_left(audit)}. The claim does not hold for these images.")
     if audit.verdict is Verdict.INCONCLUSIVE:
         why = "; ".join(audit.reasons)

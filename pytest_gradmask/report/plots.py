@@ -5,11 +5,13 @@ from __future__ import annotations
 import importlib
 import io
 import math
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pytest_gradmask.checks import check_is, refuse
 from pytest_gradmask.errors import DependencyError, InputError
 from pytest_gradmask.execution.files import replaced
 from pytest_gradmask.transfer.matrix import TransferMatrix
@@ -36,6 +38,7 @@ def plot_transfer_matrix(matrix: TransferMatrix, file: str | Path) -> None:
         InputError: another suffix.
         DependencyError: matplotlib is not installed.
     """
+    check_is("matrix", matrix, "what transfer_matrix() returned", TransferMatrix)
     values = [[100 * matrix.fooled(source, target).value for target in matrix.names] for source in matrix.names]
     side, longest = 0.55 * len(matrix.names), max(map(len, matrix.names))
     labels = 0.7 + 0.07 * longest
@@ -61,7 +64,7 @@ def saved(file: str | Path, size: tuple[float, float]) -> Iterator[Figure]:
         InputError: another suffix.
         DependencyError: matplotlib is not installed.
     """
-    file = Path(file)
+    file = _as_path(file)
     form = file.suffix[1:].lower()
     if form not in ("svg", "png"):
         raise InputError(f"file={str(file)!r}: must end in .svg or .png")
@@ -73,6 +76,14 @@ def saved(file: str | Path, size: tuple[float, float]) -> Iterator[Figure]:
         yield figure
         date = {"Date": None} if form == "svg" else None
         figure.savefig(part, format=form, dpi=150, metadata=date, bbox_inches="tight")
+
+
+def _as_path(file: object) -> Path:
+    check_is("file", file, "a path that ends in .svg or .png", str, os.PathLike)
+    try:
+        return Path(os.fspath(file))  # type: ignore[call-overload]
+    except Exception as error:  # the object is not ours
+        raise refuse("file", file, f"a path that ends in .svg or .png ({type(error).__name__})") from error
 
 
 def drawn(size: tuple[float, float], draw: Callable[[Figure], None]) -> str:

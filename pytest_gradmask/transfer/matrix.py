@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pytest_gradmask.checks import check_between, check_is, is_a, listed
 from pytest_gradmask.errors import InputError
 from pytest_gradmask.threat import ThreatModel
 from pytest_gradmask.verdict.results import Proportion
@@ -39,6 +40,15 @@ class TransferMatrix:
     invalid: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
+        for name in ("names", "clean", "correct", "bypassed", "invalid"):
+            check_is(name, getattr(self, name), "a tuple", tuple)
+        check_is("attack", self.attack, "a text", str)
+        check_is("threat", self.threat, "a ThreatModel", ThreatModel)
+        check_between("confidence", self.confidence, 0.5, 1, "0.99")
+        listed("names", self.names, "texts", lambda name: is_a(name, str))
+        listed("clean", self.clean, "tuples of True and False, one a model", _are_outcomes)
+        for row in listed("correct", self.correct, "tuples of tuples, one a model", lambda row: is_a(row, tuple)):
+            listed("correct", row, "tuples of True and False, one a model", _are_outcomes)
         count = len(self.names)
         if count < 2:
             raise InputError(f"names: a transfer matrix needs at least 2 models, got {count}")
@@ -46,7 +56,11 @@ class TransferMatrix:
         if twice:
             raise InputError(f"names: {', '.join(twice)} is there more than once; give each model another name")
         square = len(self.correct) == count and all(len(row) == count for row in self.correct)
-        if not square or len({len(cell) for row in (self.clean, *self.correct) for cell in row}) != 1:
+        if (
+            not square
+            or len(self.clean) != count
+            or len({len(cell) for row in (self.clean, *self.correct) for cell in row}) != 1
+        ):
             raise InputError(f"correct: must be {count} x {count} outcomes of as many images as clean has")
 
     @property
@@ -113,3 +127,7 @@ class TransferMatrix:
         if name not in self.names:
             raise KeyError(f"no model {name!r}; there are {', '.join(self.names)}")
         return self.names.index(name)
+
+
+def _are_outcomes(entry: object) -> bool:
+    return is_a(entry, tuple) and all(is_a(each, bool) for each in entry)  # type: ignore[attr-defined]

@@ -19,8 +19,10 @@ from pytest_gradmask.attacks.bypass.search import SEARCH_FORWARDS, SEARCH_IMAGES
 from pytest_gradmask.attacks.oracle import Oracle
 from pytest_gradmask.attacks.pgd import apgd
 from pytest_gradmask.auditing.scoring import subseed
+from pytest_gradmask.checks import check_whole, is_a, listed, shown
 from pytest_gradmask.defense import Defense
-from pytest_gradmask.errors import DefenseError, InputError
+from pytest_gradmask.errors import DefenseError, GradmaskError, InputError
+from pytest_gradmask.execution.batching import out_of_memory
 from pytest_gradmask.execution.isolation import moved, no_trace
 from pytest_gradmask.probes.preflight import check_batch, check_defense, check_device, check_setting
 from pytest_gradmask.randomized.prediction import is_correct
@@ -79,11 +81,10 @@ def transfer_matrix(
             depends on the rest of the batch, or has nothing to bypass.
     """
     named = _named(models)
-    threat = threat or ThreatModel()
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        raise InputError(f"steps={steps!r}: must be a whole number of at least 1")
-    if not callable(attack) and attack not in _ATTACKS:
-        raise InputError(f"attack={attack!r}: must be one of {', '.join(_ATTACKS)}, or a function")
+    threat = ThreatModel() if threat is None else threat
+    check_whole("steps", steps, 1)
+    if not (is_a(attack, str) and attack in _ATTACKS) and (is_a(attack, type) or not callable(attack)):
+        raise InputError(f"attack={shown(attack)}: must be one of {', '.join(_ATTACKS)}, or a function")
     user_bypass = _user_bypass(named, attack, bypass)
     check_setting(confidence, seed)
     check_batch(images, labels, threat)
@@ -165,7 +166,7 @@ class _Bench:
         if not found:
             raise DefenseError(
                 f"nothing to bypass was found in {name}, so BPDA on it would be a gradient attack; name its "
-                f"submodules with bypass=, or pass bypass={{{name!r}: ()}} if there is nothing"
+                f"submodules with bypass=, or pass bypass={{{shown(name)}: ()}} if there is nothing"
             )
         return found
 
@@ -179,7 +180,14 @@ class _Bench:
         size = max(1, _PIXELS_AT_ONCE // self.images[0, 0].numel())
         parts = []
         for images, labels in zip(self.images.split(size), self.labels.split(size), strict=True):
-            returned = run(source, images, labels, threat=self.threat, steps=steps, generator=generator)
+            try:
+                returned = run(source, images, labels, threat=self.threat, steps=steps, generator=generator)
+            except GradmaskError:
+                raise
+            except Exception as error:
+                if isinstance(attack, str) or out_of_memory(error):
+                    raise
+                raise InputError(f"attack: raised {type(error).__name__} on {name}: {error}") from error
             if not isinstance(returned, Tensor) or returned.shape != images.shape:
                 got = tuple(returned.shape) if isinstance(returned, Tensor) else type(returned).__name__
                 raise InputError(f"attack: returned {got} on {name}; must be images of shape {tuple(images.shape)}")
@@ -188,37 +196,51 @@ class _Bench:
 
 
 def _named(models: Mapping[str, nn.Module] | Iterable[nn.Module]) -> dict[str, nn.Module]:
-    if isinstance(models, nn.ModuleDict | Mapping):
-        named = dict(models.items())
-    elif isinstance(models, nn.Module) and not isinstance(models, nn.ModuleList):  # iteration would give its layers
+    wanted = "at least 2 models in a list, or in a mapping from their names"
+    if is_a(models, nn.ModuleDict, Mapping):
+        named = dict(listed("models", models.items(), wanted, _is_pair))  # type: ignore[union-attr]
+    elif is_a(models, nn.Module) and not is_a(models, nn.ModuleList):  # iteration would give its layers
         raise InputError(f"models: got one {type(models).__name__}; give a list or a mapping of at least 2 models")
     else:
-        named = {f"model-{number}": model for number, model in enumerate(models)}
+        found = listed("models", models, wanted, lambda _: True)
+        named = {f"model-{number}": model for number, model in enumerate(found)}
     if len(named) < 2:
         raise InputError(f"models: a transfer matrix needs at least 2, got {len(named)}")
     for name, model in named.items():
-        if not isinstance(name, str) or not isinstance(model, nn.Module):
-            raise InputError(f"models: holds {name!r}: {type(model).__name__}; must be a torch.nn.Module by a string")
+        if not is_a(name, str) or not is_a(model, nn.Module):
+            raise InputError(
+                f"models: holds {shown(name)}: {type(model).__name__}; must be a torch.nn.Module by a string"
+            )
     return named
+
+
+def _is_pair(entry: object) -> bool:
+    return is_a(entry, tuple) and len(entry) == 2  # type: ignore[arg-type]
 
 
 def _user_bypass(
     models: Mapping[str, nn.Module], attack: str | Attack, bypass: Bypass | None
 ) -> dict[str, Approximations | None]:
     """What to bypass in each model, from the user; None if the audit has to search."""
-    if attack == "gradient" and bypass is not None:
+    if is_a(attack, str) and attack == "gradient" and bypass is not None:
         raise InputError('bypass: the "gradient" attack bypasses nothing; use attack="bpda"')
-    if isinstance(bypass, str):
-        raise InputError(f"bypass={bypass!r}: must be a list of names, such as [{bypass!r}]")
-    if isinstance(bypass, Mapping):
-        unknown = [repr(name) for name in bypass if name not in models]
+    if is_a(bypass, str):
+        raise InputError(f"bypass={shown(bypass)}: must be a list of names, such as [{shown(bypass)}]")
+    if is_a(bypass, Mapping):
+        assert isinstance(bypass, Mapping)
+        entries = listed("bypass", bypass.items(), "names of models, each with what to bypass in it", _is_pair)
+        unknown = [shown(name) for name, _ in entries if not is_a(name, str) or name not in models]
         if unknown:
             raise InputError(f"bypass: {', '.join(unknown)} is not the name of a model; there are {', '.join(models)}")
-        each = {name: bypass.get(name) for name in models}
+        each = {name: dict(entries).get(name) for name in models}
     else:
         each = dict.fromkeys(models, bypass)
     modules = {name: Defense(model, each[name], name=name).bypassed_modules() for name, model in models.items()}
-    return modules if attack == "bpda" else {name: approximations or {} for name, approximations in modules.items()}
+    return (
+        modules
+        if is_a(attack, str) and attack == "bpda"
+        else {name: approximations or {} for name, approximations in modules.items()}
+    )
 
 
 def _check_models(models: Mapping[str, nn.Module], images: Tensor, labels: Tensor, seed: int) -> frozenset[str]:

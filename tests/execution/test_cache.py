@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import shutil
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -200,6 +204,45 @@ def test_unwritable_folder_costs_no_result(tmp_path: Path) -> None:
     file.write_text("in the way")
     with pytest.warns(UserWarning, match="cannot store"), pytest.warns(UserWarning, match="cannot count the audits"):
         assert audited(linear(), cache=file).verdict is Verdict.NOT_MASKED
+
+
+def test_a_link_to_a_folder_is_as_good_as_the_folder(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real", target_is_directory=True)
+    assert not audited(linear(), cache=tmp_path / "link").cached
+    assert audited(linear(), cache=tmp_path / "real").cached
+
+
+def test_a_link_to_nowhere_costs_no_result(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "gone")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert audited(linear(), cache=tmp_path / "link").verdict is Verdict.NOT_MASKED
+
+
+@pytest.mark.parametrize("code", [errno.EXDEV, errno.EROFS, errno.ENOSPC, errno.ESTALE, errno.EACCES])
+def test_a_file_system_that_refuses_costs_no_result(code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "replace", refuse)
+    with pytest.warns(UserWarning, match="cannot store"):
+        assert audited(linear(), cache=tmp_path).verdict is Verdict.NOT_MASKED
+    assert not [file for file in tmp_path.rglob("*") if file.suffix in (".part", ".result")]
+
+
+def test_a_folder_that_is_deleted_meanwhile_costs_no_result(tmp_path: Path) -> None:
+    def delete(event: object) -> None:
+        if str(event).startswith("square"):
+            shutil.rmtree(tmp_path / "cache", ignore_errors=True)
+
+    found = audited(linear(), cache=tmp_path / "cache", progress=delete, exhaustive=True)
+    assert plain(found) == plain(audited(linear(), exhaustive=True))
+
+
+def test_the_folder_may_be_a_text(tmp_path: Path) -> None:
+    assert not audited(linear(), cache=str(tmp_path)).cached
+    assert audited(linear(), cache=tmp_path).cached
 
 
 WRITER = """

@@ -30,6 +30,7 @@ LAYERS = (
     "verdict",
     "defense",
     "threat",
+    "checks",
     "errors",
     "printable",
 )

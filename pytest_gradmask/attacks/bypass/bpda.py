@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from pytest_gradmask.attacks.bypass.approximations import Approximation
 from pytest_gradmask.attacks.bypass.hooks import plainly
+from pytest_gradmask.checks import check_callable, check_is, is_a, listed
 
 Forward = Callable[..., Any]
 
@@ -33,6 +34,10 @@ class FromImages:
     """
 
     function: Approximation | None = None
+
+    def __post_init__(self) -> None:
+        if self.function is not None:
+            check_callable("function", self.function, "a function of the images, or None for the identity")
 
 
 class _StraightThrough(torch.autograd.Function):
@@ -103,7 +108,14 @@ def bypassed(model: nn.Module, approximations: Mapping[str, Any]) -> Rewired:
         approximations: the dotted name of each submodule to bypass. Its value is a differentiable function from its
             input to a tensor of the shape of its output, None for the identity, or `FromImages` to bypass the code
             before it.
+
+    Raises:
+        InputError: an argument is of another type.
     """
+    check_is("model", model, "a torch.nn.Module", nn.Module)
+    check_is("approximations", approximations, "a mapping from names of submodules to functions or None", Mapping)
+    wanted = "the name of a submodule with a function, None or FromImages()"
+    listed("approximations", approximations.items(), wanted, _is_approximation)
     return Rewired(
         model,
         {
@@ -113,6 +125,11 @@ def bypassed(model: nn.Module, approximations: Mapping[str, Any]) -> Rewired:
             for name, approximation in approximations.items()
         },
     )
+
+
+def _is_approximation(entry: Any) -> bool:
+    name, approximation = entry
+    return is_a(name, str) and (approximation is None or callable(approximation) or is_a(approximation, FromImages))
 
 
 def _replace_gradient(approximation: Approximation | None) -> Rewire:

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pytest_gradmask.checks import check_is, check_whole, is_a, shown
 from pytest_gradmask.errors import InputError
 from pytest_gradmask.loading.checkpoints import fixtures_directory
 from pytest_gradmask.loading.datasets.arrays import from_npz, from_torchvision
@@ -52,14 +53,18 @@ def load_dataset(
         InputError: unknown kind, missing path, more samples than images, or the user's code returned no data set.
         DataError: unreadable or malformed data.
     """
+    if samples is not None:
+        check_is("samples", None if is_a(samples, bool) else samples, "a whole number, or None for all", int)
+    check_whole("seed", seed, -(2**63), 2**63)
     return open_dataset(spec, split=split, download=download).load(samples, seed)
 
 
 def open_dataset(spec: str, *, split: str = "test", download: bool = False) -> Unread:
     """As `load_dataset`, but image files are read only when their images are needed."""
+    check_is("download", download, "True or False", bool)
     found = check_data(spec)
-    if split not in SPLITS:
-        raise InputError(f"split {split!r}: use one of {', '.join(SPLITS)}")
+    if not is_a(split, str) or split not in SPLITS:
+        raise InputError(f"split {shown(split)}: use one of {', '.join(SPLITS)}")
     if found.kind == "embedded":
         return from_npz(fixtures_directory() / "cifar10-embedded.npz", "test", spec, classes=10)
     if found.kind == "npz":

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import zipfile
-import zlib
+import math
 from pathlib import Path
 from typing import BinaryIO
 
@@ -12,9 +11,10 @@ import torch
 from numpy.lib.npyio import NpzFile
 from torch import Tensor
 
-from pytest_gradmask.errors import DataError
+from pytest_gradmask.errors import DataError, InputError
 from pytest_gradmask.execution.files import cache_directory
 from pytest_gradmask.loading.datasets.base import Array, Unread, as_tensor
+from pytest_gradmask.loading.limits import check_limit
 from pytest_gradmask.loading.specs import DataSpec
 
 _NPZ_KEYS = {
@@ -31,12 +31,30 @@ def from_npz(file: Path, split: str, source: str, classes: int | None = None) ->
         with file.open("rb") as stream, _archive(stream) as archive:
             for image_key, label_key in _NPZ_KEYS[split]:
                 if image_key in archive and label_key in archive:
+                    for key in (image_key, label_key):
+                        _check_size(archive, key, file)
                     return _checked(archive[image_key], archive[label_key], str(file), source, classes)
             found = ", ".join(archive.files)
-    except (OSError, ValueError, zipfile.BadZipFile, zlib.error, EOFError) as error:
+    except (DataError, InputError):
+        raise
+    except (Exception, MemoryError) as error:  # every kind of damage raises another error
         raise DataError(f"data file {file}: cannot be read as npz without pickles ({error})") from error
     wanted = " or ".join("/".join(keys) for keys in _NPZ_KEYS[split])
     raise DataError(f"data file {file}: no arrays named {wanted} (found: {found})")
+
+
+def _check_size(archive: NpzFile, key: str, file: Path) -> None:
+    """Compare what the header of an array promises with what is there, before memory is asked for."""
+    entry = f"{key}.npy" if f"{key}.npy" in archive.zip.namelist() else key  # type: ignore[union-attr]
+    with archive.zip.open(entry) as stream:  # type: ignore[union-attr]
+        version = np.lib.format.read_magic(stream)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read(stream)
+        promised = math.prod(shape) * dtype.itemsize
+    held = archive.zip.getinfo(entry).file_size  # type: ignore[union-attr]
+    if promised > held:
+        raise DataError(f"data file {file}: array {key} is said to have {promised} bytes, and holds {held}")
+    check_limit(f"data file {file}: array {key}", "BYTES", promised)
 
 
 def _archive(stream: BinaryIO) -> NpzFile:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,9 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pytest_gradmask.errors import DataError
+from pytest_gradmask.checks import shown
+from pytest_gradmask.errors import DataError, InputError
 from pytest_gradmask.loading.class_folders import class_order, order_note
 from pytest_gradmask.loading.datasets.base import Array, Unread, as_tensor
+from pytest_gradmask.loading.datasets.pictures import eight_bits
+from pytest_gradmask.loading.limits import check_limit
 from pytest_gradmask.loading.specs import DataSpec
 
 _LAYOUTS = (
@@ -54,6 +58,8 @@ def _class_folders(spec: DataSpec) -> tuple[list[tuple[str, int]], list[str]]:
     except FileNotFoundError as error:
         layout = f"; {_LAYOUTS}" if spec.kind == "imagenet" else ""
         raise DataError(f"image folder {spec.path}: {error}{layout}") from error
+    except OSError as error:
+        raise DataError(f"image folder {spec.path}: cannot be read ({error})") from error
     return found.samples, found.classes
 
 
@@ -68,10 +74,10 @@ def _listed(listing: Path, folder: Path, number: dict[str, int]) -> list[tuple[s
         name, label = (*line.rsplit(maxsplit=1), "", "")[:2]
         if label not in number:
             raise DataError(
-                f"labels {listing}: line {count} is {line!r}, not 'FILE LABEL' with a WordNet id or 0 to 999"
+                f"labels {listing}: line {count} is {shown(line)}, not 'FILE LABEL' with a WordNet id or 0 to 999"
             )
-        if not (folder / name).is_file():
-            raise DataError(f"labels {listing}: line {count} names {name!r}, which is not in {folder}")
+        if not os.path.isfile(folder / name):  # not the method of a path, which raises an error if a name is too long
+            raise DataError(f"labels {listing}: line {count} names {shown(name)}, which is not in {folder}")
         samples.append((str(folder / name), number[label]))
     if not samples:
         raise DataError(f"labels {listing}: name no images")
@@ -96,11 +102,15 @@ def _unread(samples: Sequence[tuple[str, int]], spec: DataSpec, classes: int, no
 
 
 def _decoded(file: str, crop: tuple[int, int] | None) -> Array:
-    from torchvision.datasets.folder import pil_loader
+    from PIL import Image
     from torchvision.transforms.functional import center_crop, resize
 
     try:
-        image = pil_loader(file)
+        with Image.open(file) as opened:
+            check_limit(f"image file {file}", "PIXELS", opened.width * opened.height)
+            image = eight_bits(opened).convert("RGB")
+    except InputError:
+        raise
     except Exception as error:  # every format and every kind of damage raises another error
         raise DataError(f"image file {file}: cannot be decoded ({error})") from error
     if crop is not None:

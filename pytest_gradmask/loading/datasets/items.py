@@ -9,8 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pytest_gradmask.checks import shown
 from pytest_gradmask.errors import DataError
 from pytest_gradmask.loading.datasets.base import Array, Unread
+from pytest_gradmask.loading.datasets.pictures import eight_bits
 from pytest_gradmask.loading.importing import called
 from pytest_gradmask.loading.specs import DataSpec
 
@@ -24,8 +26,16 @@ def from_items(spec: DataSpec) -> Unread:
     found: Any = called(f"data {spec.text!r}", spec.path, torch.utils.data.Dataset)
     try:
         count = len(found)
-    except TypeError as error:
-        raise DataError(f"data {spec.text!r}: has no length; give a map-style data set") from error
+        strata = _strata(found, count)
+        classes = getattr(found, "classes", None)
+        classes = len(classes) if isinstance(classes, Sequence) else None
+    except Exception as error:  # the user's code may raise anything
+        if not hasattr(type(found), "__len__"):
+            raise DataError(f"data {spec.text!r}: has no length; give a map-style data set") from error
+        raise DataError(
+            f"data {spec.text!r}: has no length, targets or classes to read ({type(error).__name__}: {error}); give "
+            "a map-style data set"
+        ) from error
     if not count:
         raise DataError(f"data {spec.text!r}: holds no images")
 
@@ -39,8 +49,7 @@ def from_items(spec: DataSpec) -> Unread:
                 )
         return torch.stack([image for image, _ in items]), torch.tensor([label for _, label in items])
 
-    classes = getattr(found, "classes", None)
-    return Unread(_strata(found, count), read, spec.text, len(classes) if isinstance(classes, Sequence) else None)
+    return Unread(strata, read, spec.text, classes)
 
 
 def _strata(found: Any, count: int) -> list[int]:
@@ -58,7 +67,11 @@ def _item(found: Any, index: int, source: str) -> tuple[Tensor, int]:
     except Exception as error:  # the user's code may raise anything
         raise DataError(f"{where} cannot be read as (image, label): {type(error).__name__}: {error}") from error
     if isinstance(image, Image.Image):
-        image = to_tensor(image if image.mode == "L" else image.convert("RGB"))
+        try:
+            image = eight_bits(image)
+            image = to_tensor(image if image.mode == "L" else image.convert("RGB"))
+        except Exception as error:  # damage is noticed when the pixels are read
+            raise DataError(f"{where}: its image cannot be decoded ({type(error).__name__}: {error})") from error
     if not isinstance(image, Tensor) or not image.is_floating_point() or image.ndim != 3:
         got = f"{image.dtype} {tuple(image.shape)}" if isinstance(image, Tensor) else type(image).__name__
         raise DataError(f"{where}: its image is {got}; must be floats C x H x W in [0, 1], or an image of Pillow")
@@ -67,7 +80,10 @@ def _item(found: Any, index: int, source: str) -> tuple[Tensor, int]:
             f"{where}: its image has values from {image.min():.3g} to {image.max():.3g}; must be in [0, 1]: leave the "
             "normalisation to the model"
         )
-    number = np.asarray(label)
+    try:
+        number = np.asarray(label)
+    except Exception as error:  # the object is not ours
+        raise DataError(f"{where}: its label is {shown(label)}; must be a whole number from 0") from error
     if number.shape != () or number.dtype.kind not in "ui" or number < 0:
-        raise DataError(f"{where}: its label is {label!r}; must be a whole number from 0")
+        raise DataError(f"{where}: its label is {shown(label)}; must be a whole number from 0")
     return image.detach().float(), int(number)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from pytest_gradmask.checks import check_is, is_a, listed
 from pytest_gradmask.defense import member_weights
 from pytest_gradmask.errors import InputError
 
@@ -16,6 +17,8 @@ class Composite(nn.Module):
 
     def __init__(self, front_end: nn.Module, backbone: nn.Module) -> None:
         super().__init__()
+        check_is("front_end", front_end, "a torch.nn.Module", nn.Module)
+        check_is("backbone", backbone, "a torch.nn.Module", nn.Module)
         self.front_end = front_end
         self.backbone = backbone
 
@@ -36,6 +39,8 @@ class RandomizedEnsemble(nn.Module):
         self, members: Sequence[nn.Module], weights: Sequence[float] | None = None, *, each_image: bool = False
     ) -> None:
         super().__init__()
+        check_is("each_image", each_image, "True or False", bool)
+        members = listed("members", members, "a list of torch.nn.Module", _is_module)
         if len(members) < 2:
             raise InputError(f"members: a randomized ensemble needs at least 2, got {len(members)}")
         self.members = nn.ModuleList(members)
@@ -69,6 +74,10 @@ class Mixture(nn.Module):
         self, members: Sequence[nn.Module], weights: Sequence[float] | None = None, *, probabilities: bool = False
     ) -> None:
         super().__init__()
+        check_is("probabilities", probabilities, "True or False", bool)
+        members = listed("members", members, "a list of torch.nn.Module", _is_module)
+        if not members:
+            raise InputError("members: there are none; a mixture needs at least 1")
         self.members = nn.ModuleList(members)
         self.weights = member_weights(weights, len(members))
         self.probabilities = probabilities
@@ -79,3 +88,7 @@ class Mixture(nn.Module):
         if self.probabilities:
             return (outputs * weights).sum(0)
         return (outputs.log_softmax(2) + weights.log()).logsumexp(0)
+
+
+def _is_module(entry: object) -> bool:
+    return is_a(entry, nn.Module)

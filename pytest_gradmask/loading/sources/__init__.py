@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from pytest_gradmask.checks import check_is
 from pytest_gradmask.errors import InputError
 from pytest_gradmask.execution.isolation import no_trace
 from pytest_gradmask.loading.checkpoints import load_checkpoint
@@ -33,6 +34,7 @@ def load_model(spec: str, *, download: bool = False) -> nn.Module:
             fit.
         DependencyError: RobustBench is needed and not installed.
     """
+    check_is("download", download, "True or False", bool)
     found = check_model(spec)
     if found.kind == "fixture":
         return load_checkpoint(found.name)
@@ -41,7 +43,10 @@ def load_model(spec: str, *, download: bool = False) -> nn.Module:
         return load_checkpoint(found.file.stem, found.file.parent)
     if found.kind == "import":
         module: nn.Module = called(f"model {spec!r}", found.name, nn.Module)
-        return module.cpu().eval()
+        try:
+            return module.cpu().eval()
+        except Exception as error:  # the module is the user's, and may be on the device meta
+            raise InputError(f"model {spec!r}: cannot be moved to the CPU ({type(error).__name__}: {error})") from error
     load = {"timm": load_timm, "torchvision": load_torchvision, "robustbench": load_robustbench}[found.kind]
     return load(found, download=download)
 

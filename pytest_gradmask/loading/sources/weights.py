@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import zip_longest
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
+from pytest_gradmask.checks import shown
 from pytest_gradmask.errors import CheckpointError
+from pytest_gradmask.loading.limits import check_limit
 
 State = dict[str, Tensor]
 
@@ -35,6 +38,7 @@ def with_weights(build: Callable[..., nn.Module], file: Path, name: str) -> nn.M
     last = list(expected)[-1]  # a tensor of the classifier
     classifier = list(loaded.values())[-1] if by_order and loaded else loaded.get(last)
     if classifier is not None and classifier.ndim and len(classifier) != len(expected[last]):
+        check_limit(f"weights {file}", "CLASSES", len(classifier))
         network = build(num_classes=len(classifier))
         expected = network.state_dict()
     if by_order:
@@ -55,8 +59,20 @@ def _read_state(file: Path) -> State:
             f"weights {file}: cannot be read as a state dict ({reason}); no code of a file is run: save "
             "model.state_dict() alone, best as safetensors"
         ) from error
-    if not all(isinstance(value, Tensor) for value in state.values()):
+    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise CheckpointError(f"weights {file}: hold no state dict (names mapped to tensors)")
+    for key, value in state.items():
+        if (
+            value.is_nested
+            or value.is_quantized
+            or value.is_meta
+            or value.is_complex()
+            or value.layout is not torch.strided
+        ):
+            raise CheckpointError(
+                f"weights {file}: {shown(key)} is of layout {value.layout}, type {value.dtype} and on {value.device}; "
+                "must be a plain tensor of real numbers"
+            )
     return dict(state)
 
 

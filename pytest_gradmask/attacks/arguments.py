@@ -1,0 +1,83 @@
+"""Checks of images and labels, and of the arguments of attacks that users call."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pytest_gradmask.checks import as_number, check_callable, check_is, check_whole, is_a, refuse
+from pytest_gradmask.errors import InputError
+from pytest_gradmask.threat import ThreatModel
+
+
+def check_images(images: Tensor) -> None:
+    """Raise `InputError` unless images are finite float32, N x C x H x W."""
+    check_tensor("images", images)
+    shape = tuple(images.shape)
+    if images.dtype == torch.uint8:
+        raise InputError("images: dtype is uint8; scale them to the bounds, as in images.float() / 255")
+    if images.dtype != torch.float32:
+        raise InputError(f"images: dtype is {images.dtype}; use images.float()")
+    if images.ndim != 4:
+        raise InputError(
+            f"images: shape is {shape}; a batch has four axes, N x C x H x W; for one image use images[None]"
+        )
+    if shape[1] > 4 and shape[3] in (1, 3, 4):
+        raise InputError(f"images: shape {shape} looks like N x H x W x C; use images.permute(0, 3, 1, 2)")
+    if images.numel() == 0:
+        raise InputError(f"images: shape is {shape}; there is no image to attack")
+    if not images.isfinite().all():
+        raise InputError("images: hold NaN or infinite values")
+
+
+def check_labels_of(images: Tensor, labels: Tensor) -> None:
+    """Raise `InputError` unless labels are integers, one for each image."""
+    check_tensor("labels", labels)
+    if labels.dtype not in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8):
+        raise InputError(f"labels: dtype is {labels.dtype}; use class indices, as in labels.long()")
+    if labels.shape != (len(images),):
+        hint = "; for one-hot labels use labels.argmax(1)" if labels.ndim == 2 else ""
+        raise InputError(f"labels: shape is {tuple(labels.shape)}; must be ({len(images)},), one label an image{hint}")
+
+
+def check_tensor(argument: str, value: Tensor) -> None:
+    """Raise `InputError` unless the value is a tensor that holds its values in the usual layout."""
+    if not is_a(value, Tensor):
+        raise InputError(f"{argument}: must be a torch.Tensor, got {type(value).__name__}; use torch.as_tensor(...)")
+    if value.is_nested or value.is_quantized:
+        raise InputError(f"{argument}: is a {'nested' if value.is_nested else 'quantized'} tensor; give a plain one")
+    if value.layout is not torch.strided:
+        raise InputError(f"{argument}: layout is {value.layout}; use {argument}.to_dense()")
+    if value.is_meta:
+        raise InputError(f"{argument}: on the device meta, which holds no values; load them on cpu or cuda")
+
+
+def check_attack(
+    model: object,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    threat: object,
+    generator: object,
+    loss: object,
+    stop_early: object,
+    step_size: object = None,
+    **counts: object,
+) -> None:
+    """Raise `InputError` unless the arguments of an attack are usable. ``counts`` are whole numbers from 1."""
+    check_callable("model", model, "a torch.nn.Module, or a function from images to logits")
+    check_is("threat", threat, "a ThreatModel, such as ThreatModel(eps=8/255)", ThreatModel)
+    check_tensor("images", images)
+    check_tensor("labels", labels)
+    if images.ndim != 4 or not images.numel() or not images.is_floating_point():
+        raise InputError(f"images: {images.dtype}, {tuple(images.shape)}; must be floats, N x C x H x W")
+    if labels.shape != (len(images),) or labels.dtype != torch.int64:
+        raise InputError(f"labels: {labels.dtype}, {tuple(labels.shape)}; must be int64, ({len(images)},)")
+    for name, value in counts.items():
+        check_whole(name, value, 1)
+    if not is_a(generator, torch.Generator) or generator.device.type != "cpu":  # type: ignore[attr-defined]
+        raise refuse("generator", generator, "a CPU generator, as in torch.Generator().manual_seed(0)")
+    check_callable("loss", loss, "a function of logits and labels")
+    check_is("stop_early", stop_early, "True or False", bool)
+    if step_size is not None and ((number := as_number(step_size)) is None or number <= 0):
+        raise refuse("step_size", step_size, "a number above 0, in input units")
