@@ -106,16 +106,13 @@ def _from(
 ) -> Tensor:
     """APGD on the logit margin from a given start."""
 
-    class Started:
+    class Started(ThreatModel):
         """The threat model, with this start in place of a random one."""
-
-        def __getattr__(self, name: str) -> Any:
-            return getattr(threat, name)
 
         def random_start(self, images: Tensor, _generator: Any) -> Tensor:
             return start[: len(images)]
 
-    started: Any = Started()
+    started = Started(threat.eps, threat.norm, threat.bounds)
     return apgd(model, images, labels, threat=started, steps=steps, generator=generator, loss=logit_margin)
 
 

@@ -5,7 +5,7 @@ An image that such an attack breaks in the end should not be given up before, at
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pytest_gradmask import Dataset, Defense
-from pytest_gradmask.auditing.research import bench
+from pytest_gradmask.auditing.research import bench, hopeless
 
 #: Shares of the queries after which margins are recorded.
 TIMES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0)
@@ -71,3 +71,18 @@ class _Watch:
     def rows(self) -> list[dict[str, Any]]:
         """One for each image. Once it is broken, it has no further shares."""
         return [{"gone": [None if each is None else round(each, 4) for each in row]} for row in self.seen.values()]
+
+
+def reached(gone: Sequence[float | None]) -> float:
+    """The largest share of the clean margin that was gone; 1 and more is broken."""
+    return max((each for each in gone if each is not None), default=0.0)
+
+
+def gave_up(times: Sequence[float], gone: Sequence[float | None]) -> float | None:
+    """The first of the times at which `hopeless` would give an image up; None if it would not."""
+    for time, share in zip(times, gone, strict=True):
+        if share is None or share >= 1:
+            return None  # broken before
+        if hopeless(torch.tensor([-1.0]), torch.tensor([share - 1.0]), time).item():
+            return time
+    return None

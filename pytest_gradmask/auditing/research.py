@@ -10,6 +10,7 @@ Attacks:
     - `RejectOption` and `under_attack` give attacks the joint objective on a defense that may reject an image.
     - `arc`, `joint_margins` and `member_by_member` attack randomized ensembles whose members are known.
     - `autoattack` is the module that calls AutoAttack's own attacks and checks.
+    - `hopeless` says which images an attack that needs many queries gives up.
 
 Running and scoring attacks:
     - `PlannedAttack` is an attack that is ready to run, and `Run` the type of its function. `known_models` lists all
@@ -55,6 +56,7 @@ from __future__ import annotations
 from pytest_gradmask.attacks import autoattack
 from pytest_gradmask.attacks.arc import arc
 from pytest_gradmask.attacks.ensembles import joint_margins, member_by_member
+from pytest_gradmask.attacks.hopeless import hopeless
 from pytest_gradmask.attacks.losses import Loss, cross_entropy, logit_margin
 from pytest_gradmask.attacks.oracle import Oracle
 from pytest_gradmask.attacks.rejection import RejectOption, under_attack
@@ -118,6 +120,7 @@ __all__ = [
     "draws_shared",
     "folded",
     "get_budget",
+    "hopeless",
     "isolated",
     "joint_margins",
     "judge",

@@ -1,0 +1,59 @@
+"""What the rule for hopeless images is calibrated on, and what it says of that."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks.losses import VARIANTS, losses
+from benchmarks.queries import ATTACKS, TIMES, gave_up, margin_growth, reached
+from benchmarks.records import stored
+from pytest_gradmask import Defense
+from pytest_gradmask.loading.datasets import Dataset
+from tests.toys import Quantize, draw, masked, predictions
+
+MODEL = masked(Quantize)
+IMAGES = draw(20, 3, 8, 8, seed=5)
+DATA = Dataset(IMAGES, predictions(MODEL, IMAGES), "toys")
+
+
+@pytest.mark.parametrize(
+    ("gone", "when"),
+    [
+        ([0.2, 0.3, 0.5, 0.6, 0.8, 0.9, 0.95], 1.0),
+        ([0.1, 0.2, 0.2, 0.2, 0.2, 0.2, 0.2], 0.3),
+        ([0.1, 0.2, 0.35, 0.45, 0.45, 0.5, 0.5], 0.5),
+        ([0.1, 0.2, 0.4, 1.2, 1.2, 1.2, 1.2], None),
+        ([1.5, None, None, None, None, None, None], None),
+    ],
+)
+def test_when_an_image_is_given_up(gone: list[float | None], when: float | None) -> None:
+    assert gave_up(TIMES, gone) == when
+
+
+def test_no_stored_image_that_breaks_is_given_up() -> None:
+    lost, broken = 0, 0
+    for record in stored("queries"):
+        for images in record["growth"].values():
+            for image in images:
+                if reached(image["gone"]) >= 1:
+                    broken += 1
+                    lost += gave_up(TIMES, image["gone"]) is not None
+    assert broken > 100
+    assert lost == 0
+
+
+def test_margins_are_recorded() -> None:
+    record = margin_growth("quantized", Defense(MODEL), DATA, budget="smoke")
+    assert set(record["growth"]) == set(ATTACKS)
+    for images in record["growth"].values():
+        assert 0 < len(images) <= record["survivors"]
+        for image in images:
+            shares = [each for each in image["gone"] if each is not None]
+            assert shares == sorted(shares), "the best margin so far only grows"
+
+
+def test_variants_have_equal_passes() -> None:
+    record = losses("quantized", Defense(MODEL), DATA)
+    assert [row["variant"] for row in record["rows"]] == list(VARIANTS)
+    assert {row["of"] for row in record["rows"]} == {len(IMAGES)}
+    assert all(95 <= row["passes"] <= 110 for row in record["rows"] if row["broken"] < row["of"])
