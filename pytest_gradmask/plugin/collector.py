@@ -18,7 +18,7 @@ from pytest_gradmask.plugin.github import Workflow
 from pytest_gradmask.plugin.selection import Selection
 from pytest_gradmask.plugin.settings import Settings
 from pytest_gradmask.plugin.stash import REPORT_ATTRIBUTES
-from pytest_gradmask.printable import printable, printable_data
+from pytest_gradmask.printable import one_line, printable_data
 from pytest_gradmask.report.records import AuditRecord
 
 if TYPE_CHECKING:
@@ -161,7 +161,7 @@ class Collector:
             outcome = "FAILED" if self._comparison.failed else "passed"
             lines += ["", f"Compared with {self._settings.baseline}: {outcome}", *self._comparison.lines(), ""]
         for line in [*lines, *self._notes]:
-            terminalreporter.write_line(printable(line))
+            terminalreporter.write_line(one_line(line))
         if self._workflow is not None:
             for command in self._workflow.annotations(run, self._selection.audits, self._comparison):
                 terminalreporter.write_line(command)
