@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pytest_gradmask.checks import as_number, check_is, is_a, listed, shown
 from pytest_gradmask.errors import InputError
-from pytest_gradmask.printable import printable
+from pytest_gradmask.printable import one_line
 from pytest_gradmask.threat import Access
 
 Outputs = Literal["logits", "probabilities"]
@@ -67,7 +67,7 @@ class Attack:
         name = self.name or _name_of(self.run)
         if not name:
             raise InputError(f"name: {shown(self.run)} has none of its own; give it one")
-        object.__setattr__(self, "name", printable(name))
+        object.__setattr__(self, "name", one_line(name))
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +129,7 @@ class Defense:
             if not self.members:
                 raise InputError(f"weights={shown(self.weights)}: there are no members to weigh; give members=, too")
             member_weights(self.weights, len(self.members))
-        object.__setattr__(self, "name", printable(self.name or type(self.model).__name__))
+        object.__setattr__(self, "name", one_line(self.name or type(self.model).__name__))
         names = [attack.name for attack in self.own_attacks()]
         twice = [name for name in names if names.count(name) > 1]
         if twice:

@@ -18,6 +18,11 @@ def printable(text: str) -> str:
     return _UNPRINTABLE.sub(_escaped, text)
 
 
+def one_line(text: str) -> str:
+    """The text on one line and printable: at the start of a line, a name might be a command to who reads the log."""
+    return printable(text).replace("\n", "\\n")
+
+
 def printable_data(data: Any) -> Any:
     """Plain data (dicts, lists, tuples) in which all texts are printable."""
     return _mapped(data, printable)

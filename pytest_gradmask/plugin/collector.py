@@ -19,7 +19,7 @@ from pytest_gradmask.plugin.progress import progress_line
 from pytest_gradmask.plugin.selection import Selection
 from pytest_gradmask.plugin.settings import Settings
 from pytest_gradmask.plugin.stash import REPORT_ATTRIBUTES
-from pytest_gradmask.printable import printable, printable_data
+from pytest_gradmask.printable import one_line, printable_data
 from pytest_gradmask.report.records import AuditRecord
 
 if TYPE_CHECKING:
@@ -181,7 +181,7 @@ class Collector:
             outcome = "FAILED" if self._comparison.failed else "passed"
             lines += ["", f"Compared with {self._settings.baseline}: {outcome}", *self._comparison.lines(), ""]
         for line in [*lines, *self._notes]:
-            terminalreporter.write_line(printable(line), **_colours(line))
+            terminalreporter.write_line(one_line(line), **_colours(line))
         if self._workflow is not None:
             for command in self._workflow.annotations(run, self._selection.audits, self._comparison):
                 terminalreporter.write_line(command)

@@ -97,8 +97,37 @@ def test_a_report_that_cannot_be_written_costs_no_other(pytester: pytest.Pyteste
     )
 
 
+INJECTED = (
+    DEFENSES
+    + r"""
+    from pytest_gradmask import Defense
+
+    ODD = ["<script>alert(1)</script> a|b`c ${{ x }} a::b,c ../../x", "a\n::error::owned %0A::error::owned"]
+
+    @pytest.mark.parametrize("text", ODD, ids=ODD)
+    def test_it(gradmask, text):
+        model = linear()
+        gradmask.audit(Defense(model, name=text), *batch(model, 8))
+"""
+)
+
+
+def test_names_of_tests_and_defenses_inject_nothing(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("jinja2", reason="needs jinja2: pip install 'pytest-gradmask[report]'")
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(pytester.path / "summary.md"))
+    pytester.makepyfile(test_it=INJECTED)
+    result = pytester.runpytest_subprocess(*RUN, *REPORTS)
+    result.assert_outcomes(passed=2)
+    assert not [line for line in result.outlines if line.startswith("::error")]
+    page, summary = ((pytester.path / name).read_text() for name in ("out.html", "summary.md"))
+    assert "<script>alert" not in page + summary
+    assert not [line for line in summary.splitlines() if line.startswith("::")]
+
+
 def test_names_and_messages_are_printable() -> None:
     assert Defense(linear(), name="a\x1b[0m\x00").name == r"a\x1b[0m\x00"
+    assert Defense(linear(), name="a\n::error::b").name == r"a\n::error::b"
     assert Attack(print, name="b\udcff").name == r"b\udcff"
     assert str(InputError("name='\x07'")) == r"name='\x07'"
 
