@@ -72,9 +72,10 @@ class Collector:
         if self._workflow is not None:
             self._workflow.see(report)
 
-    def pytest_keyboard_interrupt(self) -> None:
-        """Say that the work so far is not lost."""
-        if not self._settings.no_cache and (self._settings.cache or getattr(self._config, "cache", None)):
+    def pytest_keyboard_interrupt(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
+        """Say that the work so far is not lost. pytest also calls this for errors of collection and its own exits."""
+        by_a_person = type(excinfo.value) is KeyboardInterrupt
+        if by_a_person and not self._settings.no_cache and (self._settings.cache or getattr(self._config, "cache", None)):
             self._notes.append("Interrupted: finished attacks are kept. Run the same command to go on.")
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
