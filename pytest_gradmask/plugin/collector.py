@@ -75,9 +75,11 @@ class Collector:
         if self._workflow is not None:
             self._workflow.see(report)
 
-    def pytest_keyboard_interrupt(self) -> None:
-        """Say that the work so far is not lost."""
-        if not self._settings.no_cache and (self._settings.cache or getattr(self._config, "cache", None)):
+    def pytest_keyboard_interrupt(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
+        """Say that the work so far is not lost. pytest also calls this for errors of collection and its own exits."""
+        settings, by_a_person = self._settings, type(excinfo.value) is KeyboardInterrupt
+        kept = not settings.no_cache and (settings.cache or getattr(self._config, "cache", None))
+        if by_a_person and kept:
             self._notes.append("Interrupted: finished attacks are kept. Run the same command to go on.")
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:

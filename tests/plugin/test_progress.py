@@ -133,6 +133,13 @@ def test_an_interrupted_run_says_how_to_go_on(pytester: pytest.Pytester) -> None
     lost.stdout.no_fnmatch_line("Interrupted: finished*")
 
 
+def test_only_a_person_interrupts(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(test_a="def test_it(gradmask): pass", test_b="1 / 0")
+    result = pytester.runpytest("--gradmask", "--gradmask-device=cpu")
+    result.stdout.fnmatch_lines(["*1 error during collection*"])
+    result.stdout.no_fnmatch_line("Interrupted: finished*")
+
+
 def test_the_report_is_announced(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     assert any(
