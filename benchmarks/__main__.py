@@ -13,6 +13,7 @@ from typing import Any
 
 from benchmarks.caching import cache_gain
 from benchmarks.defenses import find
+from benchmarks.gpu import DRY, WHOLE, parts, unmeasured
 from benchmarks.losses import losses
 from benchmarks.memory import peak_memories
 from benchmarks.queries import margin_growth
@@ -90,6 +91,14 @@ def _losses(options: argparse.Namespace) -> Records:
         yield f"losses-{name}", found
 
 
+def _gpu(options: argparse.Namespace) -> Records:
+    size = DRY if options.dry_run else WHOLE
+    data = load_dataset(options.data, samples=min(options.samples, size.images), seed=options.seed)
+    for name, measure in unmeasured(options.output, parts(size, data, options.device, partial(_say, "gpu"))):
+        _say("gpu", name)
+        yield f"gpu-{name}", {"part": name, "dry_run": options.dry_run, "found": measure()}
+
+
 def _startup(_: argparse.Namespace) -> Records:
     yield "startup", startup_cost()
 
@@ -101,6 +110,7 @@ _COMMANDS = {
     "cache": (_cache, "a second audit of an unchanged defense, beside the first"),
     "memory": (_memory, "peak memory of an audit, beside AutoAttack's"),
     "queries": (_queries, "how margins grow under attacks that need many queries"),
+    "gpu": (_gpu, "throughput, overhead, repeatability and verdicts on a GPU; goes on where it was cut off"),
     "losses": (_losses, "other losses, starts and averaged gradients, at equal passes"),
     "startup": (_startup, "the plugin, installed but not used"),
 }
@@ -128,7 +138,7 @@ def _parser() -> argparse.ArgumentParser:
         add = command.add_argument
         add(
             "names",
-            nargs="*" if measure is _startup else "+",
+            nargs="*" if measure in (_startup, _gpu) else "+",
             metavar="MODEL",
             help="a fixture such as resnet-standard-composite, or a known defense",
         )
@@ -137,6 +147,8 @@ def _parser() -> argparse.ArgumentParser:
         add("--seed", type=int, default=0, metavar="N", help="(default: %(default)s)")
         add("--device", default="cpu", help="torch device (default: %(default)s)")
         add("--output", type=Path, default=RESULTS, metavar="FOLDER", help="(default: benchmarks/results)")
+        if measure is _gpu:
+            add("--dry-run", action="store_true", help="tiny sizes, to see on a CPU that every line runs")
         if measure is _verdicts:
             limit = "stop the work by hand once it has taken this many times as long as the audit"
             add("--enough", type=float, default=math.inf, metavar="RATIO", help=limit)

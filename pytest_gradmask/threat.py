@@ -172,12 +172,12 @@ def _project_l1(delta: Tensor, images: Tensor, threat: ThreatModel) -> Tensor:
     sizes = flat.abs().double()
     # From above: an entry begins to grow at its size and stops growing at its size minus its cap.
     knots, order = torch.cat([sizes, (sizes - caps).clamp_min(0)], 1).sort(dim=1, descending=True)
-    slopes = torch.cat([torch.ones_like(sizes), -torch.ones_like(sizes)], 1).gather(1, order).cumsum(1)
+    growth = torch.cat([torch.ones_like(sizes), -torch.ones_like(sizes)], 1).gather(1, order).cumsum(1)
     gaps = torch.cat([knots[:, :-1] - knots[:, 1:], knots[:, -1:]], 1)  # the last one reaches down to zero
-    sums = (slopes * gaps).cumsum(1)  # of all sizes, at the lower end of each gap
+    sums = (growth * gaps).cumsum(1)  # of all sizes, at the lower end of each gap
     first = (sums < threat.eps).sum(1, keepdim=True).clamp_max(sums.shape[1] - 1)
     excess = sums.gather(1, first) - threat.eps
-    amount = knots.gather(1, first) - gaps.gather(1, first) + excess.clamp_min(0) / slopes.gather(1, first).clamp_min(1)
+    amount = knots.gather(1, first) - gaps.gather(1, first) + excess.clamp_min(0) / growth.gather(1, first).clamp_min(1)
     amount = torch.where(sums[:, -1:] <= threat.eps, 0.0, amount)
     kept = torch.minimum((sizes - amount).clamp_min(0), caps)
     projected: Tensor = (kept.to(flat.dtype) * flat.sign()).view_as(delta)

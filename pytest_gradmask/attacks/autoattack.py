@@ -184,11 +184,11 @@ def square(
     """Upstream's Square attack (Andriushchenko et al. 2020, arXiv:1912.00049).
 
     ``steps`` is its number of queries; ``standard``: 5,000. ``give_up`` is asked after each query which images are
-    hopeless, at the cost of one query more. Its L2 version divides by zero on images of less than five pixels a side,
-    so these get a margin that the model does not see.
+    hopeless, at the cost of one query more. The versions for L2 and L1 divide by zero on images of less than five
+    pixels a side, so these get a margin that the model does not see.
     """
     height, width = images.shape[2:]
-    if threat.norm == "L2" and min(height, width) < _LEAST_SIDE:
+    if threat.norm != "Linf" and min(height, width) < _LEAST_SIDE:
         margin = (0, max(0, _LEAST_SIDE - width), 0, max(0, _LEAST_SIDE - height))
         larger = torch.nn.functional.pad(images, margin, value=threat.bounds[0])
         inner = _Inside(model, height, width)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pytest_gradmask.errors import DataError, InputError
+from pytest_gradmask.errors import DataError, GradmaskError, InputError
 from pytest_gradmask.loading.datasets.base import chosen
 from pytest_gradmask.verdict.results import Finding
 
@@ -58,6 +58,18 @@ def as_batch(images: Any, labels: Any, *, bounds: tuple[float, float], at_most: 
         InputError: these are no images and labels.
         DataError: an item of a data set cannot be read.
     """
+    try:
+        return _converted(images, labels, bounds, at_most, seed)
+    except GradmaskError:
+        raise
+    except Exception as error:  # an object of the user's, whose methods may raise anything
+        raise InputError(
+            f"images, labels: cannot be read ({type(error).__name__}: {error}); give float32 tensors N x C x H x W and "
+            "whole numbers N"
+        ) from error
+
+
+def _converted(images: Any, labels: Any, bounds: tuple[float, float], at_most: int, seed: int) -> Batch:
     if isinstance(images, Batch):
         return images
     changes: list[str] = []

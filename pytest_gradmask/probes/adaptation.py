@@ -63,10 +63,13 @@ def _adapted(defense: Defense, oracle: Oracle, images: Tensor, labels: Tensor) -
             return None
         words = f"the model accepts batches of {size} images alone; the audit fills up smaller ones"
         return replace(defense, model=Adapted(model, FixedBatch(size))), words
-    found = adapter(output, some, labels)
+    try:
+        found = adapter(output, some, labels)
+        probabilities = defense.outputs == "logits" and isinstance(output, Tensor) and are_probabilities(output)
+    except Exception:  # an output without values, such as one on the device meta: it is refused as it is
+        return None
     if found is not None:
         call, words = found
         return replace(defense, model=Adapted(model, call)), f"the model returns {words}"
-    if defense.outputs == "logits" and isinstance(output, Tensor) and are_probabilities(output):
-        return replace(defense, outputs="probabilities"), ""  # `check_defense` has a finding for it
-    return None
+    # `check_defense` has a finding for it.
+    return (replace(defense, outputs="probabilities"), "") if probabilities else None

@@ -45,7 +45,10 @@ def check(case: dict[str, Any]) -> str:
         # A randomized defense is judged by votes, of which the images of more attacks get others.
         assert result.predictions or result.robust_accuracy.value <= result.gradient_accuracy.value
         failed = [attack for attack in result.attacks if attack.status == "failed"]
-        assert not (failed and result.verdict is Verdict.NOT_MASKED), failed
+        # Where gradient attacks leave less than the margin, no other attack could open a gap of it.
+        left = len(result.survivors(result.of_kind("gradient", "placebo"))) / max(1, sum(result.clean))
+        waived = left < result.margin and {attack.kind for attack in failed} == {"adaptive"}
+        assert not failed or waived or result.verdict is not Verdict.NOT_MASKED, failed
     assert state() == before
     return end
 

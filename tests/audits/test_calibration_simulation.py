@@ -273,6 +273,7 @@ class Drawn:
         self.due = [max(population.costs) * budget for budget in population.placebo_budgets()]
         self.spent: dict[str, int] = defaultdict(int)
         self.images = self.labels = torch.zeros(0)
+        self.deadline = None
 
     def clean(self) -> tuple[list[bool], dict[int, Prediction]]:
         return list(self.right), {}

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 
+from benchmarks.__main__ import main
 from benchmarks.losses import VARIANTS, losses
 from benchmarks.queries import ATTACKS, TIMES, gave_up, margin_growth, reached
 from benchmarks.records import stored
@@ -57,3 +61,18 @@ def test_variants_have_equal_passes() -> None:
     assert [row["variant"] for row in record["rows"]] == list(VARIANTS)
     assert {row["of"] for row in record["rows"]} == {len(IMAGES)}
     assert all(95 <= row["passes"] <= 110 for row in record["rows"] if row["broken"] < row["of"])
+
+
+def test_the_script_for_a_gpu_runs_dry_and_goes_on(tmp_path: Path) -> None:
+    arguments = ["gpu", "--dry-run", "--output", str(tmp_path)]
+    main(arguments)
+    stored_parts = {file.name: json.loads(file.read_text()) for file in tmp_path.glob("gpu-*.json")}
+    assert {part["part"] for part in stored_parts.values()} == {
+        "throughput-resnet-20", "repeatability-resnet-20", "verdict-resnet-standard", "precision",
+    }  # fmt: skip
+    assert stored_parts["gpu-repeatability-resnet-20.json"]["found"]["same_bits"]
+    (tmp_path / "gpu-precision.json").unlink()
+    before = {file: file.stat().st_mtime_ns for file in tmp_path.glob("gpu-*.json")}
+    main(arguments)
+    assert len(list(tmp_path.glob("gpu-*.json"))) == 4
+    assert all(file.stat().st_mtime_ns == when for file, when in before.items()), "measured again"

@@ -9,7 +9,7 @@ BAD_MARKERS = {
     "positional argument": ("0.1", "keyword arguments only"),
     "eps of zero": ("eps=0", "eps=0"),
     "eps in pixels": ("eps=8", "did you mean 0.03137"),
-    "unknown norm": ("norm='L1'", "norm='L1'"),
+    "unknown norm": ("norm='L0'", "norm='L0'"),
     "bounds": ("bounds=(1, 0)", "bounds=(1, 0)"),
     "unknown budget": ("budget='huge'", "budget='huge'"),
     "margin above 1": ("margin=5", "margin=5"),

@@ -10,12 +10,13 @@ HEADER = """
     import unittest
     import pytest
     import torch
+    from torch import nn
     from pytest_gradmask import (
         InputError, Verdict, assert_gradient_masking, assert_near_identity, assert_no_gradient_masking,
         assert_robust_accuracy,
     )
 
-    ONE = torch.ones(1, 3)
+    ONE = torch.ones(1, 3, 2, 2)
 
     def helper(audit):
         other(audit)
@@ -41,7 +42,7 @@ UNCHECKED = {
     "nothing": "audited('MASKED')",
     "printed": "print(audited('MASKED').verdict)",
     "the first of two": "audited('MASKED'); assert_no_gradient_masking(audited('NOT_MASKED'))",
-    "something else": "audited('MASKED'); assert_near_identity(lambda images: images, ONE, atol=1)",
+    "something else": "audited('MASKED'); assert_near_identity(nn.Identity(), ONE, atol=1)",
     "a checkpoint": "load_checkpoint(); audited('MASKED')",
 }
 

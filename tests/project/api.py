@@ -306,6 +306,8 @@ CALLS: Mapping[str, tuple[Callable[..., Any], Callable[[], dict[str, Any]]]] = {
             "probes": (),
             "cache": None,
             "engine": "local",
+            "precision": "own",
+            "deadline": None,
             "progress": print,
         },
     ),
@@ -414,6 +416,10 @@ CALLS: Mapping[str, tuple[Callable[..., Any], Callable[[], dict[str, Any]]]] = {
     "assert_no_gradient_masking": (gradmask.assert_no_gradient_masking, lambda: {"audit": finished()}),
     "assert_gradient_masking": (gradmask.assert_gradient_masking, lambda: {"audit": finished()}),
     "assert_robust_accuracy": (gradmask.assert_robust_accuracy, lambda: {"audit": finished(), "at_least": 0.5}),
+    "assert_claim": (
+        gradmask.assert_claim,
+        lambda: {"audit": finished(), "robust_accuracy": 0.0, "source": "a paper"},
+    ),
     "assert_low_transferability": (gradmask.assert_low_transferability, lambda: {"matrix": matrix(), "at_most": 0.5}),
     "assert_members_diverse": (gradmask.assert_members_diverse, lambda: {"matrix": matrix(), "at_least": 0.5}),
     "assert_near_identity": (

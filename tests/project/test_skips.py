@@ -19,6 +19,7 @@ PACKAGES |= {"pytest_randomly": "pytest-randomly"}
 OTHER = {
     "tests/attacks/test_agreement.py": (1, "large data"),
     "tests/auditing/test_bench.py": (3, "memory of Linux, and packages that are compared with"),
+    "tests/devices/test_pretend_device.py": (1, "a backend in Python, since PyTorch 2.10"),
     "tests/execution/test_ray_engine.py": (1, "/proc of Linux"),
     "tests/loading/test_datasets.py": (3, "large data, and figures of one release"),
     "tests/project/test_examples.py": (1, "a release of scikit-learn"),
