@@ -1,0 +1,169 @@
+"""Audits on a device whose tensors may not mix with the CPU's: the same verdicts, and nothing left there.
+
+Not collected by itself: `test_pretend_device` runs it in a process of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pytest_gradmask import Attack, Defense, ThreatModel, Verdict, apgd, binarization_test, pgd, transfer_matrix
+from pytest_gradmask.attacks.oracle import Oracle
+from pytest_gradmask.attacks.zero_order import zero_order
+from pytest_gradmask.auditing.bench import bench
+from pytest_gradmask.loading.models.composites import RandomizedEnsemble
+from pytest_gradmask.randomized.streams import RandomStream
+from pytest_gradmask.report.evidence.collection import collect_evidence
+from tests.devices import pretend
+from tests.toys import Detach, KillGradient, Quantize, audited, draw, linear, masked, predictions, seeded
+
+pretend.set_up()
+IMAGES = draw(30, 3, 8, 8, seed=5)
+
+
+@pytest.fixture
+def device() -> torch.device:
+    return torch.device(pretend.NAME)
+
+
+class Noisy(nn.Module):
+    """Adds noise to the image, from the global generator."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = linear()
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.model(images + 0.01 * torch.randn_like(images))  # type: ignore[no-any-return]
+
+
+class LastIsRejected(nn.Module):
+    """A detector: a fifth class, which is never the largest, means rejected."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = linear()
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits = self.model(images)
+        return torch.cat([logits, logits[:, :1] * 0 - 50], 1)
+
+
+def with_attack(model: nn.Module) -> Defense:
+    return Defense(model, attacks=[Attack(own_attack, kind="adaptive")])
+
+
+def own_attack(model: Any, images: Tensor, labels: Tensor, *, threat: ThreatModel, generator: Any) -> Tensor:
+    return pgd(model, images, labels, threat=threat, steps=3, generator=generator)
+
+
+DEFENSES: dict[str, Callable[[], Any]] = {
+    "undefended": linear,
+    "gradient-killer": lambda: masked(KillGradient),
+    "quantized": lambda: masked(Quantize),
+    "detached": lambda: masked(Detach),
+    "own attack": lambda: with_attack(linear()),
+    "a fitted approximation": lambda: Defense(masked(Quantize), bypass={"0": nn.Conv2d(3, 3, 3, padding=1)}),
+    "ensemble, members known": lambda: Defense(
+        RandomizedEnsemble([masked(KillGradient), masked(KillGradient)]).eval(),
+        members=[masked(KillGradient), masked(KillGradient)],
+    ),
+    "surrogate": lambda: Defense(masked(Quantize), sources=[linear()]),
+    "detector": lambda: Defense(LastIsRejected().eval(), rejects=4),
+}
+
+
+def test_the_device_does_not_mix(device: torch.device) -> None:
+    with pytest.raises(RuntimeError, match="same device"):
+        torch.ones(3, device=device) + torch.ones(3)
+    assert (torch.ones(3, device=device) * 2 + torch.tensor(1.0)).cpu().tolist() == [3, 3, 3]
+    with pretend.waiting() as counted:
+        torch.ones(3, device=device).sum().item()
+        torch.ones(3, device=device).nonzero()
+    assert counted == {"_local_scalar_dense": 1, "nonzero": 1}
+
+
+@pytest.mark.parametrize("name", DEFENSES)
+def test_verdicts_are_those_of_the_cpu(name: str) -> None:
+    results = []
+    for where in ("cpu", pretend.NAME):
+        defense = DEFENSES[name]()
+        results.append(audited(defense, IMAGES, threat=ThreatModel(0.15), margin=0.25, device=where))
+        model = defense.model if isinstance(defense, Defense) else defense
+        assert {parameter.device.type for parameter in model.parameters()} <= {"cpu"}
+    cpu, there = results
+    assert there.verdict is cpu.verdict
+    assert there.gap == cpu.gap
+    assert [finding.id for finding in there.findings] == [finding.id for finding in cpu.findings]
+    assert [(attack.name, attack.status) for attack in there.attacks] == [
+        (attack.name, attack.status) for attack in cpu.attacks
+    ]
+    assert not [attack.note for attack in there.attacks if attack.status == "failed"]
+
+
+def test_a_randomized_defense() -> None:
+    """Its random numbers are those of the device, so only the verdict is compared."""
+    result = audited(Noisy().eval(), IMAGES, threat=ThreatModel(0.15), margin=0.3, device=pretend.NAME)
+    assert result.verdict is Verdict.NOT_MASKED
+    assert not [attack.note for attack in result.attacks if attack.status == "failed"]
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2", "L1"])
+def test_every_attack_runs_there(norm: Any) -> None:
+    model = masked(Quantize)
+    eps = {"Linf": 0.15, "L2": 1.5, "L1": 12.0}[norm]
+    labels = predictions(model, IMAGES)
+    broken = {}
+    for where in ("cpu", pretend.NAME):
+        with bench(model, IMAGES, labels, threat=ThreatModel(eps, norm), device=where) as prepared:
+            broken[where] = {name: prepared.runner(name)().broken for name in prepared.attacks}
+    # Zero-order PGD asks less often there which images are hopeless.
+    lost = {len(set(found.pop("zero-order"))) for found in broken.values()}
+    assert max(lost) - min(lost) <= 2
+    assert broken["cpu"] == broken[pretend.NAME]
+    assert len(broken["cpu"]) >= 7
+
+
+def test_transfer_evidence_and_binarization_test() -> None:
+    model, other = masked(Quantize), linear()
+    labels = predictions(model, IMAGES)
+    matrices = [
+        transfer_matrix(
+            {"first": model, "second": other}, IMAGES, labels, threat=ThreatModel(0.15), steps=5, seed=0, device=where
+        )
+        for where in ("cpu", pretend.NAME)
+    ]
+    assert matrices[0].robust_accuracy("first", "second") == matrices[1].robust_accuracy("first", "second")
+    audit = audited(model, IMAGES, threat=ThreatModel(0.15), device=pretend.NAME)
+    evidence = collect_evidence(audit, model, IMAGES, labels, threat=ThreatModel(0.15), device=pretend.NAME)
+    assert not [part["error"] for part in evidence.values() if isinstance(part, dict) and "error" in part]
+    there = torch.device(pretend.NAME)
+    found = binarization_test(
+        lambda *arguments, **keywords: apgd(*arguments, steps=10, **keywords), linear().to(there), IMAGES.to(there),
+        labels.to(there), threat=ThreatModel(0.15), generator=seeded(),
+    )  # fmt: skip
+    assert found.tested + found.trivial + found.unseparable == len(IMAGES)
+
+
+#: How often each attack may make a GPU wait in one more step, on average. Attacks look every few steps which images are
+#: broken already.
+PER_STEP = {"pgd": 0.5, "apgd": 0.5, "zero-order": 0.5}
+
+
+@pytest.mark.parametrize("name", PER_STEP)
+def test_a_step_hardly_makes_a_gpu_wait(name: str, device: torch.device) -> None:
+    runs: dict[str, Callable[..., Tensor]] = {"pgd": pgd, "apgd": apgd, "zero-order": zero_order}
+    model = linear().to(device)
+    labels = predictions(linear(), IMAGES).to(device)
+    waits = []
+    for steps in (20, 60):
+        oracle = Oracle(model, RandomStream(0, device))
+        with pretend.waiting() as counted:
+            runs[name](oracle, IMAGES.to(device), labels, threat=ThreatModel(1e-4), steps=steps, generator=seeded())
+        waits.append(sum(counted.values()))
+    assert (waits[1] - waits[0]) / 40 <= PER_STEP[name], waits
