@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import sys
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from functools import partial
-from typing import Any
 
 import torch
 from torch import nn
 
 from pytest_gradmask.errors import DefenseError
 from pytest_gradmask.execution.generators import random_state_kept
+from pytest_gradmask.execution.surroundings import surroundings_restored
 
 
 def check_weights(models: Sequence[nn.Module]) -> None:
@@ -49,44 +46,6 @@ def moved(models: Sequence[nn.Module], device: torch.device) -> Iterator[None]:
             model.to(original)
 
 
-def _default_device() -> torch.device:
-    # Not torch.get_default_device: in torch 2.6 it raises after the default was set and unset again.
-    return torch.empty(0).device
-
-
-def _set_default_device(device: torch.device) -> None:
-    torch.set_default_device(None if device == torch.device("cpu") else device)
-
-
-#: Settings of the whole process that a defense, or a library that an attack uses, may change: a getter and a setter.
-_SETTINGS: tuple[tuple[Callable[[], Any], Callable[[Any], object]], ...] = (
-    (torch.is_grad_enabled, torch.set_grad_enabled),
-    (torch.get_default_dtype, torch.set_default_dtype),
-    (_default_device, _set_default_device),
-    (torch.get_num_threads, torch.set_num_threads),
-    (torch.get_deterministic_debug_mode, torch.set_deterministic_debug_mode),
-    (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
-    *(
-        (partial(getattr, torch.backends.cudnn, name), partial(setattr, torch.backends.cudnn, name))
-        for name in ("enabled", "benchmark", "deterministic", "allow_tf32")
-    ),
-    (sys.gettrace, sys.settrace),
-    (sys.getprofile, sys.setprofile),
-)
-
-
-@contextmanager
-def _settings_restored() -> Iterator[None]:
-    before = [read() for read, _ in _SETTINGS]
-    with warnings.catch_warnings():  # an import may add warnings filters
-        try:
-            yield
-        finally:
-            for (read, write), value in zip(_SETTINGS, before, strict=True):
-                if read() != value:  # some setters are slow even when nothing changes
-                    write(value)
-
-
 @contextmanager
 def _checkpoints_differentiable() -> Iterator[None]:
     """Let `torch.autograd.grad` differentiate re-entrant checkpoints (``checkpoint(..., use_reentrant=True)``).
@@ -111,10 +70,9 @@ def _checkpoints_differentiable() -> Iterator[None]:
 def no_trace(models: Sequence[nn.Module], device: torch.device) -> Iterator[None]:
     """On exit, even after an error, restore random states, settings of the process, and the state of each model.
 
-    The settings of the process are grad mode, default dtype and device, threads, deterministic and cuDNN flags, tracer
-    and profiler, and warnings filters. The state of a model is its train/eval flags, ``requires_grad`` and ``.grad`` of
-    its parameters, and the values of its buffers. Inside, parameters require no gradient: attacks differentiate with
-    respect to the images only.
+    The settings of the process are those of `surroundings`. The state of a model is its train/eval flags,
+    ``requires_grad`` and ``.grad`` of its parameters, and the values of its buffers. Inside, parameters require no
+    gradient: attacks differentiate with respect to the images only.
 
     Raises:
         DefenseError: see `check_weights`.
@@ -129,7 +87,7 @@ def no_trace(models: Sequence[nn.Module], device: torch.device) -> Iterator[None
     try:
         # Also make it the current GPU, for a defense that says "cuda" and means its device.
         gpu = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
-        with _settings_restored(), gpu, random_state_kept(device), _checkpoints_differentiable():
+        with surroundings_restored(), gpu, random_state_kept(device), _checkpoints_differentiable():
             for parameter in parameters:
                 parameter.requires_grad_(False)
             yield

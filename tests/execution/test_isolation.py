@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -11,6 +12,7 @@ from contextlib import AbstractContextManager
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -97,6 +99,22 @@ CHANGES: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {
     "cuDNN": (lambda: torch.backends.cudnn.deterministic, lambda: setattr(torch.backends.cudnn, "deterministic", True)),
     "profiler": (sys.getprofile, lambda: sys.setprofile(lambda *_: None)),
     "warnings": (lambda: warnings.filters[:], lambda: warnings.simplefilter("ignore", BytesWarning)),
+    "oneDNN": (lambda: torch.backends.mkldnn.enabled, lambda: torch.backends.mkldnn.set_flags(False)),
+    "fast path": (torch.backends.mha.get_fastpath_enabled, lambda: torch.backends.mha.set_fastpath_enabled(False)),
+    "anomaly mode": (torch.is_anomaly_enabled, lambda: torch.autograd.set_detect_anomaly(True)),
+    "print options": (lambda: str(torch.tensor(1 / 3)), lambda: torch.set_printoptions(precision=2)),
+    "print options of NumPy": (np.get_printoptions, lambda: np.set_printoptions(precision=2)),
+    "errors of NumPy": (np.geterr, lambda: np.seterr(divide="raise")),
+    "recursion limit": (sys.getrecursionlimit, lambda: sys.setrecursionlimit(sys.getrecursionlimit() + 1)),
+    "path": (lambda: sys.path[:], lambda: sys.path.append("elsewhere")),
+    "working directory": (os.getcwd, lambda: os.chdir("/")),
+    "environment": (lambda: os.environ.get("GRADMASK_TOY"), lambda: os.environ.update(GRADMASK_TOY="1")),
+    "level of a logger": (lambda: logging.getLogger().level, lambda: logging.getLogger().setLevel(1)),
+    "a function of PyTorch": (lambda: torch.autograd.grad, lambda: setattr(torch.autograd, "grad", print)),
+    "hooks of all modules": (
+        lambda: dict(nn.modules.module._global_forward_hooks),
+        lambda: nn.modules.module.register_module_forward_hook(lambda *_: None),
+    ),
 }
 
 
