@@ -195,7 +195,6 @@ def square(
         attacked = square(inner, larger, labels, threat=threat, steps=steps, generator=generator, give_up=give_up)
         return attacked[:, :, :height, :width]
     attack_class = upstream("square").SquareAttack
-
     return _run(
         attack_class, model, images, labels, threat, generator, partial(_let_give_up, give_up, steps),
         n_queries=steps, n_restarts=1, p_init=0.8, resc_schedule=steps < 5000, verbose=False,

@@ -68,14 +68,20 @@ def pgd(
         model, images, labels, threat=threat, generator=generator, loss=loss, stop_early=stop_early,
         step_size=step_size, steps=steps, restarts=restarts, eot=eot,
     )  # fmt: skip
+    alpha = 2.5 * threat.eps / steps if step_size is None else step_size
+    best = BestIterates.start(images)
     with errors_attributed_to("the model or the loss", images):
-        return _pgd(
-            model, images, labels, threat=threat, steps=steps, generator=generator, step_size=step_size,
-            restarts=restarts, loss=loss, eot=eot, stop_early=stop_early,
-        )  # fmt: skip
+        for _ in range(restarts):
+            _pgd_run(
+                model, images, labels, threat=threat, steps=steps, generator=generator, alpha=alpha, loss=loss, eot=eot,
+                stop_early=stop_early, best=best,
+            )  # fmt: skip
+            if best.all_fooled():
+                break
+    return best.adv_best
 
 
-def _pgd(
+def _pgd_run(
     model: Classifier,
     images: Tensor,
     labels: Tensor,
@@ -83,29 +89,24 @@ def _pgd(
     threat: ThreatModel,
     steps: int,
     generator: torch.Generator,
-    step_size: float | None,
-    restarts: int,
+    alpha: float,
     loss: Loss,
     eot: int,
     stop_early: bool,
-) -> Tensor:
-    alpha = 2.5 * threat.eps / steps if step_size is None else step_size
-    best = BestIterates.start(images)
-    for _ in range(restarts):
-        x_adv, active = threat.random_start(images, generator), _all_indices(images)
-        for step in range(steps):
-            if stop_early and should_sync(images, step % SYNC_EVERY):
-                still_active = best.is_active(active)
-                x_adv, active = x_adv[still_active], active[still_active]
-                if len(active) == 0:
-                    return best.adv_best
-            evaluation = finite_value_and_grad(model, x_adv, labels[active], loss, eot)
-            best.update(x_adv, evaluation.logit_margins, evaluation.fooled, active)
-            x_adv = threat.project(x_adv + alpha * threat.step(evaluation.gradient, at=x_adv), images[active])
-        best.update(x_adv, *logit_margins_and_fooled(model, x_adv, labels[active], eot), active)
-        if best.all_fooled():
-            break
-    return best.adv_best
+    best: BestIterates,
+) -> None:
+    """One run from a random start, which updates ``best``."""
+    x_adv, active = threat.random_start(images, generator), _all_indices(images)
+    for step in range(steps):
+        if stop_early and should_sync(images, step % SYNC_EVERY):
+            still_active = best.is_active(active)
+            x_adv, active = x_adv[still_active], active[still_active]
+            if len(active) == 0:
+                return
+        evaluation = finite_value_and_grad(model, x_adv, labels[active], loss, eot)
+        best.update(x_adv, evaluation.logit_margins, evaluation.fooled, active)
+        x_adv = threat.project(x_adv + alpha * threat.step(evaluation.gradient, at=x_adv), images[active])
+    best.update(x_adv, *logit_margins_and_fooled(model, x_adv, labels[active], eot), active)
 
 
 def apgd(

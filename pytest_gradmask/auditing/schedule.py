@@ -31,15 +31,26 @@ class _Batch:
     runs: list[AttackResult] = field(default_factory=list)
     placebos: list[AttackResult] = field(default_factory=list)
 
+    def of_kind(self, kind: Kind) -> list[AttackResult]:
+        """The runs of one family."""
+        return [run for run in (*self.runs, *self.placebos) if run.kind == kind]
+
     def decided(self, kind: Kind) -> set[int]:
         """Images that no further attack of this kind needs to try."""
-        results = self.placebos if kind == "placebo" else [run for run in self.runs if run.kind == kind]
-        return set[int]().union(*(result.decided for result in results))
+        return set[int]().union(*(run.decided for run in self.of_kind(kind)))
+
+    def broken(self, kind: Kind) -> set[int]:
+        """Images that an attack of this kind has broken."""
+        return set[int]().union(*(run.broken for run in self.of_kind(kind)))
 
     def disputed(self) -> set[int]:
         """Images that either adaptive attacks or the placebo have broken, and not both."""
-        adaptive = {index for run in self.runs if run.kind == "adaptive" for index in run.broken}
-        return adaptive ^ {index for run in self.placebos for index in run.broken}
+        return self.broken("adaptive") ^ self.broken("placebo")
+
+    def untried(self, attack: PlannedAttack, images: set[int]) -> set[int]:
+        """Those of the images that no gradient attack has decided, and that this one has not been tried on."""
+        tried = (run.attacked for run in self.runs if run.name == attack.name)
+        return images.difference(self.decided("gradient"), *tried)
 
 
 class AttackSchedule:
@@ -117,14 +128,14 @@ class AttackSchedule:
     def settle_placebo(self) -> None:
         """Run the deferred gradient attacks on all that the placebo has broken: they may do so, too."""
         for batch in self._batches:
-            self._run_deferred(batch, {index for run in batch.placebos for index in run.broken})
+            self._run_deferred(batch, batch.broken("placebo"))
 
     def _run_deferred(self, batch: _Batch, images: set[int]) -> None:
         for attack in self.planned:
             if not attack.deferred:
                 continue
             earlier = [run for run in batch.runs if run.name == attack.name]
-            left = images - batch.decided("gradient") - {index for run in earlier for index in run.attacked}
+            left = batch.untried(attack, images)
             if left and not any(run.status == "failed" for run in earlier):
                 # Under the same name it would begin with the same random numbers.
                 again = f" again {len(earlier)}" if earlier else ""
@@ -145,7 +156,7 @@ class AttackSchedule:
         than it is. The placebo then runs once for each of them.
         """
         for batch in self._batches:
-            adaptive = [result for result in batch.runs if result.kind == "adaptive" and result.status == "done"]
+            adaptive = [result for result in batch.of_kind("adaptive") if result.status == "done"]
             passes = [result.passes for result in adaptive]
             runs = passes if self._surface.randomized and passes else [sum(passes)]
             for due in runs[len(batch.placebos) :]:
@@ -166,14 +177,15 @@ class AttackSchedule:
         """
         if any(run.note == INTERRUPTED for batch in self._batches for run in batch.placebos):
             return None
-        unsettled: set[int] = set()
-        for batch in self._batches:
-            runs = [run for run in batch.runs if run.kind == "gradient"]
-            left = batch.disputed() - batch.decided("gradient")
-            for name in (attack.name for attack in self.planned if attack.deferred):
-                untried = left.difference(*(run.attacked for run in runs if run.name == name))
-                unsettled |= untried
-        return len(unsettled)
+        deferred = [attack for attack in self.planned if attack.deferred]
+        return len(
+            {
+                index
+                for batch in self._batches
+                for attack in deferred
+                for index in batch.untried(attack, batch.disputed())
+            }
+        )
 
     def results(self) -> list[AttackResult]:
         """Every planned attack and the placebo, over all batches. Attacks that have not run were skipped early."""
@@ -187,7 +199,7 @@ class AttackSchedule:
 
     def _extend_placebo(self, batch: _Batch, passes: int) -> None:
         """Run the placebo on the images that it has not broken yet. Its first run always takes place."""
-        survivors = batch.survivors.difference(*(result.decided for result in batch.placebos))
+        survivors = batch.survivors - batch.decided("placebo")
         if batch.placebos and (passes <= 0 or not survivors or batch.placebos[-1].status != "done"):
             return
         placebo = plan_placebo(self._surface, self._budget, passes)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-_DEADLINE: ContextVar[float] = ContextVar("deadline", default=math.inf)
+_END: ContextVar[float] = ContextVar("end", default=math.inf)
 
 
 class TimeIsUp(BaseException):
@@ -16,20 +16,20 @@ class TimeIsUp(BaseException):
 
 
 @contextmanager
-def deadline(seconds: float) -> Iterator[None]:
+def queries_end_after(seconds: float) -> Iterator[None]:
     """Inside, `check_time` raises once these seconds are over."""
-    token = _DEADLINE.set(time.monotonic() + seconds)
+    token = _END.set(time.monotonic() + seconds)
     try:
         yield
     finally:
-        _DEADLINE.reset(token)
+        _END.reset(token)
 
 
 def check_time() -> None:
     """To be called before each query.
 
     Raises:
-        TimeIsUp: the deadline has passed.
+        TimeIsUp: the time is over.
     """
-    if time.monotonic() > _DEADLINE.get():
+    if time.monotonic() > _END.get():
         raise TimeIsUp

@@ -12,7 +12,7 @@ from types import FrameType
 
 from pytest_gradmask.errors import AuditTimeoutError, InputError
 from pytest_gradmask.execution.packages import is_of_python
-from pytest_gradmask.execution.time_limit import TimeIsUp, deadline
+from pytest_gradmask.execution.time_limit import TimeIsUp, queries_end_after
 
 _OURS = f"{os.path.dirname(os.path.dirname(os.path.abspath(__file__)))}{os.sep}"
 
@@ -51,7 +51,7 @@ def time_limit(seconds: float | None) -> Iterator[None]:
     before = signal.setitimer(signal.ITIMER_REAL, seconds, _AGAIN)  # another plugin's timer, such as pytest-timeout's
     try:
         try:
-            with deadline(seconds):
+            with queries_end_after(seconds):
                 yield
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pytest_gradmask.errors import AuditTimeoutError, InputError
-from pytest_gradmask.execution.time_limit import TimeIsUp, deadline
+from pytest_gradmask.execution.time_limit import TimeIsUp, queries_end_after
 from pytest_gradmask.plugin import timeout
 from pytest_gradmask.plugin.timeout import time_limit
 from tests.plugin.test_reporting import DEFENSES, RUN, read
@@ -143,7 +143,7 @@ def test_a_defense_that_swallows_the_alarm_is_restored() -> None:
 
 def test_without_signals_the_next_query_ends_it() -> None:
     asked = oracle(linear())
-    with deadline(0.1):
+    with queries_end_after(0.1):
         asked(IMAGES)
         time.sleep(0.2)
         with pytest.raises(TimeIsUp):
