@@ -1,21 +1,25 @@
-"""The precision in which a defense computes under attack. Scores are always taken in its own."""
+"""The precision in which a defense computes under attack. Scores are always taken in its own.
+
+Torch is imported where it is needed: the plugin reads these names at every pytest start.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Literal, get_args
-
-import torch
+from typing import TYPE_CHECKING, Literal, get_args
 
 from pytest_gradmask.checks import is_a, shown
 from pytest_gradmask.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
 
 #: The defense's own; matrix products of NVIDIA's TensorFloat-32; or autocast to bfloat16.
 Precision = Literal["own", "tf32", "bfloat16"]
 
 
-def check_precision(precision: str) -> None:
+def check_precision(precision: object) -> None:
     """Raise `InputError` unless there is such a precision."""
     if not is_a(precision, str) or precision not in get_args(Precision):
         raise InputError(f"precision={shown(precision)}: must be one of {', '.join(get_args(Precision))}")
@@ -25,6 +29,8 @@ def autocast(precision: Precision, device: torch.device) -> AbstractContextManag
     """Inside, forward passes compute in bfloat16 where autocast allows it, if that is the precision."""
     if precision != "bfloat16":
         return nullcontext()
+    import torch
+
     return torch.autocast(device.type, dtype=torch.bfloat16)
 
 
@@ -34,6 +40,8 @@ def tensor_float(precision: Precision) -> Iterator[None]:
     if precision != "tf32":
         yield
         return
+    import torch
+
     # Through torch.backends, not set_float32_matmul_precision: that would also change how a CPU computes.
     matmul, convolution = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True

@@ -8,13 +8,14 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from pytest_gradmask.auditing.budgets import BUDGETS
 from pytest_gradmask.errors import InputError
 from pytest_gradmask.execution.engine import ray_address
+from pytest_gradmask.execution.precision import Precision, check_precision
 from pytest_gradmask.loading import specs
 from pytest_gradmask.plugin.starter import import_path
 
@@ -72,9 +73,7 @@ def _timeout(value: str) -> float:
 
 
 def _precision(value: str) -> str:
-    if value not in ("own", "tf32", "bfloat16"):
-        raise argparse.ArgumentTypeError(f"{value!r} is not one of own, tf32, bfloat16")
-    return value
+    return _checked_syntax(check_precision, value)
 
 
 _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600}
@@ -222,7 +221,7 @@ OPTIONS = (
         name="precision",
         default="own",
         parse=_precision,
-        metavar="{own,tf32,bfloat16}",
+        metavar="{" + ",".join(get_args(Precision)) + "}",
         help="in which defenses compute under attack; scores are always in their own (default: own)",
     ),
     Option(

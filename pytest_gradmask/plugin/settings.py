@@ -8,17 +8,15 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
 from pytest_gradmask.errors import DependencyError, EngineError, InputError
 from pytest_gradmask.execution.engine import check_engine
+from pytest_gradmask.execution.precision import Precision
 from pytest_gradmask.loading import specs
 from pytest_gradmask.plugin.options import FLAGS, OPTIONS
-
-if TYPE_CHECKING:
-    from pytest_gradmask.execution.precision import Precision
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
