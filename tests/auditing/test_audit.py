@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from pytest_gradmask import Defense, ThreatModel, Verdict
-from pytest_gradmask.auditing import attack_check, run
+from pytest_gradmask.auditing import attack_check, audit_run
 from pytest_gradmask.auditing.budgets import BUDGETS
 from pytest_gradmask.binarization.run import BinarizationTest
 from pytest_gradmask.binarization.single_image import Outcome
@@ -73,7 +73,7 @@ def test_a_robust_model_is_not_masked() -> None:
 def test_where_nothing_is_found_an_attack_has_to_pass(
     bypass: list[str], verdict: Verdict, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run, "probe_defense", lambda *_, **__: [])  # the test alone has to see it
+    monkeypatch.setattr(audit_run, "probe_defense", lambda *_, **__: [])  # the test alone has to see it
     result = audited(Defense(masked(KillGradient), bypass=bypass), threat=ThreatModel(1e-6))
     assert result.robust_accuracy.value == 1
     assert result.verdict is verdict

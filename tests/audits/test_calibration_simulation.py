@@ -42,11 +42,11 @@ from audits.calibration.simulation import (
     results,
     simulate,
 )
+from pytest_gradmask.auditing.audit_run import AuditRun
 from pytest_gradmask.auditing.budgets import BUDGETS
 from pytest_gradmask.auditing.events import ignore
 from pytest_gradmask.auditing.plan import PlannedAttack
 from pytest_gradmask.auditing.prepare import Prepared
-from pytest_gradmask.auditing.run import AuditRun
 from pytest_gradmask.auditing.scoring import Scorer, empty_result
 from pytest_gradmask.auditing.surface import AttackSurface
 from pytest_gradmask.defense import Defense

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from pytest_gradmask import Defense
-from pytest_gradmask.auditing import run
+from pytest_gradmask.auditing import audit_run, run
 from pytest_gradmask.execution.fingerprint import FingerprintError, fingerprint
 from pytest_gradmask.execution.process_state import process_state
 from tests.execution.changes import HIDDEN, SEEN, Change, World
@@ -28,7 +28,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Audits prepare the defense and use the cache as always, but their verdict costs nothing."""
     known = audited(linear())
 
-    monkeypatch.setattr(run.AuditRun, "until_decided", lambda _: known)
+    monkeypatch.setattr(audit_run.AuditRun, "until_decided", lambda _: known)
 
 
 def worlds(folder: Path, turns: int) -> Iterator[World]:

@@ -1,0 +1,272 @@
+"""The loop of one audit: attack a batch of images, decide, go on until the verdict is decided."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from pytest_gradmask.attacks.bypass.bpda import described
+from pytest_gradmask.attacks.bypass.operations.sites import described_sites
+from pytest_gradmask.attacks.rejection import under_attack
+from pytest_gradmask.auditing.attack_check import ATTACK_FAILS, check_attacks
+from pytest_gradmask.auditing.budgets import Budget
+from pytest_gradmask.auditing.events import Progress
+from pytest_gradmask.auditing.fresh import Stateful, stateful
+from pytest_gradmask.auditing.plan import OPERATIONS
+from pytest_gradmask.auditing.prepare import Prepared
+from pytest_gradmask.auditing.schedule import AttackSchedule
+from pytest_gradmask.auditing.scoring import subseed
+from pytest_gradmask.loading.adapters import adapted_alike
+from pytest_gradmask.probes.comparisons import compare_attacks
+from pytest_gradmask.probes.consistency import (
+    STATEFUL,
+    Original,
+    Recording,
+    check_again,
+    check_consistency,
+)
+from pytest_gradmask.probes.labels import check_labels
+from pytest_gradmask.probes.suite import Probe, probe_defense, run_probe
+from pytest_gradmask.verdict.audit import Audit
+from pytest_gradmask.verdict.interim import InterimAnalysis, plan_analyses
+from pytest_gradmask.verdict.results import Finding, Verdict
+from pytest_gradmask.verdict.rule import Decision, decide
+
+
+@dataclass(slots=True, kw_only=True)
+class AuditRun:
+    """One audit: a prepared defense, the arguments of `audit`, and the findings so far."""
+
+    ready: Prepared
+    budget: Budget
+    margin: float
+    confidence: float
+    exhaustive: bool
+    probes: Sequence[Probe]
+    progress: Progress
+    original: Original | None = None  # nothing is compared without it
+    fresh: Stateful | None = None  # on fresh copies of it, attacks run and are scored
+    attempt: int = 1
+    schedule: AttackSchedule = field(init=False)
+    findings: list[Finding] = field(init=False)
+    attacks_checked: bool = False
+    recording: Recording | None = None
+    changed: bool = False  # whether the defense answers otherwise than in the recording
+    complete: bool = True  # whether all adaptive attacks have run on the newest batch
+
+    def __post_init__(self) -> None:
+        ready = self.ready
+        predictions, labels, rejection = ready.predictions, ready.scorer.labels, ready.surface.rejection
+        if rejection is not None:  # rejected images have no answer to compare with their label
+            answered = ~torch.tensor(ready.rejected, device=labels.device) & (predictions != rejection.column)
+            predictions, labels = (rejection.counted(each[answered]) for each in (predictions, labels))
+        found = check_labels(predictions, labels, ready.surface.classes, self.confidence)
+        known = [] if self.fresh is None else [self.fresh.on_fresh_copies()]
+        self.findings = [*ready.findings, *known, *found]
+        self.schedule = AttackSchedule(
+            self.ready.scorer, self.ready.surface, self.budget, quick=not self.exhaustive, progress=self.progress
+        )
+
+    def until_decided(self) -> Audit | None:
+        """The loop of an audit: attack a batch of images, decide, go on until the verdict is decided.
+
+        Returns:
+            None where the defense turned out to be stateful, and ``fresh`` has it: the audit then begins again.
+        """
+        schedule, probed = self.schedule, False
+        if not any(schedule.every_clean):  # it may have answered earlier queries before it was scored
+            self.findings += self._ask_in_many_ways()
+            if self._begins_again():
+                return None
+        adaptive = sum(attack.kind == "adaptive" for attack in schedule.planned)
+        for analysis, images in self._plan():
+            schedule.admit(images)
+            if not any(schedule.clean):
+                continue
+            deadline = self.ready.scorer.deadline
+            if not probed and (deadline is None or not deadline.over):
+                self.findings += [*self._ask_in_many_ways(), *self._probe()]
+                probed = True
+                if self._begins_again():
+                    return None
+            with closing(schedule.attack_batch()) as attacks:
+                for number, _ in enumerate(attacks, 1):  # after each adaptive attack: do those so far suffice?
+                    self.complete = number == adaptive
+                    if not self.exhaustive and self._masked_beyond_placebo(analysis):
+                        break
+            if schedule.interrupted:
+                # Bounds need a placebo with all that it is due.
+                schedule.match_placebo()
+                schedule.settle_disputed()
+                break
+            verdict = Verdict.INCONCLUSIVE
+            if not self.exhaustive:
+                # For `NOT_MASKED`, one restart of the placebo may be enough. It shows whether gradient attacks have
+                # converged, and a placebo with less budget than it is due only makes that verdict harder to reach.
+                schedule.start_placebo()
+                verdict = self._verdict(analysis)
+            if verdict is Verdict.MASKED or (verdict is Verdict.INCONCLUSIVE and analysis.last):
+                schedule.match_placebo()
+                verdict = self._verdict(analysis)
+            if self._begins_again():
+                return None
+            if verdict is not Verdict.INCONCLUSIVE:
+                break
+        if not schedule.interrupted:
+            self._ask_again()
+        return None if self._begins_again() else self._report(analysis)
+
+    def _begins_again(self) -> bool:
+        """Whether the defense is found to be stateful, and its attacks should have run on fresh copies."""
+        found = next((finding for finding in self.findings if finding.id == STATEFUL), None)
+        if found is None or self.fresh is not None or self.original is None or self.original.first_state is None:
+            return False
+        self.fresh = stateful(self.ready, found, self.original.first_state, self.recording)
+        self.original = replace(self.original, first_state=None)  # asked once
+        return self.fresh is not None
+
+    def _plan(self) -> list[tuple[InterimAnalysis, int]]:
+        """The analyses, each with the number of images after which it has as many correct ones as it needs."""
+        clean = self.schedule.every_clean
+        ranks = [index for index, correct in enumerate(clean) if correct]
+        if self.exhaustive or not ranks:
+            return [(InterimAnalysis(len(ranks), attempt=self.attempt), len(clean))]
+        analyses = plan_analyses(len(ranks), self.margin, self.confidence, self.attempt)
+        return [(analysis, len(clean) if analysis.last else ranks[analysis.images - 1] + 1) for analysis in analyses]
+
+    def _masked_beyond_placebo(self, analysis: InterimAnalysis) -> bool:
+        """Whether the verdict is ``MASKED``, also once the placebo has had all that it is due."""
+        if self._decide(analysis).verdict is not Verdict.MASKED:
+            return False  # the placebo's further passes cannot help, so they are not spent
+        self.schedule.match_placebo()
+        if self._decide(analysis).verdict is not Verdict.MASKED:
+            return False
+        self.schedule.settle_disputed()
+        return self._decide(analysis).verdict is Verdict.MASKED
+
+    def _verdict(self, analysis: InterimAnalysis) -> Verdict:
+        """The verdict on the evidence so far. Attacks are checked where their failure would refuse ``NOT_MASKED``."""
+        self.schedule.settle_disputed()
+        if self._decide(analysis).unconverged > self.margin:
+            self.schedule.settle_placebo()
+        verdict = self._decide(analysis).verdict
+        if verdict is Verdict.NOT_MASKED:
+            self._ask_again()
+            verdict = self._decide(analysis).verdict
+        if self.attacks_checked or verdict is not Verdict.NOT_MASKED:
+            return verdict
+        failure = Finding(ATTACK_FAILS, "", undermines_attacks=True)
+        if self._decide(analysis, failure).verdict is Verdict.NOT_MASKED:
+            return verdict
+        self.attacks_checked = True
+        images, labels = self._correct()
+        self.findings += check_attacks(
+            self.ready.surface, self.schedule.planned, images, labels, threat=self.ready.scorer.threat,
+            seed=self.ready.scorer.seed, progress=self.progress,
+        )  # fmt: skip
+        return self._decide(analysis).verdict
+
+    def _decide(self, analysis: InterimAnalysis, *more: Finding) -> Decision:
+        results = self.schedule.results() if any(self.schedule.clean) else []
+        interrupted = self.schedule.interrupted
+        return decide(
+            self.schedule.clean, results, [*self.findings, *more], margin=self.margin, confidence=self.confidence,
+            predictions=self.schedule.predictions, analysis=analysis,
+            complete=self.complete, interrupted=interrupted,
+            unsettled=self.schedule.unsettled if interrupted else 0,
+        )  # fmt: skip
+
+    def _probe(self) -> list[Finding]:
+        """Findings of all probes. They use the first images that are classified correctly."""
+        images, labels = self._correct()
+        rejection = self.ready.surface.rejection
+        if rejection is not None:  # its logits under attack are those of one label
+            chosen = labels == labels.mode().values
+            images, labels = images[chosen], labels[chosen]
+        with under_attack(rejection, labels) as safe:
+            return self._probe_on(images, safe)
+
+    def _probe_on(self, images: Tensor, labels: Tensor) -> list[Finding]:
+        threat, seed, surface = self.ready.scorer.threat, self.ready.scorer.seed, self.ready.surface
+        oracle = surface.oracle()
+        oracle.reseed(subseed(seed, "defense under probes"))
+        generator = torch.Generator().manual_seed(subseed(seed, "probes"))
+        try:
+            found = probe_defense(oracle, images, labels, threat, generator, randomized=surface.randomized)
+        except Exception as error:  # the defense is not ours: whatever its backward raises is a finding, not a crash
+            message = f"differentiating it raises {type(error).__name__}: {error}"
+            found = [Finding("no-gradient", message, undermines_attacks=True)]
+        for probe in self.probes:
+            found += run_probe(probe, surface.oracle(), images, labels, threat, generator)
+        return found
+
+    def _ask_in_many_ways(self) -> list[Finding]:
+        """Findings on whether the defense that is attacked is the one that is scored."""
+        if self.original is None:
+            return []
+        if self.fresh is not None:  # what it is compared with answers as it does
+            self.original = replace(self.original, copy=None)
+        surface, (images, labels) = self.ready.surface, self._correct()
+        if not len(images):
+            images, labels = self.ready.scorer.images, self.ready.scorer.labels
+        try:
+            found, self.recording = check_consistency(
+                surface.oracle(), surface.oracle(surface.attacked), images, labels, threat=self.ready.scorer.threat,
+                original=self.original,
+                fresh=lambda copy: surface.oracle(adapted_alike(copy, surface.defense.model)),
+                randomized=surface.randomized,
+                batch_dependent=any(finding.id == "batch-dependence" for finding in self.findings),
+                seed=subseed(self.ready.scorer.seed, "consistency"),
+            )  # fmt: skip
+        except Exception:  # a forward that raises is for the attacks to report
+            return []
+        return found
+
+    def _ask_again(self) -> None:
+        """Add what has changed about the answers of the defense since the attacks began, once."""
+        if self.recording is None or self.changed:
+            return
+        found = check_again(self.ready.surface.oracle(), self.recording)
+        self.findings, self.changed = [*self.findings, *found], bool(found)
+
+    def _correct(self) -> tuple[Tensor, Tensor]:
+        """The images so far that are classified correctly, and their labels."""
+        scorer = self.ready.scorer
+        correct = torch.tensor(self.schedule.clean, device=scorer.images.device).nonzero()[:, 0]
+        return scorer.images[correct], scorer.labels[correct]
+
+    def _report(self, analysis: InterimAnalysis) -> Audit:
+        schedule, surface = self.schedule, self.ready.surface
+        results = schedule.results() if any(schedule.clean) else []
+        decision = self._decide(analysis)
+        operations = described_sites(surface.operations)
+        compared = compare_attacks(
+            results, len(schedule.clean), self.confidence, hidden_by={OPERATIONS: operations} if operations else {}
+        )
+        return Audit(
+            defense=surface.defense.name,
+            verdict=decision.verdict,
+            reasons=decision.reasons,
+            clean=tuple(schedule.clean),
+            attacks=tuple(results),
+            gap=decision.gap,
+            findings=(*self.findings, *compared),
+            images_needed=decision.images_needed,
+            margin=self.margin,
+            confidence=self.confidence,
+            operations=operations,
+            bypassed=(
+                *described(surface.approximations),
+                *([f"all after {surface.inner}"] if surface.inner else []),
+                *(f"all around {inner.name}" for inner in surface.inner_classifiers),
+            ),
+            predictions=schedule.predictions,
+            given=len(self.ready.scorer.images),
+            exhaustive=self.exhaustive,
+            rejected=self.ready.rejected[: len(schedule.clean)],
+            attempt=self.attempt,
+        )
