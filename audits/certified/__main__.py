@@ -31,7 +31,7 @@ attack of an audit; {norms}; bare and behind masks; {seeds} seeds), {certified:,
 **{crossed} broken**.
 
 **No mask can lift the floor.** Each mask leaves the outputs, or at least the classes, as they are. So the accuracy
-under all attacks of an audit that is told nothing lies between the floor and what attacks leave of the bare classifier,
+under all attacks of an audit without any hint lies between the floor and what attacks leave of the bare classifier,
 give or take chance. Figures are means over the seeds of exhaustive audits, in % of all images.
 
 | classifier | mask | verdicts | floor | all attacks | gradient attacks | above the bare classifier, points |

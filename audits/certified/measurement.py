@@ -12,7 +12,7 @@ from audits.certified.bounds import certified
 from audits.certified.digits import EPS, digits, load
 from audits.defenses.backward import AddedVector
 from audits.defenses.shattered import Detached, GradientKiller
-from pytest_gradmask import Audit, Defense, ThreatModel, audit
+from pytest_gradmask import Defense, ThreatModel, audit
 from pytest_gradmask.auditing.research import bench
 
 #: Balls inside that of the certificate. Those of L2 and L1 touch it from inside.
@@ -53,6 +53,12 @@ def floor(name: str, images: Tensor, labels: Tensor) -> Tensor:
     return certified(load(name), images, labels, EPS)
 
 
+def defended(name: str, mask: str) -> Defense:
+    """A stored classifier behind a mask; bare if the mask is empty."""
+    model = MASKS[mask](load(name)).eval() if mask else load(name)
+    return Defense(model, name=mask or name)
+
+
 def attacked(
     name: str, *, images: int, seeds: Sequence[int], budget: str = "smoke", masks: Sequence[str] = ()
 ) -> dict[str, Any]:
@@ -66,10 +72,9 @@ def attacked(
     counts = {"attacked": 0, "certified": 0, "crossed": 0}
     crossed: list[str] = []
     for mask in ("", *masks):
-        model = MASKS[mask](load(name)).eval() if mask else load(name)
+        defense = defended(name, mask)
         for norm in NORMS:
             for seed in seeds:
-                defense = Defense(model, name=mask or name)
                 with bench(defense, data, labels, threat=ThreatModel(EPS, norm), budget=budget, seed=seed) as prepared:
                     for attack, planned in prepared.attacks.items():
                         correct = [index for index, right in enumerate(prepared.clean) if right]
@@ -85,22 +90,15 @@ def attacked(
 
 
 def audited(name: str, mask: str, *, images: int, seed: int = 0, margin: float = 0.1) -> dict[str, Any]:
-    """Audit the classifier behind a mask (none if empty), told nothing; its accuracy beside the floor."""
+    """Audit the classifier behind a mask (none if empty), without any hint; its accuracy beside the floor."""
     data, labels = (part[:images] for part in digits(train=False))
-    model = MASKS[mask](load(name)).eval() if mask else load(name)
     found = audit(
-        Defense(model, name=mask or name), data, labels, threat=ThreatModel(EPS), margin=margin, seed=seed,
-        exhaustive=True,
-    )  # fmt: skip
+        defended(name, mask), data, labels, threat=ThreatModel(EPS), margin=margin, seed=seed, exhaustive=True
+    )
+    safe = floor(name, data, labels)
+    broken = {found.images[index] for result in found.attacks for index in result.broken}
     return {
         "network": name, "mask": mask, "images": images, "seed": seed, "verdict": found.verdict.name,
-        "floor": float(floor(name, data, labels).float().mean()), "gradient": found.gradient_accuracy.value,
-        "all": found.robust_accuracy.value, "crossed": _crossed(found, name, data, labels),
+        "floor": float(safe.float().mean()), "gradient": found.gradient_accuracy.value,
+        "all": found.robust_accuracy.value, "crossed": sum(bool(safe[index]) for index in broken),
     }  # fmt: skip
-
-
-def _crossed(found: Audit, name: str, images: Tensor, labels: Tensor) -> int:
-    """Certified images that an attack of the audit broke."""
-    broken = {found.images[index] for result in found.attacks for index in result.broken}
-    safe = floor(name, images, labels)
-    return sum(bool(safe[index]) for index in broken)

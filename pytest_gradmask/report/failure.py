@@ -14,6 +14,7 @@ from pytest_gradmask.report.wording import (
     bypassed_text,
     headline,
     hidden_by,
+    plain_spaces,
     report_instead,
     submodules_bypassed,
     verdict_sentence,
@@ -52,7 +53,7 @@ def explain(audit: Audit, expected: str) -> str:
         [_finding(finding) for finding in audit.findings],
         _next(audit, plain),
     ]
-    return printable("\n\n".join("\n".join(lines) for lines in blocks if lines).replace("\N{NO-BREAK SPACE}", " "))
+    return printable(plain_spaces("\n\n".join("\n".join(lines) for lines in blocks if lines)))
 
 
 def _sentence(text: str) -> list[str]:

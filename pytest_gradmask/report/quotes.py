@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from pytest_gradmask.report.wording import percent, verdict_sentence
+from pytest_gradmask.report.wording import percent, plain_spaces, verdict_sentence
 
 _COLUMNS = ("attack", "kind", "given", "broken", "robust accuracy", "low", "high")
 
@@ -19,7 +19,7 @@ def citation(audit: Mapping[str, Any]) -> str:
     version = audit["provenance"].get("versions", {}).get("pytest-gradmask", "")
     tool = f"pytest-gradmask {version}".strip()
     ran = f" with {', '.join(attacks)}" if attacks else ""
-    return f"{verdict_sentence(audit)} Audited by {tool}{ran}.".replace("\N{NO-BREAK SPACE}", " ")
+    return plain_spaces(f"{verdict_sentence(audit)} Audited by {tool}{ran}.")
 
 
 def bibtex(audit: Mapping[str, Any]) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 from pytest_gradmask.execution.files import replaced
 from pytest_gradmask.execution.versions import versions
 from pytest_gradmask.report.explanations import explanation
-from pytest_gradmask.report.wording import shown_verdict, verdict_sentence
+from pytest_gradmask.report.wording import plain_spaces, shown_verdict, verdict_sentence
 
 _SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
 #: Verdicts that are results: their severity and their rule's description. The others are as they should be.
@@ -45,7 +45,7 @@ def _results(audit: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     places = [(each["file"], each["line"], each["name"]) for each in audit["operations"]] if verdict == "MASKED" else []
     for file, line, name in places or [(audit["test"].partition("::")[0], 1, "")]:
         hides = f"{name} hides the gradient. " if name else ""
-        text = f"{hides}{verdict_sentence(audit)}".replace("\N{NO-BREAK SPACE}", " ")
+        text = plain_spaces(f"{hides}{verdict_sentence(audit)}")
         identity = "\n".join((verdict, audit["test"], audit["defense"], file, name))
         yield {
             "ruleId": f"gradmask/{verdict}",

@@ -98,6 +98,11 @@ def _part(name: str) -> str:
     return f'{where} the submodule "{inner}"' if where else f'the submodule "{inner}"'
 
 
+def plain_spaces(text: str) -> str:
+    """The text for files and terminals, where a no-break space may look odd or hinder a search."""
+    return text.replace("\N{NO-BREAK SPACE}", " ")
+
+
 def percent(share: float) -> str:
     """A share as a percentage with at most one decimal and a no-break space: ``95 %``."""
     return f"{_number(round(100 * share, 1))}\N{NO-BREAK SPACE}%"

@@ -52,7 +52,7 @@ def test_what_can_be_broken_is_broken(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ATTACKS)
-def test_the_others_are_attacked_as_if_no_image_were_given_up(name: str) -> None:
+def test_other_images_are_unaffected(name: str) -> None:
     """The random numbers of an image do not depend on which others are left."""
 
     def half(before: Tensor, _best: Tensor, done: float) -> Tensor:

@@ -30,7 +30,7 @@ class Slow(nn.Module):
         return self.model(images)  # type: ignore[no-any-return]
 
 
-def test_an_audit_that_is_decided_in_time_is_as_without_a_deadline() -> None:
+def test_a_decision_in_time() -> None:
     for model, verdict in ((masked(KillGradient), Verdict.MASKED), (linear(), Verdict.NOT_MASKED)):
         kept, free = (
             audited(model, MANY, threat=ThreatModel(0.15), margin=0.1, deadline=deadline) for deadline in (600, None)
@@ -120,7 +120,7 @@ def test_a_deadline_is_a_number_of_seconds(deadline: Any) -> None:
         audited(linear(), MANY, deadline=deadline)
 
 
-def test_an_attack_of_the_users_that_swallows_errors_ends_too() -> None:
+def test_an_attack_that_swallows_errors() -> None:
     def stubborn(model: nn.Module, images: Tensor, _labels: Tensor, **_: Any) -> Tensor:
         for _query in range(400):
             try:
