@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pytest_gradmask.errors import DataError, GradmaskError, InputError
 from pytest_gradmask.loading.datasets.base import chosen
+from pytest_gradmask.loading.datasets.pictures import grey_or_colour
 from pytest_gradmask.verdict.results import Finding
 
 _IMAGE_KEYS = ("image", "images", "img", "pixel_values", "inputs", "x")
@@ -132,7 +133,7 @@ def _image(image: Any) -> Tensor:
     from PIL import Image
 
     if isinstance(image, Image.Image):
-        image = np.asarray(image if image.mode == "L" else image.convert("RGB"))
+        image = np.asarray(grey_or_colour(image))
     if isinstance(image, np.ndarray):
         return _from_array(image[None] if image.ndim == 3 else image[None, :, :, None], [])[0]
     if isinstance(image, Tensor):

@@ -146,3 +146,11 @@ def test_what_cannot_be_converted_says_why(images: Any, labels: Any, message: st
 def test_an_item_that_raises_is_an_error_of_the_data() -> None:
     with pytest.raises(DataError, match=r"item . of Items cannot be read: ZeroDivisionError"):
         converted(Items(lambda index: 1 // 0))
+
+
+def test_pictures_of_16_bits_keep_their_values() -> None:
+    """Pillow's own conversion makes them white; data sets and folders had the remedy already."""
+    ramp = np.linspace(0, 65535, 64).reshape(8, 8).astype(np.uint16)
+    batch = converted([Image.fromarray(ramp)] * 2, [0, 1])
+    assert batch.images.shape == (2, 1, 8, 8)
+    torch.testing.assert_close(batch.images[0, 0], torch.from_numpy(ramp / 65535).float(), atol=1 / 255, rtol=0)

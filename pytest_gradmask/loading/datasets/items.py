@@ -12,7 +12,7 @@ from torch import Tensor
 from pytest_gradmask.checks import shown
 from pytest_gradmask.errors import DataError
 from pytest_gradmask.loading.datasets.base import Array, Unread
-from pytest_gradmask.loading.datasets.pictures import eight_bits
+from pytest_gradmask.loading.datasets.pictures import grey_or_colour
 from pytest_gradmask.loading.importing import called
 from pytest_gradmask.loading.specs import DataSpec
 
@@ -68,8 +68,7 @@ def _item(found: Any, index: int, source: str) -> tuple[Tensor, int]:
         raise DataError(f"{where} cannot be read as (image, label): {type(error).__name__}: {error}") from error
     if isinstance(image, Image.Image):
         try:
-            image = eight_bits(image)
-            image = to_tensor(image if image.mode == "L" else image.convert("RGB"))
+            image = to_tensor(grey_or_colour(image))
         except Exception as error:  # damage is noticed when the pixels are read
             raise DataError(f"{where}: its image cannot be decoded ({type(error).__name__}: {error})") from error
     if not isinstance(image, Tensor) or not image.is_floating_point() or image.ndim != 3:

@@ -34,3 +34,9 @@ def eight_bits(image: Image.Image) -> Image.Image:
             "is not known; store 8 or 16 bits"
         )
     return Image.fromarray(((pixels.astype(np.int64) + _SIXTEEN_BITS // 2) // _SIXTEEN_BITS).astype(np.uint8))
+
+
+def grey_or_colour(image: Image.Image) -> Image.Image:
+    """The image in mode L if it is grey, otherwise in mode RGB; of 8 bits. Raises as `eight_bits` does."""
+    image = eight_bits(image)
+    return image if image.mode == "L" else image.convert("RGB")
