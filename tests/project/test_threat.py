@@ -240,9 +240,12 @@ def test_l1_projection_is_exact_within_ball_and_bounds(seed: int, share: float, 
         error, caps * min(1.0, share / caps.sum()), bounds=[(0, cap) for cap in caps], method="SLSQP",
         constraints={"type": "ineq", "fun": lambda sizes: share - sizes.sum()}, options={"maxiter": 500, "ftol": 1e-14},
     )  # fmt: skip
+    # The optimizer may end slightly outside of the ball, where points are nearer.
+    inside = np.clip(found.x, 0, caps)
+    inside *= min(1.0, share / inside.sum())
     ours = threat.project(perturbed, images)
     assert threat.contains(ours, images).all()
-    assert float((ours - perturbed).square().sum()) <= found.fun + 1e-6
+    assert float((ours - perturbed).square().sum()) <= error(inside) + 1e-6
 
 
 def test_l1_steps_change_few_pixels() -> None:
