@@ -49,6 +49,9 @@ _CLASS_BOOKKEEPING = {
     "__dataclass_fields__", "__dataclass_params__", "__dict__", "__doc__", "__firstlineno__", "__module__",
     "__slotnames__", "__static_attributes__", "__weakref__", "_abc_impl", "_autograd_function_id",
 }  # fmt: skip
+#: Entries of `torch.nn.Module` that PyTorch itself replaces at the first `torch.compile` of a process. They run while a
+#: module is made, and not in one that is made already.
+_REPLACED_BY_COMPILE = {"__init__", "__setstate__", "___needs_generation_tag_patch"}
 #: The flag of classes that a class statement or a call of ``type`` made. No others can be changed.
 _MADE_BY_CODE = 1 << 9
 #: A graph of more objects than this is that of a whole program and not of a defense.
@@ -211,7 +214,8 @@ class _Traversal:
         yield from (kind.__qualname__, type(kind), *kind.__bases__)
         if is_installed(kind.__module__):
             yield _package(kind)
-        for name in sorted(vars(kind).keys() - _CLASS_BOOKKEEPING):
+        ignored = _CLASS_BOOKKEEPING | (_REPLACED_BY_COMPILE if kind is torch.nn.Module else set())
+        for name in sorted(vars(kind).keys() - ignored):
             yield from (name, vars(kind)[name])
 
     def _code_module(self, module: types.ModuleType) -> Iterator[object]:

@@ -302,3 +302,30 @@ def test_a_package_installed_again_at_its_version_shows(monkeypatch: pytest.Monk
         (info / "RECORD").write_text(REINSTALLED.format(code, tool))
         found.append(package_identity.__wrapped__("reinstalled"))
     assert found[0] == found[1] != found[2]
+
+
+AFTER_COMPILE = """
+import torch
+from torch import nn
+from pytest_gradmask.execution.fingerprint import fingerprint
+from tests.toys import KillGradient, masked
+
+torch.manual_seed(0)
+model = masked(KillGradient)
+before = fingerprint(model)
+init = nn.Module.__init__
+torch.compile(nn.Linear(2, 2), backend="eager")(torch.zeros(1, 2))
+assert nn.Module.__init__ is not init, "PyTorch has replaced nothing: this test is of no use any more"
+assert fingerprint(model) == before
+call = nn.Module.__call__
+nn.Module.__call__ = lambda self, *inputs: 2 * call(self, *inputs)
+assert fingerprint(model) != before
+"""
+
+
+def test_what_compile_does_to_all_modules_changes_no_fingerprint() -> None:
+    run = subprocess.run(
+        [sys.executable, "-c", AFTER_COMPILE], cwd=Path(__file__).parents[2], capture_output=True, text=True,
+        check=False, timeout=300,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr[-2000:]
