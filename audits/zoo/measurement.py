@@ -125,7 +125,7 @@ def repeat(
     return {
         "seed": seed, "exhaustive": exhaustive, "verdict": found.verdict.name, "gap": gap, "images": found.total,
         "budget": budget.name, "margin": margin, "seconds": round(found.seconds, 1),
-        "findings": [finding.id for finding in found.findings],
+        "findings": [finding.id for finding in found.findings], "versions": found.provenance["versions"],
     }  # fmt: skip
 
 

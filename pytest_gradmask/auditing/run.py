@@ -31,14 +31,13 @@ from pytest_gradmask.execution.cache import Cache
 from pytest_gradmask.execution.deadline import INTERRUPTED, Deadline
 from pytest_gradmask.execution.engine import LOCAL, Engine, opened
 from pytest_gradmask.execution.fingerprint import FingerprintError, fingerprint
+from pytest_gradmask.execution.isolation import check_weights
 from pytest_gradmask.execution.packages import package_identity
 from pytest_gradmask.execution.precision import Precision, check_precision
 from pytest_gradmask.execution.process_state import process_state
 from pytest_gradmask.execution.versions import versions
 from pytest_gradmask.loading.inputs import as_batch
-from pytest_gradmask.probes.consistency import (
-    keep_original,
-)
+from pytest_gradmask.probes.consistency import keep_original
 from pytest_gradmask.probes.preflight import check_batch, check_deadline, check_device, check_setting, check_threat
 from pytest_gradmask.probes.suite import Probe
 from pytest_gradmask.threat import ThreatModel
@@ -118,6 +117,7 @@ def audit(
     images, labels = batch.images, batch.labels
     check_batch(images, labels, threat)
     where = check_device(device)
+    check_weights(known_models(defense))
     order = _order(len(images), None if exhaustive else seed)
     # Part of the cache's key. Reports also use it to see whether two runs are about the same images; labels are left
     # out, as they may be the defense's own answers.

@@ -7,9 +7,11 @@ from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from pytest_gradmask.errors import DefenseError
 from pytest_gradmask.execution.generators import random_state_kept
+from pytest_gradmask.execution.model_state import model_states_restored
 from pytest_gradmask.execution.surroundings import surroundings_restored
 
 
@@ -17,10 +19,16 @@ def check_weights(models: Sequence[nn.Module]) -> None:
     """Refuse weights with which nothing can be computed, or no gradient.
 
     Raises:
-        DefenseError: a parameter or buffer was made under `torch.inference_mode`, or is on the device meta.
+        DefenseError: a parameter or buffer was made under `torch.inference_mode`, is on the device meta, or is
+            still without a shape (of a lazy module).
     """
     for model in models:
         for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+            if is_lazy(tensor):
+                raise DefenseError(
+                    f"{type(model).__name__}: {name!r} has no shape yet, because its module is lazy; call the "
+                    "model once with a batch of images"
+                )
             if tensor.is_inference():
                 raise DefenseError(
                     f"{type(model).__name__}: {name!r} was made under torch.inference_mode(), and gives no "
@@ -70,39 +78,22 @@ def _checkpoints_differentiable() -> Iterator[None]:
 def no_trace(models: Sequence[nn.Module], device: torch.device) -> Iterator[None]:
     """On exit, even after an error, restore random states, settings of the process, and the state of each model.
 
-    The settings of the process are those of `surroundings`. The state of a model is its train/eval flags,
-    ``requires_grad`` and ``.grad`` of its parameters, and the values of its buffers. Inside, parameters require no
-    gradient: attacks differentiate with respect to the images only.
+    The settings of the process are those of `surroundings`. The state of a model is its train/eval flags, its hooks,
+    submodules, parameters and buffers with their values, and ``requires_grad`` and ``.grad`` of its parameters. Other
+    attributes are left as they are. Inside, parameters require no gradient: attacks differentiate with respect to the
+    images only.
 
     Raises:
         DefenseError: see `check_weights`.
     """
     check_weights(models)
-    modules = list({module: None for model in models for module in model.modules()})
     parameters = list({parameter: None for model in models for parameter in model.parameters()})
-    buffers = [dict(module.named_buffers(recurse=False)) for module in modules]
-    training = [getattr(module, "training", None) for module in modules]  # frozen TorchScript has no such flag
-    gradients = [(parameter.requires_grad, parameter.grad) for parameter in parameters]
-    values = [(buffer, buffer.detach().clone()) for named in buffers for buffer in named.values()]
-    try:
-        # Also make it the current GPU, for a defense that says "cuda" and means its device.
-        gpu = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
-        with surroundings_restored(), gpu, random_state_kept(device), _checkpoints_differentiable():
-            for parameter in parameters:
-                parameter.requires_grad_(False)
-            yield
-    finally:
-        for module, flag in zip(modules, training, strict=True):
-            if flag is not None:
-                module.training = flag
-        for parameter, (requires_grad, grad) in zip(parameters, gradients, strict=True):
-            parameter.requires_grad_(requires_grad)
-            parameter.grad = grad
-        with torch.no_grad():
-            for module, named in zip(modules, buffers, strict=True):
-                for name, buffer in named.items():
-                    if getattr(module, name, None) is not buffer:  # the model has replaced the buffer by another tensor
-                        setattr(module, name, buffer)
-            for buffer, value in values:
-                if not torch.equal(buffer, value):
-                    buffer.copy_(value)
+    # Also make it the current GPU, for a defense that says "cuda" and means its device.
+    gpu = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+    with (
+        model_states_restored(models), surroundings_restored(), gpu, random_state_kept(device),
+        _checkpoints_differentiable(),
+    ):  # fmt: skip
+        for parameter in parameters:
+            parameter.requires_grad_(False)
+        yield

@@ -17,8 +17,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from pytest_gradmask import audit
 from pytest_gradmask.execution.isolation import moved, no_trace
-from tests.toys import CPU, KillGradient, audited, global_state, masked, seed_all
+from tests.toys import CPU, IMAGES, THREAT, TINY, KillGradient, audited, global_state, masked, seed_all
 
 Inside = Callable[[nn.Module], AbstractContextManager[None]]
 
@@ -225,6 +226,119 @@ def test_buffers_of_nan_are_no_problem(inside: Inside, model: Stateful) -> None:
     with inside(model):
         model.mean.zero_()
     assert model.mean.isnan().all()
+
+
+def _fill(model: Stateful) -> None:
+    with torch.no_grad():
+        model.layer.weight.fill_(7)
+
+
+def _fill_data(model: Stateful) -> None:
+    model.layer.weight.data.fill_(7)  # no version counter sees this
+
+
+def _fill_numpy(model: Stateful) -> None:
+    model.layer.weight.detach().numpy()[:] = 7
+
+
+def _exchange_data(model: Stateful) -> None:
+    model.layer.weight.data = torch.full((2, 3), 7.0, dtype=torch.float64)
+
+
+def _replace(model: Stateful) -> None:
+    model.layer.weight = nn.Parameter(torch.full((4, 4), 7.0))
+
+
+def _freeze(model: Stateful) -> None:
+    model.layer.weight.fill_(7)
+    weight = model.layer.weight.data
+    del model.layer.weight
+    model.layer.register_buffer("weight", weight)
+
+
+@pytest.mark.parametrize("change", [_fill, _fill_data, _fill_numpy, _exchange_data, _replace, _freeze])
+def test_values_of_parameters(inside: Inside, model: Stateful, change: Callable[[Stateful], None]) -> None:
+    weight, values = model.layer.weight, model.layer.weight.detach().clone()
+    with inside(model):
+        change(model)
+        assert (model.layer.weight == 7).all()
+    assert model.layer.weight is weight
+    assert torch.equal(weight, values)
+    assert not dict(model.layer.named_buffers())
+
+
+class Restless(nn.Module):
+    """Writes to its weights and hooks itself in each forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(192, 4)
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.linear.weight.data.add_(1e-4)
+        self.linear.register_forward_hook(lambda _, __, output: output)
+        return self.linear(images.flatten(1))  # type: ignore[no-any-return]
+
+
+def test_an_audit_restores_a_defense_that_changes_itself() -> None:
+    model = Restless().eval()
+    weight, hooks = model.linear.weight.detach().clone(), _hooks(model)
+    found = audit(model, IMAGES, torch.zeros(24, dtype=torch.long), threat=THREAT, budget=TINY)
+    assert "stateful" in {finding.id for finding in found.findings}
+    assert torch.equal(model.linear.weight, weight)
+    assert _hooks(model) == hooks
+
+
+def test_parts_added_and_removed(inside: Inside, model: Stateful) -> None:
+    parts = list(model.named_modules())
+    with inside(model):
+        model.extra = nn.Linear(4, 4)
+        model.register_buffer("seen", torch.zeros(9))
+        model.register_module("dropout", nn.Identity())
+        del model.layer
+    assert list(model.named_modules()) == parts
+    assert [name for name, _ in model.named_buffers()] == ["mean", "calls"]
+
+
+@pytest.mark.parametrize(
+    "register",
+    [
+        "register_forward_pre_hook", "register_forward_hook", "register_full_backward_hook",
+        "register_full_backward_pre_hook", "register_state_dict_pre_hook", "register_load_state_dict_post_hook",
+    ],
+)  # fmt: skip
+def test_hooks_of_the_model(inside: Inside, model: Stateful, register: str) -> None:
+    removed = model.layer.register_forward_hook(lambda *_: None, with_kwargs=False)
+    hooks = _hooks(model)
+    with inside(model):
+        removed.remove()
+        getattr(model.layer, register)(lambda *_: None)
+        assert _hooks(model) != hooks
+    assert _hooks(model) == hooks
+
+
+def _hooks(model: nn.Module) -> list[dict[str, Any]]:
+    """All hooks of all modules of a model."""
+    return [
+        {
+            name: dict(value) if isinstance(value, dict) else value
+            for name, value in vars(module).items()
+            if "hook" in name
+        }
+        for module in model.modules()
+    ]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_torchscript(inside: Inside) -> None:
+    scripted = torch.jit.script(nn.BatchNorm1d(4))
+    with inside(scripted):
+        scripted.running_mean.fill_(7)
+        scripted.weight.data.fill_(7)
+        scripted.eval()
+    assert scripted.running_mean.tolist() == [0] * 4
+    assert scripted.weight.tolist() == [1] * 4
+    assert scripted.training
 
 
 def test_shared_parts(inside: Inside, model: Stateful) -> None:

@@ -264,6 +264,14 @@ def test_weights_on_meta_are_named() -> None:
         audit(model, IMAGES, torch.zeros(24, dtype=torch.long))
 
 
+def test_lazy_weights_are_named() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.LazyLinear(4)).eval()
+    with pytest.raises(DefenseError, match=r"'1.weight' has no shape yet, .* call the model once"):
+        audit(model, IMAGES, torch.zeros(24, dtype=torch.long))
+    model(IMAGES)
+    audit(model, IMAGES, torch.zeros(24, dtype=torch.long))
+
+
 @pytest.mark.parametrize("side", [(1, 1), (2, 2), (2, 9), (1, 30), (3, 3)])
 def test_square_attacks_small_images(side: tuple[int, int]) -> None:
     images, threat = draw(6, 3, *side), ThreatModel(0.5, "L2")
