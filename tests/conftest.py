@@ -65,7 +65,7 @@ def no_operations_found(monkeypatch: pytest.MonkeyPatch) -> None:
 def pytester(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
     """Runs tests in the order in which they are written. Many audit and leave it to the test around them to assert."""
     unchecked = "pytest_gradmask.plugin.unchecked.UncheckedAuditWarning"
-    monkeypatch.setenv("PYTEST_ADDOPTS", f"-p no:randomly -W default::{unchecked}")
+    monkeypatch.setenv("PYTEST_ADDOPTS", f"-p no:randomly -p no:rerunfailures -W default::{unchecked}")
     return pytester
 
 

@@ -97,7 +97,9 @@ class Gradmask:
                     deadline=_share_of_deadline(self._config),
                     progress=progress,
                 )
-        except Exception as error:
+        except (KeyboardInterrupt, pytest.exit.Exception, pytest.skip.Exception):  # the test did not run
+            raise
+        except BaseException as error:  # also what pytest-timeout raises in the midst of an attack
             name = getattr(defense, "name", type(defense).__name__)
             self._record(crash_to_json(self._node.nodeid, name, error))
             raise

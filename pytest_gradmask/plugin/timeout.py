@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from types import FrameType
+from typing import Any
 
 from pytest_gradmask.errors import AuditTimeoutError, InputError
 from pytest_gradmask.execution.packages import is_of_python
@@ -38,17 +42,19 @@ def time_limit(seconds: float | None) -> Iterator[None]:
     if not hasattr(signal, "SIGALRM") or threading.current_thread() is not threading.main_thread():
         raise InputError(f"timeout={seconds:g}: needs the main thread of a Unix system; leave --gradmask-timeout out")
 
-    rung = False
+    ends, rung = time.monotonic() + seconds, False
+    other = _OtherTimer.pause()
 
-    def ring(_: int, frame: FrameType | None) -> None:
+    def ring(number: int, frame: FrameType | None) -> None:
         nonlocal rung
+        other.ring_if_due(number, frame)
         # The defense may swallow the first, by a bare ``except:``. No other may disturb what restores its state.
-        if not rung or _is_in_a_defense(frame):
+        if time.monotonic() >= ends and (not rung or _is_in_a_defense(frame)):
             rung = True
             raise TimeIsUp
 
-    handler = signal.signal(signal.SIGALRM, ring)
-    before = signal.setitimer(signal.ITIMER_REAL, seconds, _AGAIN)  # another plugin's timer, such as pytest-timeout's
+    signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, min(seconds, other.seconds()), _AGAIN)
     try:
         try:
             with queries_end_after(seconds):
@@ -65,8 +71,45 @@ def time_limit(seconds: float | None) -> Iterator[None]:
             "again with more time to go on after them. The traceback shows where the defense hangs"
         ) from error
     finally:
-        signal.signal(signal.SIGALRM, handler)
-        signal.setitimer(signal.ITIMER_REAL, *before)
+        other.resume()
+
+
+@dataclass
+class _OtherTimer:
+    """A timer that was already running, such as pytest-timeout's. A process has only one; ours counts for both.
+
+    Attributes:
+        handler: of its signal.
+        ends: when it rings, on the monotonic clock.
+        interval: seconds between two rings; 0 for one that rings once.
+    """
+
+    handler: Any
+    ends: float
+    interval: float
+
+    @classmethod
+    def pause(cls) -> _OtherTimer:
+        handler = signal.getsignal(signal.SIGALRM)
+        seconds, interval = signal.setitimer(signal.ITIMER_REAL, 0)
+        return cls(handler, time.monotonic() + seconds if seconds else math.inf, interval)
+
+    def seconds(self) -> float:
+        """Seconds until it rings, and at least a moment: 0 would stop a timer."""
+        return max(self.ends - time.monotonic(), 1e-6)
+
+    def ring_if_due(self, number: int, frame: FrameType | None) -> None:
+        if time.monotonic() < self.ends:
+            return
+        self.ends = time.monotonic() + self.interval if self.interval else math.inf
+        if callable(self.handler):
+            self.handler(number, frame)
+
+    def resume(self) -> None:
+        if self.handler is not None:  # it is if code in C has set it
+            signal.signal(signal.SIGALRM, self.handler)
+        if self.ends < math.inf:
+            signal.setitimer(signal.ITIMER_REAL, self.seconds(), self.interval)
 
 
 def _is_in_a_defense(frame: FrameType | None) -> bool:

@@ -93,15 +93,16 @@ def to_json(audit: Audit) -> dict[str, Any]:
 def crash_to_json(test: str, defense: str, error: BaseException) -> dict[str, Any]:
     """An audit that raised instead of returning: inconclusive, with the error as its reason.
 
-    An audit that exceeded its time limit might have found something. It counts as one without enough evidence, and not
-    as one in error.
+    An audit that exceeded its time limit, or that another plugin stopped, might have found something. It counts as one
+    without enough evidence, and not as one in error.
     """
+    stopped = isinstance(error, AuditTimeoutError) or not isinstance(error, (Exception, SystemExit))
     return {
         "test": test,
         "defense": defense,
         "verdict": Verdict.INCONCLUSIVE.name,
         "expected": None,
-        "error": None if isinstance(error, AuditTimeoutError) else type(error).__name__,
+        "error": None if stopped else type(error).__name__,
         "reasons": [f"the audit raised {type(error).__name__}: {error}"],
         "images": 0,
         "images_given": 0,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 
 import pytest
 import torch
@@ -65,6 +65,39 @@ def test_a_hanging_defense_is_inconclusive(pytester: pytest.Pytester) -> None:
     assert hanging["verdict"] == "INCONCLUSIVE"
     assert "AuditTimeoutError" in hanging["reasons"][0]
     assert other["verdict"] == "NOT_MASKED"
+
+
+STOPPED = (
+    DEFENSES
+    + """
+    class Stops(nn.Module):
+        def __init__(self, stop):
+            super().__init__()
+            self.model, self.stop = linear(), stop
+
+        def forward(self, images):
+            if images.shape[0] < 3:
+                self.stop("from outside")
+            return self.model(images)
+
+    @pytest.mark.parametrize("stop", [pytest.fail, sys.exit, pytest.skip])
+    def test_stopped(gradmask, stop):
+        gradmask.audit(Stops(stop).eval(), *batch(linear()))
+"""
+)
+
+
+def test_what_another_plugin_stops_is_inconclusive(pytester: pytest.Pytester) -> None:
+    # As pytest-timeout does: what it raises is no `Exception`.
+    pytester.makepyfile(test_it="    import sys, pytest\n" + STOPPED)
+    result = pytester.runpytest(*RUN, "--gradmask-json=out.json")
+    result.assert_outcomes(failed=2, skipped=1)
+    audits = read(pytester.path / "out.json")
+    assert {audit["verdict"] for audit in audits} == {"INCONCLUSIVE"}
+    assert {audit["reasons"][0]: audit["error"] for audit in audits} == {
+        "the audit raised Failed: from outside": None,
+        "the audit raised SystemExit: from outside": "SystemExit",
+    }
 
 
 def spin() -> None:
@@ -162,18 +195,44 @@ def test_what_ends_in_time_is_left_alone() -> None:
 
 
 def test_the_timer_of_another_plugin_goes_on() -> None:
-    rung = []
-    before = signal.signal(signal.SIGALRM, lambda *_: rung.append(True))
-    signal.setitimer(signal.ITIMER_REAL, 100)
-    try:
+    with other_timer(lambda rung: rung.append(True), 100) as rung:
         with time_limit(50):
-            pass
-        assert 50 < signal.getitimer(signal.ITIMER_REAL)[0] <= 100
+            time.sleep(0.1)
+        assert 50 < signal.getitimer(signal.ITIMER_REAL)[0] <= 99.9
         signal.raise_signal(signal.SIGALRM)
+    assert rung
+
+
+@contextmanager
+def other_timer(handler: Callable[..., object], seconds: float) -> Iterator[list[bool]]:
+    """A timer of another plugin, and a list for its handler."""
+    rung: list[bool] = []
+    before = signal.signal(signal.SIGALRM, lambda *_: handler(rung))
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield rung
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
-    assert rung
+
+
+def test_the_timer_of_another_plugin_rings_inside() -> None:
+    def fails(rung: list[bool]) -> None:
+        rung.append(True)
+        raise TimeoutError("the other's")
+
+    with other_timer(fails, 0.2) as rung:
+        with pytest.raises(TimeoutError, match="the other's"), time_limit(60):
+            time.sleep(30)
+        assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)  # it rings once
+    assert rung == [True]
+
+
+def test_our_time_is_up_after_the_timer_of_another_plugin_has_rung() -> None:
+    with other_timer(lambda rung: rung.append(True), 0.1) as rung:
+        with pytest.raises(AuditTimeoutError, match=r"more than 0\.5 s"), time_limit(0.5):
+            time.sleep(30)
+        assert rung == [True]
 
 
 def test_it_needs_the_main_thread() -> None:

@@ -29,12 +29,30 @@ def test_nightly_tests_are_shown_with_properties(tmp_path: Path) -> None:
     (tmp_path / "junit.xml").write_text(JUNIT)
     found = list(measurement.tests(tmp_path / "junit.xml"))
     assert [each["outcome"] for each in found] == ["passed", "failed", "skipped"]
-    store("nightly", {"tests": found, "versions": {"python": "3"}}, tmp_path)
+    store("nightly", {"tests": [{**each, "versions": {"python": "3"}} for each in found]}, tmp_path)
     page = text(tmp_path)
     assert "| killed it goes on | 50 | all the same | 2 min | `tests/project/test_faults.py` |" in page
     assert "| broken | - | **failed** |" in page
     assert "| absent | - | **skipped** |" in page
     assert "With python 3." in page
+
+
+def test_other_files_keep_their_nightly_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(*arguments: str | Path) -> None:
+        *_, option, file = map(str, arguments)
+        assert file == "tests/project/test_faults.py"
+        Path(option.removeprefix("--junitxml=")).write_text(JUNIT)
+
+    monkeypatch.setattr(measurement, "_run", run)
+    old = {"outcome": "passed", "seconds": 1.0, "versions": {"python": "2"}}
+    before = [{**old, "file": f"tests/project/{name}.py", "test": "test_old"} for name in ("test_faults", "test_other")]
+    store("nightly", {"tests": before}, tmp_path)
+    store("nightly", measurement.nightly(["tests/project/test_faults.py"], tmp_path), tmp_path)
+    page = text(tmp_path)
+    assert "| killed it goes on | 50 |" in page
+    assert page.count("| old | - |") == 1
+    assert "With python 2." in page
+    assert "torch" in page
 
 
 def test_mutants_are_counted_module_by_module(tmp_path: Path) -> None:

@@ -14,16 +14,18 @@ ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / "tests").rglob("test_*.py"))
 #: The package that has a module, where their names differ.
 PACKAGES = {"sklearn": "scikit-learn", "xdist": "pytest-xdist", "pytest_benchmark": "pytest-benchmark"}
-PACKAGES |= {"pytest_randomly": "pytest-randomly"}
+PACKAGES |= {f"pytest_{name}": f"pytest-{name}" for name in ("cov", "randomly", "rerunfailures", "timeout")}
 #: How many tests of a file may be skipped for other reasons than a package, and why.
 OTHER = {
     "tests/attacks/test_agreement.py": (1, "large data"),
     "tests/auditing/test_bench.py": (3, "memory of Linux, and packages that are compared with"),
     "tests/devices/test_pretend_device.py": (1, "a backend in Python, since PyTorch 2.10"),
+    "tests/execution/test_ray_deaths.py": (1, "/proc of Linux"),
     "tests/execution/test_ray_engine.py": (1, "/proc of Linux"),
     "tests/loading/test_datasets.py": (3, "large data, and figures of one release"),
     "tests/project/test_examples.py": (1, "a release of scikit-learn"),
     "tests/project/test_faults.py": (1, "limits of memory of Linux"),
+    "tests/project/test_memory.py": (1, "/proc of Linux"),
     "tests/project/test_whole_runs.py": (1, "/proc of Linux"),
     "tests/report/test_html_in_chromium.py": (1, "a browser"),
 }

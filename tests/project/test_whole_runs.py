@@ -66,9 +66,9 @@ Audits = dict[str, Any]
 class Project:
     """A folder with audits, and a cache and a report for each try."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, source: str = AUDITS) -> None:
         self.folder = folder
-        (folder / "test_it.py").write_text(AUDITS)
+        (folder / "test_it.py").write_text(source)
         (folder / "pytest.ini").write_text("[pytest]\n")
 
     @contextmanager

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from benchmarks.records import store
 from pytest_gradmask.training.provenance import exit_code
-from tests.reliability.measurement import RESULTS, coverage, mutants, nightly, version_matrix
+from tests.reliability.measurement import RESULTS, Record, coverage, mutants, nightly, version_matrix
 from tests.reliability.page import write
 
-MEASUREMENTS = {"nightly": nightly, "coverage": coverage, "mutants": mutants, "versions": version_matrix}
+MEASUREMENTS: dict[str, Callable[..., Record]] = {
+    "nightly": nightly,
+    "coverage": coverage,
+    "mutants": mutants,
+    "versions": version_matrix,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -19,6 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.reliability", description=__doc__)
     choices = [*MEASUREMENTS, "page"]
     parser.add_argument("commands", nargs="*", choices=[*choices, []], metavar="COMMAND", help=f"{', '.join(choices)}")
+    parser.add_argument("--files", nargs="+", default=[], metavar="FILE", help="of nightly: only tests in these files")
     options = parser.parse_args(argv)
 
     failed = False
@@ -27,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         nonlocal failed
         for name in options.commands or MEASUREMENTS:
             if name != "page":
-                record = MEASUREMENTS[name]()
+                record = MEASUREMENTS[name](*([options.files] if name == "nightly" and options.files else []))
                 failed |= any(test["outcome"] == "failed" for test in record.get("tests", ()))
                 store(name, record, RESULTS)
         write()

@@ -10,11 +10,12 @@ import sys
 import tempfile
 import tomllib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+from benchmarks.records import stored
 from pytest_gradmask import InputError
 from pytest_gradmask.auditing.research import versions
 
@@ -28,14 +29,18 @@ _FATES = {0: "survived", 1: "killed", 3: "killed", 5: "no tests", 33: "no tests"
 _FATES |= dict.fromkeys((-24, 24, 36, 152, 255), "timed out")
 
 
-def nightly() -> Record:
-    """All tests with the marker ``nightly``."""
+def nightly(files: Sequence[str] = (), results: Path = RESULTS) -> Record:
+    """All tests with the marker ``nightly``, or those of some files: then the stored results of others are kept."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "junit.xml")
-        _run(sys.executable, "-m", "pytest", "-m", "nightly", "-q", "-n2", f"--junitxml={file}")
+        _run(sys.executable, "-m", "pytest", "-m", "nightly", "-q", "-n2", f"--junitxml={file}", *files)
         if not file.exists():
             raise InputError("nightly: pytest wrote no report; its output says why")
-        return {"tests": list(tests(file)), "versions": versions("torch", "pytest", "hypothesis", "pytest-xdist")}
+        numbers = versions("torch", "pytest", "hypothesis", "pytest-xdist")
+        found = [{**each, "versions": numbers} for each in tests(file)]
+    kept = [each for record in stored("nightly", results) if files for each in record["tests"]]
+    again = {each["file"] for each in found}
+    return {"tests": [*(each for each in kept if each["file"] not in again), *found]}
 
 
 def tests(junit: Path) -> Iterator[Record]:

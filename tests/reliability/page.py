@@ -41,9 +41,8 @@ def _nightly(record: Record) -> str:
         )
         for each in record["tests"]
     ]
-    return "\n\n".join(
-        ("## Nightly tests", table(("test", "repetitions", "result", "time", "file"), rows), _measured(record))
-    )
+    measured = dict.fromkeys(_measured(each) for each in record["tests"])
+    return "\n\n".join(("## Nightly tests", table(("test", "repetitions", "result", "time", "file"), rows), *measured))
 
 
 def _versions(record: Record) -> str:
