@@ -7,7 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from pytest_gradmask.attacks import autoattack
 from pytest_gradmask.attacks.arc import arc
@@ -224,6 +225,9 @@ def _adaptive_attacks(surface: AttackSurface, budget: Budget, *, quick: bool) ->
             name=OPERATIONS, kind="adaptive", access="bypass", run=follow, model=model, checked=True
         )
         planned.insert(0, natural)
+    elif scripted := _scripted(surface.attacked):
+        reason = f"{', '.join(scripted)}: TorchScript, whose operations cannot be watched"
+        planned.insert(0, adaptive(OPERATIONS, "bypass", follow, surface.oracle(), reason))
     if surface.first_state is not None:
         # The gradient of the defense, as a fresh copy gives it: an attacker with a copy can reset it before each query.
         planned.insert(0, adaptive("apgd-fresh", "gradient", follow, surface.oracle(surface.attacked)))
@@ -242,6 +246,18 @@ def _adaptive_attacks(surface: AttackSurface, budget: Budget, *, quick: bool) ->
         run = partial(apgd, steps=budget.bpda_steps, stop_early=False)
         planned.append(adaptive(f"transfer-source-{number}", "surrogate", run, surface.source_oracle(source)))
     return [*planned, *_black_box_attacks(surface, budget, quick=quick)]
+
+
+def _scripted(model: nn.Module) -> list[str]:
+    """The outermost submodules in TorchScript, by name."""
+    if isinstance(model, torch.jit.ScriptModule):
+        return ["the whole defense"]
+    return [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, torch.jit.ScriptModule)
+        and not isinstance(model.get_submodule(name.rpartition(".")[0]), torch.jit.ScriptModule)
+    ]
 
 
 def _black_box_attacks(surface: AttackSurface, budget: Budget, *, quick: bool) -> list[PlannedAttack]:

@@ -53,12 +53,19 @@ class _Batch:
         return images.difference(self.decided("gradient"), *tried)
 
 
+#: Images on which guided attacks are compared, and how many of them attack the batches that follow.
+_COMPARED, _BEST = 8, 2
+#: Why an attack does not run any more.
+OUTDONE = "two others together broke at least as many of the first images"
+
+
 class AttackSchedule:
     """The attacks of one audit, batch by batch.
 
     In each batch, gradient attacks that are not deferred come first, each on the survivors of those before it. Adaptive
     attacks and the placebo then get the images that survive. Adaptive attacks that need many queries get only those
-    that no other adaptive attack has broken.
+    that no other adaptive attack has broken. Of the guided ones, which need few queries, all attack the first images;
+    the two that together broke most of them attack the batches that follow.
 
     The masking gap counts images that adaptive attacks break and neither the placebo nor a gradient attack does,
     against those that the placebo alone breaks. On any other image, further gradient attacks cannot change it. So those
@@ -111,14 +118,41 @@ class AttackSchedule:
                 batch.runs.append(self._run(attack, batch))
                 batch.survivors -= batch.runs[-1].decided
         adaptive = [attack for attack in self.planned if attack.kind == "adaptive"]
+        outdone = self._outdone() if self._quick else set()
         for queries in (False, True):
             attacks = [attack for attack in adaptive if attack.queries is queries]
+            run = [attack for attack in attacks if attack.name not in outdone]
             survivors = batch.survivors - batch.decided("adaptive") if self._quick and queries else batch.survivors
-            with closing(self._scorer.run_each(attacks, survivors, batch.stream_name)) as results:
+            with closing(self._scorer.run_each(run, survivors, batch.stream_name)) as results:
                 for attack in attacks:
-                    self._announce(attack, len(survivors))
-                    batch.runs.append(next(results))
+                    if attack.name in outdone:
+                        batch.runs.append(replace(_skipped(attack), note=OUTDONE))
+                    else:
+                        self._announce(attack, len(survivors))
+                        batch.runs.append(next(results))
                     yield
+
+    def _outdone(self) -> set[str]:
+        """Guided attacks that need not attack the newest batch, by what they broke in those before.
+
+        The choice uses no image of that batch, so it cannot bias what is found there. Attacks of the user's, and those
+        that failed, are never left out.
+        """
+        guided = [each for each in self.planned if each.kind == "adaptive" and not (each.queries or each.skip)]
+        runs = [run for batch in self._batches[:-1] for run in batch.runs]
+        results = {each.name: _joined([run for run in runs if run.name == each.name]) for each in guided}
+        compared = {
+            each.name: result
+            for each in guided
+            if (result := results[each.name]) is not None and result.status == "done" and not each.by_user
+        }
+        if any(len(result.attacked) < _COMPARED for result in compared.values()):
+            return set()
+        left, broken = dict(compared), set[int]()
+        for _ in range(min(_BEST, len(left))):
+            best = max(left, key=lambda name: len({*left[name].broken} - broken))  # of equals, the first in the plan
+            broken |= {*left.pop(best).broken}
+        return {*left}
 
     def settle_disputed(self) -> None:
         """Run the deferred gradient attacks on the images that one side alone has broken, on each at most once."""

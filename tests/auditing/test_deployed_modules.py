@@ -14,6 +14,7 @@ from pytest_gradmask.attacks.bypass.bpda import bypassed
 from pytest_gradmask.attacks.bypass.inner_logits import find_inner_logits
 from pytest_gradmask.attacks.bypass.search import find_bypass
 from pytest_gradmask.attacks.oracle import parameter_dtype
+from pytest_gradmask.auditing.plan import OPERATIONS
 from pytest_gradmask.auditing.surface import SEARCH_FAILED, find_attack_surface
 from pytest_gradmask.defense import Defense
 from pytest_gradmask.errors import DefenseError
@@ -118,6 +119,26 @@ def test_part_without_a_gradient_is_bypassed(make: Callable[[], nn.Module], part
     assert found.verdict is Verdict.MASKED
     assert found.bypassed == parts
     assert all(attack.status != "failed" for attack in found.attacks)
+
+
+SCRIPTED: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    "whole": (lambda: torch.jit.script(Scriptable(Quantize()).eval()), "the whole defense"),
+    "front end": (lambda: masked(lambda: torch.jit.script(Quantize())), "0"),
+    "two parts": (
+        lambda: nn.Sequential(torch.jit.script(nn.Identity()), torch.jit.script(Scriptable().eval())).eval(), "0, 1",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("make", "parts"), SCRIPTED.values(), ids=SCRIPTED.keys())
+def test_the_report_says_where_operations_cannot_be_watched(make: Callable[[], nn.Module], parts: str) -> None:
+    natural = audited(make()).attack(OPERATIONS)
+    assert (natural.status, natural.note) == ("skipped", f"{parts}: TorchScript, whose operations cannot be watched")
+
+
+def test_without_torchscript_it_says_nothing() -> None:
+    assert OPERATIONS not in {attack.name for attack in audited(Network().eval()).attacks}
+    assert audited(Network(Quantize()).eval()).attack(OPERATIONS).status == "done"
 
 
 def test_frozen_module_in_half_precision() -> None:

@@ -15,10 +15,10 @@ from torch import nn
 
 from pytest_gradmask.auditing.events import AttackStarted, Event, ignore
 from pytest_gradmask.auditing.plan import PlannedAttack
-from pytest_gradmask.auditing.schedule import AttackSchedule
+from pytest_gradmask.auditing.schedule import OUTDONE, AttackSchedule
 from pytest_gradmask.auditing.scoring import Scorer, empty_result
 from pytest_gradmask.auditing.surface import AttackSurface
-from pytest_gradmask.defense import Defense
+from pytest_gradmask.defense import Attack, Defense
 from pytest_gradmask.randomized.streams import RandomStream
 from pytest_gradmask.verdict.results import AttackResult, Prediction
 from pytest_gradmask.verdict.rule import measure_gap
@@ -46,9 +46,10 @@ class Script:
         self.restarts: list[int] = []
         self.means: dict[str, int] = {}  # passes for each image, if less than what an unbroken one faced
         self.failing: set[str] = set()
+        self.images: int | None = None  # all of them classified correctly
 
     def clean(self) -> tuple[list[bool], dict[int, Prediction]]:
-        return list(CLEAN), {}
+        return list(CLEAN) if self.images is None else [True] * self.images, {}
 
     def run_each(
         self, attacks: Sequence[PlannedAttack], given: Collection[int], stream_name: str
@@ -403,6 +404,58 @@ def test_an_attack_skipped_in_a_later_batch() -> None:
     square = found(own.results(), "square")
     assert (square.status, square.broken) == ("done", (0,))
     assert "decided" in square.note
+
+
+def of_three_guided(script: Script, *, quick: bool, by_user: bool = False, first: int = 10) -> list[AttackResult]:
+    """Two batches of a defense with three guided attacks: ``bpda``, ``transfer-backbone`` and ``inner-logits``."""
+    script.images = first + 10
+    model = masked(KillGradient)
+    own_attacks = [Attack(KillGradient, "own", kind="adaptive")] if by_user else []
+    surface = AttackSurface(
+        defense=Defense(model, attacks=own_attacks), stream=RandomStream(0, CPU), classes=4, randomized=False,
+        attacked=model, approximations={"0": None}, inner="1",
+    )  # fmt: skip
+    own = AttackSchedule(cast(Scorer, script), surface, TINY, quick=quick, progress=ignore)
+    for images in (first, first + 10):
+        own.admit(images)
+        attack(own)
+    return own.results()
+
+
+def batches_of(script: Script, name: str) -> int:
+    return sum(attack == name for attack, _ in script.given)
+
+
+def test_the_two_guided_attacks_that_together_break_most_go_on() -> None:
+    # The second best breaks only what the best breaks, too.
+    script = Script({"bpda": {0, 1}, "transfer-backbone": {0, 1, 2, 3}, "inner-logits": {4, 15}})
+    results = of_three_guided(script, quick=True)
+    assert [batches_of(script, name) for name in ("bpda", "transfer-backbone", "inner-logits")] == [1, 2, 2]
+    outdone = found(results, "bpda")
+    assert (outdone.status, outdone.note, outdone.broken) == ("done", OUTDONE, (0, 1))
+    assert len(outdone.attacked) == 10
+    assert found(results, "inner-logits").broken == (4, 15)
+    assert batches_of(script, "square") == batches_of(script, "zero-order") == 2
+
+
+def test_of_equal_attacks_the_first_go_on() -> None:
+    script = Script({})
+    of_three_guided(script, quick=True)
+    assert [batches_of(script, name) for name in ("bpda", "transfer-backbone", "inner-logits")] == [2, 2, 1]
+
+
+@pytest.mark.parametrize(("quick", "first"), [(False, 10), (True, 7)], ids=["exhaustive", "few images"])
+def test_all_guided_attacks_go_on(quick: bool, first: int) -> None:
+    script = Script({"bpda": {0}})
+    of_three_guided(script, quick=quick, first=first)
+    assert [batches_of(script, name) for name in ("bpda", "transfer-backbone", "inner-logits")] == [2, 2, 2]
+
+
+def test_attacks_of_the_users_and_failed_ones_are_never_left_out() -> None:
+    script = Script({"bpda": {0, 1}, "inner-logits": {4}})
+    script.failing = {"transfer-backbone"}
+    of_three_guided(script, quick=True, by_user=True)
+    assert [batches_of(script, name) for name in ("own", "bpda", "transfer-backbone", "inner-logits")] == [2] * 4
 
 
 def test_each_batch_matches_its_placebo() -> None:
