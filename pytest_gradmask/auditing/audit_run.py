@@ -20,15 +20,10 @@ from pytest_gradmask.auditing.plan import OPERATIONS
 from pytest_gradmask.auditing.prepare import Prepared
 from pytest_gradmask.auditing.schedule import AttackSchedule
 from pytest_gradmask.auditing.scoring import subseed
+from pytest_gradmask.execution.batching import on_fewer, out_of_memory
 from pytest_gradmask.loading.adapters import adapted_alike
 from pytest_gradmask.probes.comparisons import compare_attacks
-from pytest_gradmask.probes.consistency import (
-    STATEFUL,
-    Original,
-    Recording,
-    check_again,
-    check_consistency,
-)
+from pytest_gradmask.probes.consistency import STATEFUL, Original, Recording, check_again, check_consistency
 from pytest_gradmask.probes.labels import check_labels
 from pytest_gradmask.probes.suite import Probe, probe_defense, run_probe
 from pytest_gradmask.verdict.audit import Audit
@@ -188,7 +183,7 @@ class AuditRun:
             chosen = labels == labels.mode().values
             images, labels = images[chosen], labels[chosen]
         with under_attack(rejection, labels) as safe:
-            return self._probe_on(images, safe)
+            return on_fewer(lambda count: self._probe_on(images[:count], safe[:count]), len(images))
 
     def _probe_on(self, images: Tensor, labels: Tensor) -> list[Finding]:
         threat, seed, surface = self.ready.scorer.threat, self.ready.scorer.seed, self.ready.surface
@@ -198,6 +193,8 @@ class AuditRun:
         try:
             found = probe_defense(oracle, images, labels, threat, generator, randomized=surface.randomized)
         except Exception as error:  # the defense is not ours: whatever its backward raises is a finding, not a crash
+            if out_of_memory(error):
+                raise
             message = f"differentiating it raises {type(error).__name__}: {error}"
             found = [Finding("no-gradient", message, undermines_attacks=True)]
         for probe in self.probes:
@@ -213,15 +210,20 @@ class AuditRun:
         surface, (images, labels) = self.ready.surface, self._correct()
         if not len(images):
             images, labels = self.ready.scorer.images, self.ready.scorer.labels
-        try:
-            found, self.recording = check_consistency(
-                surface.oracle(), surface.oracle(surface.attacked), images, labels, threat=self.ready.scorer.threat,
-                original=self.original,
+        original = self.original
+
+        def ask(count: int) -> tuple[list[Finding], Recording | None]:
+            return check_consistency(
+                surface.oracle(), surface.oracle(surface.attacked), images[:count], labels[:count],
+                threat=self.ready.scorer.threat, original=original,
                 fresh=lambda copy: surface.oracle(adapted_alike(copy, surface.defense.model)),
                 randomized=surface.randomized,
                 batch_dependent=any(finding.id == "batch-dependence" for finding in self.findings),
                 seed=subseed(self.ready.scorer.seed, "consistency"),
             )  # fmt: skip
+
+        try:
+            found, self.recording = on_fewer(ask, len(images))
         except Exception:  # a forward that raises is for the attacks to report
             return []
         return found

@@ -24,14 +24,14 @@ from pytest_gradmask.auditing.recorded import key_of_recorded
 from pytest_gradmask.auditing.scoring import subseed
 from pytest_gradmask.auditing.surface import known_models
 from pytest_gradmask.defense import Defense, as_defense
-from pytest_gradmask.errors import DefenseError
+from pytest_gradmask.errors import DefenseError, EngineError
 from pytest_gradmask.execution.attempts import Attempt, take_attempt
 from pytest_gradmask.execution.batching import out_of_memory
 from pytest_gradmask.execution.cache import Cache
 from pytest_gradmask.execution.deadline import INTERRUPTED, Deadline
 from pytest_gradmask.execution.engine import LOCAL, Engine, opened
 from pytest_gradmask.execution.fingerprint import FingerprintError, fingerprint
-from pytest_gradmask.execution.isolation import check_weights
+from pytest_gradmask.execution.isolation import check_weights, lost
 from pytest_gradmask.execution.packages import package_identity
 from pytest_gradmask.execution.precision import Precision, check_precision
 from pytest_gradmask.execution.process_state import process_state
@@ -170,12 +170,17 @@ def audit(
             if fresh is not None:
                 fresh.first_state.put_back()
     except Exception as error:
-        if not out_of_memory(error):
-            raise
-        raise DefenseError(
-            f"{defense.name} needs more memory than there is, even for one image at a time "
-            f"({type(error).__name__}: {error}); free some, or use another device"
-        ) from error
+        if out_of_memory(error):
+            raise DefenseError(
+                f"{defense.name} needs more memory than there is, even for one image at a time "
+                f"({type(error).__name__}: {error}); free some, or use another device"
+            ) from error
+        if isinstance(engine, str) and engine == "local" and lost(where):
+            raise EngineError(
+                f"the device {where} was lost ({type(error).__name__}: {error}). Finished attacks are in the "
+                "cache: run the same command again to go on after them"
+            ) from error
+        raise
     finally:
         if result is None or result.gap is None:  # nothing was tested
             taken.release()

@@ -20,7 +20,7 @@ from pytest_gradmask.attacks.oracle import Oracle, output_of, parameter_dtype
 from pytest_gradmask.attacks.rejection import RejectOption
 from pytest_gradmask.defense import Defense
 from pytest_gradmask.errors import GradmaskError, InputError
-from pytest_gradmask.execution.batching import out_of_memory
+from pytest_gradmask.execution.batching import on_fewer, out_of_memory
 from pytest_gradmask.execution.first_state import FirstState
 from pytest_gradmask.loading.models.composites import Mixture
 from pytest_gradmask.randomized.streams import RandomStream
@@ -157,7 +157,13 @@ def find_attack_surface(
         rejection=rejection,
         first_state=first_state,
     )
-    few = images[:SEARCH_IMAGES]
+    return on_fewer(lambda few: _searched(surface, images[:few], threat), len(images[:SEARCH_IMAGES]))
+
+
+def _searched(surface: AttackSurface, few: Tensor, threat: ThreatModel) -> AttackSurface:
+    """The same with what the searches find on a few images."""
+    defense, attacked, stream, randomized = surface.defense, surface.attacked, surface.stream, surface.randomized
+    known = bool(defense.members)
     _check_members(surface, few)
     findings: list[Finding] = []
     with searching("operations that hide the gradient", findings):

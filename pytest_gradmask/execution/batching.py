@@ -39,9 +39,31 @@ def in_batches(work: Callable[[int, int], Result], count: int, size: int) -> lis
             start = end
             continue
         # Only after the handler: the exception keeps the tensors alive that filled the memory.
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        _free()
     return results
+
+
+def on_fewer(work: Callable[[int], Result], count: int) -> Result:
+    """Call ``work`` with ``count``, and with half as much each time that memory runs out.
+
+    For what a few items are enough for.
+
+    Raises:
+        Exception: any error that ``work`` raises, including running out of memory on one item.
+    """
+    while True:
+        try:
+            return work(count)
+        except (RuntimeError, MemoryError) as error:
+            if count <= 1 or not out_of_memory(error):
+                raise
+        _free()
+        count //= 2
+
+
+def _free() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def out_of_memory(error: BaseException) -> bool:

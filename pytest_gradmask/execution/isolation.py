@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from pytest_gradmask.errors import DefenseError
+from pytest_gradmask.execution.batching import out_of_memory
 from pytest_gradmask.execution.generators import random_state_kept
 from pytest_gradmask.execution.model_state import model_states_restored
 from pytest_gradmask.execution.surroundings import surroundings_restored
@@ -42,16 +43,47 @@ def check_weights(models: Sequence[nn.Module]) -> None:
 
 @contextmanager
 def moved(models: Sequence[nn.Module], device: torch.device) -> Iterator[None]:
-    """Move models to a device. On exit, even after an error, move each back. A model may contain another."""
+    """Move models to a device. On exit, even after an error, move each back. A model may contain another.
+
+    Parameters and buffers get the memory back that they had, and nothing is copied: the device may be lost by then.
+    """
     check_weights(models)
     devices = [next((tensor.device for tensor in (*model.parameters(), *model.buffers())), device) for model in models]
+    modules = list({module: None for model in models for module in model.modules()})
+    parameters = list({parameter: None for model in models for parameter in model.parameters()})
+    owned = [
+        (module, name, tensor)
+        for module in modules
+        for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
+    ]
+    memory = [(tensor, tensor.data) for tensor in (*parameters, *(tensor for _, _, tensor in owned))]
+    gradients = [(each, each.grad, each.grad.data) for each in parameters if each.grad is not None]
     try:
         for model in models:
             model.to(device)
         yield
     finally:
+        for parameter in parameters:
+            parameter.grad = None  # it has to be where its parameter is
+        for tensor, data in memory:
+            tensor.data = data
+        for parameter, grad, data in gradients:
+            grad.data, parameter.grad = data, grad
+        for module, name, tensor in owned:
+            if getattr(module, name) is not tensor:
+                setattr(module, name, tensor)
         for model, original in zip(models, devices, strict=True):
-            model.to(original)
+            model.to(original)  # whatever a model of the user's keeps elsewhere
+
+
+def lost(device: torch.device) -> bool:
+    """Whether nothing can be computed on a device any more."""
+    if device.type == "cpu":
+        return False
+    try:
+        return torch.ones(1, device=device).add(1).cpu().item() != 2
+    except RuntimeError as error:
+        return not out_of_memory(error)
 
 
 @contextmanager

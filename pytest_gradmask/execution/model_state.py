@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 
 import torch
 from torch import Tensor, nn
@@ -47,7 +47,9 @@ def model_states_restored(models: Sequence[nn.Module]) -> Iterator[None]:
                 _set(module, named)
             _set(module, kept)
         for tensor, value in values:
-            _set_value(tensor, value)
+            # A device may be lost. Weights that were moved there are then restored without it: see `isolation.moved`.
+            with suppress(RuntimeError) if tensor.device.type != "cpu" else nullcontext():
+                _set_value(tensor, value)
         for parameter, (requires_grad, grad) in zip(parameters, gradients, strict=True):
             parameter.requires_grad_(requires_grad)
             parameter.grad = grad

@@ -18,7 +18,7 @@ from pytest_gradmask.attacks.oracle import Oracle, as_logits, output_of, paramet
 from pytest_gradmask.checks import as_number, check_is, is_a, shown
 from pytest_gradmask.defense import Defense
 from pytest_gradmask.errors import DefenseError, InputError
-from pytest_gradmask.execution.batching import in_batches
+from pytest_gradmask.execution.batching import in_batches, on_fewer
 from pytest_gradmask.probes.rejection import check_rejects, examine_rejections, unused_class
 from pytest_gradmask.threat import ThreatModel
 from pytest_gradmask.verdict.results import Finding
@@ -144,10 +144,13 @@ def check_defense(defense: Defense, oracle: Oracle, images: Tensor, labels: Tens
         findings = unused_class(logits, labels)
     else:
         findings, rejected = examine_rejections(defense.rejects, raw, logits)
-    sample = images[:_SAMPLE]
+    number = _REPEATS_OF_MEMBERS if defense.members else _REPEATS
+
+    def repeated(few: int) -> Tensor:
+        return torch.stack([oracle(images[:few]) for _ in range(number)])
+
     with torch.no_grad():
-        number = _REPEATS_OF_MEMBERS if defense.members else _REPEATS
-        repeats = torch.stack([oracle(sample) for _ in range(number)])
+        repeats = on_fewer(repeated, len(images[:_SAMPLE]))
         scale = repeats.abs().amax().clamp_min(1e-12)
         spread = ((repeats.amax(0) - repeats.amin(0)).max() / scale).item()
         randomized = spread > _SAME

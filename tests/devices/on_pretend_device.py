@@ -12,15 +12,28 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pytest_gradmask import Attack, Defense, ThreatModel, Verdict, apgd, binarization_test, pgd, transfer_matrix
+from pytest_gradmask import (
+    Attack,
+    Audit,
+    Defense,
+    DefenseError,
+    ThreatModel,
+    Verdict,
+    apgd,
+    audit,
+    binarization_test,
+    pgd,
+    transfer_matrix,
+)
 from pytest_gradmask.attacks.oracle import Oracle
 from pytest_gradmask.attacks.zero_order import zero_order
 from pytest_gradmask.auditing.bench import bench
+from pytest_gradmask.errors import GradmaskError
 from pytest_gradmask.loading.models.composites import RandomizedEnsemble
 from pytest_gradmask.randomized.streams import RandomStream
 from pytest_gradmask.report.evidence.collection import collect_evidence
 from tests.devices import pretend
-from tests.toys import Detach, KillGradient, Quantize, audited, draw, linear, masked, predictions, seeded
+from tests.toys import TINY, Detach, KillGradient, Quantize, audited, draw, linear, masked, predictions, seeded
 
 pretend.set_up()
 IMAGES = draw(30, 3, 8, 8, seed=5)
@@ -139,8 +152,8 @@ def test_transfer_evidence_and_binarization_test() -> None:
         for where in ("cpu", pretend.NAME)
     ]
     assert matrices[0].robust_accuracy("first", "second") == matrices[1].robust_accuracy("first", "second")
-    audit = audited(model, IMAGES, threat=ThreatModel(0.15), device=pretend.NAME)
-    evidence = collect_evidence(audit, model, IMAGES, labels, threat=ThreatModel(0.15), device=pretend.NAME)
+    found_there = audited(model, IMAGES, threat=ThreatModel(0.15), device=pretend.NAME)
+    evidence = collect_evidence(found_there, model, IMAGES, labels, threat=ThreatModel(0.15), device=pretend.NAME)
     assert not [part["error"] for part in evidence.values() if isinstance(part, dict) and "error" in part]
     there = torch.device(pretend.NAME)
     found = binarization_test(
@@ -148,6 +161,60 @@ def test_transfer_evidence_and_binarization_test() -> None:
         labels.to(there), threat=ThreatModel(0.15), generator=seeded(),
     )  # fmt: skip
     assert found.tested + found.trivial + found.unseparable == len(IMAGES)
+
+
+class Wide(nn.Module):
+    """Needs several times the memory of its images."""
+
+    def __init__(self, model: nn.Module, times: int) -> None:
+        super().__init__()
+        self.model, self.times = model, times
+
+    def forward(self, images: Tensor) -> Tensor:
+        copies = images.repeat(1, self.times, 1, 1).unflatten(1, (self.times, 3))
+        return self.model(copies[:, 0])  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("times", [4, 30])
+@pytest.mark.parametrize(("make", "verdict"), [(lambda: masked(Quantize), "MASKED"), (linear, "NOT_MASKED")])
+def test_batches_are_halved_where_memory_is_short(make: Callable[[], nn.Module], verdict: str, times: int) -> None:
+    """Other batches draw other random numbers: the verdict is the same, figures may differ."""
+    model = Wide(make(), times).eval()
+    labels = predictions(model, IMAGES)
+    with pretend.faulty(numbers=IMAGES.numel()):
+        with pytest.raises(torch.OutOfMemoryError):
+            model(IMAGES.to(pretend.NAME))
+        found = audit(model, IMAGES, labels, threat=ThreatModel(0.15), budget=TINY, margin=0.25, device=pretend.NAME)
+    assert found.verdict.name == verdict
+    assert not [attack.note for attack in found.attacks if attack.status == "failed"]
+
+
+def test_without_memory_for_one_image_the_fix_is_named() -> None:
+    model = Wide(linear(), 31).eval()
+    with pretend.faulty(numbers=IMAGES.numel()), pytest.raises(DefenseError, match="more memory than there is"):
+        audit(model, IMAGES, predictions(model, IMAGES), threat=ThreatModel(0.15), budget=TINY, device=pretend.NAME)
+    assert {parameter.device.type for parameter in model.parameters()} == {"cpu"}
+
+
+@pytest.mark.parametrize("operations", [0, 1, 100, 1000, 3000])
+def test_a_lost_device_costs_one_audit(operations: int) -> None:
+    model = masked(Quantize)
+    labels = predictions(model, IMAGES)
+
+    def audited_there() -> Audit:
+        return audit(
+            model, IMAGES, labels, threat=ThreatModel(0.15), budget=TINY, margin=0.25, device=pretend.NAME,
+            exhaustive=True,
+        )  # fmt: skip
+
+    with (
+        pretend.faulty(operations=operations),
+        pytest.raises(GradmaskError, match=r"the device pretend was lost|device='pretend': cannot be used"),
+    ):
+        audited_there()
+    assert {parameter.device.type for parameter in model.parameters()} == {"cpu"}
+    assert torch.equal(predictions(model, IMAGES), labels)
+    assert audited_there().verdict is Verdict.MASKED
 
 
 #: How often each attack may make a GPU wait in one more step, on average. Attacks look every few steps which images are

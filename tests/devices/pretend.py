@@ -7,6 +7,8 @@ Every operation comes to `_run`, which computes on the CPU and counts what would
 
 from __future__ import annotations
 
+import math
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -31,6 +33,8 @@ _OWN = (
 )  # fmt: skip
 
 _counts: Counter[str] = Counter()
+#: Operations after which the device is lost, and how many numbers a tensor may have.
+_faults: dict[str, float] = {"operations": math.inf, "numbers": math.inf}
 _libraries: list[torch.library.Library] = []  # an implementation lives as long as its library
 
 
@@ -76,6 +80,11 @@ def _run(operation: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     if ours and others and name not in _BETWEEN_DEVICES:
         raise RuntimeError(f"Expected all tensors to be on the same device, but {operation} got {NAME}:0 and cpu")
     _counts[name] += 1
+    # Autograd has a thread for each device, which an exception in the midst of its own operations would abort.
+    safe = threading.current_thread() is threading.main_thread()
+    if _faults["operations"] <= 0 and safe and (ours or _target_is_here(kwargs)):
+        raise RuntimeError(f"{NAME} error: unspecified launch failure")
+    _faults["operations"] -= 1
     target, here = kwargs.get("device"), bool(ours)
     if target is not None:
         here = torch.device(target).type == NAME
@@ -87,6 +96,9 @@ def _run(operation: Any, args: Any, kwargs: dict[str, Any]) -> Any:
             raise NotImplementedError(f"{operation} resizes a tensor of {NAME}")
     if name.endswith("_") and operation._schema.is_mutable:
         return args[0]
+    made = [each for each in tree_flatten(result)[0] if isinstance(each, Tensor)] if here else []
+    if safe and any(each.numel() > _faults["numbers"] for each in made):
+        raise torch.OutOfMemoryError(f"{NAME} out of memory")
     known = {id(each.held): each for each in ours}
     return tree_map(lambda each: _wrapped(each, known) if here else each, result)
 
@@ -133,6 +145,22 @@ def set_up() -> None:
 
 def _implementation(operation: Any) -> Callable[..., Any]:
     return lambda *args, **kwargs: _run(operation, args, kwargs)
+
+
+def _target_is_here(kwargs: dict[str, Any]) -> bool:
+    """Whether an operation makes a tensor of the device."""
+    return kwargs.get("device") is not None and torch.device(kwargs["device"]).type == NAME
+
+
+@contextmanager
+def faulty(*, operations: float = math.inf, numbers: float = math.inf) -> Iterator[None]:
+    """Inside, the device is lost after so many operations, or has no memory for tensors of more numbers."""
+    before = dict(_faults)
+    _faults.update(operations=operations, numbers=numbers)
+    try:
+        yield
+    finally:
+        _faults.update(before)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pytest_gradmask import Verdict
-from pytest_gradmask.execution.batching import in_batches
+from pytest_gradmask.execution.batching import in_batches, on_fewer
 from tests.toys import IMAGES, audited, linear, predictions
 
 ERRORS: dict[str, Callable[[], Exception]] = {
@@ -79,3 +79,21 @@ def test_an_audit_goes_on_in_smaller_batches() -> None:
     assert cramped.verdict is roomy.verdict is Verdict.NOT_MASKED
     assert {attack.status for attack in cramped.attacks} <= {"done", "skipped"}
     assert cramped.attack("apgd-ce").attacked == roomy.attack("apgd-ce").attacked
+
+
+@every_error
+def test_what_needs_a_few_items_takes_fewer(error: Callable[[], Exception]) -> None:
+    asked: list[int] = []
+
+    def work(count: int) -> int:
+        asked.append(count)
+        if count > 2:
+            raise error()
+        return count
+
+    assert on_fewer(work, 9) == 2
+    assert asked == [9, 4, 2]
+    with pytest.raises(type(error())):
+        on_fewer(lambda count: work(count + 2), 9)
+    with pytest.raises(ValueError, match="another"):
+        on_fewer(lambda _: int("another"), 9)

@@ -9,7 +9,6 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -374,7 +373,24 @@ class Elsewhere(nn.Module):
 
     def parameters(self, recurse: bool = True) -> Iterator[Any]:
         del recurse
-        yield SimpleNamespace(device=self.device)
+        yield nn.Parameter(torch.empty(0, device=self.device))
+
+
+def test_weights_get_their_own_memory_back(model: Stateful) -> None:
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    before = {name: (tensor, tensor.data_ptr(), tensor.clone()) for name, tensor in tensors.items()}
+    gradient = model.layer.weight.grad
+    with contextlib.suppress(NotImplementedError), moved([model], torch.device("meta")):
+        assert {tensor.device.type for tensor in model.state_dict().values()} == {
+            "meta"
+        }  # nothing is left to copy back
+        raise NotImplementedError
+    after = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    assert all(after[name] is tensor for name, (tensor, _, _) in before.items())
+    assert all(tensor.data_ptr() == pointer for tensor, pointer, _ in before.values())
+    assert all(torch.equal(tensor, values) for tensor, _, values in before.values())
+    assert model.layer.weight.grad is gradient
+    assert torch.equal(gradient, torch.ones(4, 4))  # type: ignore[arg-type]
 
 
 def test_nested_models_are_moved_back() -> None:
