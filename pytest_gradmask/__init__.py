@@ -8,8 +8,8 @@ This module holds the public names. By topic:
 - To assert: the functions whose names start with ``assert_``.
 - To write an adaptive attack: `bypassed` (BPDA) with `FromImages`, and the attacks `pgd` and `apgd`.
   `binarization_test` checks an attack and returns a `BinarizationTest`.
-- To build and load models and data: `Composite`, `Mixture`, `RandomizedEnsemble`, `load_model`, `load_dataset`,
-  `Dataset`.
+- To build and load models and data: `Composite`, `Mixture`, `RandomizedEnsemble`, `black_box`, `load_model`,
+  `load_dataset`, `Dataset`.
 - To measure transfer between models: `transfer_matrix`, `TransferMatrix`, `plot_transfer_matrix`.
 - Errors: each derives from `GradmaskError`.
 
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
         InputError,
     )
     from pytest_gradmask.loading.datasets import Dataset, load_dataset
+    from pytest_gradmask.loading.models.black_box import black_box
     from pytest_gradmask.loading.models.composites import Composite, Mixture, RandomizedEnsemble
     from pytest_gradmask.loading.sources import load_model
     from pytest_gradmask.report.assertions import (
@@ -99,6 +100,7 @@ _HOMES = {
     "assert_robust_accuracy": "report.assertions",
     "audit": "auditing.run",
     "binarization_test": "binarization.run",
+    "black_box": "loading.models.black_box",
     "bypassed": "attacks.bypass.bpda",
     "load_dataset": "loading.datasets",
     "load_model": "loading.sources",
@@ -146,6 +148,7 @@ __all__ = [
     "assert_robust_accuracy",
     "audit",
     "binarization_test",
+    "black_box",
     "bypassed",
     "load_dataset",
     "load_model",

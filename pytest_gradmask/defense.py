@@ -108,7 +108,12 @@ class Defense:
     rejects: Rejects | None = None
 
     def __post_init__(self) -> None:
-        check_is("model", self.model, "a torch.nn.Module; wrap a function in one whose forward calls it", nn.Module)
+        check_is(
+            "model",
+            self.model,
+            "a torch.nn.Module; of a function of arrays, give pytest_gradmask.black_box(function)",
+            nn.Module,
+        )
         for argument in ("members", "sources"):
             models = listed(argument, getattr(self, argument), "a list of torch.nn.Module", _is_module)
             object.__setattr__(self, argument, tuple(models))

@@ -20,6 +20,7 @@ from pytest_gradmask.auditing.plan import OPERATIONS
 from pytest_gradmask.auditing.prepare import Prepared
 from pytest_gradmask.auditing.schedule import AttackSchedule
 from pytest_gradmask.auditing.scoring import subseed
+from pytest_gradmask.auditing.surface import NO_GRADIENT
 from pytest_gradmask.execution.batching import on_fewer, out_of_memory
 from pytest_gradmask.loading.adapters import adapted_alike
 from pytest_gradmask.probes.comparisons import compare_attacks
@@ -128,7 +129,7 @@ class AuditRun:
         """The analyses, each with the number of images after which it has as many correct ones as it needs."""
         clean = self.schedule.every_clean
         ranks = [index for index, correct in enumerate(clean) if correct]
-        if self.exhaustive or not ranks:
+        if self.exhaustive or not ranks or self.ready.surface.black_box:  # nothing can be decided early
             return [(InterimAnalysis(len(ranks), attempt=self.attempt), len(clean))]
         analyses = plan_analyses(len(ranks), self.margin, self.confidence, self.attempt)
         return [(analysis, len(clean) if analysis.last else ranks[analysis.images - 1] + 1) for analysis in analyses]
@@ -190,13 +191,15 @@ class AuditRun:
         oracle = surface.oracle()
         oracle.reseed(subseed(seed, "defense under probes"))
         generator = torch.Generator().manual_seed(subseed(seed, "probes"))
+        found: list[Finding] = []
         try:
-            found = probe_defense(oracle, images, labels, threat, generator, randomized=surface.randomized)
+            if not surface.black_box:
+                found = probe_defense(oracle, images, labels, threat, generator, randomized=surface.randomized)
         except Exception as error:  # the defense is not ours: whatever its backward raises is a finding, not a crash
             if out_of_memory(error):
                 raise
             message = f"differentiating it raises {type(error).__name__}: {error}"
-            found = [Finding("no-gradient", message, undermines_attacks=True)]
+            found = [Finding(NO_GRADIENT, message, undermines_attacks=True)]
         for probe in self.probes:
             found += run_probe(probe, surface.oracle(), images, labels, threat, generator)
         return found

@@ -34,6 +34,7 @@ Run = Callable[..., Tensor]
 #: Name of operation-level BPDA.
 OPERATIONS = "bpda-operations"
 _QUICK_STEPS = 10
+_NO_GRADIENT = "a plain function has no gradient"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +94,8 @@ def plan_attacks(surface: AttackSurface, budget: Budget, *, quick: bool = False)
     # After AutoAttack's attacks, whose figure they would change; before the adaptive ones, which may be skipped early.
     # The user's own are not deferred: who brings an attack wants to see what it does.
     planned = [*first, *(replace(each, deferred=quick) for each in gradient), *user_attacks, *adaptive]
+    if surface.black_box:
+        planned = [_without_gradient(attack) for attack in planned]
     for attack in planned:
         if attack.kind == "gradient":
             attack.model.first_state = None  # it asks one copy throughout, as if it knew nothing of a state
@@ -121,6 +124,7 @@ def plan_placebo(surface: AttackSurface, budget: Budget, passes: int) -> Planned
         access="gradient",
         run=partial(_apgd(surface, budget.apgd_steps), restarts=restarts),
         model=model,
+        skip=_NO_GRADIENT if surface.black_box else "",
     )
 
 
@@ -134,6 +138,12 @@ def _user_attack(surface: AttackSurface, attack: Attack) -> PlannedAttack:
         model=surface.oracle(attack.through),
         by_user=True,
     )
+
+
+def _without_gradient(attack: PlannedAttack) -> PlannedAttack:
+    """The attack on a plain function: skipped if it follows a gradient of it. An adaptive one of the user's may try."""
+    follows = attack.access in ("gradient", "bypass") and not (attack.by_user and attack.kind == "adaptive")
+    return replace(attack, skip=_NO_GRADIENT, deferred=False) if follows else attack
 
 
 def _counted(run: Run, model: Oracle, *batch: Tensor, **arguments: object) -> Tensor:
@@ -286,7 +296,7 @@ def _black_box_attacks(surface: AttackSurface, budget: Budget, *, quick: bool) -
             model=surface.oracle(surface.attacked),
         ),
     ]
-    if surface.scoreless:
+    if surface.scoreless or surface.black_box:
         planned.append(
             PlannedAttack(
                 name="rays",

@@ -37,6 +37,7 @@ from pytest_gradmask.execution.precision import Precision, check_precision
 from pytest_gradmask.execution.process_state import process_state
 from pytest_gradmask.execution.versions import versions
 from pytest_gradmask.loading.inputs import as_batch
+from pytest_gradmask.loading.models.black_box import is_black_box
 from pytest_gradmask.probes.consistency import keep_original
 from pytest_gradmask.probes.preflight import check_batch, check_deadline, check_device, check_setting, check_threat
 from pytest_gradmask.probes.suite import Probe
@@ -129,6 +130,9 @@ def audit(
         "images_hash": images_hash,
     }
     store, key, taken, result = None if folder is None else Cache(folder), "", Attempt(1), None
+    if store is not None and any(map(is_black_box, known_models(defense))):
+        progress(Message(f"no use of the cache, as the answers of {defense.name} may come from elsewhere"))
+        store = None
     if store is not None:
         try:
             asked = fingerprint(

@@ -22,13 +22,15 @@ from pytest_gradmask.defense import Defense
 from pytest_gradmask.errors import GradmaskError, InputError
 from pytest_gradmask.execution.batching import on_fewer, out_of_memory
 from pytest_gradmask.execution.first_state import FirstState
+from pytest_gradmask.loading.models.black_box import is_black_box
 from pytest_gradmask.loading.models.composites import Mixture
 from pytest_gradmask.randomized.streams import RandomStream
 from pytest_gradmask.threat import ThreatModel
 from pytest_gradmask.verdict.results import Finding
 
-#: Id of the finding.
+#: Ids of findings.
 SEARCH_FAILED = "search-failed"
+NO_GRADIENT = "no-gradient"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +49,7 @@ class AttackSurface:
         inner: a submodule of ``attacked`` that returns logits which the defense then disguises; empty if there is none.
         inner_classifiers: submodules of the defense that classify images by themselves, and whose gradient is another.
         scoreless: whether the outputs do not change with the image, so that they do not guide a score-based attack.
+        black_box: whether there is no gradient at all, as the defense is a plain function.
         eot: forwards of ``attacked`` to average in each step; 1 unless its randomness has to be sampled.
         rejection: of a defense that may reject an image.
         first_state: of a defense that changes with its queries, if every query is to ask a fresh copy.
@@ -63,6 +66,7 @@ class AttackSurface:
     inner: str = ""
     inner_classifiers: tuple[InnerClassifier, ...] = ()
     scoreless: bool = False
+    black_box: bool = False
     eot: int = 1
     rejection: RejectOption | None = None
     first_state: FirstState | None = None
@@ -165,6 +169,9 @@ def _searched(surface: AttackSurface, few: Tensor, threat: ThreatModel) -> Attac
     defense, attacked, stream, randomized = surface.defense, surface.attacked, surface.stream, surface.randomized
     known = bool(defense.members)
     _check_members(surface, few)
+    if all(is_black_box(model) for model in defense.members or [defense.model]):
+        message = "the defense is a plain function: there is no gradient to judge, and attacks ask for outputs alone"
+        return replace(surface, black_box=True, findings=(Finding(NO_GRADIENT, message, undermines_attacks=True),))
     findings: list[Finding] = []
     with searching("operations that hide the gradient", findings):
         forwards = SEARCH_FORWARDS if surface.eot > 1 else 1

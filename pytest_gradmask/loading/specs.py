@@ -11,6 +11,7 @@ The specification of a model is one of these:
 ``torchvision:NAME[.WEIGHTS][@FILE]``  a classifier of torchvision, with its default weights or others
 ``robustbench:NAME``                   a model of RobustBench for CIFAR-10, Linf
 ``robustbench:DATASET/THREAT/NAME``    any model of RobustBench
+``onnx:FILE``                          a model that ONNX Runtime runs, without a gradient: see `black_box`
 ``import:MODULE:ATTR``                 a module of the user, or a function that returns one
 =====================================  ==============================================================
 
@@ -30,13 +31,13 @@ from pytest_gradmask.errors import DependencyError, InputError
 
 MODELS = (
     "a fixture's NAME, checkpoint:FILE.json, timm:NAME[@FILE], timm:hf-hub:ORG/NAME, torchvision:NAME[@FILE], "
-    "robustbench:[DATASET/THREAT/]NAME or import:MODULE:ATTR"
+    "robustbench:[DATASET/THREAT/]NAME, onnx:FILE or import:MODULE:ATTR"
 )
 DATA = (
     "embedded, cifar10[:ROOT], cifar100[:ROOT], imagenet:DIR, imagefolder:DIR, npz:FILE or dataset:MODULE:ATTR "
     "(folders of images take ?size=224&resize=256)"
 )
-_MODEL_KINDS = ("checkpoint", "timm", "torchvision", "robustbench", "import")
+_MODEL_KINDS = ("checkpoint", "timm", "torchvision", "robustbench", "onnx", "import")
 _FOLDERS = ("imagefolder", "imagenet")
 _DATA_KINDS = ("embedded", "cifar10", "cifar100", *_FOLDERS, "npz", "dataset")
 _BENCH_DATA = ("cifar10", "cifar100", "imagenet")
@@ -95,7 +96,7 @@ def parse_model(text: str) -> ModelSpec:
     elif kind not in _MODEL_KINDS:
         raise InputError(f"model {text!r}: unknown kind {kind!r}; use {MODELS}")
     file = None
-    if kind == "checkpoint":
+    if kind in ("checkpoint", "onnx"):
         file = _path(f"model {text!r}", name)
     elif kind in ("timm", "torchvision") and not name.startswith("hf-hub:"):
         name, at, path = name.partition("@")

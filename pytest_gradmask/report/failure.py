@@ -119,6 +119,11 @@ def _next(audit: Audit, plain: Mapping[str, Any]) -> list[str]:
 
 def _go_on(audit: Audit, reproduce: str) -> list[str]:
     """How to go on after an ``INCONCLUSIVE`` audit, so that all audits together keep the error of one."""
+    if not audit.has_gradient:
+        return _sentence(
+            "This does not pass, and no audit of a plain function can. Audit the model where its gradient can be "
+            "taken, as a torch.nn.Module, or give a model like it as Defense(sources=[...]) for a tighter bound."
+        )
     if audit.gap is None:
         return _sentence("This does not pass. See the reason above, and audit again.")
     step = "This does not pass. More images may decide it: use --gradmask-budget=ci or full, and --gradmask-data."

@@ -51,7 +51,7 @@ def to_json(audit: Audit) -> dict[str, Any]:
         "clean_rejected": _optional(audit.clean_rejected),
         "selective_accuracy": _optional(audit.selective_accuracy),
         "robust_accuracy": {result.name: _attack(audit, result.name) for result in audit.attacks},
-        "gradient_attacks": _proportion(audit.gradient_accuracy),
+        "gradient_attacks": _optional(audit.gradient_accuracy if audit.has_gradient else None),
         "autoattack": _optional(audit.autoattack_accuracy),
         "autoattack_rand": _optional(audit.rand_accuracy),
         "autoattack_rand_one_forward": _optional(audit.rand_claim),

@@ -85,6 +85,11 @@ class Audit:
         """The number of the next audit of this defense. One that could not compare anything is no attempt."""
         return self.attempt + (self.gap is not None)
 
+    @property
+    def has_gradient(self) -> bool:
+        """Whether gradient attacks could run at all, which they cannot on a plain function."""
+        return not any(result.kind == "placebo" and result.status == "skipped" for result in self.attacks)
+
     def attack(self, name: str) -> AttackResult:
         """The result of one attack, by name."""
         for result in self.attacks:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from pytest_gradmask.verdict.interim import InterimAnalysis
 from pytest_gradmask.verdict.paired import images_to_establish_gap, images_to_exclude_gap
-from pytest_gradmask.verdict.results import AttackResult, Finding, Gap
+from pytest_gradmask.verdict.results import AttackResult, Finding, Gap, Proportion
 
 #: Numbers of images are estimated by normal scores. Exact tests may need a few more, and one too few costs an attempt.
 _SPARE = 1.05
@@ -27,6 +27,14 @@ def no_comparison(failures: Sequence[AttackResult], gap: Gap | None) -> tuple[st
     if gap is None and all(result.kind == "adaptive" for result in failures):
         why.append("no adaptive attack could run, so there is nothing to compare the gradient attacks with")
     return tuple(why)
+
+
+def no_gradient(share: Proportion, attacks: Sequence[AttackResult]) -> list[str]:
+    """That a plain function has no gradient that could be masked, and what attacks leave that ask for outputs alone."""
+    ran = [result.name for result in attacks if result.status == "done"]
+    under = f"under {', '.join(ran)}" if ran else "as no attack could run"
+    found = f"no gradient to judge: black-box robustness is at most {share} {under}"
+    return [found, *(_failed(result) for result in attacks if result.status == "failed")]
 
 
 def out_of_time(gap: Gap | None, confidence: float) -> str:

@@ -20,7 +20,17 @@ import numpy as np
 from pytest_gradmask.verdict import reasons
 from pytest_gradmask.verdict.interim import InterimAnalysis
 from pytest_gradmask.verdict.paired import above_p, lower_bound, upper_bound
-from pytest_gradmask.verdict.results import AttackResult, Finding, Gap, Kind, Prediction, Proportion, Verdict, chances
+from pytest_gradmask.verdict.results import (
+    AttackResult,
+    Finding,
+    Gap,
+    Kind,
+    Prediction,
+    Proportion,
+    Verdict,
+    accuracy,
+    chances,
+)
 from pytest_gradmask.verdict.stats import difference_bounds, mean_p
 
 #: Findings that refuse ``NOT_MASKED`` also where gradient attacks leave less than the margin: which images count as
@@ -196,6 +206,10 @@ def decide(
     gap = measure_gap(
         clean, predictions, attacks, confidence, analysis, complete=complete, margin=margin, unsettled=unsettled
     )
+    if any(result.kind == "placebo" and result.status == "skipped" for result in attacks):
+        share = accuracy(clean, predictions, attacks, confidence)
+        why = [*reasons.no_gradient(share, attacks), *([reasons.out_of_time(gap, confidence)] if interrupted else [])]
+        return Decision(Verdict.INCONCLUSIVE, tuple(why), gap)
     if interrupted:
         return Decision(Verdict.INCONCLUSIVE, (reasons.out_of_time(gap, confidence),), gap)
     if gap is None or any(result.kind != "adaptive" for result in failures):

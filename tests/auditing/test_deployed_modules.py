@@ -70,6 +70,17 @@ def compiled(model: nn.Module, **options: Any) -> nn.Module:
     return cast(nn.Module, torch.compile(model, **options))
 
 
+def static_int8() -> nn.Module:
+    """Weights and activations of 8 bits. The quantized layers have no backward pass."""
+    ends = torch.ao.quantization.QuantStub(), torch.ao.quantization.DeQuantStub()
+    model = nn.Sequential(ends[0], Network().eval(), ends[1]).eval()
+    model.qconfig = torch.ao.quantization.get_default_qconfig("fbgemm")
+    torch.ao.quantization.prepare(model, inplace=True)
+    model(IMAGES)
+    torch.ao.quantization.convert(model, inplace=True)
+    return model
+
+
 HONEST: dict[str, Callable[[], nn.Module]] = {
     "compiled": lambda: compiled(Network().eval(), backend="eager"),
     "compiled with autograd": lambda: compiled(Network().eval(), backend="aot_eager"),
@@ -82,6 +93,7 @@ HONEST: dict[str, Callable[[], nn.Module]] = {
     "graph module": lambda: torch.fx.symbolic_trace(Network().eval()),
     "re-entrant checkpoints": lambda: Network(reentrant=True).eval(),
     "checkpoints": lambda: Network(reentrant=False).eval(),
+    "data parallel": lambda: nn.DataParallel(Network()).eval(),
 }
 
 
@@ -105,6 +117,7 @@ MASKED: dict[str, tuple[Callable[[], nn.Module], tuple[str, ...]]] = {
     "scripted front end": (lambda: masked(lambda: torch.jit.script(Quantize())), ("0",)),
     "scripted backbone": (lambda: masked(Quantize, torch.jit.script(Scriptable().eval())), ("0",)),
     "graph module": (lambda: torch.fx.symbolic_trace(Network(Quantize()).eval()), ("all before features.0",)),
+    "data parallel": (lambda: nn.DataParallel(Network(Quantize())).eval(), ("module.front_end",)),
     "re-entrant checkpoints": (lambda: Network(Quantize(), reentrant=True).eval(), ("front_end",)),
     "dynamic int8": (
         lambda: torch.ao.quantization.quantize_dynamic(Network().eval(), {nn.Linear}, dtype=torch.qint8),
@@ -139,6 +152,13 @@ def test_the_report_says_where_operations_cannot_be_watched(make: Callable[[], n
 def test_without_torchscript_it_says_nothing() -> None:
     assert OPERATIONS not in {attack.name for attack in audited(Network().eval()).attacks}
     assert audited(Network(Quantize()).eval()).attack(OPERATIONS).status == "done"
+
+
+def test_static_int8_is_masked_and_has_nothing_to_bypass() -> None:
+    found = audited(static_int8(), threat=ThreatModel(0.3))
+    assert found.verdict is Verdict.MASKED
+    assert found.bypassed == ()
+    assert "interrupted-graph" in {finding.id for finding in found.findings}
 
 
 def test_frozen_module_in_half_precision() -> None:

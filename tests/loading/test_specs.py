@@ -20,6 +20,7 @@ MODELS = {
     "torchvision:resnet50.IMAGENET1K_V1": ("torchvision", "resnet50.IMAGENET1K_V1", None),
     "robustbench:Standard": ("robustbench", "cifar10/Linf/Standard", None),
     "robustbench:imagenet/L2/X": ("robustbench", "imagenet/L2/X", None),
+    "onnx:out/mine.onnx": ("onnx", "out/mine.onnx", "out/mine.onnx"),
     "import:a.b:c.d": ("import", "a.b:c.d", None),
 }
 

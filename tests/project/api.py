@@ -397,6 +397,7 @@ CALLS: Mapping[str, tuple[Callable[..., Any], Callable[[], dict[str, Any]]]] = {
     "bypassed": (gradmask.bypassed, lambda: {"model": masked(Quantize), "approximations": {"0": None}}),
     "pgd": (gradmask.pgd, lambda: {**attacked(), "step_size": 0.01}),
     "apgd": (gradmask.apgd, attacked),
+    "black_box": (gradmask.black_box, lambda: {"function": len}),
     "load_model": (gradmask.load_model, lambda: {"spec": "resnet-standard", "download": False}),
     "load_dataset": (
         gradmask.load_dataset,

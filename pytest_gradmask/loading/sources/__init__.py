@@ -10,6 +10,7 @@ from pytest_gradmask.errors import InputError
 from pytest_gradmask.execution.isolation import no_trace
 from pytest_gradmask.loading.checkpoints import load_checkpoint
 from pytest_gradmask.loading.importing import called
+from pytest_gradmask.loading.sources.onnx import load_onnx
 from pytest_gradmask.loading.sources.zoos import load_robustbench, load_timm, load_torchvision
 from pytest_gradmask.loading.specs import check_model
 
@@ -24,7 +25,8 @@ def load_model(spec: str, *, download: bool = False) -> nn.Module:
         download: whether pretrained weights that are not on this machine may be downloaded.
 
     Returns:
-        A module from images in [0, 1], N x 3 x H x W, to logits. It normalises images itself. For models of timm and
+        A module from images in [0, 1], N x 3 x H x W, to logits. It normalises images itself, except for a model of an
+        ONNX file, which gets them as they are. For models of timm and
         torchvision, the normalisation is the first part of an ``nn.Sequential``, with the mean and standard deviation
         from the configuration of the model. A module of the user is returned itself, not a copy.
 
@@ -32,7 +34,7 @@ def load_model(spec: str, *, download: bool = False) -> nn.Module:
         InputError: there is no such specification, model or file, or the user's code returned no module.
         CheckpointError: the weights are not on this machine, cannot be read without running code from them, or do not
             fit.
-        DependencyError: RobustBench is needed and not installed.
+        DependencyError: RobustBench or ONNX Runtime is needed and not installed.
     """
     check_is("download", download, "True or False", bool)
     found = check_model(spec)
@@ -47,7 +49,9 @@ def load_model(spec: str, *, download: bool = False) -> nn.Module:
             return module.cpu().eval()
         except Exception as error:  # the module is the user's, and may be on the device meta
             raise InputError(f"model {spec!r}: cannot be moved to the CPU ({type(error).__name__}: {error})") from error
-    load = {"timm": load_timm, "torchvision": load_torchvision, "robustbench": load_robustbench}[found.kind]
+    load = {
+        "timm": load_timm, "torchvision": load_torchvision, "robustbench": load_robustbench, "onnx": load_onnx,
+    }[found.kind]  # fmt: skip
     return load(found, download=download)
 
 

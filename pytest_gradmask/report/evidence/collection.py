@@ -120,9 +120,9 @@ def _parts(
     progress("evidence: curves")
     evidence = {"curves": _part(lambda: curves(prepared, [reruns[name] for name in attacks], sample))}
     progress("evidence: gradients")
-    evidence["noise"] = _part(lambda: noise(Views.of(prepared), [index for index in correct if index < sample]))
+    evidence["noise"] = _part(lambda: noise(_views(prepared), [index for index in correct if index < sample]))
     chosen = [index for index in shown if index in correct] or correct
-    evidence["landscapes"] = _part(lambda: landscapes(Views.of(prepared), chosen, numbers))
+    evidence["landscapes"] = _part(lambda: landscapes(_views(prepared), chosen, numbers))
     evidence["pictures"] = _part(
         lambda: pictures(
             prepared,
@@ -134,6 +134,12 @@ def _parts(
         )
     )
     return evidence
+
+
+def _views(prepared: Bench) -> Views:
+    if prepared.surface.black_box:
+        raise RuntimeError("a plain function has no gradient")
+    return Views.of(prepared)
 
 
 def _part(make: Callable[[], Part]) -> Part:
@@ -193,6 +199,7 @@ def _strongest(audit: Audit, names: Sequence[str]) -> str:
 
 
 def _compared(audit: Audit, names: Sequence[str]) -> list[str]:
-    """A gradient attack and, if one can run, the adaptive attack that broke most images."""
+    """A gradient attack and the adaptive attack that broke most images, as far as they can run."""
     adaptive = [result for result in audit.of_kind("adaptive") if result.name in names and result.status != "failed"]
-    return ["apgd-ce", *([_breaks_most(adaptive)] if adaptive else [])]
+    gradient = [name for name in ("apgd-ce",) if name in names]  # a plain function has none
+    return [*gradient, *([_breaks_most(adaptive)] if adaptive else [])]
