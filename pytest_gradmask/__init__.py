@@ -2,7 +2,7 @@
 
 This module holds the public names. By topic:
 
-- To describe a defense: `Defense`, `Attack`, `ThreatModel`, `Budget`.
+- To describe a defense: `Defense`, `Attack`, `ThreatModel`, `PerturbationSet`, `Budget`.
 - To audit it: `audit` returns an `Audit`. It holds a `Verdict`, a `Gap`, an `AttackResult` for each attack, `Finding`
   objects, and accuracies as `Proportion`. An audit of a randomized defense holds a `Prediction` for each image.
 - To assert: the functions whose names start with ``assert_``.
@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     )
     from pytest_gradmask.report.claims import assert_claim
     from pytest_gradmask.report.plots import plot_transfer_matrix
-    from pytest_gradmask.threat import ThreatModel
+    from pytest_gradmask.threat import PerturbationSet, ThreatModel
     from pytest_gradmask.transfer.matrix import TransferMatrix
     from pytest_gradmask.transfer.run import transfer_matrix
     from pytest_gradmask.verdict.audit import Audit
@@ -82,6 +82,7 @@ _HOMES = {
     "GradmaskError": "errors",
     "InputError": "errors",
     "Mixture": "loading.models.composites",
+    "PerturbationSet": "threat",
     "Prediction": "verdict.results",
     "Proportion": "verdict.results",
     "RandomizedEnsemble": "loading.models.composites",
@@ -130,6 +131,7 @@ __all__ = [
     "GradmaskError",
     "InputError",
     "Mixture",
+    "PerturbationSet",
     "Prediction",
     "Proportion",
     "RandomizedEnsemble",

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal, Protocol, get_args
 
 from pytest_gradmask.checks import is_a, shown
 from pytest_gradmask.errors import InputError
+from pytest_gradmask.printable import one_line
 
 if TYPE_CHECKING:  # the plugin builds threat models before torch is needed
     import torch
@@ -26,6 +27,40 @@ _ROUNDING = 2**-23
 #: Share of the pixels that a step in L1 changes (Tramèr and Boneh 2019, arXiv:1904.13000). On an adversarially trained
 #: ResNet, 5 % break half as many images, and 20 % a third.
 _SPARSITY = 0.01
+
+
+class PerturbationSet(Protocol):
+    """Where attacks may search: any set of images around each image, such as all that differ in a patch.
+
+    A `ThreatModel` is one. For a set of your own, write a class with these attributes and methods; it needs no base
+    class. ``images`` are always the clean images, float32, N x C x H x W, inside the bounds. Each image has its own
+    set, and the clean image belongs to it.
+
+    Attributes:
+        eps: by how much a pixel may change at most, in input units. Attacks take steps of this order.
+        bounds: smallest and largest value of a pixel. Images outside of them are in no set.
+    """
+
+    @property
+    def eps(self) -> float: ...
+
+    @property
+    def bounds(self) -> tuple[float, float]: ...
+
+    def project(self, perturbed: Tensor, images: Tensor, /) -> Tensor:
+        """Points of the sets near ``perturbed``, of the same shape; the nearest ones, if they are easy to find."""
+
+    def random_start(self, images: Tensor, generator: torch.Generator, /) -> Tensor:
+        """A random point of each set. Random numbers come from ``generator``, which is one of the CPU."""
+
+    def step(self, gradient: Tensor, *, at: Tensor | None = None) -> Tensor:
+        """The change, of at most 1 in each pixel, along which a loss with this gradient rises most.
+
+        Attacks multiply it by the size of their step, add it to the point ``at``, and project.
+        """
+
+    def contains(self, perturbed: Tensor, images: Tensor, /) -> Tensor:
+        """Whether each image is in its set, up to rounding; bool, N. Images for which it is False are not broken."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +82,7 @@ class ThreatModel:
 
     def __post_init__(self) -> None:
         if is_a(self.eps, bool) or not is_a(self.eps, int, float):
-            raise InputError(f"eps={shown(self.eps)}: must be a number, such as 8/255")
+            raise InputError(f"eps={shown(self.eps)}: must be a number, such as 8/255, and the same for all images")
         if not 0 < self.eps <= sys.float_info.max:
             raise InputError(f"eps={shown(self.eps)}: must be above 0 and finite, such as 8/255")
         if not is_a(self.norm, str) or self.norm not in get_args(Norm):
@@ -156,6 +191,46 @@ class ThreatModel:
         if self.norm == "L1":
             slack += flat.shape[1] * _ROUNDING * max(abs(low), abs(high))
         return finite & bounded & (self.distance(perturbed, images) <= self.eps + slack)
+
+
+def ball_of(threat: PerturbationSet) -> ThreatModel:
+    """The norm ball that probes use: of another set, Linf with eps 8/255 of the bounds' width.
+
+    Probes examine the gradient of a defense, and not what an attacker may do.
+    """
+    if isinstance(threat, ThreatModel):
+        return threat
+    low, high = threat.bounds
+    return ThreatModel(8 / 255 * (high - low), bounds=(low, high))
+
+
+def kind_of(threat: PerturbationSet) -> str:
+    """The norm of a ball, or the name of another set's class."""
+    return threat.norm if isinstance(threat, ThreatModel) else one_line(type(threat).__name__)
+
+
+def pixel_eps(threat: PerturbationSet, pixels: int) -> float:
+    """By how much all of so many pixels may change; of a set that is no ball, its eps."""
+    return threat.pixel_eps(pixels) if isinstance(threat, ThreatModel) else threat.eps
+
+
+def contained(threat: PerturbationSet, perturbed: Tensor, images: Tensor) -> Tensor:
+    """Whether each image is finite, in the set and in the bounds; bool, shape N.
+
+    Raises:
+        InputError: the set is not a ball, and returns something else.
+    """
+    inside = threat.contains(perturbed, images)
+    if isinstance(threat, ThreatModel):
+        return inside
+    import torch
+
+    if not is_a(inside, torch.Tensor) or inside.shape != (len(images),) or inside.dtype != torch.bool:
+        raise InputError(f"threat: contains() returned {shown(inside)}; must be a bool for each image")
+    ball, flat = ball_of(threat), perturbed.flatten(1)
+    low, high = ball.bounds
+    bounded = (flat >= low - ball.tolerance).all(1) & (flat <= high + ball.tolerance).all(1)
+    return inside.to(flat.device) & flat.isfinite().all(1) & bounded
 
 
 def _project_l1(delta: Tensor, images: Tensor, threat: ThreatModel) -> Tensor:

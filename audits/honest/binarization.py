@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from audits.honest import classifiers
 from audits.honest.wrong_gradient import gradient, size_for_cosine, wrong_gradient
-from pytest_gradmask import ThreatModel, apgd, binarization_test, load_dataset, pgd
+from pytest_gradmask import PerturbationSet, ThreatModel, apgd, binarization_test, load_dataset, pgd
 from pytest_gradmask.auditing.research import CLOSENESS, logit_margin
 
 RESULTS = Path(__file__).parents[1] / "results" / "honest" / "binarization.json"
@@ -52,7 +52,7 @@ def shares(
     reached: Shares = defaultdict(list)
 
     def attack(
-        model_: nn.Module, image: Tensor, label: Tensor, *, threat: ThreatModel, generator: torch.Generator
+        model_: nn.Module, image: Tensor, label: Tensor, *, threat: PerturbationSet, generator: torch.Generator
     ) -> Tensor:
         with torch.no_grad():
             clean = float(logit_margin(model_(image), label))

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from pytest_gradmask.checks import as_number, check_callable, check_is, check_whole, is_a, refuse
 from pytest_gradmask.errors import InputError
-from pytest_gradmask.threat import ThreatModel
+from pytest_gradmask.threat import PerturbationSet, ThreatModel, contained
+
+#: Of a `PerturbationSet`.
+_METHODS = ("project", "random_start", "step", "contains")
 
 
 def check_images(images: Tensor) -> None:
@@ -52,6 +58,57 @@ def check_tensor(argument: str, value: Tensor) -> None:
         raise InputError(f"{argument}: on the device meta, which holds no values; load them on cpu or cuda")
 
 
+def check_set(threat: object) -> None:
+    """Raise `InputError` unless this is a threat model, or has the attributes and methods of a `PerturbationSet`."""
+    if is_a(threat, ThreatModel):
+        return
+    wanted = "a ThreatModel, such as ThreatModel(eps=8/255), or another PerturbationSet"
+    if is_a(threat, type) or not all(callable(_attribute(threat, name)) for name in _METHODS):
+        raise refuse("threat", threat, f"{wanted}, with {', '.join(_METHODS)}")
+    eps, bounds = as_number(_attribute(threat, "eps")), _attribute(threat, "bounds")
+    if eps is None or eps <= 0:
+        raise refuse("threat.eps", _attribute(threat, "eps"), "a number above 0")
+    ThreatModel(bounds=bounds, eps=1e-9)  # raises what is wrong with the bounds
+
+
+def check_set_on(threat: PerturbationSet, images: Tensor) -> None:
+    """Raise `InputError` unless the methods of a set work on these images, and say that they belong to it."""
+    if isinstance(threat, ThreatModel):
+        return
+    generator = torch.Generator().manual_seed(0)
+    points: dict[str, Tensor] = {"images": images}
+    calls: dict[str, Callable[[], Tensor]] = {
+        "random_start()": lambda: threat.random_start(images, generator),
+        "step()": lambda: images + threat.eps * threat.step(torch.ones_like(images), at=images),
+        "project()": lambda: threat.project(points["step()"], images),
+    }
+    for name, call in calls.items():
+        try:
+            points[name] = call()
+            fits = points[name].shape == images.shape and points[name].dtype == images.dtype
+        except Exception as error:  # the methods are not ours
+            raise InputError(f"threat: {name} raised {type(error).__name__}: {error}") from error
+        if not fits:
+            raise InputError(f"threat: {name} does not return tensors of the shape and type of the images")
+    for name in ("images", "random_start()", "project()"):
+        try:
+            inside = contained(threat, points[name], images)
+        except InputError:
+            raise
+        except Exception as error:
+            raise InputError(f"threat: contains() raised {type(error).__name__}: {error}") from error
+        if not inside.all():
+            what = "the clean images" if name == "images" else f"what {name} returns"
+            raise InputError(f"threat: contains() says that {what} is outside of the set")
+
+
+def _attribute(value: object, name: str) -> Any:
+    try:
+        return getattr(value, name, None)
+    except Exception:  # the object is not ours
+        return None
+
+
 def check_attack(
     model: object,
     images: Tensor,
@@ -66,7 +123,7 @@ def check_attack(
 ) -> None:
     """Raise `InputError` unless the arguments of an attack are usable. ``counts`` are whole numbers from 1."""
     check_callable("model", model, "a torch.nn.Module, or a function from images to logits")
-    check_is("threat", threat, "a ThreatModel, such as ThreatModel(eps=8/255)", ThreatModel)
+    check_set(threat)
     check_tensor("images", images)
     check_tensor("labels", labels)
     if images.ndim != 4 or not images.numel() or not images.is_floating_point():

@@ -13,7 +13,7 @@ from pytest_gradmask.attacks.evaluate import BestIterates, logit_margins_and_foo
 from pytest_gradmask.attacks.losses import Loss, cross_entropy, logit_margin
 from pytest_gradmask.attacks.oracle import Oracle
 from pytest_gradmask.attacks.pgd import apgd
-from pytest_gradmask.threat import ThreatModel
+from pytest_gradmask.threat import PerturbationSet
 
 #: Upper limit of the logit margin in `joint_margins`, in standard deviations of the logits. At this value a member is
 #: fooled by a clear margin.
@@ -43,7 +43,7 @@ def member_by_member(
     images: Tensor,
     labels: Tensor,
     *,
-    threat: ThreatModel,
+    threat: PerturbationSet,
     steps: int,
     generator: torch.Generator,
     loss: Loss = cross_entropy,

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pytest_gradmask.attacks.protocol import AttackFunction
 from pytest_gradmask.errors import InputError
-from pytest_gradmask.threat import ThreatModel
+from pytest_gradmask.threat import PerturbationSet
 
 
 class Averaged(nn.Module):
@@ -51,7 +51,7 @@ def on_average(attack: AttackFunction, passes: int) -> AttackFunction:
         return attack
 
     def run(
-        model: nn.Module, images: Tensor, labels: Tensor, *, threat: ThreatModel, generator: torch.Generator
+        model: nn.Module, images: Tensor, labels: Tensor, *, threat: PerturbationSet, generator: torch.Generator
     ) -> Tensor:
         return attack(averaged(model, passes), images, labels, threat=threat, generator=generator)
 

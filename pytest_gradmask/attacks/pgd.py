@@ -22,7 +22,7 @@ from pytest_gradmask.attacks.evaluate import (
 from pytest_gradmask.attacks.losses import Loss, cross_entropy
 from pytest_gradmask.attacks.oracle import errors_attributed_to
 from pytest_gradmask.attacks.protocol import Classifier
-from pytest_gradmask.threat import ThreatModel
+from pytest_gradmask.threat import PerturbationSet
 
 
 def pgd(
@@ -30,7 +30,7 @@ def pgd(
     images: Tensor,
     labels: Tensor,
     *,
-    threat: ThreatModel,
+    threat: PerturbationSet,
     steps: int,
     generator: torch.Generator,
     step_size: float | None = None,
@@ -86,7 +86,7 @@ def _pgd_run(
     images: Tensor,
     labels: Tensor,
     *,
-    threat: ThreatModel,
+    threat: PerturbationSet,
     steps: int,
     generator: torch.Generator,
     alpha: float,
@@ -114,7 +114,7 @@ def apgd(
     images: Tensor,
     labels: Tensor,
     *,
-    threat: ThreatModel,
+    threat: PerturbationSet,
     steps: int,
     generator: torch.Generator,
     restarts: int = 1,
@@ -198,7 +198,7 @@ def _apgd_run(
     images: Tensor,
     labels: Tensor,
     *,
-    threat: ThreatModel,
+    threat: PerturbationSet,
     steps: int,
     generator: torch.Generator,
     loss: Loss,
@@ -251,7 +251,7 @@ def _apgd_run(
             window = max(window - window_decrease, window_min)
 
 
-def _apgd_step(state: _APGDState, threat: ThreatModel, momentum: float) -> None:
+def _apgd_step(state: _APGDState, threat: PerturbationSet, momentum: float) -> None:
     """Replace the iterate by the next one."""
     z = threat.project(state.x_adv + state.step_size * threat.step(state.grad, at=state.x_adv), state.images)
     change = momentum * (z - state.x_adv) + (1 - momentum) * (state.x_adv - state.x_prev)

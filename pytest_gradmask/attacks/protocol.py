@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from pytest_gradmask.threat import ThreatModel
+from pytest_gradmask.threat import PerturbationSet
 
 #: From images (N x C x H x W) to logits (N x K): a module, or one member of an ensemble.
 Classifier = Callable[[Tensor], Tensor]
@@ -21,7 +21,14 @@ class AttackFunction(Protocol):
     """
 
     def __call__(
-        self, model: nn.Module, images: Tensor, labels: Tensor, /, *, threat: ThreatModel, generator: torch.Generator
+        self,
+        model: nn.Module,
+        images: Tensor,
+        labels: Tensor,
+        /,
+        *,
+        threat: PerturbationSet,
+        generator: torch.Generator,
     ) -> Tensor:
         """Perturb each image so that the model misclassifies it.
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from pytest_gradmask.attacks.evaluate import SYNC_EVERY, BestIterates, logit_margins_and_fooled, should_sync
 from pytest_gradmask.attacks.hopeless import GiveUp, never
 from pytest_gradmask.attacks.losses import Loss, logit_margin
-from pytest_gradmask.threat import ThreatModel
+from pytest_gradmask.threat import PerturbationSet, ThreatModel, pixel_eps
 
 #: What an infinite difference of losses counts as.
 _LARGE = 1e30
@@ -22,7 +22,7 @@ def zero_order(
     images: Tensor,
     labels: Tensor,
     *,
-    threat: ThreatModel,
+    threat: PerturbationSet,
     steps: int,
     generator: torch.Generator,
     pairs: int = 10,
@@ -50,7 +50,8 @@ def zero_order(
     Args:
         pairs: antithetic pairs of queries in each step.
         radius: standard deviation of the noise, in input units. By default half of eps (Linf), or the value at which
-            the expected norm of the noise is about half of eps (L2 and L1).
+            the expected norm of the noise is about half of eps (L2 and L1). In a set that is no ball, half of eps; the
+            noise then is a step of the set, so that a patch is not asked about what is outside of it.
         cell: side of the cells in pixels; 1 draws every pixel independently.
         step_size: in input units; by default ``2.5 * eps / steps``.
         eot: forward passes over which the logit margin of an iterate is averaged, for randomized defenses. The
@@ -62,11 +63,12 @@ def zero_order(
     count, channels, height, width = images.shape
     alpha = 2.5 * threat.eps / steps if step_size is None else step_size
     if radius is None:
-        radius = threat.pixel_eps(images[0].numel()) / 2
+        radius = pixel_eps(threat, images[0].numel()) / 2
     best = BestIterates.start(images)
     x_adv, active = images, torch.arange(count, device=images.device)
     coarse_shape = (count, channels, -(-height // cell), -(-width // cell))
-    prior = torch.zeros(coarse_shape, dtype=images.dtype, device=images.device)
+    ball = isinstance(threat, ThreatModel)
+    prior = torch.zeros(coarse_shape if ball else images.shape, dtype=images.dtype, device=images.device)
     with torch.no_grad():
         for step in range(steps):
             best.update(x_adv, *logit_margins_and_fooled(model, x_adv, labels[active], eot), active)
@@ -85,23 +87,29 @@ def zero_order(
             for pair in range(pairs):
                 # Drawn for all images, so that the noise of an image does not depend on when others are broken.
                 direction = torch.randn(coarse_shape, generator=generator, dtype=images.dtype).to(images.device)[active]
+                if not ball:
+                    direction = _fine(direction, cell, images)
                 if pair == 0 and pairs > 1:  # a single pair along the prior would never leave it
                     direction = torch.where(prior.flatten(1).any(1).view(-1, 1, 1, 1), prior, direction)
-                noise = _fine(direction, cell)[:, :, :height, :width]
+                if ball:
+                    noise = _fine(direction, cell, images)
+                else:
+                    noise = direction = threat.step(direction, at=x_adv)
                 plus, minus = ((x_adv + sign * radius * noise).clamp(*threat.bounds) for sign in (1, -1))
                 losses = loss(model(torch.cat([plus, minus])), active_labels.repeat(2))
                 directions.append(direction)
                 differences.append(losses[: len(active)] - losses[len(active) :])
             prior = _projection(torch.stack(directions, 1), torch.stack(differences, 1))
-            gradient = _fine(prior, cell)[:, :, :height, :width]
+            gradient = _fine(prior, cell, images) if ball else prior
             x_adv = threat.project(x_adv + alpha * threat.step(gradient), images[active])
         best.update(x_adv, *logit_margins_and_fooled(model, x_adv, labels[active], eot), active)
     return best.adv_best
 
 
-def _fine(coarse: Tensor, cell: int) -> Tensor:
-    """Each value as a square of so many pixels."""
-    return coarse.repeat_interleave(cell, 2).repeat_interleave(cell, 3)
+def _fine(coarse: Tensor, cell: int, images: Tensor) -> Tensor:
+    """Each value as a square of so many pixels, as far as it is inside of the images."""
+    height, width = images.shape[2:]
+    return coarse.repeat_interleave(cell, 2).repeat_interleave(cell, 3)[:, :, :height, :width]
 
 
 def _projection(directions: Tensor, differences: Tensor) -> Tensor:

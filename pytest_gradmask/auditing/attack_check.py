@@ -12,7 +12,7 @@ from pytest_gradmask.auditing.plan import PlannedAttack
 from pytest_gradmask.auditing.scoring import subseed
 from pytest_gradmask.auditing.surface import AttackSurface
 from pytest_gradmask.binarization.run import BinarizationTest, binarization_test
-from pytest_gradmask.threat import ThreatModel
+from pytest_gradmask.threat import PerturbationSet, ball_of
 from pytest_gradmask.verdict.results import Finding
 
 #: Id of the finding.
@@ -28,7 +28,7 @@ def check_attacks(
     images: Tensor,
     labels: Tensor,
     *,
-    threat: ThreatModel,
+    threat: PerturbationSet,
     seed: int,
     progress: Progress,
 ) -> list[Finding]:
@@ -38,7 +38,7 @@ def check_attacks(
         surface: the defense as its attacker sees it.
         attacks: of the audit. Those with ``checked`` are tested, in this order, until one passes.
         images, labels: N x C x H x W and N, classified correctly; at most 72 are used.
-        threat: where attacks may search.
+        threat: where attacks may search; the test takes the ball of `ball_of`.
         seed: of every random choice.
         progress: is called before each step.
     """
@@ -59,7 +59,7 @@ def _check(
     images: Tensor,
     labels: Tensor,
     *,
-    threat: ThreatModel,
+    threat: PerturbationSet,
     seed: int,
     progress: Progress,
 ) -> tuple[bool, str]:
@@ -69,7 +69,7 @@ def _check(
         progress(Message(f"binarization test of {attack.name} on {min(count, len(images))} images"))
         generator = torch.Generator().manual_seed(subseed(seed, f"unit test of {attack.name}"))
         return binarization_test(
-            attack.run, surface.defense, images[:count], labels[:count], threat=threat, generator=generator,
+            attack.run, surface.defense, images[:count], labels[:count], threat=ball_of(threat), generator=generator,
             through=attack.model.model, frozen=frozen,
         )  # fmt: skip
 

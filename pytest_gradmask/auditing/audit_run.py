@@ -27,6 +27,7 @@ from pytest_gradmask.probes.comparisons import compare_attacks
 from pytest_gradmask.probes.consistency import STATEFUL, Original, Recording, check_again, check_consistency
 from pytest_gradmask.probes.labels import check_labels
 from pytest_gradmask.probes.suite import Probe, probe_defense, run_probe
+from pytest_gradmask.threat import ball_of
 from pytest_gradmask.verdict.audit import Audit
 from pytest_gradmask.verdict.interim import InterimAnalysis, plan_analyses
 from pytest_gradmask.verdict.results import Finding, Verdict
@@ -194,7 +195,7 @@ class AuditRun:
         found: list[Finding] = []
         try:
             if not surface.black_box:
-                found = probe_defense(oracle, images, labels, threat, generator, randomized=surface.randomized)
+                found = probe_defense(oracle, images, labels, ball_of(threat), generator, randomized=surface.randomized)
         except Exception as error:  # the defense is not ours: whatever its backward raises is a finding, not a crash
             if out_of_memory(error):
                 raise

@@ -21,7 +21,7 @@ from pytest_gradmask.auditing.surface import AttackSurface
 from pytest_gradmask.defense import Defense, as_defense
 from pytest_gradmask.errors import InputError
 from pytest_gradmask.probes.preflight import check_batch, check_device
-from pytest_gradmask.threat import ThreatModel
+from pytest_gradmask.threat import PerturbationSet, ThreatModel
 from pytest_gradmask.verdict.results import AttackResult, Prediction, Proportion, accuracy
 
 _CONFIDENCE = 0.99
@@ -86,7 +86,7 @@ def bench(
     images: Tensor,
     labels: Tensor,
     *,
-    threat: ThreatModel | None = None,
+    threat: PerturbationSet | None = None,
     budget: str | Budget = "smoke",
     device: str = "cpu",
     seed: int = 0,

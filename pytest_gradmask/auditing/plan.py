@@ -35,6 +35,7 @@ Run = Callable[..., Tensor]
 OPERATIONS = "bpda-operations"
 _QUICK_STEPS = 10
 _NO_GRADIENT = "a plain function has no gradient"
+_NO_BALL = "it needs a norm ball"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,8 +95,7 @@ def plan_attacks(surface: AttackSurface, budget: Budget, *, quick: bool = False)
     # After AutoAttack's attacks, whose figure they would change; before the adaptive ones, which may be skipped early.
     # The user's own are not deferred: who brings an attack wants to see what it does.
     planned = [*first, *(replace(each, deferred=quick) for each in gradient), *user_attacks, *adaptive]
-    if surface.black_box:
-        planned = [_without_gradient(attack) for attack in planned]
+    planned = [_where_possible(surface, attack) for attack in planned]
     for attack in planned:
         if attack.kind == "gradient":
             attack.model.first_state = None  # it asks one copy throughout, as if it knew nothing of a state
@@ -140,10 +140,14 @@ def _user_attack(surface: AttackSurface, attack: Attack) -> PlannedAttack:
     )
 
 
-def _without_gradient(attack: PlannedAttack) -> PlannedAttack:
-    """The attack on a plain function: skipped if it follows a gradient of it. An adaptive one of the user's may try."""
+def _where_possible(surface: AttackSurface, attack: PlannedAttack) -> PlannedAttack:
+    """The attack, skipped where it cannot run. An adaptive one of the user's may try without a gradient, too."""
     follows = attack.access in ("gradient", "bypass") and not (attack.by_user and attack.kind == "adaptive")
-    return replace(attack, skip=_NO_GRADIENT, deferred=False) if follows else attack
+    if surface.black_box and follows:
+        return replace(attack, skip=_NO_GRADIENT, deferred=False)
+    if not surface.norm_ball and (attack.autoattack or attack.name in ("arc", "rays")):
+        return replace(attack, skip=_NO_BALL, deferred=False)
+    return attack
 
 
 def _counted(run: Run, model: Oracle, *batch: Tensor, **arguments: object) -> Tensor:
@@ -192,13 +196,11 @@ def _gradient_attacks(surface: AttackSurface, budget: Budget) -> list[PlannedAtt
         )
         for name, run in runs.items()
     ]
-    if surface.randomized:
+    if surface.randomized or not surface.norm_ball:
         # Upstream's EOT averages gradients, but keeps the iterate that fooled a single forward.
-        run = _apgd(surface, budget.apgd_steps)
+        run, name = _apgd(surface, budget.apgd_steps), "apgd-eot" if surface.randomized else "apgd"
         model = surface.oracle(surface.attacked)
-        planned.append(
-            PlannedAttack(name="apgd-eot", kind="gradient", access="gradient", run=run, model=model, checked=True)
-        )
+        planned.append(PlannedAttack(name=name, kind="gradient", access="gradient", run=run, model=model, checked=True))
     return planned
 
 

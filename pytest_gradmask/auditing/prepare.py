@@ -24,7 +24,7 @@ from pytest_gradmask.execution.precision import Precision
 from pytest_gradmask.probes.adaptation import check_adapted
 from pytest_gradmask.randomized.prediction import plan_sampler
 from pytest_gradmask.randomized.streams import RandomStream
-from pytest_gradmask.threat import ThreatModel
+from pytest_gradmask.threat import PerturbationSet
 from pytest_gradmask.verdict.results import Finding
 
 
@@ -60,7 +60,7 @@ def prepared(
     images: Tensor,
     labels: Tensor,
     *,
-    threat: ThreatModel,
+    threat: PerturbationSet,
     budget: Budget,
     margin: float,
     seed: int,

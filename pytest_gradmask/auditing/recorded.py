@@ -26,7 +26,7 @@ from pytest_gradmask.execution.fingerprint import fingerprint
 from pytest_gradmask.execution.generators import random_state_kept, seed_everything
 from pytest_gradmask.probes.consistency import keep_original
 from pytest_gradmask.randomized.streams import RandomStream
-from pytest_gradmask.threat import ThreatModel
+from pytest_gradmask.threat import PerturbationSet
 
 #: Images that are asked, each clean and at a corner of its ball.
 _IMAGES = 8
@@ -44,7 +44,9 @@ _VALUES = 32
 Answers = dict[str, Any]
 
 
-def key_of_recorded(cache: Cache, key: str, defense: Defense, images: Tensor, *, threat: ThreatModel, seed: int) -> str:
+def key_of_recorded(
+    cache: Cache, key: str, defense: Defense, images: Tensor, *, threat: PerturbationSet, seed: int
+) -> str:
     """The key of all results of a defense that answers as it does now.
 
     Warns if it answers otherwise than before: what is stored under the old key is then not found any more. The defense
@@ -77,7 +79,7 @@ def key_of_recorded(cache: Cache, key: str, defense: Defense, images: Tensor, *,
     return fingerprint(key, recorded)
 
 
-def _points(images: Tensor, threat: ThreatModel, seed: int) -> Tensor:
+def _points(images: Tensor, threat: PerturbationSet, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(subseed(seed, "points of recorded answers"))
     signs = torch.randint(0, 2, images.shape, generator=generator, dtype=torch.int8).to(images) * 2 - 1
     return torch.cat([images, threat.project(images + threat.eps * threat.step(signs), images)])

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pytest_gradmask.attacks.arguments import check_set
 from pytest_gradmask.attacks.oracle import Oracle
 from pytest_gradmask.auditing.arguments import as_folder, check_arguments, reported_to
 from pytest_gradmask.auditing.audit_run import AuditRun
@@ -39,9 +40,9 @@ from pytest_gradmask.execution.versions import versions
 from pytest_gradmask.loading.inputs import as_batch
 from pytest_gradmask.loading.models.black_box import is_black_box
 from pytest_gradmask.probes.consistency import keep_original
-from pytest_gradmask.probes.preflight import check_batch, check_deadline, check_device, check_setting, check_threat
+from pytest_gradmask.probes.preflight import check_batch, check_deadline, check_device, check_setting
 from pytest_gradmask.probes.suite import Probe
-from pytest_gradmask.threat import ThreatModel
+from pytest_gradmask.threat import PerturbationSet, ThreatModel, kind_of
 from pytest_gradmask.verdict.audit import Audit, in_order
 
 
@@ -50,7 +51,7 @@ def audit(
     images: Any,
     labels: Any = None,
     *,
-    threat: ThreatModel | None = None,
+    threat: PerturbationSet | None = None,
     budget: str | Budget = "smoke",
     margin: float | None = None,
     confidence: float = 0.99,
@@ -73,7 +74,9 @@ def audit(
         images: float32, N x C x H x W, inside the bounds of the threat model; or anything that
             `loading.inputs.as_batch` converts, such as a ``DataLoader``.
         labels: int64, N. None if ``images`` has them.
-        threat: where attacks may search; by default Linf, 8/255, bounds [0, 1].
+        threat: where attacks may search; by default Linf, 8/255, bounds [0, 1]. With a `PerturbationSet`
+            that is no norm ball, attacks that need one are skipped: AutoAttack's and RayS. Probes then examine the
+            defense in the ball of `threat.ball_of`.
         budget: ``"smoke"``, ``"ci"``, ``"full"`` or a `Budget`.
         margin: the largest gap, as a share of images, that still counts as no masking; by default the budget's.
         confidence: of every bound and test, in (0.5, 1).
@@ -113,7 +116,7 @@ def audit(
     check_setting(confidence, seed, margin, attempt)
     check_precision(precision)
     due = None if deadline is None else Deadline.after(check_deadline(deadline))
-    check_threat(threat)
+    check_set(threat)
     batch = as_batch(images, labels, bounds=threat.bounds, at_most=budget.samples, seed=seed)
     images, labels = batch.images, batch.labels
     check_batch(images, labels, threat)
@@ -228,13 +231,15 @@ def _order(images: int, seed: int | None) -> Tensor:
     return torch.randperm(images, generator=torch.Generator().manual_seed(subseed(seed, "order of images")))
 
 
-def _provenance(threat: ThreatModel, budget: Budget, device: torch.device, seed: int, images: int) -> dict[str, Any]:
+def _provenance(
+    threat: PerturbationSet, budget: Budget, device: torch.device, seed: int, images: int
+) -> dict[str, Any]:
     return {
         "versions": versions("pytest-gradmask", "torch", "torchvision", "timm", "pyautoattack", "autoattack"),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu",
         "seed": seed,
         "images": images,
-        "threat": {"norm": threat.norm, "eps": threat.eps, "bounds": list(threat.bounds)},
+        "threat": {"norm": kind_of(threat), "eps": threat.eps, "bounds": list(threat.bounds)},
         "budget": budget.name,
         "budget_settings": {name: value for name, value in asdict(budget).items() if name != "name"},
         "autoattack": budget.autoattack,

@@ -23,7 +23,7 @@ from pytest_gradmask.execution.fingerprint import fingerprint
 from pytest_gradmask.execution.generators import random_state_kept, seed_everything
 from pytest_gradmask.execution.precision import Precision, tensor_float
 from pytest_gradmask.randomized.prediction import Sampler, is_correct
-from pytest_gradmask.threat import ThreatModel
+from pytest_gradmask.threat import PerturbationSet, contained
 from pytest_gradmask.verdict.results import AttackResult, Prediction
 
 #: Images an attack gets at a time, if memory allows. A CPU gains nothing from more.
@@ -52,7 +52,7 @@ class Scorer:
     oracle: Oracle
     images: Tensor
     labels: Tensor
-    threat: ThreatModel
+    threat: PerturbationSet
     seed: int
     sampler: Sampler | None = None
     cache: Cache | None = None
@@ -184,7 +184,7 @@ class AttackJob:
 
     attack: PlannedAttack
     oracle: Oracle
-    threat: ThreatModel
+    threat: PerturbationSet
     seed: int
     sampler: Sampler | None
     stream_name: str
@@ -229,7 +229,7 @@ class AttackJob:
                 returned = attack.run(attack.model, images, safe, threat=self.threat, generator=generator)
             _check_returned(returned, images)
             returned = returned.detach()
-            valid = self.threat.contains(returned, images)
+            valid = contained(self.threat, returned, images)
             # An invalid image counts as not broken: the clean one is scored in its place.
             judged = torch.where(valid.view(-1, 1, 1, 1), returned, images)
             correct, predictions = _score(self.oracle, self.sampler, judged, safe)

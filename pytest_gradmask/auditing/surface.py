@@ -25,7 +25,7 @@ from pytest_gradmask.execution.first_state import FirstState
 from pytest_gradmask.loading.models.black_box import is_black_box
 from pytest_gradmask.loading.models.composites import Mixture
 from pytest_gradmask.randomized.streams import RandomStream
-from pytest_gradmask.threat import ThreatModel
+from pytest_gradmask.threat import PerturbationSet, ThreatModel
 from pytest_gradmask.verdict.results import Finding
 
 #: Ids of findings.
@@ -49,6 +49,7 @@ class AttackSurface:
         inner: a submodule of ``attacked`` that returns logits which the defense then disguises; empty if there is none.
         inner_classifiers: submodules of the defense that classify images by themselves, and whose gradient is another.
         scoreless: whether the outputs do not change with the image, so that they do not guide a score-based attack.
+        norm_ball: whether attacks search a norm ball, and not another set.
         black_box: whether there is no gradient at all, as the defense is a plain function.
         eot: forwards of ``attacked`` to average in each step; 1 unless its randomness has to be sampled.
         rejection: of a defense that may reject an image.
@@ -66,6 +67,7 @@ class AttackSurface:
     inner: str = ""
     inner_classifiers: tuple[InnerClassifier, ...] = ()
     scoreless: bool = False
+    norm_ball: bool = True
     black_box: bool = False
     eot: int = 1
     rejection: RejectOption | None = None
@@ -124,7 +126,7 @@ def find_attack_surface(
     stream: RandomStream,
     classes: int,
     randomized: bool,
-    threat: ThreatModel,
+    threat: PerturbationSet,
     eot: int,
     rejection: RejectOption | None = None,
     first_state: FirstState | None = None,
@@ -160,6 +162,7 @@ def find_attack_surface(
         eot=eot if randomized and not known else 1,
         rejection=rejection,
         first_state=first_state,
+        norm_ball=isinstance(threat, ThreatModel),
     )
     return on_fewer(lambda few: _searched(surface, images[:few], threat), len(images[:SEARCH_IMAGES]))
 
@@ -192,7 +195,7 @@ def _searched(surface: AttackSurface, few: Tensor, threat: ThreatModel) -> Attac
     return replace(surface, findings=tuple(findings))
 
 
-def _inner_classifiers(surface: AttackSurface, images: Tensor, threat: ThreatModel) -> tuple[InnerClassifier, ...]:
+def _inner_classifiers(surface: AttackSurface, images: Tensor, threat: PerturbationSet) -> tuple[InnerClassifier, ...]:
     """Those that differ from every model that a planned attack already takes its gradient from."""
     attacked = [surface.source_oracle(source) for source in surface.defense.sources]
     if surface.operations:
@@ -285,7 +288,7 @@ def _check_members(surface: AttackSurface, images: Tensor) -> None:
             output_of(f"members[{number}]", member, images.to(parameter_dtype(member), copy=True))
 
 
-def _scoreless(oracle: Oracle, images: Tensor, threat: ThreatModel) -> bool:
+def _scoreless(oracle: Oracle, images: Tensor, threat: PerturbationSet) -> bool:
     """Whether the outputs mostly do not change at all when an image does; tried in three directions for each image."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():

@@ -22,7 +22,7 @@ from pytest_gradmask.checks import as_number, check_is, check_whole, is_a, shown
 from pytest_gradmask.defense import Defense, as_defense
 from pytest_gradmask.errors import InputError
 from pytest_gradmask.execution.isolation import no_trace
-from pytest_gradmask.probes.preflight import check_batch, check_defense, check_setting
+from pytest_gradmask.probes.preflight import check_ball, check_batch, check_defense, check_setting
 from pytest_gradmask.randomized.streams import RandomStream
 from pytest_gradmask.threat import ThreatModel
 from pytest_gradmask.verdict.results import Proportion
@@ -158,6 +158,7 @@ def binarization_test(
         confidence=confidence,
     )
     defense = as_defense(defense)
+    check_ball(threat)
     check_batch(images, labels, threat)
     images, labels = images.detach(), labels.detach().long()
     models = [defense.model, *defense.members, *defense.sources, *([] if through is None else [through])]

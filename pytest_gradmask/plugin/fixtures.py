@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from pytest_gradmask.defense import Defense
     from pytest_gradmask.loading.datasets import Dataset, Unread
     from pytest_gradmask.plugin.deadline import RunDeadline
-    from pytest_gradmask.threat import ThreatModel
+    from pytest_gradmask.threat import PerturbationSet, ThreatModel
     from pytest_gradmask.transfer.matrix import TransferMatrix
     from pytest_gradmask.verdict.audit import Audit
     from pytest_gradmask.verdict.results import Verdict
@@ -55,20 +55,31 @@ class Gradmask:
         self._results: dict[int, Audit] = {}
         self.settings: TestSettings = read_marker(request.node, request.config.stash[SETTINGS])
 
-    def audit(self, defense: Defense | nn.Module, images: Any, labels: Any = None) -> Audit:
-        """Audit a defense on these images; see `pytest_gradmask.audit`. The run's reports include the result."""
+    def audit(
+        self,
+        defense: Defense | nn.Module,
+        images: Any,
+        labels: Any = None,
+        *,
+        threat: PerturbationSet | None = None,
+    ) -> Audit:
+        """Audit a defense on these images; see `pytest_gradmask.audit`. The run's reports include the result.
+
+        ``threat`` is for sets that are no norm ball, which the marker cannot name. By default it is that of the marker.
+        """
         from pytest_gradmask.auditing.run import audit
         from pytest_gradmask.loading.inputs import as_batch
         from pytest_gradmask.report.json import crash_to_json, to_json
 
         settings = self.settings
+        threat = settings.threat if threat is None else threat
         try:
             defense = with_attacks(self._node, defense)
             # Once: a loader may give other images the second time.
             batch = as_batch(
                 images,
                 labels,
-                bounds=settings.threat.bounds,
+                bounds=threat.bounds,
                 at_most=settings.samples or settings.budget.samples,
                 seed=settings.seed,
             )
@@ -81,7 +92,7 @@ class Gradmask:
                     defense,
                     batch,
                     batch.labels,
-                    threat=settings.threat,
+                    threat=threat,
                     budget=settings.budget,
                     margin=settings.margin,
                     confidence=settings.confidence,
@@ -109,7 +120,7 @@ class Gradmask:
         record = self._record(to_json(result))
         self._results[self._audits] = result
         self._node.stash.setdefault(UNCHECKED, {})[self._audits] = result.defense
-        record["evidence"] = printable_data(self._evidence(result, defense, batch.images, batch.labels))
+        record["evidence"] = printable_data(self._evidence(result, defense, batch.images, batch.labels, threat))
         return result
 
     def _progress(
@@ -140,7 +151,9 @@ class Gradmask:
                 self._node.stash.setdefault(EXPECTED, {})[number] = verdict.name
                 self._node.stash[UNCHECKED].pop(number, None)
 
-    def _evidence(self, result: Audit, defense: Defense | nn.Module, images: Tensor, labels: Tensor) -> dict[str, Any]:
+    def _evidence(
+        self, result: Audit, defense: Defense | nn.Module, images: Tensor, labels: Tensor, threat: PerturbationSet
+    ) -> dict[str, Any]:
         """What the HTML report shows beyond the audit. Without an HTML report it is empty and costs nothing."""
         settings = self._config.stash[SETTINGS]
         if settings.html is None:
@@ -153,7 +166,7 @@ class Gradmask:
                 defense,
                 images,
                 labels,
-                threat=self.settings.threat,
+                threat=threat,
                 device=settings.torch_device,
                 seed=self.settings.seed,
                 progress=progress,

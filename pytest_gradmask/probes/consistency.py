@@ -21,7 +21,7 @@ from pytest_gradmask.attacks.oracle import Oracle
 from pytest_gradmask.execution.first_state import FirstState
 from pytest_gradmask.probes.answers import alike, described, differing_points, enough, rounding
 from pytest_gradmask.probes.ways_of_asking import differing_ways, under_inference_mode
-from pytest_gradmask.threat import ThreatModel
+from pytest_gradmask.threat import PerturbationSet
 from pytest_gradmask.verdict.results import Finding
 
 #: Images that are asked, each at three points: itself, a corner of the ball and the end of a short attack.
@@ -87,7 +87,7 @@ def check_consistency(
     images: Tensor,
     labels: Tensor,
     *,
-    threat: ThreatModel,
+    threat: PerturbationSet,
     original: Original,
     fresh: Callable[[nn.Module], Oracle],
     randomized: bool,
@@ -179,7 +179,9 @@ def _stateful(first: Sequence[Tensor], fresh: Sequence[Sequence[Tensor]], tolera
     return []
 
 
-def _points(oracle: Oracle, images: Tensor, labels: Tensor, threat: ThreatModel, generator: torch.Generator) -> Tensor:
+def _points(
+    oracle: Oracle, images: Tensor, labels: Tensor, threat: PerturbationSet, generator: torch.Generator
+) -> Tensor:
     """The images, corners of their balls, and the ends of a short attack, in turn; 3 N x C x H x W."""
     signs = torch.randint(0, 2, images.shape, generator=generator, dtype=torch.int8).to(images) * 2 - 1
     corners = threat.project(images + threat.eps * threat.step(signs), images)

@@ -13,14 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from pytest_gradmask.attacks.arguments import check_images, check_labels_of
+from pytest_gradmask.attacks.arguments import check_images, check_labels_of, check_set, check_set_on
 from pytest_gradmask.attacks.oracle import Oracle, as_logits, output_of, parameter_dtype
 from pytest_gradmask.checks import as_number, check_is, is_a, shown
 from pytest_gradmask.defense import Defense
 from pytest_gradmask.errors import DefenseError, InputError
 from pytest_gradmask.execution.batching import in_batches, on_fewer
 from pytest_gradmask.probes.rejection import check_rejects, examine_rejections, unused_class
-from pytest_gradmask.threat import ThreatModel
+from pytest_gradmask.threat import PerturbationSet, ThreatModel, ball_of
 from pytest_gradmask.verdict.results import Finding
 
 #: Forward passes that must agree before a defense counts as deterministic. A random choice between two equally likely
@@ -100,24 +100,26 @@ def check_device(device: str) -> torch.device:
     return found
 
 
-def check_threat(threat: ThreatModel) -> None:
-    """Raise `InputError` unless this is a threat model."""
+def check_ball(threat: PerturbationSet) -> None:
+    """Raise `InputError` unless this is a norm ball."""
     if not is_a(threat, ThreatModel):
         raise InputError(f"threat={shown(threat)}: must be a ThreatModel, such as ThreatModel(eps=8/255)")
 
 
-def check_batch(images: Tensor, labels: Tensor, threat: ThreatModel) -> None:
+def check_batch(images: Tensor, labels: Tensor, threat: PerturbationSet) -> None:
     """Raise `InputError` unless images and labels are ready to use."""
-    check_threat(threat)
+    check_set(threat)
     check_images(images)
     check_labels_of(images, labels)
     low, high = images.min().item(), images.max().item()
-    if low < threat.bounds[0] - threat.tolerance or high > threat.bounds[1] + threat.tolerance:
+    tolerance = ball_of(threat).tolerance
+    if low < threat.bounds[0] - tolerance or high > threat.bounds[1] + tolerance:
         hint = "; divide by 255" if high > 2 and threat.bounds == (0.0, 1.0) else ""
         raise InputError(
             f"images: values from {low:.4g} to {high:.4g} are outside the bounds {threat.bounds}{hint}; put a "
             "normalisation inside the model, or give ThreatModel(bounds=...)"
         )
+    check_set_on(threat, images[:_SAMPLE])
 
 
 def check_defense(defense: Defense, oracle: Oracle, images: Tensor, labels: Tensor) -> Preflight:

@@ -22,7 +22,7 @@ from pytest_gradmask.probes.search import (
     unbounded_attack,
 )
 from pytest_gradmask.probes.trace import trace_pgd
-from pytest_gradmask.threat import ThreatModel
+from pytest_gradmask.threat import PerturbationSet, ThreatModel
 from pytest_gradmask.verdict.results import Finding
 
 _EOT = 4  # forward passes to average if a randomized defense cannot be frozen
@@ -32,7 +32,7 @@ class Probe(Protocol):
     """A probe of the user: ``probe(model, images, labels, *, threat, generator)`` returns findings."""
 
     def __call__(
-        self, model: Oracle, images: Tensor, labels: Tensor, /, *, threat: ThreatModel, generator: torch.Generator
+        self, model: Oracle, images: Tensor, labels: Tensor, /, *, threat: PerturbationSet, generator: torch.Generator
     ) -> Iterable[Finding]:
         """Query the defense, and return a finding for each symptom; see `probe_defense` for the arguments."""
 
@@ -98,7 +98,7 @@ def run_probe(
     oracle: Oracle,
     images: Tensor,
     labels: Tensor,
-    threat: ThreatModel,
+    threat: PerturbationSet,
     generator: torch.Generator,
 ) -> list[Finding]:
     """The findings of a user's probe. A probe that fails is a finding itself, because its findings are then unknown."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pytest_gradmask.attacks.oracle import Oracle
 from pytest_gradmask.probes.answers import change, described, differing_points, enough, size
-from pytest_gradmask.threat import ThreatModel
+from pytest_gradmask.threat import PerturbationSet
 
 #: Changes of a pixel in 255ths that the grid of 8 bits does not show, and how many points are changed so.
 _OFF_GRID, _BESIDE = (0.1, 0.49), 4
@@ -25,7 +25,7 @@ _Ask = Callable[[Oracle, Tensor], Tensor]
 def differing_ways(
     oracle: Oracle,
     points: Tensor,
-    threat: ThreatModel,
+    threat: PerturbationSet,
     generator: torch.Generator,
     *,
     trainable: Sequence[nn.Parameter],
@@ -65,7 +65,7 @@ def differing_ways(
 
 
 def _off_grid(
-    oracle: Oracle, points: Tensor, threat: ThreatModel, generator: torch.Generator, tolerance: float
+    oracle: Oracle, points: Tensor, threat: PerturbationSet, generator: torch.Generator, tolerance: float
 ) -> list[str]:
     """Whether images of 8 bits are answered unlike those within less than half a grey level, which are all alike."""
     low, width = threat.bounds[0], threat.bounds[1] - threat.bounds[0]

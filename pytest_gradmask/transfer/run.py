@@ -24,7 +24,7 @@ from pytest_gradmask.defense import Defense
 from pytest_gradmask.errors import DefenseError, GradmaskError, InputError
 from pytest_gradmask.execution.batching import out_of_memory
 from pytest_gradmask.execution.isolation import moved, no_trace
-from pytest_gradmask.probes.preflight import check_batch, check_defense, check_device, check_setting
+from pytest_gradmask.probes.preflight import check_ball, check_batch, check_defense, check_device, check_setting
 from pytest_gradmask.randomized.prediction import is_correct
 from pytest_gradmask.randomized.streams import RandomStream
 from pytest_gradmask.threat import ThreatModel
@@ -87,6 +87,7 @@ def transfer_matrix(
         raise InputError(f"attack={shown(attack)}: must be one of {', '.join(_ATTACKS)}, or a function")
     user_bypass = _user_bypass(named, attack, bypass)
     check_setting(confidence, seed)
+    check_ball(threat)
     check_batch(images, labels, threat)
     torch_device = check_device(device)
     images, labels = images.detach().to(torch_device), labels.detach().long().to(torch_device)

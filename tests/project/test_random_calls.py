@@ -20,6 +20,7 @@ from tests.project.api import CALLS, ODD
 
 NOT_CALLED = {
     *("AttackResult", "Audit", "BinarizationTest", "Dataset", "Finding", "Gap", "Prediction", "Proportion", "Verdict"),
+    "PerturbationSet",
     *(name for name in gradmask.__all__ if name.endswith("Error")),
 }
 

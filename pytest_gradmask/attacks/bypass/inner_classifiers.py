@@ -25,7 +25,7 @@ from pytest_gradmask.attacks.oracle import TINY_PROBABILITY, Oracle, as_logits
 from pytest_gradmask.attacks.pgd import pgd
 from pytest_gradmask.defense import Outputs
 from pytest_gradmask.execution.batching import out_of_memory
-from pytest_gradmask.threat import ThreatModel
+from pytest_gradmask.threat import PerturbationSet
 
 #: At most so many are returned. More of them mostly repeat what the best ones break.
 MOST = 2
@@ -68,7 +68,7 @@ def find_inner_classifiers(
     oracle: Oracle,
     images: Tensor,
     *,
-    threat: ThreatModel,
+    threat: PerturbationSet,
     approximations: Mapping[str, Any] | None = None,
     attacked: Sequence[Oracle] = (),
     forwards: int = 1,
@@ -265,7 +265,7 @@ def _behaviour(view: _View, model: nn.Module, points: Sequence[Tensor]) -> _Beha
 
 
 def _transferred_margin(
-    view: _View, oracle: Oracle, candidate: InnerClassifier, images: Tensor, answers: Tensor, threat: ThreatModel
+    view: _View, oracle: Oracle, candidate: InnerClassifier, images: Tensor, answers: Tensor, threat: PerturbationSet
 ) -> float:
     """Mean logit margin of the defense at adversarial examples of the candidate."""
     generator = torch.Generator().manual_seed(0)

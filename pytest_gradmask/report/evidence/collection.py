@@ -16,7 +16,7 @@ from pytest_gradmask.execution.fingerprint import FingerprintError, fingerprint
 from pytest_gradmask.report.evidence.curves import Rerun, curves, run_again
 from pytest_gradmask.report.evidence.gradients import Views, landscapes, noise
 from pytest_gradmask.report.evidence.pictures import pictures
-from pytest_gradmask.threat import ThreatModel
+from pytest_gradmask.threat import PerturbationSet
 from pytest_gradmask.verdict.audit import Audit
 from pytest_gradmask.verdict.results import AttackResult, Verdict
 
@@ -34,7 +34,7 @@ def collect_evidence(
     images: Tensor,
     labels: Tensor,
     *,
-    threat: ThreatModel,
+    threat: PerturbationSet,
     device: str = "cpu",
     seed: int = 0,
     progress: Callable[[object], None] = lambda message: None,
@@ -68,7 +68,7 @@ def _measured(
     defense: Defense,
     images: Tensor,
     labels: Tensor,
-    threat: ThreatModel,
+    threat: PerturbationSet,
     device: str,
     seed: int,
     progress: Callable[[object], None],

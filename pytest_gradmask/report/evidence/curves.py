@@ -56,7 +56,9 @@ def run_again(
         return returned[-1]
 
     threat = bench.scorer.threat
-    scorer = replace(bench.scorer, threat=replace(threat, eps=eps * threat.eps))
+    if isinstance(threat, ThreatModel):
+        threat = replace(threat, eps=eps * threat.eps)
+    scorer = replace(bench.scorer, threat=threat)
     result = scorer.run(replace(planned, run=recorded), indices, stream_name)
     images = torch.cat(returned).detach() if returned and result.status == "done" else torch.empty(0)
     return Rerun(name, result, result.attacked, images)
@@ -73,6 +75,8 @@ def curves(bench: Bench, reruns: Sequence[Rerun], sample: int) -> dict[str, Any]
         reruns: one for each attack.
         sample: so many of the images, from the first on, are a random sample. At most these are used.
     """
+    if not isinstance(bench.scorer.threat, ThreatModel):
+        raise RuntimeError("the set has one size")
     passes = sum(_passes(rerun.result) for rerun in reruns)
     device = bench.scorer.images.device.type
     points = len(_EPS) - 1 + sum(_BUDGETS) - 1

@@ -21,7 +21,7 @@ from pytest_gradmask.auditing.scoring import subseed
 from pytest_gradmask.execution.batching import in_batches
 from pytest_gradmask.probes.noise import smoothed_cosines
 from pytest_gradmask.probes.trace import dual_norm
-from pytest_gradmask.threat import ThreatModel
+from pytest_gradmask.threat import ThreatModel, ball_of
 
 #: Distances at which gradients are compared with the loss, as shares of eps.
 _RADII = (1 / 64, 1 / 16, 1 / 4, 1 / 2, 1.0)
@@ -64,8 +64,8 @@ class Views:
 
     @property
     def threat(self) -> ThreatModel:
-        """The threat model of the audit."""
-        return self.bench.scorer.threat
+        """The threat model of the audit, or the ball of its probes."""
+        return ball_of(self.bench.scorer.threat)
 
     def batch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         """The images at these indices, and their labels."""

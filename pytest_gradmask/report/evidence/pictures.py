@@ -15,6 +15,7 @@ from torch import Tensor
 from pytest_gradmask.auditing.bench import Bench
 from pytest_gradmask.auditing.scoring import subseed
 from pytest_gradmask.report.evidence.curves import Rerun, done
+from pytest_gradmask.threat import ball_of
 
 #: Largest side in pixels. Larger images show every second or third pixel; averaging would hide the difference.
 _SIDE = 128
@@ -59,7 +60,7 @@ def pictures(
             {**answer, "png": _png((images[row] - low) / (high - low)), "broken": shown[row] not in survives}
             for row, answer in enumerate(_predictions(bench, images))
         ]
-    distances = scorer.threat.distance(adversarial, clean).tolist()
+    distances = ball_of(scorer.threat).distance(adversarial, clean).tolist()
     return {
         "attack": rerun.name,
         "beside": "" if second is None else second.name,
