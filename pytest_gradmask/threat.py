@@ -155,8 +155,8 @@ class ThreatModel:
             direction = _randn(images, generator)
             if self.norm == "L1":  # exponential sizes are uniform on the sphere of this norm
                 direction = direction.sign() * -(-_rand(images, generator)).log1p()
-            radius = self.eps * _rand(images[:, :1, :1, :1], generator)
-            length = self.distance(direction, 0 * direction).view(-1, *[1] * (images.ndim - 1))
+            radius = per_image(self.eps * _rand(images.flatten(1)[:, :1], generator), images)
+            length = per_image(self.distance(direction, 0 * direction), images)
             noise = direction / length.clamp_min(1e-12) * radius
         return self.project(images + noise, images)
 
@@ -259,13 +259,17 @@ def _project_l1(delta: Tensor, images: Tensor, threat: ThreatModel) -> Tensor:
     return projected
 
 
+def per_image(values: Tensor, images: Tensor) -> Tensor:
+    """One value for each image, N, in a shape that can be multiplied with the images, N x ..."""
+    return values.view(-1, *[1] * (images.ndim - 1))
+
+
 def _norm2(delta: Tensor) -> Tensor:
-    norms: Tensor = delta.flatten(1).norm(dim=1)
-    return norms.view(-1, *[1] * (delta.ndim - 1))
+    return per_image(delta.flatten(1).norm(dim=1), delta)
 
 
 def _largest(delta: Tensor) -> Tensor:
-    return delta.flatten(1).abs().amax(1).view(-1, *[1] * (delta.ndim - 1))
+    return per_image(delta.flatten(1).abs().amax(1), delta)
 
 
 # Random numbers are drawn on the generator's device (the CPU) and moved, so that a seed means the same on every device.

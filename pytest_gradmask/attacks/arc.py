@@ -20,7 +20,7 @@ from pytest_gradmask.attacks.evaluate import SYNC_EVERY, should_sync
 from pytest_gradmask.attacks.losses import logit_margin
 from pytest_gradmask.attacks.protocol import Classifier
 from pytest_gradmask.errors import InputError
-from pytest_gradmask.threat import ThreatModel
+from pytest_gradmask.threat import ThreatModel, per_image
 
 
 class Ensemble(Protocol):
@@ -49,7 +49,7 @@ class _LowestAccuracy:
         # An image that no member classifies correctly is final. So its result does not depend on the other images.
         better = (lower | same) & (self.accuracy_best > SAME)
         better &= found.logit_margin.isfinite()  # a member that returns NaN is no success
-        self.adv_best = torch.where(better.view(-1, 1, 1, 1), x_adv, self.adv_best)
+        self.adv_best = torch.where(per_image(better, x_adv), x_adv, self.adv_best)
         self.accuracy_best = torch.where(better, found.accuracy, self.accuracy_best)
         self.logit_margin_best = torch.where(better, found.logit_margin, self.logit_margin_best)
 
@@ -166,12 +166,12 @@ class _Search:
             change = best_point(x_adv, linear, self.weights, self.images, self.threat) - x_adv
             length = self.threat.distance(x_adv + change, x_adv)
             limit = step_size * (1 - step / steps)
-            change = change * (limit / length.clamp_min(TINY)).clamp_max(1.0).view(-1, 1, 1, 1)
+            change = change * per_image((limit / length.clamp_min(TINY)).clamp_max(1.0), change)
             x_next = self.threat.project(x_adv + change, self.images)
             linear_next = self.linearize(x_next)
             best.update(x_next, linear_next)
             accepted = (linear_next.accuracy <= linear.accuracy + SAME) & linear_next.logit_margin.isfinite()
-            x_adv = torch.where(accepted.view(-1, 1, 1, 1), x_next, x_adv)
+            x_adv = torch.where(per_image(accepted, x_adv), x_next, x_adv)
             linear = linear.replaced(linear_next, accepted)
             step_size = torch.where(accepted, (2 * step_size).clamp_max(longest), step_size / 2)
 
@@ -222,5 +222,5 @@ class _Search:
             distance = of_class / normalised(of_total.flatten(1), self.threat)[1].clamp_min(TINY)
             closer = distance > nearest
             nearest, difference = torch.where(closer, distance, nearest), torch.where(closer, of_class, difference)
-            gradient = torch.where(closer.view(-1, 1, 1, 1), of_total, gradient)
+            gradient = torch.where(per_image(closer, of_total), of_total, gradient)
         return logits.detach(), difference, gradient

@@ -17,18 +17,16 @@ _METHODS = ("project", "random_start", "step", "contains")
 
 
 def check_images(images: Tensor) -> None:
-    """Raise `InputError` unless images are finite float32, N x C x H x W."""
+    """Raise `InputError` unless images are finite float32, N x ..."""
     check_tensor("images", images)
     shape = tuple(images.shape)
     if images.dtype == torch.uint8:
         raise InputError("images: dtype is uint8; scale them to the bounds, as in images.float() / 255")
     if images.dtype != torch.float32:
         raise InputError(f"images: dtype is {images.dtype}; use images.float()")
-    if images.ndim != 4:
-        raise InputError(
-            f"images: shape is {shape}; a batch has four axes, N x C x H x W; for one image use images[None]"
-        )
-    if shape[1] > 4 and shape[3] in (1, 3, 4):
+    if images.ndim < 2:
+        raise InputError(f"images: shape is {shape}; a batch has at least two axes, such as N x C x H x W, or N x D")
+    if images.ndim == 4 and shape[1] > 4 and shape[3] in (1, 3, 4):
         raise InputError(f"images: shape {shape} looks like N x H x W x C; use images.permute(0, 3, 1, 2)")
     if images.numel() == 0:
         raise InputError(f"images: shape is {shape}; there is no image to attack")
@@ -43,6 +41,8 @@ def check_labels_of(images: Tensor, labels: Tensor) -> None:
         raise InputError(f"labels: dtype is {labels.dtype}; use class indices, as in labels.long()")
     if labels.shape != (len(images),):
         hint = "; for one-hot labels use labels.argmax(1)" if labels.ndim == 2 else ""
+        if images.ndim == 3 and labels.ndim < 2:
+            hint = "; for one image C x H x W use images[None]"
         raise InputError(f"labels: shape is {tuple(labels.shape)}; must be ({len(images)},), one label an image{hint}")
 
 
@@ -126,8 +126,8 @@ def check_attack(
     check_set(threat)
     check_tensor("images", images)
     check_tensor("labels", labels)
-    if images.ndim != 4 or not images.numel() or not images.is_floating_point():
-        raise InputError(f"images: {images.dtype}, {tuple(images.shape)}; must be floats, N x C x H x W")
+    if images.ndim < 2 or not images.numel() or not images.is_floating_point():
+        raise InputError(f"images: {images.dtype}, {tuple(images.shape)}; must be floats, N x C x H x W or N x ...")
     if labels.shape != (len(images),) or labels.dtype != torch.int64:
         raise InputError(f"labels: {labels.dtype}, {tuple(labels.shape)}; must be int64, ({len(images)},)")
     for name, value in counts.items():

@@ -10,6 +10,7 @@ from torch import Tensor
 from pytest_gradmask.attacks.losses import Loss, logit_margin
 from pytest_gradmask.attacks.oracle import Oracle
 from pytest_gradmask.attacks.protocol import Classifier
+from pytest_gradmask.threat import per_image
 
 #: Number of steps between two synchronisations of an attack on a GPU. Only there does it learn which images are done.
 SYNC_EVERY = 10
@@ -65,7 +66,7 @@ class BestIterates:
         better = (logit_margins > before.logit_margin_best) & (fooled == before.fooled_best)
         better |= fooled > before.fooled_best
         improved = (
-            torch.where(better.view(-1, 1, 1, 1), x_adv, before.adv_best),
+            torch.where(per_image(better, x_adv), x_adv, before.adv_best),
             torch.where(better, logit_margins, before.logit_margin_best),
             torch.where(better, fooled, before.fooled_best),
         )

@@ -22,7 +22,7 @@ from pytest_gradmask.attacks.evaluate import (
 from pytest_gradmask.attacks.losses import Loss, cross_entropy
 from pytest_gradmask.attacks.oracle import errors_attributed_to
 from pytest_gradmask.attacks.protocol import Classifier
-from pytest_gradmask.threat import PerturbationSet
+from pytest_gradmask.threat import PerturbationSet, per_image
 
 
 def pgd(
@@ -226,7 +226,7 @@ def _apgd_run(
         loss_increases=torch.zeros_like(evaluation.losses),
         halved_last=torch.ones_like(evaluation.losses, dtype=torch.bool),
         loss_best_last=evaluation.losses,
-        step_size=x_init.new_full((len(x_init), 1, 1, 1), 2 * threat.eps),
+        step_size=per_image(x_init.new_full((len(x_init),), 2 * threat.eps), x_init),
     )
     steps_since_checkpoint = 0
     for step in range(steps):
@@ -240,7 +240,7 @@ def _apgd_run(
         state.loss_increases = state.loss_increases + (evaluation.losses > state.loss)
         state.grad, state.loss = evaluation.gradient, evaluation.losses
         improved = state.loss > state.loss_best
-        mask = improved.view(-1, 1, 1, 1)
+        mask = per_image(improved, state.x_adv)
         state.x_best = torch.where(mask, state.x_adv, state.x_best)
         state.grad_best = torch.where(mask, state.grad, state.grad_best)
         state.loss_best = torch.where(improved, state.loss, state.loss_best)
@@ -265,7 +265,7 @@ def _apgd_checkpoint(state: _APGDState, window: int) -> None:
     changed since the last checkpoint, unless that one halved the step size.
     """
     stalled = (state.loss_increases <= 0.75 * window) | (~state.halved_last & (state.loss_best_last >= state.loss_best))
-    mask = stalled.view(-1, 1, 1, 1)
+    mask = per_image(stalled, state.x_adv)
     state.step_size = torch.where(mask, state.step_size / 2, state.step_size)
     state.x_adv = torch.where(mask, state.x_best, state.x_adv)
     state.grad = torch.where(mask, state.grad_best, state.grad)

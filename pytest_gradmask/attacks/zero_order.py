@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from pytest_gradmask.attacks.evaluate import SYNC_EVERY, BestIterates, logit_margins_and_fooled, should_sync
 from pytest_gradmask.attacks.hopeless import GiveUp, never
 from pytest_gradmask.attacks.losses import Loss, logit_margin
-from pytest_gradmask.threat import PerturbationSet, ThreatModel, pixel_eps
+from pytest_gradmask.threat import PerturbationSet, ThreatModel, per_image, pixel_eps
 
 #: What an infinite difference of losses counts as.
 _LARGE = 1e30
@@ -60,13 +60,14 @@ def zero_order(
 
     The other arguments and the result are those of `pgd`.
     """
-    count, channels, height, width = images.shape
     alpha = 2.5 * threat.eps / steps if step_size is None else step_size
     if radius is None:
         radius = pixel_eps(threat, images[0].numel()) / 2
     best = BestIterates.start(images)
-    x_adv, active = images, torch.arange(count, device=images.device)
-    coarse_shape = (count, channels, -(-height // cell), -(-width // cell))
+    x_adv, active = images, torch.arange(len(images), device=images.device)
+    coarse_shape = images.shape
+    if images.ndim > 3:  # other inputs have no cells
+        coarse_shape = torch.Size([*images.shape[:-2], *(-(-side // cell) for side in images.shape[-2:])])
     ball = isinstance(threat, ThreatModel)
     prior = torch.zeros(coarse_shape if ball else images.shape, dtype=images.dtype, device=images.device)
     with torch.no_grad():
@@ -90,7 +91,7 @@ def zero_order(
                 if not ball:
                     direction = _fine(direction, cell, images)
                 if pair == 0 and pairs > 1:  # a single pair along the prior would never leave it
-                    direction = torch.where(prior.flatten(1).any(1).view(-1, 1, 1, 1), prior, direction)
+                    direction = torch.where(per_image(prior.flatten(1).any(1), prior), prior, direction)
                 if ball:
                     noise = _fine(direction, cell, images)
                 else:
@@ -108,19 +109,21 @@ def zero_order(
 
 def _fine(coarse: Tensor, cell: int, images: Tensor) -> Tensor:
     """Each value as a square of so many pixels, as far as it is inside of the images."""
-    height, width = images.shape[2:]
-    return coarse.repeat_interleave(cell, 2).repeat_interleave(cell, 3)[:, :, :height, :width]
+    if images.ndim < 4:
+        return coarse
+    height, width = images.shape[-2:]
+    return coarse.repeat_interleave(cell, -2).repeat_interleave(cell, -1)[..., :height, :width]
 
 
 def _projection(directions: Tensor, differences: Tensor) -> Tensor:
     """The least gradient that explains the differences: the projection of the true one onto the span of the directions.
 
     Args:
-        directions: N x P x C x H x W, which may depend on each other.
+        directions: N x P x ..., which may depend on each other.
         differences: of the loss along each, N x P. One that is NaN counts as none.
 
     Returns:
-        N x C x H x W, with a mean square of 1 like the noise; zero where no difference is left.
+        N x ..., with a mean square of 1 like the noise; zero where no difference is left.
     """
     basis = directions.flatten(2).double()
     values = differences.double().nan_to_num(nan=0.0, posinf=_LARGE, neginf=-_LARGE)

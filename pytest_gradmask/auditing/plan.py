@@ -36,6 +36,7 @@ OPERATIONS = "bpda-operations"
 _QUICK_STEPS = 10
 _NO_GRADIENT = "a plain function has no gradient"
 _NO_BALL = "it needs a norm ball"
+_NO_PICTURES = "it needs images N x C x H x W"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,6 +148,8 @@ def _where_possible(surface: AttackSurface, attack: PlannedAttack) -> PlannedAtt
         return replace(attack, skip=_NO_GRADIENT, deferred=False)
     if not surface.norm_ball and (attack.autoattack or attack.name in ("arc", "rays")):
         return replace(attack, skip=_NO_BALL, deferred=False)
+    if not surface.pictures and attack.name == "square":
+        return replace(attack, skip=_NO_PICTURES)
     return attack
 
 

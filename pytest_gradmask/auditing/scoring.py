@@ -23,7 +23,7 @@ from pytest_gradmask.execution.fingerprint import fingerprint
 from pytest_gradmask.execution.generators import random_state_kept, seed_everything
 from pytest_gradmask.execution.precision import Precision, tensor_float
 from pytest_gradmask.randomized.prediction import Sampler, is_correct
-from pytest_gradmask.threat import PerturbationSet, contained
+from pytest_gradmask.threat import PerturbationSet, contained, per_image
 from pytest_gradmask.verdict.results import AttackResult, Prediction
 
 #: Images an attack gets at a time, if memory allows. A CPU gains nothing from more.
@@ -231,7 +231,7 @@ class AttackJob:
             returned = returned.detach()
             valid = contained(self.threat, returned, images)
             # An invalid image counts as not broken: the clean one is scored in its place.
-            judged = torch.where(valid.view(-1, 1, 1, 1), returned, images)
+            judged = torch.where(per_image(valid, images), returned, images)
             correct, predictions = _score(self.oracle, self.sampler, judged, safe)
         return replace(
             empty_result(attack),

@@ -50,6 +50,7 @@ class AttackSurface:
         inner_classifiers: submodules of the defense that classify images by themselves, and whose gradient is another.
         scoreless: whether the outputs do not change with the image, so that they do not guide a score-based attack.
         norm_ball: whether attacks search a norm ball, and not another set.
+        pictures: whether inputs are images, N x C x H x W, and no other data.
         black_box: whether there is no gradient at all, as the defense is a plain function.
         eot: forwards of ``attacked`` to average in each step; 1 unless its randomness has to be sampled.
         rejection: of a defense that may reject an image.
@@ -68,6 +69,7 @@ class AttackSurface:
     inner_classifiers: tuple[InnerClassifier, ...] = ()
     scoreless: bool = False
     norm_ball: bool = True
+    pictures: bool = True
     black_box: bool = False
     eot: int = 1
     rejection: RejectOption | None = None
@@ -163,6 +165,7 @@ def find_attack_surface(
         rejection=rejection,
         first_state=first_state,
         norm_ball=isinstance(threat, ThreatModel),
+        pictures=images.ndim == 4,
     )
     return on_fewer(lambda few: _searched(surface, images[:few], threat), len(images[:SEARCH_IMAGES]))
 

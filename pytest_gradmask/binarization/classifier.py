@@ -19,7 +19,7 @@ from pytest_gradmask.binarization.restriction import Restriction, search
 from pytest_gradmask.defense import Outputs
 from pytest_gradmask.errors import InputError
 from pytest_gradmask.randomized.streams import RandomStream
-from pytest_gradmask.threat import ThreatModel
+from pytest_gradmask.threat import ThreatModel, per_image
 
 #: Share of the score of the embedded adversarial example that is needed for class 1, from the score of the clean image.
 #: Chosen with ``python -m audits.honest.binarization`` on 7 honest models, 3 threat models and 4 images each, 84 in all
@@ -249,7 +249,7 @@ def fit_binarized_classifier(
 
     # One half of the inner points is at the boundary of a smaller ball, and the other half anywhere inside it.
     radii = torch.rand(inner, generator=generator).clamp_min_(torch.arange(inner) % 2).to(image) * (1 - separation)
-    inside = image + radii.view(-1, 1, 1, 1) * (restriction.corners(inner, threat, generator) - image)
+    inside = image + per_image(radii, image) * (restriction.corners(inner, threat, generator) - image)
     inner_features = features(torch.cat([image, inside]))
     candidates = restriction.corners(boundary, threat, generator)
     found = _discriminant(inner_features, features(candidates))

@@ -15,10 +15,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from pytest_gradmask.threat import ThreatModel
+from pytest_gradmask.threat import ThreatModel, per_image
 
 #: Side of the grid of cells. Each cell of each channel has a pattern: 108 dimensions for three channels.
 _GRID = 6
+#: Cells of an input that is no image: as many dimensions.
+_ROW = 108
 _ROUNDS = 6  # of the search, at most
 _LEAST_GAIN = 0.02  # of a round, as a share of the score so far; the search ends after a smaller one
 _SHARES = (1.0, 0.5, 0.25, 0.125)  # of the patterns that a step changes, those with the largest differences first
@@ -33,8 +35,8 @@ class Restriction(nn.Module):
     mean of the perturbation in the cell, times the pattern. So a perturbation in the ball stays in the ball.
 
     Args:
-        image: the clean image, 1 x C x H x W.
-        signs: the patterns, side by side: C x H x W, of 1 and -1.
+        image: the clean image, 1 x C x H x W. Other inputs, 1 x ..., are taken as one long row of pixels.
+        signs: the patterns, side by side: C x H x W, of 1 and -1, or 1 x 1 x D.
         bounds: the restricted image is clipped to them.
     """
 
@@ -47,8 +49,8 @@ class Restriction(nn.Module):
         super().__init__()
         self.register_buffer("image", image)
         self.register_buffer("signs", signs)
-        self.register_buffer("rows", _cells(image.shape[2]).to(image))
-        self.register_buffer("columns", _cells(image.shape[3]).to(image))
+        self.register_buffer("rows", _cells(signs.shape[1], _GRID).to(image))
+        self.register_buffer("columns", _cells(signs.shape[2], _GRID if image.ndim == 4 else _ROW).to(image))
         self.bounds = bounds
         self.training = False
 
@@ -60,7 +62,7 @@ class Restriction(nn.Module):
     @property
     def shape(self) -> tuple[int, int, int, int]:
         """Shape of the coefficients of one perturbation."""
-        return (1, self.image.shape[1], len(self.rows), len(self.columns))
+        return (1, self.signs.shape[0], len(self.rows), len(self.columns))
 
     def forward(self, images: Tensor) -> Tensor:
         perturbed = self.image + self.expand(self.coefficients(images))
@@ -69,13 +71,14 @@ class Restriction(nn.Module):
 
     def coefficients(self, images: Tensor) -> Tensor:
         """The coefficients of the perturbations, N x C x rows x columns."""
-        delta = (images.to(self.image) - self.image) * self.signs
+        delta = (images.to(self.image) - self.image).view(-1, *self.signs.shape) * self.signs
         rows, columns = (cells / cells.sum(1, keepdim=True) for cells in (self.rows, self.columns))
         return rows @ delta @ columns.T
 
     def expand(self, coefficients: Tensor) -> Tensor:
-        """The perturbation with these coefficients, from N x C x rows x columns to N x C x H x W."""
-        return self.rows.T @ coefficients @ self.columns * self.signs
+        """The perturbation with these coefficients, from N x C x rows x columns to the shape of images."""
+        perturbation = self.rows.T @ coefficients @ self.columns * self.signs
+        return perturbation.view(-1, *self.image.shape[1:])
 
     def patterns(self, indices: Tensor) -> Tensor:
         """Some of the patterns, as perturbations: one for each index, N x C x H x W."""
@@ -89,17 +92,18 @@ class Restriction(nn.Module):
         return threat.project(self.image + threat.eps * threat.step(self.expand(noise)), self.image)
 
 
-def _cells(size: int) -> Tensor:
-    """Which pixels of a row belong to which cell: cells x pixels, of 0 and 1."""
-    count = min(size, _GRID)
+def _cells(size: int, most: int) -> Tensor:
+    """Which pixels of a row belong to which of at most so many cells: cells x pixels, of 0 and 1."""
+    count = min(size, most)
     return (torch.arange(size) * count // size == torch.arange(count)[:, None]).double()
 
 
 def restricted_to_cells(image: Tensor, threat: ThreatModel, generator: torch.Generator, *, smooth: bool) -> Restriction:
     """Patterns for an image: constant cells if ``smooth``, otherwise cells of random signs."""
-    signs = torch.ones_like(image[0])
+    plane = image.shape[1:] if image.ndim == 4 else torch.Size([1, 1, image.numel()])
+    signs = torch.ones(plane).to(image)
     if not smooth:
-        signs = torch.randint(2, image.shape[1:], generator=generator).to(image) * 2 - 1
+        signs = torch.randint(2, plane, generator=generator).to(image) * 2 - 1
     return Restriction(image, signs, threat.bounds)
 
 
@@ -135,7 +139,7 @@ def search(
         inward = torch.where(restriction.coefficients(best).flatten() > 0, -1.0, 1.0).to(image)
         scores = []
         for indices in torch.arange(restriction.dimensions, device=image.device).split(_CHUNK):
-            changes = inward[indices].view(-1, 1, 1, 1) * threat.step(restriction.patterns(indices))
+            changes = per_image(inward[indices], image) * threat.step(restriction.patterns(indices))
             scores.append(score(threat.project(best + reach * changes, image)))
         derivatives = ((torch.cat(scores) - best_score) * inward).nan_to_num(nan=0.0)
         derivatives = derivatives / derivatives.abs().max().clamp_min(1e-38)

@@ -135,6 +135,8 @@ def _image(image: Any) -> Tensor:
     if isinstance(image, Image.Image):
         image = np.asarray(grey_or_colour(image))
     if isinstance(image, np.ndarray):
+        if image.ndim == 1:
+            return torch.from_numpy(image.astype(np.float32))
         return _from_array(image[None] if image.ndim == 3 else image[None, :, :, None], [])[0]
     if isinstance(image, Tensor):
         return image

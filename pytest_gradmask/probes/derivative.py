@@ -19,7 +19,7 @@ from pytest_gradmask.attacks.oracle import Oracle
 from pytest_gradmask.probes.differences import RESOLVED, Comparison, Subject, backward, compare, differences
 from pytest_gradmask.probes.double import RoundingToSingle, computing_in_double, double_copy
 from pytest_gradmask.probes.locate import locate
-from pytest_gradmask.threat import ThreatModel
+from pytest_gradmask.threat import ThreatModel, per_image
 from pytest_gradmask.verdict.results import Finding
 
 #: Points at which derivatives are compared, and random directions at each. A point at which they disagree is asked
@@ -84,7 +84,7 @@ def points_near(images: Tensor, threat: ThreatModel, generator: torch.Generator)
     low, high = threat.bounds
     inside = _INSIDE * (high - low)
     far = threat.pixel_eps(images[0].numel())
-    reach = torch.full((len(images), 1, 1, 1), inside, dtype=images.dtype)
+    reach = per_image(torch.full((len(images),), inside, dtype=images.dtype), images)
     reach[1::2] = max(inside, min(far, high - low))
     noise = (2 * torch.rand(images.shape, generator=generator) - 1) * reach
     moved = (images + noise.to(images)).clamp(low, high)

@@ -8,7 +8,7 @@ from torch import Tensor
 from pytest_gradmask.attacks.losses import logit_margin
 from pytest_gradmask.attacks.oracle import Oracle
 from pytest_gradmask.probes.trace import PGDTrace
-from pytest_gradmask.threat import ThreatModel
+from pytest_gradmask.threat import ThreatModel, per_image
 from pytest_gradmask.verdict.results import Finding
 
 #: Distances at which the loss is measured, as shares of eps: from the last, small steps of an attack to its largest.
@@ -107,7 +107,7 @@ def smoothed_cosines(
     finest = torch.full((), torch.finfo(torch.bfloat16).eps, device=images.device)
     size = radius * threat.pixel_eps(images[0].numel())
     # Divided by the norm: predictions are sums of thousands of terms, which may leave the range of a float.
-    scaled = gradient / gradient_norms.view(-1, 1, 1, 1)
+    scaled = gradient / per_image(gradient_norms, gradient)
     with torch.no_grad():
         for _ in range(pairs):
             signs = torch.randint(0, 2, images.shape, generator=generator, dtype=torch.int8).to(images) * 2 - 1

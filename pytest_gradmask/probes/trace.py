@@ -14,7 +14,7 @@ from torch import Tensor
 from pytest_gradmask.attacks.evaluate import mean_logit_margins, value_and_grad
 from pytest_gradmask.attacks.losses import cross_entropy, logit_margin
 from pytest_gradmask.attacks.oracle import Oracle
-from pytest_gradmask.threat import ThreatModel
+from pytest_gradmask.threat import ThreatModel, per_image
 
 #: Largest number of images in a trace.
 MAX_IMAGES = 12
@@ -138,7 +138,7 @@ def trace_pgd(
         clean = images[active]
         moved = stage.project(x_adv[active] + step_size * stage.step(gradient.nan_to_num(0, 0, 0)), clean)
         stuck = (gradient == 0).flatten(1).all(1) & by_logit_margin[index]
-        x_adv[active] = torch.where(stuck.view(-1, 1, 1, 1), stage.random_start(clean, generator), moved)
+        x_adv[active] = torch.where(per_image(stuck, moved), stage.random_start(clean, generator), moved)
         if index > 0 and not all_active:
             active = active[~((margins > 0) & (logit_margins[index - 1, active] > 0))]
         if len(active) == 0:

@@ -169,7 +169,7 @@ def samples_needed(share: float, pilot: int, variance: float) -> int:
 def draws_shared(defense: Classifier, image: Tensor) -> bool:
     """Whether two copies of an image (1 x C x H x W) in one batch get correlated outputs."""
     with torch.no_grad():
-        outputs = torch.stack([defense(image.repeat(2, 1, 1, 1)) for _ in range(_OBSERVED)]).double()
+        outputs = torch.stack([defense(torch.cat([image, image])) for _ in range(_OBSERVED)]).double()
     first, second = (outputs - outputs.mean(0)).unbind(1)
     size = (first.square().sum() * second.square().sum()).sqrt()
     return bool((first * second).sum() > _CORRELATED * size)

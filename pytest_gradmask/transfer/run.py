@@ -27,7 +27,7 @@ from pytest_gradmask.execution.isolation import moved, no_trace
 from pytest_gradmask.probes.preflight import check_ball, check_batch, check_defense, check_device, check_setting
 from pytest_gradmask.randomized.prediction import is_correct
 from pytest_gradmask.randomized.streams import RandomStream
-from pytest_gradmask.threat import ThreatModel
+from pytest_gradmask.threat import ThreatModel, per_image
 from pytest_gradmask.transfer.matrix import TransferMatrix
 
 Attack = Callable[..., Tensor]
@@ -109,7 +109,7 @@ def transfer_matrix(
             crafted = bench.craft(source, attack, approximations[source], steps)
             valid = threat.contains(crafted, images)
             invalid.append(int((~valid).sum()))
-            scored = torch.where(valid.view(-1, 1, 1, 1), crafted, images)
+            scored = torch.where(per_image(valid, images), crafted, images)
             rows.append(
                 tuple(
                     # An invalid image never counts as fooling a model, not even a randomized model by chance.

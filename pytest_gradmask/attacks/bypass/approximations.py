@@ -21,7 +21,7 @@ def fit_affine(inputs: Tensor, outputs: Tensor) -> tuple[Approximation, float]:
     """Fit a scale and an offset for each channel, by least squares.
 
     Args:
-        inputs, outputs: N x C x H x W.
+        inputs, outputs: N x C x ..., such as N x C x H x W.
 
     Returns:
         The affine map, and its error: the norm of the residual as a share of the norm of ``outputs`` about its mean.
@@ -33,7 +33,7 @@ def fit_affine(inputs: Tensor, outputs: Tensor) -> tuple[Approximation, float]:
     residual = target_centred - slope[:, None] * source_centred
     error = float(residual.norm() / target_centred.norm().clamp_min(1e-12))
     offset = target_mean[:, 0] - slope * source_mean[:, 0]
-    scale, shift = (values.to(inputs).view(1, -1, 1, 1) for values in (slope, offset))
+    scale, shift = (values.to(inputs).view(1, -1, *[1] * (inputs.ndim - 2)) for values in (slope, offset))
     return lambda images: images * scale + shift, error
 
 

@@ -171,7 +171,7 @@ def _find_code_before_submodules(
     left: list[str] = []
 
     def enter(name: str, inputs: tuple[Any, ...]) -> None:
-        is_image = bool(inputs) and isinstance(inputs[0], Tensor) and inputs[0].ndim == 4
+        is_image = bool(inputs) and isinstance(inputs[0], Tensor) and inputs[0].ndim == images.ndim
         if is_image and not left and not _is_covered(name, found):
             # Without a graph, the code before it is not what stops the gradient, and another gradient would not help.
             entered[name] = inputs[0].clone() if torch.is_grad_enabled() else None

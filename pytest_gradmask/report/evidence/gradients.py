@@ -21,7 +21,7 @@ from pytest_gradmask.auditing.scoring import subseed
 from pytest_gradmask.execution.batching import in_batches
 from pytest_gradmask.probes.noise import smoothed_cosines
 from pytest_gradmask.probes.trace import dual_norm
-from pytest_gradmask.threat import ThreatModel, ball_of
+from pytest_gradmask.threat import ThreatModel, ball_of, per_image
 
 #: Distances at which gradients are compared with the loss, as shares of eps.
 _RADII = (1 / 64, 1 / 16, 1 / 4, 1 / 2, 1.0)
@@ -182,12 +182,12 @@ def landscapes(views: Views, indices: Sequence[int], numbers: Sequence[int]) -> 
 
 def _line(views: Views, image: Tensor, label: Tensor, along: Tensor) -> list[float | None]:
     sizes = torch.linspace(-1, 1, _LINE).to(image) * views.threat.eps
-    return _margins(views, image, label, sizes.view(-1, 1, 1, 1) * along)
+    return _margins(views, image, label, per_image(sizes, image) * along)
 
 
 def _map(views: Views, image: Tensor, label: Tensor, along: Tensor, across: Tensor) -> list[list[float | None]]:
     """The logit margins on a grid. Rows vary the random direction, columns the other one. None outside of the ball."""
-    sizes = (torch.linspace(-1, 1, _GRID).to(image) * views.threat.eps).view(-1, 1, 1, 1)
+    sizes = per_image(torch.linspace(-1, 1, _GRID).to(image) * views.threat.eps, image)
     rows = []
     for size in sizes:
         offsets = sizes * along + size * across

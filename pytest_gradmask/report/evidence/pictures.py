@@ -43,6 +43,8 @@ def pictures(
     broken = set(done(rerun).broken)
     shown = sorted(dict.fromkeys(order), key=lambda index: index not in broken)[:count]
     scorer = bench.scorer
+    if scorer.images.ndim != 4:
+        raise RuntimeError(f"inputs of shape {' x '.join(map(str, scorer.images.shape))} are no pictures")
     low, high = scorer.threat.bounds
     clean = scorer.images[shown]
     adversarial = rerun.returned[[rerun.attacked.index(index) for index in shown]]
