@@ -14,7 +14,7 @@ from pytest_gradmask.errors import InputError
 from pytest_gradmask.printable import one_line
 from pytest_gradmask.threat import Access
 
-Outputs = Literal["logits", "probabilities"]
+Outputs = Literal["logits", "probabilities", "multilabel"]
 #: The index of the class that means "rejected", or a function from outputs (N x K) to whether each is rejected (N).
 Rejects = int | Callable[[Tensor], Tensor]
 
@@ -84,7 +84,9 @@ class Defense:
         sources: models whose adversarial examples may transfer to this one.
         attacks: of your own, as functions or as `Attack`; adaptive ones run before all others.
         outputs: ``"probabilities"`` if the model ends in a softmax; its logarithm is then attacked. An audit
-            recognises probabilities by itself.
+            recognises probabilities by itself. ``"multilabel"`` if it returns a score for each of K labels, up to 8, of
+            which any number may be on: above 0 where a label is on, before a sigmoid. Labels are then N x K, of 0 and
+            1, and an image is correct if all its labels are.
         name: for reports; by default the model's class.
         rejects: of a defense that may reject an image: the index of the class that means "rejected", or a function of
             the model's outputs (N x K). It returns a score (float, N, above 0 where the image is rejected), which

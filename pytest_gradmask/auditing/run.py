@@ -20,6 +20,7 @@ from pytest_gradmask.auditing.arguments import as_folder, check_arguments, repor
 from pytest_gradmask.auditing.audit_run import AuditRun
 from pytest_gradmask.auditing.budgets import Budget, get_budget
 from pytest_gradmask.auditing.events import Message, Progress, ignore
+from pytest_gradmask.auditing.multilabel import with_joint_labels
 from pytest_gradmask.auditing.prepare import Prepared, prepared
 from pytest_gradmask.auditing.recorded import key_of_recorded
 from pytest_gradmask.auditing.scoring import subseed
@@ -73,7 +74,7 @@ def audit(
         defense: a module from images to logits, or a `Defense` that also says what an adaptive attacker knows.
         images: float32, N x C x H x W, inside the bounds of the threat model; or anything that
             `loading.inputs.as_batch` converts, such as a ``DataLoader``.
-        labels: int64, N. None if ``images`` has them.
+        labels: int64, N; or N x K with ``outputs="multilabel"``. None if ``images`` has them.
         threat: where attacks may search; by default Linf, 8/255, bounds [0, 1]. With a `PerturbationSet`
             that is no norm ball, attacks that need one are skipped: AutoAttack's and RayS. Probes then examine the
             defense in the ball of `threat.ball_of`.
@@ -118,7 +119,8 @@ def audit(
     due = None if deadline is None else Deadline.after(check_deadline(deadline))
     check_set(threat)
     batch = as_batch(images, labels, bounds=threat.bounds, at_most=budget.samples, seed=seed)
-    images, labels = batch.images, batch.labels
+    defense, labels, joint = with_joint_labels(defense, batch.labels)
+    images = batch.images
     check_batch(images, labels, threat)
     where = check_device(device)
     check_weights(known_models(defense))
@@ -193,7 +195,7 @@ def audit(
             taken.release()
     result = replace(
         in_order(result, order[: result.total].tolist()), test=test, seconds=time.monotonic() - started,
-        provenance=provenance, earlier=taken.number - 1, findings=(*batch.findings(), *result.findings),
+        provenance=provenance, earlier=taken.number - 1, findings=(*batch.findings(), *joint, *result.findings),
     )  # fmt: skip
     interrupted = any(attack.note == INTERRUPTED for attack in result.attacks)
     if store is not None and not interrupted and not any(attack.status == "failed" for attack in result.attacks):

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pytest_gradmask.errors import DefenseError
+
 #: How far below the smallest other logit a class is put that is masked by minus infinity.
 _BELOW = 20.0
 #: Batch sizes that models are exported with.
@@ -77,6 +79,38 @@ class Labels:
         return nn.functional.one_hot(labels.clamp(0, self.classes - 1), self.classes).float()
 
 
+class OneScore:
+    """Turns one score an image, of class 1 against class 0, into the outputs of two classes."""
+
+    def __init__(self, *, probability: bool) -> None:
+        self.probability = probability
+
+    def __call__(self, model: nn.Module, images: Tensor) -> Tensor:
+        """N x 2: probabilities, or logits of which the first is 0."""
+        score: Tensor = model(images).reshape(len(images))
+        return torch.stack([1 - score if self.probability else torch.zeros_like(score), score], 1)
+
+
+class JointLabels:
+    """Turns the scores of several labels into the logits of all sets of labels; see `auditing.multilabel`."""
+
+    def __init__(self, labels: int) -> None:
+        self.labels = labels
+
+    def __call__(self, model: nn.Module, images: Tensor) -> Tensor:
+        """N x 2 ** K. In the set of number n are the labels whose bits are set in n."""
+        scores = model(images)
+        if not isinstance(scores, Tensor) or scores.shape != (len(images), self.labels):
+            shape = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+            raise DefenseError(
+                f"it returns {shape} for {len(images)} images with {self.labels} labels each; must be a score for each "
+                "image and label"
+            )
+        sets = torch.arange(2**self.labels, device=scores.device)[:, None]
+        bits = (sets >> torch.arange(self.labels, device=scores.device)) & 1
+        return scores @ bits.to(scores).T
+
+
 class FixedBatch:
     """Asks a model for batches of one size alone; the last one is filled up with its last image."""
 
@@ -107,6 +141,10 @@ def adapter(output: object, images: Tensor, labels: Tensor) -> tuple[Callable[[n
     if output.ndim in (1, 2) and output.numel() == len(images) and not output.is_floating_point():
         classes = int(max(output.max(), labels.max())) + 1
         return Labels(max(classes, 2)), "the numbers of classes (hard labels); the audit makes probabilities of 0 and 1"
+    if output.ndim in (1, 2) and output.numel() == len(images) and labels.max() <= 1 and output.isfinite().all():
+        probability = bool(((output >= 0) & (output <= 1)).all())
+        what = "probability" if probability else "logit"
+        return OneScore(probability=probability), f"one score an image; the audit takes it as the {what} of class 1"
     if output.ndim == 2 and output.is_floating_point() and output.isneginf().any():
         masked = output.isneginf()
         if not output.isnan().any() and not output.isposinf().any() and not masked.all(1).any():

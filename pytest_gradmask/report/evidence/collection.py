@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pytest_gradmask.auditing.bench import Bench, bench
+from pytest_gradmask.auditing.multilabel import with_joint_labels
 from pytest_gradmask.auditing.scoring import subseed
 from pytest_gradmask.defense import Defense, as_defense
 from pytest_gradmask.execution.fingerprint import FingerprintError, fingerprint
@@ -54,7 +55,7 @@ def collect_evidence(
         budget), ``noise`` and ``landscapes`` (how useful the gradient is), ``pictures``, ``hashes`` and ``seconds``.
     """
     started = time.monotonic()
-    defense = as_defense(defense)
+    defense, labels, _ = with_joint_labels(as_defense(defense), labels)
     evidence: dict[str, Any] = {
         "outcomes": _outcomes(audit),
         "hashes": _part(lambda: _hashes(defense, images, labels)),
