@@ -18,6 +18,7 @@ PACKAGES |= {f"pytest_{name}": f"pytest-{name}" for name in ("cov", "randomly", 
 #: How many tests of a file may be skipped for other reasons than a package, and why.
 OTHER = {
     "tests/attacks/test_agreement.py": (1, "large data"),
+    "tests/audits/test_leaderboard.py": (1, "a browser"),
     "tests/auditing/test_bench.py": (3, "memory of Linux, and packages that are compared with"),
     "tests/devices/test_pretend_device.py": (1, "a backend in Python, since PyTorch 2.10"),
     "tests/execution/test_ray_deaths.py": (1, "/proc of Linux"),

@@ -1,0 +1,1 @@
+"""Audited checkpoints, one JSON file each in ``entries/``, and a page that lists them."""
