@@ -170,7 +170,7 @@ def find_attack_surface(
     return on_fewer(lambda few: _searched(surface, images[:few], threat), len(images[:SEARCH_IMAGES]))
 
 
-def _searched(surface: AttackSurface, few: Tensor, threat: ThreatModel) -> AttackSurface:
+def _searched(surface: AttackSurface, few: Tensor, threat: PerturbationSet) -> AttackSurface:
     """The same with what the searches find on a few images."""
     defense, attacked, stream, randomized = surface.defense, surface.attacked, surface.stream, surface.randomized
     known = bool(defense.members)
