@@ -21,6 +21,7 @@ from benchmarks.records import RESULTS, machine, store
 from benchmarks.startup import startup_cost
 from benchmarks.steps import step_costs
 from benchmarks.strength import strengths
+from benchmarks.surrogates import surrogates
 from benchmarks.verdicts import time_to_verdict
 from pytest_gradmask import load_dataset
 from pytest_gradmask.training.provenance import exit_code
@@ -91,6 +92,14 @@ def _losses(options: argparse.Namespace) -> Records:
         yield f"losses-{name}", found
 
 
+def _surrogates(options: argparse.Namespace) -> Records:
+    data = load_dataset(options.data, samples=options.samples, seed=options.seed)
+    for name in options.names:
+        progress = partial(_say, name)
+        found = surrogates(name, find(name), data, device=options.device, seed=options.seed, progress=progress)
+        yield f"surrogates-{name}", found
+
+
 def _gpu(options: argparse.Namespace) -> Records:
     size = DRY if options.dry_run else WHOLE
     data = load_dataset(options.data, samples=min(options.samples, size.images), seed=options.seed)
@@ -112,6 +121,7 @@ _COMMANDS = {
     "queries": (_queries, "how margins grow under attacks that need many queries"),
     "gpu": (_gpu, "throughput, overhead, repeatability and verdicts on a GPU; goes on where it was cut off"),
     "losses": (_losses, "other losses, starts and averaged gradients, at equal passes"),
+    "surrogates": (_surrogates, "a surrogate trained by queries, beside the attacks that need only queries"),
     "startup": (_startup, "the plugin, installed but not used"),
 }
 

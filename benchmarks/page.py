@@ -27,7 +27,7 @@ def text(results: Path = RESULTS) -> str:
     """The page."""
     sections = {
         "verdict": _verdicts, "step": _steps, "strength": _strengths, "cache": _cache, "memory": _memory,
-        "startup": _startup, "queries": _queries, "losses": _losses,
+        "startup": _startup, "queries": _queries, "losses": _losses, "surrogates": _surrogates,
     }  # fmt: skip
     parts = [(HERE / "introduction.md").read_text().rstrip()]
     for prefix, section in sections.items():
@@ -206,6 +206,25 @@ def _losses(records: Sequence[Record]) -> str:
         "and audits have APGD-T and FAB beside it, so none was added. Averaged gradients break fewer there, and on the "
         "known mask `random-front-end`, too. On the known mask `ripple`, margin decomposition breaks most.",
         table(("defense", "images", *variants), rows),
+    )
+
+
+def _surrogates(records: Sequence[Record]) -> str:
+    attacks = [row["attack"] for row in records[0]["rows"]]
+    rows = [
+        (
+            record["defense"], str(record["rows"][0]["of"]),
+            *(f"{row['broken']} ({row['queries']} queries, {row['seconds']:.0f} s)" for row in record["rows"]),
+        )
+        for record in records
+    ]  # fmt: skip
+    return _section(
+        "A surrogate trained by queries",
+        "A small network is trained on what a defense answers around the images of the audit, and attacked; its "
+        "attacks choose the next questions. Like Square and zero-order PGD, which here give hopeless images up as in "
+        "an audit, it needs no code to read. Cells have the images that are broken, and the most queries for one "
+        "image. It breaks fewer images, or as few, and takes many times as long: it was not added.",
+        table(("defense", "images", *attacks), rows),
     )
 
 

@@ -11,6 +11,7 @@ from benchmarks.__main__ import main
 from benchmarks.losses import VARIANTS, losses
 from benchmarks.queries import ATTACKS, TIMES, gave_up, margin_growth, reached
 from benchmarks.records import stored
+from benchmarks.surrogates import surrogates
 from pytest_gradmask import Defense
 from pytest_gradmask.loading.datasets import Dataset
 from tests.toys import Quantize, draw, masked, predictions
@@ -76,3 +77,12 @@ def test_the_script_for_a_gpu_runs_dry_and_goes_on(tmp_path: Path) -> None:
     main(arguments)
     assert len(list(tmp_path.glob("gpu-*.json"))) == 4
     assert all(file.stat().st_mtime_ns == when for file, when in before.items()), "measured again"
+
+
+def test_a_surrogate_is_trained_and_compared_at_equal_queries() -> None:
+    record = surrogates("quantized", Defense(MODEL), DATA)
+    rows = {row["attack"]: row for row in record["rows"]}
+    assert list(rows) == ["square", "zero-order", "trained surrogate"]
+    assert all(150 < row["queries"] <= 230 for row in rows.values())
+    assert len({row["of"] for row in rows.values()}) == 1
+    assert rows["trained surrogate"]["broken"] > 0  # it does find some
