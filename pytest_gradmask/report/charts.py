@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pytest_gradmask.report.plots import drawn, heat
-from pytest_gradmask.report.wording import eps_text, percent
+from pytest_gradmask.report.wording import percent
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -137,59 +137,6 @@ def survival_states(outcomes: Mapping[str, Any]) -> list[list[int]]:
 
 def _order(states: Sequence[int]) -> tuple[Any, ...]:
     return (3 in states, next((row for row, state in enumerate(states) if state == 2), len(states)), states)
-
-
-def eps_chart(curves: Mapping[str, Any]) -> Picture:
-    """Accuracy against the size of the ball."""
-    attacks = [attack for attack in curves["attacks"] if not attack["error"]]
-    sizes = [0.0, *(point["eps"] for point in attacks[0]["by_eps"])]
-    lines = [(attack, [curves["clean"], *attack["by_eps"]]) for attack in attacks]
-
-    def draw(figure: Figure) -> None:
-        axes = _curve(figure, lines)
-        axes.set_xticks(range(len(sizes)), [eps_text(size) for size in sizes])
-        axes.set_xlabel("eps")
-        if curves["eps"] in sizes:
-            axes.axvline(sizes.index(curves["eps"]), color="#555555", linestyle=":", linewidth=1)
-
-    ticks = [eps_text(size) for size in sizes]
-    return picture(2.7, "Robust accuracy against eps. " + _in_words(lines, ticks), draw)
-
-
-def budget_chart(curves: Mapping[str, Any]) -> Picture:
-    """Accuracy against the iterations of the attack."""
-    attacks = [attack for attack in curves["attacks"] if not attack["error"]]
-    lines = [(attack, attack["by_budget"]) for attack in attacks]
-    ticks = [f"{point['share']:.3g}" for point in attacks[0]["by_budget"]]
-
-    def draw(figure: Figure) -> None:
-        axes = _curve(figure, lines)
-        axes.set_xticks(range(len(ticks)), ticks)
-        axes.set_xlabel("iterations, as a multiple of the budget smoke")
-        axes.axvline(ticks.index("1"), color="#555555", linestyle=":", linewidth=1)
-
-    return picture(2.7, "Robust accuracy against the iterations of the attack. " + _in_words(lines, ticks), draw)
-
-
-def _curve(figure: Figure, lines: Sequence[tuple[Mapping[str, Any], Sequence[Mapping[str, float]]]]) -> Axes:
-    axes = figure.add_subplot()
-    for attack, points in lines:
-        colour, marker = KINDS[attack["kind"]]
-        positions = range(len(points))
-        value = [100 * point["value"] for point in points]  # bounds of so few images would cover the chart
-        axes.plot(positions, value, marker=marker, color=colour, markersize=5, clip_on=False, zorder=3)
-    axes.set(ylim=(0, 100), ylabel="robust accuracy, %")
-    plain(axes)
-    legend(figure, [(f"{attack['name']} ({attack['kind']})", *KINDS[attack["kind"]]) for attack, _ in lines])
-    return axes
-
-
-def _in_words(lines: Sequence[tuple[Mapping[str, Any], Sequence[Mapping[str, float]]]], ticks: Sequence[str]) -> str:
-    return "; ".join(
-        f"{attack['name']}: "
-        + ", ".join(f"{percent(point['value'])} at {tick}" for tick, point in zip(ticks, points, strict=True))
-        for attack, points in lines
-    )
 
 
 def transfer_chart(transfer: Mapping[str, Any]) -> Picture:

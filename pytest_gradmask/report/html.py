@@ -101,12 +101,12 @@ def _audit(record: AuditRecord, matrices: Sequence[Mapping[str, Any]]) -> dict[s
     return {
         **audit,
         "shown": wording.shown_verdict(audit),
+        "reason": wording.card_reason(audit),
         "sentence": wording.verdict_sentence(audit),
         "answers": _answers(audit),
         "quotes": {} if raised else _quotes(audit),
         "accuracy": None if raised else _picture(charts.accuracy_chart, audit),
         "survival": _survival(evidence.get("outcomes")),
-        "curves": _curves(evidence.get("curves")),
         "noise": _noise(evidence.get("noise")),
         "landscapes": _landscapes(evidence.get("landscapes")),
         "pictures": evidence.get("pictures"),
@@ -154,19 +154,6 @@ def _survival(outcomes: Mapping[str, Any] | None) -> dict[str, Any] | None:
             {"name": attack["name"], "images": [images[index] for index in attack["broken"]]}
             for attack in outcomes["attacks"]
         ],
-    }
-
-
-def _curves(curves: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
-    if not curves or "error" in curves:
-        return curves
-    failed = [attack for attack in curves["attacks"] if attack["error"]]
-    drawn = len(failed) < len(curves["attacks"])
-    return {
-        **curves,
-        "failed": failed,
-        "attacks": [attack for attack in curves["attacks"] if not attack["error"]],
-        "pictures": [_picture(chart, curves) for chart in (charts.eps_chart, charts.budget_chart)] if drawn else [],
     }
 
 

@@ -33,6 +33,12 @@ def first_reason(audit: Mapping[str, Any]) -> str:
     return _clause(audit["reasons"][:1])
 
 
+def card_reason(audit: Mapping[str, Any]) -> str:
+    """Why the verdict is this one, in a line: what hides the gradient if that is known, else the first reason."""
+    hidden = hidden_by(audit) if audit["verdict"] == "MASKED" else ""
+    return f"hidden by {hidden}" if hidden else first_reason(audit)
+
+
 def verdict_sentence(audit: Mapping[str, Any], *, with_reasons: bool = True) -> str:
     """The verdict with its figures. An ``INCONCLUSIVE`` comes with its reasons, unless they are not wanted."""
     name, verdict, reasons = audit["defense"], audit["verdict"], audit["reasons"]

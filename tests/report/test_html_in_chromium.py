@@ -23,9 +23,9 @@ from tests.transfer.transfer_toys import pairwise
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium or Chrome")
 
-SECTIONS = ("verdict", "why", "findings", "attacks", "curves", "gradient", "examples", "transfer", "provenance")
+SECTIONS = ("verdict", "why", "findings", "attacks", "gradient", "examples", "transfer", "provenance")
 #: Those with pictures; the others are text.
-COLOURFUL = {"attacks": 30, "curves": 30, "gradient": 60, "examples": 100, "transfer": 4}
+COLOURFUL = {"attacks": 30, "gradient": 60, "examples": 100, "transfer": 4}
 
 
 def mark(number: int) -> tuple[int, int, int]:

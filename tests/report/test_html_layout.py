@@ -51,3 +51,45 @@ def test_every_figure_has_its_label_where_a_table_is_stacked() -> None:
         notes = sum('class="note"' in attributes for attributes, _ in cells)
         assert sum(label is None for label in labels) == notes
         assert {label[1] for label in labels if label} <= heads
+
+
+def cards(text: str) -> list[tuple[str, ...]]:
+    """Class, link, defense and further lines of each card of the overview."""
+    found = re.findall(r'<li class="card ([^"]*)">(.*?)</li>', text, re.DOTALL)
+    return [
+        (
+            kind,
+            *re.findall(r'<a href="#(.*?)">(.*?)</a>', body)[0],
+            *re.findall(r"<p(?: class=\"figure\")?>(.*?)</p>", body),
+        )
+        for kind, body in found
+    ]
+
+
+def test_the_overview_begins_with_a_card_for_each_verdict() -> None:
+    verdicts = ("NOT_MASKED", "MASKED", "INCONCLUSIVE")
+    text = page(*(plain_audit(f"t.py::test_{n}", verdict) for n, verdict in enumerate(verdicts)))
+    gap = "masking gap 0 [-10, 20] pp"
+    assert cards(text) == [
+        ("MASKED", "audit-1", "toy", gap, "it is MASKED"),
+        ("INCONCLUSIVE", "audit-2", "toy", gap, "it is INCONCLUSIVE"),
+        ("NOT_MASKED", "audit-3", "toy", gap, "it is NOT_MASKED"),
+    ]
+    assert text.index('class="cards"') < text.index('class="counts"') < text.index("<table")
+    assert all(f'id="{link}"' in text for _, link, *_ in cards(text))
+
+
+def test_a_card_names_what_hides_the_gradient_instead_of_its_first_reason() -> None:
+    site = {"name": "torch.round", "file": "mine.py", "line": 8, "count": 1}
+    finding = {"id": "hidden-gradient", "message": "it is", "undermines_attacks": False, "link": ""}
+    known = plain_audit(verdict="MASKED", operations=[site], findings=[finding])
+    assert cards(page(known))[0][-1] == "hidden by `torch.round` at mine.py:8"
+    assert cards(page(plain_audit(verdict="INCONCLUSIVE", operations=[site], findings=[finding])))[0][-1] == (
+        "it is INCONCLUSIVE"
+    )
+
+
+def test_a_card_without_a_gap() -> None:
+    audit = plain_audit(verdict="INCONCLUSIVE", gap=None)
+    assert cards(page(audit)) == [("INCONCLUSIVE", "audit-1", "toy", "it is INCONCLUSIVE")]
+    assert 'class="cards"' not in page()

@@ -199,11 +199,11 @@ def test_a_crashed_audit_and_one_without_evidence() -> None:
     crash = crash_to_json("test_it.py::test_train", "net", ValueError("train mode"))
     found = page([crash, to_json(masked_case().audit)])
     assert "net: INCONCLUSIVE, as the audit raised ValueError: train mode." in found.text()
-    assert "Accuracy against eps" not in found.text()
+    assert "Quality of the gradient" not in found.text()
 
 
 def test_a_part_that_could_not_be_made() -> None:
-    evidence = {"curves": {"error": "OSError: gone"}, "pictures": {"error": "OSError: lost"}}
+    evidence = {"noise": {"error": "OSError: gone"}, "pictures": {"error": "OSError: lost"}}
     text = page([to_json(masked_case().audit)], [evidence]).text()
     assert "could not be made: OSError: gone. The verdict does not depend on it." in text
     assert "could not be made: OSError: lost." in text

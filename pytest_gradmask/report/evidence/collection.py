@@ -14,14 +14,14 @@ from pytest_gradmask.auditing.multilabel import with_joint_labels
 from pytest_gradmask.auditing.scoring import subseed
 from pytest_gradmask.defense import Defense, as_defense
 from pytest_gradmask.execution.fingerprint import FingerprintError, fingerprint
-from pytest_gradmask.report.evidence.curves import Rerun, curves, run_again
 from pytest_gradmask.report.evidence.gradients import Views, landscapes, noise
 from pytest_gradmask.report.evidence.pictures import pictures
+from pytest_gradmask.report.evidence.reruns import Rerun, run_again
 from pytest_gradmask.threat import PerturbationSet
 from pytest_gradmask.verdict.audit import Audit
 from pytest_gradmask.verdict.results import AttackResult, Verdict
 
-#: Images that curves and gradients are measured on, at most; drawn at random from those of the audit.
+#: Images that gradients are measured on, at most; drawn at random from those of the audit.
 SAMPLE = 16
 #: Images shown one by one, at most.
 SHOWN = 4
@@ -51,8 +51,8 @@ def collect_evidence(
         progress: called with a text before each step.
 
     Returns:
-        Plain data, ready for JSON: ``outcomes`` (which attack broke which image), ``curves`` (accuracy against eps and
-        budget), ``noise`` and ``landscapes`` (how useful the gradient is), ``pictures``, ``hashes`` and ``seconds``.
+        Plain data, ready for JSON: ``outcomes`` (which attack broke which image), ``noise`` and ``landscapes`` (how
+        useful the gradient is), ``pictures``, ``hashes`` and ``seconds``.
     """
     started = time.monotonic()
     defense, labels, _ = with_joint_labels(as_defense(defense), labels)
@@ -74,7 +74,7 @@ def _measured(
     seed: int,
     progress: Callable[[object], None],
 ) -> dict[str, Part]:
-    names = ("curves", "noise", "landscapes", "pictures")
+    names = ("noise", "landscapes", "pictures")
     if not any(audit.clean):
         return {name: {"error": "no image is classified correctly without an attack"} for name in names}
     sample = _sample(audit.total, seed)
@@ -118,10 +118,8 @@ def _parts(
     for name in dict.fromkeys([*attacks, *([strongest] if strongest else [])]):
         progress(f"evidence: {name}")
         reruns[name] = run_again(prepared, name, correct)
-    progress("evidence: curves")
-    evidence = {"curves": _part(lambda: curves(prepared, [reruns[name] for name in attacks], sample))}
     progress("evidence: gradients")
-    evidence["noise"] = _part(lambda: noise(_views(prepared), [index for index in correct if index < sample]))
+    evidence = {"noise": _part(lambda: noise(_views(prepared), [index for index in correct if index < sample]))}
     chosen = [index for index in shown if index in correct] or correct
     evidence["landscapes"] = _part(lambda: landscapes(_views(prepared), chosen, numbers))
     evidence["pictures"] = _part(

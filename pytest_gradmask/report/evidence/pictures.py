@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pytest_gradmask.auditing.bench import Bench
 from pytest_gradmask.auditing.scoring import subseed
-from pytest_gradmask.report.evidence.curves import Rerun, done
+from pytest_gradmask.report.evidence.reruns import Rerun, done
 from pytest_gradmask.threat import ball_of
 
 #: Largest side in pixels. Larger images show every second or third pixel; averaging would hide the difference.
