@@ -160,6 +160,9 @@ class Collector:
                 with self._alone(session, f"writing {file}"):
                     write(file, run)
                     self._notes.append(f"written to {file}")
+        if settings.adversarial is not None:
+            with self._alone(session, f"saving adversarial images to {settings.adversarial}"):
+                self._notes += _saved(self._records)
         if settings.history is not None and run["audits"]:
             from pytest_gradmask.report.history import keep
 
@@ -210,6 +213,19 @@ class Collector:
                 "seed": settings.seed,
             },
         }
+
+
+def _saved(records: Sequence[AuditRecord]) -> list[str]:
+    """Which files with adversarial images there are.
+
+    Raises:
+        OSError: one of them could not be written.
+    """
+    found = [record["evidence"]["adversarial"] for record in records if "adversarial" in record["evidence"]]
+    failed = [each["error"] for each in found if "error" in each]
+    if failed:
+        raise OSError(failed[0])
+    return [f"{each['broken']} adversarial images written to {each['file']}" for each in found]
 
 
 def _judgements(rows: Sequence[Row]) -> str:

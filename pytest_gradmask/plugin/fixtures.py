@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sized
+from collections.abc import Callable, Iterator, Sequence, Sized
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
+from pytest_gradmask.checks import is_a, listed
 from pytest_gradmask.plugin.estimate import costs_of
+from pytest_gradmask.plugin.evaluation import data_of
 from pytest_gradmask.plugin.extensions import more_probes, with_attacks
 from pytest_gradmask.plugin.machines import running_engine, share_of_cpus
 from pytest_gradmask.plugin.marker import TestSettings, read_marker
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from pytest_gradmask.defense import Defense
-    from pytest_gradmask.loading.datasets import Dataset, Unread
+    from pytest_gradmask.loading.inputs import Batch
     from pytest_gradmask.plugin.deadline import RunDeadline
     from pytest_gradmask.threat import PerturbationSet, ThreatModel
     from pytest_gradmask.transfer.matrix import TransferMatrix
@@ -49,7 +51,7 @@ class Gradmask:
     """What the ``gradmask`` fixture gives a test: audits with the run's and the test's settings."""
 
     def __init__(self, request: pytest.FixtureRequest) -> None:
-        self._node = request.node
+        self._request, self._node = request, request.node
         self._config = request.config
         self._audits = 0
         self._results: dict[int, Audit] = {}
@@ -62,10 +64,13 @@ class Gradmask:
         labels: Any = None,
         *,
         threat: PerturbationSet | None = None,
+        class_names: Sequence[str] = (),
     ) -> Audit:
         """Audit a defense on these images; see `pytest_gradmask.audit`. The run's reports include the result.
 
         ``threat`` is for sets that are no norm ball, which the marker cannot name. By default it is that of the marker.
+        ``class_names`` is for the pictures of the report: a name for each class, in the order of labels. The images of
+        ``eval_batch`` bring theirs, if their source says them.
         """
         from pytest_gradmask.auditing.run import audit
         from pytest_gradmask.loading.inputs import as_batch
@@ -74,6 +79,7 @@ class Gradmask:
         settings = self.settings
         threat = settings.threat if threat is None else threat
         try:
+            names = listed("class_names", class_names, "a name for each class, such as ['cat', 'dog']", _is_text)
             defense = with_attacks(self._node, defense)
             # Once: a loader may give other images the second time.
             batch = as_batch(
@@ -120,7 +126,7 @@ class Gradmask:
         record = self._record(to_json(result))
         self._results[self._audits] = result
         self._node.stash.setdefault(UNCHECKED, {})[self._audits] = result.defense
-        record["evidence"] = printable_data(self._evidence(result, defense, batch.images, batch.labels, threat))
+        record["evidence"] = printable_data(self._evidence(result, defense, batch, names, threat))
         return result
 
     def _progress(
@@ -152,25 +158,48 @@ class Gradmask:
                 self._node.stash[UNCHECKED].pop(number, None)
 
     def _evidence(
-        self, result: Audit, defense: Defense | nn.Module, images: Tensor, labels: Tensor, threat: PerturbationSet
+        self,
+        result: Audit,
+        defense: Defense | nn.Module,
+        batch: Batch,
+        class_names: Sequence[str],
+        threat: PerturbationSet,
     ) -> dict[str, Any]:
         """What the HTML report shows beyond the audit. Without an HTML report it is empty and costs nothing."""
         settings = self._config.stash[SETTINGS]
         if settings.html is None:
             return {}
+        from pytest_gradmask.report.evidence.adversarial import file_name
         from pytest_gradmask.report.evidence.collection import collect_evidence
 
-        with share_of_cpus(self._config), self._progress(defense, images) as progress:
-            return collect_evidence(
+        file = None if settings.adversarial is None else settings.adversarial / file_name(result.test, self._audits)
+        with share_of_cpus(self._config), self._progress(defense, batch) as progress:
+            evidence = collect_evidence(
                 result,
                 defense,
-                images,
-                labels,
+                batch.images,
+                batch.labels,
                 threat=threat,
                 device=settings.torch_device,
                 seed=self.settings.seed,
+                class_names=class_names or self._class_names(batch.labels),
+                adversarial=None if file is None else self._config.invocation_params.dir / file,  # a test may go away
                 progress=progress,
             )
+        if file is not None and "error" not in evidence["adversarial"]:
+            evidence["adversarial"]["file"] = str(file)
+        return evidence
+
+    def _class_names(self, labels: Tensor) -> tuple[str, ...]:
+        """The names of the classes of ``eval_batch``, if these are its labels."""
+        if "eval_batch" not in self._request.fixturenames:
+            return ()
+        data = data_of(self._request)
+        return data.class_names if labels.tolist() == data.labels[: len(labels)].tolist() else ()
+
+
+def _is_text(value: object) -> bool:
+    return is_a(value, str)
 
 
 def _share_of_deadline(config: pytest.Config) -> float | None:
@@ -236,29 +265,8 @@ def transfer_matrix(request: pytest.FixtureRequest, gradmask: Gradmask) -> Calla
 @pytest.fixture
 def eval_batch(request: pytest.FixtureRequest) -> EvalBatch:
     """Evaluation images and labels, as chosen by ``--gradmask-data`` and ``--gradmask-samples``."""
-    data = _data(request)
+    data = data_of(request)
     return EvalBatch(data.images.clone(), data.labels.clone())  # a test may change its copy in place
-
-
-def _data(request: pytest.FixtureRequest) -> Dataset:
-    run_settings = request.config.stash[SETTINGS]
-    settings, download = read_marker(request.node, run_settings), run_settings.download
-    with uncaptured(request.config, wanted=download):
-        return _load(run_settings.data, settings.samples, settings.budget.samples, settings.seed, download=download)
-
-
-@functools.lru_cache(maxsize=2)
-def _load(spec: str, samples: int | None, at_most: int, seed: int, *, download: bool) -> Dataset:
-    data = _open(spec, download=download)
-    # If no number of images was asked for, it is the budget's, or all images if there are fewer.
-    return data.load(min(at_most, len(data)) if samples is None else samples, seed)
-
-
-@functools.lru_cache(maxsize=2)
-def _open(spec: str, *, download: bool) -> Unread:
-    from pytest_gradmask.loading.datasets import open_dataset
-
-    return open_dataset(spec, download=download)
 
 
 @pytest.fixture
@@ -274,7 +282,7 @@ def gradmask_model(request: pytest.FixtureRequest) -> nn.Module:
         raise pytest.UsageError("the fixture gradmask_model needs --gradmask-model=MODEL, or its ini value")
     model = _model(request, spec)
     if "eval_batch" in request.fixturenames:
-        data = _data(request)
+        data = data_of(request)
         check_classes(spec, model, data.images, data.classes, data.source)
     return model
 

@@ -198,6 +198,12 @@ OPTIONS = (
         help="write a report of every audit to FILE, with pictures (takes longer)",
     ),
     Option(
+        name="adversarial",
+        parse=_folder,
+        metavar="DIR",
+        help="save adversarial images to DIR, a file for each audit in the report of --gradmask-html",
+    ),
+    Option(
         name="cache",
         parse=_folder,
         metavar="DIR",

@@ -67,6 +67,7 @@ class Settings:
     baseline: Path | None
     baseline_update: bool
     html: Path | None
+    adversarial: Path | None
     download: bool
     cache: Path | None
     no_cache: bool
@@ -127,6 +128,8 @@ def read_settings(config: pytest.Config) -> Settings:
     )
     if settings.baseline_update and settings.baseline is None:
         raise pytest.UsageError("--gradmask-baseline-update: say which file to write, with --gradmask-baseline=FILE")
+    if settings.adversarial is not None and settings.html is None:
+        raise pytest.UsageError("--gradmask-adversarial: say where the report goes, too, with --gradmask-html=FILE")
     _check_files({name: getattr(settings, name) for name in ("json", "html", "badge", "sarif", "baseline")})
     if settings.enabled:
         _check_machine(settings)

@@ -110,6 +110,7 @@ def _audit(record: AuditRecord, matrices: Sequence[Mapping[str, Any]]) -> dict[s
         "noise": _noise(evidence.get("noise")),
         "landscapes": _landscapes(evidence.get("landscapes")),
         "pictures": evidence.get("pictures"),
+        "saved": _saved(evidence.get("adversarial")),
         "transfers": [each for each in matrices if each["test"] == audit["test"]],
         "settings": _settings(audit, evidence),
     }
@@ -180,6 +181,22 @@ def _landscapes(landscapes: Mapping[str, Any] | None) -> Mapping[str, Any] | Non
         for each in landscapes["images"]
     ]
     return {**landscapes, "images": drawn}
+
+
+def _saved(saved: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    if not saved or "error" in saved:
+        return saved
+    row = saved["example"]
+    replay = (
+        ""
+        if row is None
+        else (
+            f"import numpy, torch; file = numpy.load({saved['file']!r}); "
+            f'print(model(torch.from_numpy(file["adversarial"][{row}:{row + 1}])).argmax(1), '
+            f'"instead of", file["labels"][{row}:{row + 1}])'
+        )
+    )
+    return {**saved, "replay": replay}
 
 
 def _transfer(transfer: Mapping[str, Any]) -> dict[str, Any]:

@@ -170,10 +170,19 @@ def test_torchvision_data_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         def __init__(self, root: str, *, train: bool, download: bool) -> None:
             assert (root, download) == (str(tmp_path), False)
             self.data, self.targets = some_images(3 if train else 2), [1, 0, 1][: 3 if train else 2]
+            self.classes = ["here", "there"]
 
     monkeypatch.setattr("torchvision.datasets.CIFAR10", Fake)
     assert len(load_dataset(f"cifar10:{tmp_path}", split="train")) == 3
     assert load_dataset(f"cifar10:{tmp_path}").labels.tolist() == [1, 0]
+    assert load_dataset(f"cifar10:{tmp_path}").class_names == ("here", "there")
+
+
+def test_embedded_images_have_the_names_of_their_classes(npz: Path) -> None:
+    data = load_dataset("embedded")
+    assert [data.class_names[label] for label in data.labels[:4]] == ["cat", "ship", "ship", "airplane"]
+    assert (data.classes, data.subset(5, 0).class_names) == (10, data.class_names)
+    assert load_dataset(f"npz:{npz}").class_names == ()
 
 
 # specifications

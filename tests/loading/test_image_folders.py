@@ -72,6 +72,7 @@ def test_labels_are_imagenet_labels_if_classes_are_missing(classes: Path) -> Non
     data = load_dataset(f"imagenet:{classes}?size=8&resize=12")
     assert data.labels.tolist() == [0, 0, 1, 1, 999, 999]
     assert data.classes == 1000
+    assert [data.class_names[label] for label in (0, 1, 999)] == ["tench", "goldfish", "toilet tissue"]
     assert data.labels.dtype == torch.int64
 
 
@@ -196,6 +197,7 @@ def test_imagefolder_classes_are_in_sorted_order(folder: Path) -> None:
     data = load_dataset(f"imagefolder:{folder}")
     assert data.images.shape == (4, 3, 8, 8)
     assert data.labels.tolist() == [0, 0, 1, 1]
+    assert data.class_names == ("ant", "bee")
     expected = torch.from_numpy(drawn(11, 8, 8)).permute(2, 0, 1) / 255
     torch.testing.assert_close(data.images[3], expected)
 

@@ -122,7 +122,7 @@ def test_items_become_a_batch() -> None:
     torch.testing.assert_close(data.images[:, 0, 0, 0], torch.arange(12) / 100)
     assert data.labels.tolist() == [0, 1, 2] * 4
     assert data.labels.dtype == torch.int64
-    assert data.classes == 3
+    assert (data.classes, data.class_names) == (3, ("ant", "bee", "cow"))
     assert len(load_dataset("dataset:my_data:load")) == 6
 
 

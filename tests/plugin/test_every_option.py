@@ -16,6 +16,7 @@ TESTS = Path(__file__).parent
 #: For each option the test that shows what it does. The same for ini values below. A new option needs a line in both.
 OPTIONS = {
     "--gradmask": "test_options.py::test_with_the_option_audits_run",
+    "--gradmask-adversarial": "test_adversarial_option.py::test_each_audit_has_a_file",
     "--gradmask-attempt": "test_attempts.py::test_the_option_says_how_many_there_have_been",
     "--gradmask-badge": "test_ci.py::TestBadge::test_it_shows_the_worst_verdict",
     "--gradmask-baseline": "test_ci.py::TestBaseline::test_only_a_worse_run_fails",
@@ -43,6 +44,7 @@ OPTIONS = {
 }
 INI_VALUES = {
     "gradmask": "test_options.py::test_the_ini_value_turns_audits_on",
+    "gradmask_adversarial": "test_adversarial_option.py::test_the_ini_value_does_the_same",
     "gradmask_attempt": "test_attempts.py::test_the_ini_value_and_the_marker_do_the_same",
     "gradmask_badge": "test_ci.py::TestBadge::test_the_ini_value_names_the_file",
     "gradmask_baseline": "test_ci.py::TestBaseline::test_the_ini_values_do_the_same",

@@ -26,7 +26,7 @@ from pathlib import Path
 from pytest_gradmask.checks import check_is, check_whole, is_a, shown
 from pytest_gradmask.errors import InputError
 from pytest_gradmask.loading.checkpoints import fixtures_directory
-from pytest_gradmask.loading.datasets.arrays import from_npz, from_torchvision
+from pytest_gradmask.loading.datasets.arrays import CIFAR10, from_npz, from_torchvision
 from pytest_gradmask.loading.datasets.base import Dataset, Unread
 from pytest_gradmask.loading.datasets.folders import from_folder, from_imagenet
 from pytest_gradmask.loading.datasets.items import from_items
@@ -66,7 +66,7 @@ def open_dataset(spec: str, *, split: str = "test", download: bool = False) -> U
     if not is_a(split, str) or split not in SPLITS:
         raise InputError(f"split {shown(split)}: use one of {', '.join(SPLITS)}")
     if found.kind == "embedded":
-        return from_npz(fixtures_directory() / "cifar10-embedded.npz", "test", spec, classes=10)
+        return from_npz(fixtures_directory() / "cifar10-embedded.npz", "test", spec, CIFAR10)
     if found.kind == "npz":
         return from_npz(Path(found.path).expanduser(), split, spec)
     if found.kind in ("cifar10", "cifar100"):

@@ -22,9 +22,11 @@ _NPZ_KEYS = {
     "train": (("train_x", "train_y"), ("images", "labels")),
 }
 _CLASSES = {"cifar10": 10, "cifar100": 100}
+#: In the order of labels.
+CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
-def from_npz(file: Path, split: str, source: str, classes: int | None = None) -> Unread:
+def from_npz(file: Path, split: str, source: str, class_names: tuple[str, ...] = ()) -> Unread:
     """Read the arrays of an npz file. Pickled arrays are refused."""
     try:
         # Opened here, because numpy does not close a file that only looks like an archive.
@@ -33,7 +35,8 @@ def from_npz(file: Path, split: str, source: str, classes: int | None = None) ->
                 if image_key in archive and label_key in archive:
                     for key in (image_key, label_key):
                         _check_size(archive, key, file)
-                    return _checked(archive[image_key], archive[label_key], str(file), source, classes)
+                    classes = len(class_names) or None
+                    return _checked(archive[image_key], archive[label_key], str(file), source, classes, class_names)
             found = ", ".join(archive.files)
     except (DataError, InputError):
         raise
@@ -64,7 +67,9 @@ def _archive(stream: BinaryIO) -> NpzFile:
     return loaded
 
 
-def _checked(images: Array, labels: Array, where: str, source: str, classes: int | None) -> Unread:
+def _checked(
+    images: Array, labels: Array, where: str, source: str, classes: int | None, class_names: tuple[str, ...]
+) -> Unread:
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3):
         raise DataError(
             f"{where}: images must be uint8 of shape N x H x W x 3 (or 1), got {images.dtype} {images.shape}"
@@ -79,7 +84,7 @@ def _checked(images: Array, labels: Array, where: str, source: str, classes: int
     def read(some: Array) -> tuple[Tensor, Tensor]:
         return as_tensor(images[some]), torch.from_numpy(labels[some].astype(np.int64))
 
-    return Unread(labels.tolist(), read, source, classes)
+    return Unread(labels.tolist(), read, source, classes, class_names=class_names)
 
 
 def from_torchvision(spec: DataSpec, split: str, *, download: bool) -> Unread:
@@ -96,4 +101,4 @@ def from_torchvision(spec: DataSpec, split: str, *, download: bool) -> Unread:
         hint = f"without a network, {hint}" if download else f"pass --gradmask-download to fetch it, or {hint}"
         raise DataError(f"data {spec.kind!r}: {failed} ({error}); {hint}") from error
     images, labels = np.asarray(dataset.data), np.asarray(dataset.targets)
-    return _checked(images, labels, str(folder), spec.text, _CLASSES[spec.kind])
+    return _checked(images, labels, str(folder), spec.text, _CLASSES[spec.kind], tuple(dataset.classes))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,7 @@ class Dataset:
         source: the specification it was loaded from.
         classes: number of classes, including those without an image; None if the source does not say.
         note: what is worth knowing about how it was read, for people; mostly empty.
+        class_names: the name of each class, in the order of labels; empty if the source does not say.
     """
 
     images: Tensor
@@ -34,6 +35,7 @@ class Dataset:
     source: str
     classes: int | None = None
     note: str = ""
+    class_names: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -45,7 +47,7 @@ class Dataset:
             InputError: there are fewer images.
         """
         some = chosen(self.labels.tolist(), samples, seed, self.source)
-        return Dataset(self.images[some], self.labels[some], self.source, self.classes, self.note)
+        return replace(self, images=self.images[some], labels=self.labels[some])
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +58,7 @@ class Unread:
         strata: the class of each image. If labels are only known after reading, the same number for all images.
         read: takes indices and returns images and labels, as in `Dataset`.
         source: the specification it is loaded from.
-        classes, note: as in `Dataset`.
+        classes, note, class_names: as in `Dataset`.
     """
 
     strata: Sequence[int]
@@ -64,6 +66,7 @@ class Unread:
     source: str
     classes: int | None
     note: str = ""
+    class_names: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.strata)
@@ -76,7 +79,7 @@ class Unread:
             DataError: an image cannot be read.
         """
         some = np.arange(len(self)) if samples is None else chosen(self.strata, samples, seed, self.source)
-        return Dataset(*self.read(some), self.source, self.classes, self.note)
+        return Dataset(*self.read(some), self.source, self.classes, self.note, self.class_names)
 
 
 def chosen(strata: Sequence[int], samples: int, seed: int, source: str) -> Array:

@@ -27,27 +27,30 @@ _LAYOUTS = (
 def from_folder(spec: DataSpec) -> Unread:
     """Image files in one folder per class. Folders named by numbers are in the order of these, others in text order."""
     samples, classes = _class_folders(spec)
-    number = {name: label for label, name in enumerate(class_order(classes))}
+    names = class_order(classes)
+    number = {name: label for label, name in enumerate(names)}
     ordered = sorted(((file, number[classes[label]]) for file, label in samples), key=lambda sample: sample[1])
-    return _unread(ordered, spec, len(classes), order_note(classes))
+    return _unread(ordered, spec, names, order_note(classes))
 
 
 def from_imagenet(spec: DataSpec) -> Unread:
     """ImageNet in one of its two layouts. Labels are numbered in the order of the sorted WordNet ids."""
     from timm.data import ImageNetInfo
 
-    ids = ImageNetInfo("imagenet-1k").label_names()
+    info = ImageNetInfo("imagenet-1k")
+    ids = info.label_names()
+    names = [info.index_to_description(index).split(",")[0] for index in range(len(ids))]  # the first of synonyms
     number = {name: index for index, name in enumerate(ids)}
     folder = Path(spec.path).expanduser()
     listing = spec.labels or folder / "labels.txt"
     if listing.is_file():
         by_number = {str(index): index for index in range(len(ids))}
-        return _unread(_listed(listing, folder, number | by_number), spec, len(ids))
+        return _unread(_listed(listing, folder, number | by_number), spec, names)
     samples, classes = _class_folders(spec)
     unknown = [name for name in classes if name not in number]
     if unknown:
         raise DataError(f"data {spec.text!r}: {unknown[0]!r} in {folder} is not a class of ImageNet; {_LAYOUTS}")
-    return _unread([(file, number[classes[label]]) for file, label in samples], spec, len(ids))
+    return _unread([(file, number[classes[label]]) for file, label in samples], spec, names)
 
 
 def _class_folders(spec: DataSpec) -> tuple[list[tuple[str, int]], list[str]]:
@@ -84,7 +87,7 @@ def _listed(listing: Path, folder: Path, number: dict[str, int]) -> list[tuple[s
     return samples
 
 
-def _unread(samples: Sequence[tuple[str, int]], spec: DataSpec, classes: int, note: str = "") -> Unread:
+def _unread(samples: Sequence[tuple[str, int]], spec: DataSpec, class_names: Sequence[str], note: str = "") -> Unread:
     labels = [label for _, label in samples]
 
     def read(some: Array) -> tuple[Tensor, Tensor]:
@@ -98,7 +101,7 @@ def _unread(samples: Sequence[tuple[str, int]], spec: DataSpec, classes: int, no
                 )
         return as_tensor(np.stack(images)), torch.tensor([labels[index] for index in some])
 
-    return Unread(labels, read, spec.text, classes, note)
+    return Unread(labels, read, spec.text, len(class_names), note, tuple(class_names))
 
 
 def _decoded(file: str, crop: tuple[int, int] | None) -> Array:

@@ -21,14 +21,15 @@ def from_items(spec: DataSpec) -> Unread:
     """The items (image, label) of a map-style data set.
 
     If the data set has ``targets``, as those of torchvision have, its labels are known before the images are read. The
-    number of classes is the length of its ``classes``.
+    number of classes is the length of its ``classes``, which are also their names.
     """
     found: Any = called(f"data {spec.text!r}", spec.path, torch.utils.data.Dataset)
     try:
         count = len(found)
         strata = _strata(found, count)
-        classes = getattr(found, "classes", None)
-        classes = len(classes) if isinstance(classes, Sequence) else None
+        listed = getattr(found, "classes", None)
+        classes = len(listed) if isinstance(listed, Sequence) else None
+        names = tuple(map(str, listed)) if isinstance(listed, Sequence) and not isinstance(listed, str) else ()
     except Exception as error:  # the user's code may raise anything
         if not hasattr(type(found), "__len__"):
             raise DataError(f"data {spec.text!r}: has no length; give a map-style data set") from error
@@ -49,7 +50,7 @@ def from_items(spec: DataSpec) -> Unread:
                 )
         return torch.stack([image for image, _ in items]), torch.tensor([label for _, label in items])
 
-    return Unread(strata, read, spec.text, classes)
+    return Unread(strata, read, spec.text, classes, class_names=names)
 
 
 def _strata(found: Any, count: int) -> list[int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from pytest_gradmask.auditing.multilabel import with_joint_labels
 from pytest_gradmask.auditing.scoring import subseed
 from pytest_gradmask.defense import Defense, as_defense
 from pytest_gradmask.execution.fingerprint import FingerprintError, fingerprint
+from pytest_gradmask.report.evidence.adversarial import save
 from pytest_gradmask.report.evidence.gradients import Views, landscapes, noise
 from pytest_gradmask.report.evidence.pictures import pictures
 from pytest_gradmask.report.evidence.reruns import Rerun, run_again
@@ -38,6 +40,8 @@ def collect_evidence(
     threat: PerturbationSet,
     device: str = "cpu",
     seed: int = 0,
+    class_names: Sequence[str] = (),
+    adversarial: Path | None = None,
     progress: Callable[[object], None] = lambda message: None,
 ) -> dict[str, Any]:
     """Attack some images again with the budget ``smoke``, so that a report can illustrate an audit.
@@ -48,11 +52,13 @@ def collect_evidence(
     Args:
         audit: of this defense.
         defense, images, labels, threat, device, seed: the arguments of the audit.
+        class_names: of all classes, for the pictures; empty if they are not known.
+        adversarial: file for the adversarial images that were made; see `adversarial.save`. None for none.
         progress: called with a text before each step.
 
     Returns:
         Plain data, ready for JSON: ``outcomes`` (which attack broke which image), ``noise`` and ``landscapes`` (how
-        useful the gradient is), ``pictures``, ``hashes`` and ``seconds``.
+        useful the gradient is), ``pictures``, ``hashes`` and ``seconds``; and ``adversarial``, about its file.
     """
     started = time.monotonic()
     defense, labels, _ = with_joint_labels(as_defense(defense), labels)
@@ -60,7 +66,7 @@ def collect_evidence(
         "outcomes": _outcomes(audit),
         "hashes": _part(lambda: _hashes(defense, images, labels)),
     }
-    evidence |= _measured(audit, defense, images, labels, threat, device, seed, progress)
+    evidence |= _measured(audit, defense, images, labels, threat, device, seed, class_names, adversarial, progress)
     return {**evidence, "seconds": round(time.monotonic() - started, 3)}
 
 
@@ -72,9 +78,11 @@ def _measured(
     threat: PerturbationSet,
     device: str,
     seed: int,
+    class_names: Sequence[str],
+    adversarial: Path | None,
     progress: Callable[[object], None],
 ) -> dict[str, Part]:
-    names = ("noise", "landscapes", "pictures")
+    names = ("noise", "landscapes", "pictures", *(() if adversarial is None else ("adversarial",)))
     if not any(audit.clean):
         return {name: {"error": "no image is classified correctly without an attack"} for name in names}
     sample = _sample(audit.total, seed)
@@ -86,7 +94,7 @@ def _measured(
         with bench(
             defense, images[numbers], labels[numbers], threat=threat, budget="smoke", device=device, seed=seed
         ) as prepared:
-            return _parts(audit, prepared, numbers, len(sample), shown, progress)
+            return _parts(audit, prepared, numbers, len(sample), shown, class_names, adversarial, progress)
     except Exception as error:  # whatever the defense raises now, the verdict does not change
         return {name: _error(error) for name in names}
 
@@ -97,6 +105,8 @@ def _parts(
     numbers: Sequence[int],
     sample: int,
     shown: Sequence[int],
+    class_names: Sequence[str],
+    adversarial: Path | None,
     progress: Callable[[object], None],
 ) -> dict[str, Part]:
     """The parts that need forwards of the defense.
@@ -107,7 +117,7 @@ def _parts(
         numbers: for each of these images, its number in the report.
         sample: so many of these images, from the first on, are a random sample of the audit's images.
         shown: indices of the images to show one by one, the most informative first.
-        progress: called with a text before each step.
+        class_names, adversarial, progress: as in `collect_evidence`.
     """
     correct = [index for index, is_correct in enumerate(prepared.clean) if is_correct]
     if not correct:
@@ -130,8 +140,11 @@ def _parts(
             numbers,
             SHOWN,
             beside=reruns[attacks[0]],
+            class_names=class_names,
         )
     )
+    if adversarial is not None:
+        evidence["adversarial"] = _part(lambda: save(prepared, reruns[strongest or attacks[0]], numbers, adversarial))
     return evidence
 
 

@@ -29,6 +29,7 @@ def pictures(
     count: int,
     *,
     beside: Rerun | None = None,
+    class_names: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Clean image, adversarial image and their difference, with the predictions of the defense for the first two.
 
@@ -39,6 +40,7 @@ def pictures(
         numbers: for each image of the bench, its number in the report.
         count: how many to show.
         beside: of another attack, whose images are shown beside these; None or the same rerun for none.
+        class_names: of all classes. They are left out if the defense has another number of classes.
     """
     broken = set(done(rerun).broken)
     shown = sorted(dict.fromkeys(order), key=lambda index: index not in broken)[:count]
@@ -48,8 +50,14 @@ def pictures(
     low, high = scorer.threat.bounds
     clean = scorer.images[shown]
     adversarial = rerun.returned[[rerun.attacked.index(index) for index in shown]]
+    with torch.no_grad():
+        classes = scorer.oracle(clean[:1]).shape[1]
+    names = class_names if len(class_names) == classes else ()
+    unnamed = (
+        f"{len(class_names)} names of classes are known, and the defense has {classes} classes: they have numbers."
+    )
     scorer.oracle.reseed(subseed(scorer.seed, "defense under pictures of evidence"))
-    before, after = _predictions(bench, clean), _predictions(bench, adversarial)
+    before, after = _predictions(bench, clean, names), _predictions(bench, adversarial, names)
     difference = (adversarial - clean).nan_to_num(0, 0, 0)
     largest = difference.abs().max().item() / (high - low)
     magnification = max(1, math.floor(0.5 / largest)) if largest > 0 else 1
@@ -60,7 +68,7 @@ def pictures(
         survives = set(shown) - set(done(second).broken)
         others = [
             {**answer, "png": _png((images[row] - low) / (high - low)), "broken": shown[row] not in survives}
-            for row, answer in enumerate(_predictions(bench, images))
+            for row, answer in enumerate(_predictions(bench, images, names))
         ]
     distances = ball_of(scorer.threat).distance(adversarial, clean).tolist()
     return {
@@ -71,10 +79,12 @@ def pictures(
         "magnification": magnification,
         "every": _every(clean),
         "channels": clean.shape[1],
+        "unnamed": unnamed if class_names and not names else "",
         "images": [
             {
                 "image": numbers[index],
                 "label": int(scorer.labels[index]),
+                "label_name": names[int(scorer.labels[index])] if names else "",
                 "clean": before[row],
                 "adversarial": after[row],
                 "broken": index in broken,
@@ -89,13 +99,17 @@ def pictures(
     }
 
 
-def _predictions(bench: Bench, images: Tensor) -> list[dict[str, Any]]:
-    """The predicted class of each image in one forward, and its probability by a softmax of the logits."""
+def _predictions(bench: Bench, images: Tensor, names: Sequence[str]) -> list[dict[str, Any]]:
+    """The predicted class of each image in one forward, its name, and its probability by a softmax of the logits."""
     with torch.no_grad():
         probabilities = bench.scorer.oracle(images).softmax(1)
     largest, classes = probabilities.max(1)
     return [
-        {"class": predicted, "probability": round(value, 4) if math.isfinite(value) else None}
+        {
+            "class": predicted,
+            "name": names[predicted] if names else "",
+            "probability": round(value, 4) if math.isfinite(value) else None,
+        }
         for value, predicted in zip(largest.tolist(), classes.tolist(), strict=True)
     ]
 
