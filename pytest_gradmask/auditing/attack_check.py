@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pytest_gradmask.auditing.events import Message, Progress
+from pytest_gradmask.auditing.events import Message, Progress, Step
 from pytest_gradmask.auditing.plan import PlannedAttack
 from pytest_gradmask.auditing.scoring import subseed
 from pytest_gradmask.auditing.surface import AttackSurface
@@ -53,6 +53,16 @@ def check_attacks(
     return [Finding(ATTACK_FAILS, message, undermines_attacks=True)]
 
 
+def check_step(attacks: Sequence[PlannedAttack]) -> list[Step]:
+    """The attack check as a step of the plan: a list of one, or of none if no attack can be checked."""
+    return [_step(attack) for attack in attacks if attack.checked and not attack.skip][:1]
+
+
+def _step(attack: PlannedAttack) -> Step:
+    # To embed an example, its ball is searched, and a last layer is fitted. The figures are measured.
+    return Step(attack="attack check", kind="check", cost=500 + 3 * attack.cost)
+
+
 def _check(
     surface: AttackSurface,
     attack: PlannedAttack,
@@ -66,7 +76,8 @@ def _check(
     """Whether an attack passes the binarization test, and what it found in words."""
 
     def test(count: int, *, frozen: bool) -> BinarizationTest:
-        progress(Message(f"binarization test of {attack.name} on {min(count, len(images))} images"))
+        step, few = _step(attack), min(count, len(images))
+        progress(Message(f"binarization test of {attack.name} on {few} images", step, few))
         generator = torch.Generator().manual_seed(subseed(seed, f"unit test of {attack.name}"))
         return binarization_test(
             attack.run, surface.defense, images[:count], labels[:count], threat=ball_of(threat), generator=generator,

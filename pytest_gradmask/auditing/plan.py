@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -55,6 +56,7 @@ class PlannedAttack:
         deferred: whether it waits until adaptive attacks and placebo have run, and then gets only the images that one
             of both sides alone has broken. On all others it cannot change the masking gap.
         skip: if not empty, why it cannot run on this defense.
+        cost: about how many forwards an image takes that nothing breaks. A backward counts as two. 0 if unknown.
     """
 
     name: str
@@ -67,6 +69,7 @@ class PlannedAttack:
     checked: bool = False
     deferred: bool = False
     skip: str = ""
+    cost: float = 0.0
 
     @property
     def queries(self) -> bool:
@@ -126,6 +129,7 @@ def plan_placebo(surface: AttackSurface, budget: Budget, passes: int) -> Planned
         run=partial(_apgd(surface, budget.apgd_steps), restarts=restarts),
         model=model,
         skip=_NO_GRADIENT if surface.black_box else "",
+        cost=restarts * _gradient_steps(surface, budget.apgd_steps),
     )
 
 
@@ -165,6 +169,11 @@ def _counted(run: Run, model: Oracle, *batch: Tensor, **arguments: object) -> Te
     return returned
 
 
+def _gradient_steps(surface: AttackSurface, steps: int) -> float:
+    """The cost of so many steps: each is a forward and a backward of every member, averaged over forwards."""
+    return 3.0 * steps * surface.eot * max(1, len(surface.defense.members))
+
+
 def _apgd(surface: AttackSurface, steps: int) -> Run:
     """APGD; on a randomized defense with EOT, and then without stopping at the first success of a single draw."""
     return partial(apgd, steps=steps, eot=surface.eot, stop_early=surface.eot == 1)
@@ -174,7 +183,8 @@ def _quick_attack(surface: AttackSurface) -> PlannedAttack:
     # On a randomized defense one forward says little: it goes on to points that fool more often.
     run = partial(pgd, steps=_QUICK_STEPS, stop_early=not surface.randomized, eot=surface.eot)
     model = surface.oracle(surface.attacked)
-    return PlannedAttack(name="pgd", kind="gradient", access="gradient", run=run, model=model)
+    cost = _gradient_steps(surface, _QUICK_STEPS)
+    return PlannedAttack(name="pgd", kind="gradient", access="gradient", run=run, model=model, cost=cost)
 
 
 def _gradient_attacks(surface: AttackSurface, budget: Budget) -> list[PlannedAttack]:
@@ -187,6 +197,9 @@ def _gradient_attacks(surface: AttackSurface, budget: Budget) -> list[PlannedAtt
     if surface.classes > 3:
         runs["apgd-t"] = on_average(partial(autoattack.apgd_t, steps=budget.apgd_steps, targets=targets), eot)
     runs["fab-t"] = on_average(partial(autoattack.fab_t, steps=budget.fab_steps, targets=targets), eot)
+    # A step of FAB looks at each class, and searches along a line.
+    steps = {"apgd-ce": budget.apgd_steps, "apgd-dlr": budget.apgd_steps, "apgd-t": budget.apgd_steps * targets}
+    steps["fab-t"] = 2 * budget.fab_steps * targets
     planned = [
         PlannedAttack(
             name=name,
@@ -196,6 +209,7 @@ def _gradient_attacks(surface: AttackSurface, budget: Budget) -> list[PlannedAtt
             model=surface.oracle(),
             autoattack=("standard", "rand") if name in ("apgd-ce", "apgd-dlr") else ("standard",),
             checked=name == "apgd-ce",
+            cost=3.0 * eot * steps[name],
         )
         for name, run in runs.items()
     ]
@@ -203,7 +217,12 @@ def _gradient_attacks(surface: AttackSurface, budget: Budget) -> list[PlannedAtt
         # Upstream's EOT averages gradients, but keeps the iterate that fooled a single forward.
         run, name = _apgd(surface, budget.apgd_steps), "apgd-eot" if surface.randomized else "apgd"
         model = surface.oracle(surface.attacked)
-        planned.append(PlannedAttack(name=name, kind="gradient", access="gradient", run=run, model=model, checked=True))
+        planned.append(
+            PlannedAttack(
+                name=name, kind="gradient", access="gradient", run=run, model=model, checked=True,
+                cost=_gradient_steps(surface, budget.apgd_steps),
+            )
+        )  # fmt: skip
     return planned
 
 
@@ -213,8 +232,11 @@ def _adaptive_attacks(surface: AttackSurface, budget: Budget, *, quick: bool) ->
     through: Access = "bypass" if surface.approximations else "gradient"
     around = surface.rewired(bypassed)
 
-    def adaptive(name: str, access: Access, run: Run, model: Oracle, skip: str = "") -> PlannedAttack:
-        return PlannedAttack(name=name, kind="adaptive", access=access, run=run, model=model, skip=skip)
+    cost = _gradient_steps(surface, budget.bpda_steps)
+
+    def adaptive(name: str, access: Access, run: Run, model: Oracle, skip: str = "", **more: Any) -> PlannedAttack:
+        more = {"cost": cost, **more}
+        return PlannedAttack(name=name, kind="adaptive", access=access, run=run, model=model, skip=skip, **more)
 
     backbone = surface.oracle(surface.rewired(removed))
     transfer = partial(follow, stop_early=False)
@@ -223,23 +245,13 @@ def _adaptive_attacks(surface: AttackSurface, budget: Budget, *, quick: bool) ->
             adaptive(f"transfer-inner-{number}", "surrogate", transfer, surface.inner_oracle(inner))
             for number, inner in enumerate(surface.inner_classifiers)
         ),
-        PlannedAttack(
-            name="bpda",
-            kind="adaptive",
-            access="bypass",
-            run=follow,
-            model=surface.oracle(around),
-            checked=True,
-            skip=skip,
-        ),
+        adaptive("bpda", "bypass", follow, surface.oracle(around), skip, checked=True),
         adaptive("transfer-backbone", "surrogate", transfer, backbone, skip),
     ]
     if surface.operations:
         model = surface.oracle(surface.with_operations_bypassed())
-        natural = PlannedAttack(
-            name=OPERATIONS, kind="adaptive", access="bypass", run=follow, model=model, checked=True
-        )
-        planned.insert(0, natural)
+        # Each operation is watched, which takes time.
+        planned.insert(0, adaptive(OPERATIONS, "bypass", follow, model, checked=True, cost=1.5 * cost))
     elif scripted := _scripted(surface.attacked):
         reason = f"{', '.join(scripted)}: TorchScript, whose operations cannot be watched"
         planned.insert(0, adaptive(OPERATIONS, "bypass", follow, surface.oracle(), reason))
@@ -284,6 +296,7 @@ def _black_box_attacks(surface: AttackSurface, budget: Budget, *, quick: bool) -
         zero_order, steps=budget.zero_order_steps, pairs=budget.zero_order_pairs, loss=logit_margin, eot=surface.eot,
         give_up=hopeless if quick else never,
     )  # fmt: skip
+    given_up = 0.5 if quick else 1.0  # about the share of the queries after which images are given up
     planned = [
         PlannedAttack(
             name="square",
@@ -292,6 +305,7 @@ def _black_box_attacks(surface: AttackSurface, budget: Budget, *, quick: bool) -
             run=square,
             model=surface.oracle(),
             autoattack=("standard",),
+            cost=given_up * steps * eot,
         ),
         PlannedAttack(
             name="zero-order",
@@ -299,6 +313,7 @@ def _black_box_attacks(surface: AttackSurface, budget: Budget, *, quick: bool) -
             access="scores",
             run=estimate,
             model=surface.oracle(surface.attacked),
+            cost=given_up * 2 * budget.zero_order_steps * budget.zero_order_pairs * surface.eot,
         ),
     ]
     if surface.scoreless or surface.black_box:
@@ -309,6 +324,7 @@ def _black_box_attacks(surface: AttackSurface, budget: Budget, *, quick: bool) -
                 access="labels",
                 run=partial(rays, steps=2 * budget.square_queries),
                 model=surface.oracle(),
+                cost=2.0 * budget.square_queries,
             )
         )
     return planned

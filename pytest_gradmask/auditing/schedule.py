@@ -6,8 +6,9 @@ from collections.abc import Generator, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 
+from pytest_gradmask.auditing.attack_check import check_step
 from pytest_gradmask.auditing.budgets import Budget
-from pytest_gradmask.auditing.events import AttackStarted, Progress
+from pytest_gradmask.auditing.events import AttackEnded, AttackStarted, Progress, Step
 from pytest_gradmask.auditing.plan import PlannedAttack, plan_attacks, plan_placebo
 from pytest_gradmask.auditing.scoring import Scorer, empty_result
 from pytest_gradmask.auditing.surface import AttackSurface
@@ -128,8 +129,9 @@ class AttackSchedule:
                     if attack.name in outdone:
                         batch.runs.append(replace(_skipped(attack), note=OUTDONE))
                     else:
-                        self._announce(attack, len(survivors))
+                        self._announce(attack, len(survivors), batch)
                         batch.runs.append(next(results))
+                        self._conclude(attack, batch.runs[-1])
                     yield
 
     def _outdone(self) -> set[str]:
@@ -244,15 +246,45 @@ class AttackSchedule:
         batch.placebos.append(self._run(placebo, renamed))
 
     def _run(self, attack: PlannedAttack, batch: _Batch) -> AttackResult:
-        self._announce(attack, len(batch.survivors))
-        return self._scorer.run(attack, batch.survivors, batch.stream_name)
+        self._announce(attack, len(batch.survivors), batch)
+        result = self._scorer.run(attack, batch.survivors, batch.stream_name)
+        self._conclude(attack, result)
+        return result
 
-    def _announce(self, attack: PlannedAttack, images: int) -> None:
+    def _announce(self, attack: PlannedAttack, images: int, batch: _Batch) -> None:
+        if attack.skip:
+            return
         possible = [planned for planned in self.planned if not planned.skip]
-        names = [planned.name for planned in possible if not planned.deferred]
-        names += ["placebo", *(planned.name for planned in possible if planned.deferred)]
-        later = tuple(names[names.index(attack.name) + 1 :]) if attack.name in names else ()
-        self._progress(AttackStarted(attack=attack.name, images=images, seen=len(self.clean), later=later))
+        order = [planned for planned in possible if not planned.deferred and not planned.queries]
+        order += [planned for planned in possible if planned.queries]
+        order += [plan_placebo(self._surface, self._budget, 0), *(each for each in possible if each.deferred)]
+        later = order[[planned.name for planned in order].index(attack.name) + 1 :]
+        self._progress(
+            AttackStarted(
+                step=step_of(attack),
+                images=images,
+                seen=len(self.clean),
+                later=(*map(step_of, later), *check_step(possible)),
+                broken=len(batch.broken("adaptive")),
+                disputed=len(batch.disputed()),
+            )
+        )
+
+    def _conclude(self, attack: PlannedAttack, result: AttackResult) -> None:
+        if not attack.skip:
+            self._progress(
+                AttackEnded(
+                    step=step_of(attack), images=len(result.attacked), broken=len(result.broken),
+                    forwards=result.forwards, backwards=result.backwards,
+                )
+            )  # fmt: skip
+
+
+def step_of(attack: PlannedAttack) -> Step:
+    """An attack as events describe it."""
+    return Step(
+        attack=attack.name, kind=attack.kind, cost=attack.cost, queries=attack.queries, deferred=attack.deferred
+    )
 
 
 def _skipped(attack: PlannedAttack) -> AttackResult:

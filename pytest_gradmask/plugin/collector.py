@@ -145,7 +145,7 @@ class Collector:
             from pytest_gradmask.report.html import write_html
 
             transfers = self._collected["gradmask_transfers"]
-            with progress_line(self._config, "report", 0, {}) as progress:
+            with progress_line(self._config, "report", 0) as progress:
                 progress(f"drawing {len(self._records)} audits")
                 write_html(file, self._records, transfers, run["provenance"], complete=run["complete"])
 

@@ -1,137 +1,167 @@
-"""How long the attacks on the images at hand still take. No torch."""
+"""How long the steps on the images at hand still take. No torch."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from dataclasses import dataclass, field, replace
 
-if TYPE_CHECKING:
-    from pytest_gradmask.auditing.budgets import Budget
-    from pytest_gradmask.auditing.events import AttackStarted
+from pytest_gradmask.auditing.events import AttackEnded, AttackStarted, Message, Step
 
-GRADIENT_ATTACKS = ("pgd", "apgd-ce", "apgd-dlr", "apgd-t", "fab-t", "apgd-eot")
-PLACEBO = "placebo"
-_FEW = 5  # images: fewer take as long as these, and say little about the time an image takes
-_FROM_CACHE = 0.01  # seconds: what took less was found in the cache, and says nothing about the attack
-
-
-class Pace(NamedTuple):
-    """What an attack took: seconds an image, and the share of the images at hand that it got."""
-
-    rate: float
-    share: float
+#: Names in `Clock.earlier` and `Clock.current` that no step has.
+FORWARD, AUDIT = "one forward", "one image of an audit"
+_FROM_CACHE = 0.01  # seconds: what took less was found in the cache, and says nothing about the step
+_CHECKED = 8  # images of the attack check
+_EARLY = 0.3  # share of its cost after which an attack that decides an audit has broken its images
+#: From this share of the survivors on, what adaptive attacks have broken is expected to decide the audit.
+_DECISIVE = 0.25
 
 
 @dataclass(slots=True)
 class Clock:
-    """Estimates the time left of an audit.
+    """Estimates the time left, from the plan that events carry.
 
-    An attack that has run in this audit takes as long an image as it did. Of the others, earlier audits or the budget
-    say how much longer they take than those that have run.
+    The first attack says how long a forward takes; the plan says how many the others need. Until the first adaptive
+    attack has run, nobody knows whether the audit will end as ``MASKED``, with a placebo and all deferred attacks on
+    what it has broken, or whether all adaptive attacks and the attack check will run. The estimate is then between the
+    two, as far from either, by a factor.
 
     Attributes:
-        costs: of attacks on one image, by name, in any unit; what no earlier audit says comes from here.
-        earlier: of attacks in earlier audits, by name.
-        current: of attacks in this audit, by name.
+        total: images of the audit.
+        margin: of the verdict, a share of images. With too few of them, ``NOT_MASKED`` is out of reach.
+        confidence: of the verdict.
+        earlier: of steps in earlier audits, seconds for each planned forward of an image, by name.
+        current: the same of this audit.
     """
 
-    costs: Mapping[str, float] = field(default_factory=dict)
-    earlier: Mapping[str, Pace] = field(default_factory=dict)
-    current: dict[str, Pace] = field(default_factory=dict)
-    _running: tuple[AttackStarted, float] | None = None
-    _admitted: int = 0  # images of the batch that is attacked
+    total: int = 0
+    margin: float = 0.25
+    confidence: float = 0.99
+    earlier: Mapping[str, float] = field(default_factory=dict)
+    current: dict[str, float] = field(default_factory=dict)
+    _running: AttackStarted | Message | None = None
+    _since: float = 0.0
+    _started: float | None = None
+    _forwards: float = 0.0
+    _seconds: float = 0.0
+    _adaptive: int = 0  # adaptive attacks that have begun on this batch
+    _passes: float = 0.0  # forwards and backwards of an image in those that have ended
     _seen: int = 0
-    _adaptive: float = 0.0  # seconds that adaptive attacks have taken on this batch
+    _correct: int = 0  # of the images so far, those that are classified correctly
+    _complete: bool = True  # whether no result came from the cache
 
-    def begin(self, event: AttackStarted, now: float) -> None:
-        """Start to time an attack, at this time in seconds."""
+    def begin(self, event: AttackStarted | Message, now: float) -> None:
+        """A step begins, at this time in seconds. It ends the one before."""
         self.end(now)
-        if event.seen != self._seen:
-            self._admitted, self._seen, self._adaptive = event.seen - self._seen, event.seen, 0.0
-        self._running = event, now
+        self._started = now if self._started is None else self._started
+        self._running, self._since = event, now
+        if isinstance(event, AttackStarted) and event.seen != self._seen:  # all that are correct get the first attack
+            self._seen, self._adaptive, self._passes = event.seen, 0, 0.0
+            self._correct += event.images
+        self._adaptive += event.step is not None and event.step.kind == "adaptive"
+
+    def attack_ended(self, event: AttackEnded, now: float) -> None:
+        """An attack has ended: so many forwards have taken as long as it ran. A backward takes as long as two."""
+        forwards, took = event.forwards + 2 * event.backwards, now - self._since
+        if event.step.kind == "adaptive" and event.images:
+            self._passes += (event.forwards + event.backwards) / event.images
+        self._complete &= not forwards or took > _FROM_CACHE
+        # Adaptive attacks may ask another model, such as the backbone alone.
+        if forwards and took > _FROM_CACHE and event.step.kind != "adaptive":
+            self._forwards, self._seconds = self._forwards + forwards, self._seconds + took
+            self.current[FORWARD] = self._seconds / self._forwards
+        self.end(now)
 
     def end(self, now: float) -> None:
-        """Stop timing the attack that was running, if any."""
-        if self._running is None:
-            return
-        (event, started), self._running = self._running, None
-        if event.attack not in (*GRADIENT_ATTACKS, PLACEBO):
-            self._adaptive += now - started
-        share = event.images / max(self._admitted, 1)
-        enough = event.images >= _FEW or (event.images > 0 and event.attack not in self.costs)
-        if enough and now - started > _FROM_CACHE:
-            self.current[event.attack] = Pace((now - started) / event.images, share)
-        elif event.attack in self.current:
-            self.current[event.attack] = self.current[event.attack]._replace(share=share)
+        """Nothing runs any more, or something else."""
+        event, self._running, took = self._running, None, now - self._since
+        step = None if event is None else event.step
+        if event is not None and step is not None and step.cost and event.images and took > _FROM_CACHE:
+            self.current[step.attack] = took / _planned(step, event.images)
+
+    def close(self, now: float) -> None:
+        """The audit has ended."""
+        self.end(now)
+        if self._started is not None and self._forwards and self._complete and self.total:
+            self.current[AUDIT] = (now - self._started) / self.total
 
     def left(self, now: float) -> float | None:
-        """Seconds until the images at hand are decided; None if unknown.
-
-        An audit may stop after its first adaptive attack, or run all of them. The estimate is between the two, as far
-        from either, by a factor.
-        """
-        if self._running is None:
+        """Seconds until the images at hand are decided; None if unknown."""
+        event, elapsed = self._running, now - self._since
+        if event is None:
             return None
-        event, started = self._running
-        if self._rate(event.attack) is None:
+        if isinstance(event, Message):
+            return self._left_of_message(event, now)
+        rest = self._seconds_of(event.step, event.images)
+        if rest is None:
             return None
+        return max(0.0, rest - elapsed) + self._after(event)
 
-        def seconds(name: str) -> float:
-            return (self._rate(name) or 0.0) * event.images * self._fall(event.attack, name)
+    def _left_of_message(self, event: Message, now: float) -> float | None:
+        if event.step is not None:
+            whole = self._seconds_of(event.step, event.images)
+            return None if whole is None else max(0.0, whole - (now - self._since))
+        if self._forwards or AUDIT not in self.earlier or self._started is None:
+            return None
+        return max(0.0, self.earlier[AUDIT] * self.total - (now - self._started))
 
-        gradient = sum(seconds(name) for name in event.later if name in GRADIENT_ATTACKS)
-        adaptive = [seconds(name) for name in event.later if name not in (*GRADIENT_ATTACKS, PLACEBO)]
-        spent, elapsed = self._adaptive, now - started
-        if event.attack == PLACEBO:
-            return max(0.0, (spent or seconds(PLACEBO)) - elapsed)
-        running = max(elapsed, seconds(event.attack))
-        if event.attack not in GRADIENT_ATTACKS:
-            spent += running
-        # The placebo gets as many passes as all adaptive attacks that have run.
-        first, every = (0.0 if spent else sum(adaptive[:1])), sum(adaptive)
-        placebos = PLACEBO in event.later
-        few, many = (running - elapsed + gradient + some + placebos * (spent + some) for some in (first, every))
-        return math.sqrt(few * many)
+    def _after(self, event: AttackStarted) -> float:
+        """Seconds of all that follows the attack that runs."""
+        kinds = {"gradient": [], "adaptive": [], "placebo": [], "check": [], "deferred": []}  # type: dict[str, list[Step]]
+        for step in event.later:
+            kinds["deferred" if step.deferred else step.kind].append(step)
+        decisive = event.disputed >= _DECISIVE * max(event.images, event.broken, 1)
+        reachable = (1 - self.margin) ** self._correct <= 1 - self.confidence
+        # The check is left out where attacks leave so little that their failure could not change the verdict.
+        checked = reachable and not decisive and event.images + event.broken > self.margin * self._correct
+        check = [(step, min(_CHECKED, self._correct)) for step in kinds["check"] if checked]
+        if event.step.deferred:
+            return self._sum([*((step, event.images) for step in kinds["deferred"]), *check])
+        deferred = [(step, event.disputed) for step in kinds["deferred"]]
+        # If the verdict needs it, the placebo gets what all adaptive attacks have had. Otherwise one restart is enough.
+        matched = not kinds["deferred"] or decisive or not reachable
+        if event.step.kind == "placebo":
+            due = [(_matching(event.step, self._passes), event.images)] if matched and not decisive else []
+            due = due if due and due[0][0].cost > 2 * event.step.cost else []
+            return self._sum([*due, *deferred, *check])
+        gradient = [(step, event.images) for step in kinds["gradient"]]
+        adaptive = [(step, event.images - event.broken * step.queries) for step in kinds["adaptive"]]
+        passes = self._passes + sum(
+            step.cost / 1.5 for step in (event.step, *kinds["adaptive"]) if step.kind == "adaptive"
+        )
+        placebo = [(_matching(step, passes) if matched else step, event.images) for step in kinds["placebo"]]
+        every = self._sum([*gradient, *adaptive, *placebo, *deferred, *check])
+        if not kinds["deferred"] or self._adaptive > 1 or decisive:
+            return every
+        first = [] if self._adaptive else adaptive[:1]
+        rest = [(step, event.images) for step in (*kinds["placebo"], *kinds["deferred"])]
+        return math.sqrt(every * (_EARLY * self._sum(first) + self._sum(rest)))
+
+    def _sum(self, steps: list[tuple[Step, int]]) -> float:
+        return sum(self._seconds_of(step, images) or 0.0 for step, images in steps)
+
+    def _seconds_of(self, step: Step, images: int) -> float | None:
+        rate = self._rate(step.attack)
+        return None if rate is None else rate * _planned(step, images)
 
     def _rate(self, name: str) -> float | None:
-        """Expected seconds an image of an attack."""
-        if name in self.current:
-            return self.current[name].rate
-        for known in ({name: pace.rate for name, pace in self.earlier.items()}, self.costs):
-            shared = self.current.keys() & known.keys()
-            expected = sum(known[other] for other in shared)
-            if name in known and expected:
-                return known[name] * sum(self.current[other].rate for other in shared) / expected
-        return self.earlier[name].rate if name in self.earlier else None
-
-    def _fall(self, first: str, then: str) -> float:
-        """Of the images that one attack got, the share that is left for a later one."""
-        for paces in (self.current, self.earlier):
-            if first in paces and then in paces and paces[first].share:
-                return min(1.0, paces[then].share / paces[first].share)
-        return 1.0
+        """Expected seconds for each planned forward of an image."""
+        if name in self.current and name != FORWARD:
+            return self.current[name]
+        forward = self.current.get(FORWARD, self.earlier.get(FORWARD))
+        if forward is None or name not in self.earlier or FORWARD not in self.earlier:
+            return forward
+        return forward * self.earlier[name] / self.earlier[FORWARD]
 
 
-def costs_of(budget: Budget) -> dict[str, float]:
-    """About how long each attack takes on an image that nothing breaks, in steps of PGD: a forward and a backward."""
-    forward = 1 / 3  # a backward takes twice as long
-    adaptive = {
-        "bpda-operations": 1.5 * budget.bpda_steps,  # watches each operation
-        "bpda": budget.bpda_steps,
-        "transfer-backbone": budget.bpda_steps,
-        "square": forward * budget.square_queries,
-        "zero-order": 2 * forward * budget.zero_order_steps * budget.zero_order_pairs,
-    }
-    return {
-        "pgd": 10,
-        "apgd-ce": budget.apgd_steps,
-        "apgd-t": budget.apgd_steps * budget.targets,
-        "fab-t": 2 * budget.fab_steps * budget.targets,
-        **adaptive,
-        PLACEBO: sum(adaptive.values()),
-    }
+def _matching(placebo: Step, passes: float) -> Step:
+    """A placebo with so many forwards and backwards. A pass of each takes as long as three forwards."""
+    return replace(placebo, cost=max(placebo.cost, 1.5 * passes))
+
+
+def _planned(step: Step, images: int) -> float:
+    """Forwards that a step takes, one more than it has images: a batch of one takes nearly as long as one of two."""
+    return step.cost * (images + 1) if images else 0.0
 
 
 def in_words(seconds: float) -> str:

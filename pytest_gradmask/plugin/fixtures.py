@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pytest
 
 from pytest_gradmask.checks import is_a, listed
-from pytest_gradmask.plugin.estimate import costs_of
 from pytest_gradmask.plugin.evaluation import data_of
 from pytest_gradmask.plugin.extensions import more_probes, with_attacks
 from pytest_gradmask.plugin.machines import running_engine, share_of_cpus
@@ -137,7 +136,11 @@ class Gradmask:
         audits = [] if selection is None else selection.audits
         number = f"{audits.index(self._node.nodeid) + 1}/{len(audits)} " if self._node.nodeid in audits else ""
         name = getattr(defense, "name", type(defense).__name__)
-        return progress_line(self._config, f"{number}{name}", len(images), costs_of(self.settings.budget))
+        settings = self.settings
+        return progress_line(
+            self._config, f"{number}{name}", len(images), defense=name, margin=settings.margin,
+            confidence=settings.confidence,
+        )  # fmt: skip
 
     def _record(self, audit: dict[str, Any]) -> AuditRecord:
         """Store an audit in its JSON form for the test's report; its evidence is empty at first."""

@@ -13,17 +13,17 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_gradmask.auditing.events import AttackStarted
-from pytest_gradmask.plugin.estimate import Clock, Pace, in_words
+from pytest_gradmask.auditing.events import AttackEnded, AttackStarted, Message
+from pytest_gradmask.plugin.estimate import AUDIT, FORWARD, Clock, in_words
 from pytest_gradmask.printable import printable
 
 if TYPE_CHECKING:
     from rich.text import Text
 
-#: On the config: what attacks took in earlier audits of the run.
-_PACES = pytest.StashKey[dict[str, Pace]]()
+#: On the config: by defense, what the steps of its last audit took. Under an empty name, that of any.
+_SPEEDS = pytest.StashKey[dict[str, dict[str, float]]]()
 #: In pytest's cache: the same of earlier runs.
-_CACHED = "gradmask/paces"
+_CACHED = "gradmask/speeds"
 _LEAST_TITLE = 12  # characters of a title that is cut
 
 
@@ -34,7 +34,7 @@ class Line:
     Attributes:
         title: what runs: the start of the line. It is cut where the line is too long.
         total: images of the audit.
-        clock: times attacks.
+        clock: times the steps.
         started: when, in seconds of a monotonic clock.
         event: the last one.
     """
@@ -47,7 +47,10 @@ class Line:
 
     def show(self, event: object, now: float) -> None:
         """Take an event."""
-        if isinstance(event, AttackStarted):
+        if isinstance(event, AttackEnded):
+            self.clock.attack_ended(event, now)
+            return
+        if isinstance(event, AttackStarted | Message):
             self.clock.begin(event, now)
         else:
             self.clock.end(now)
@@ -60,10 +63,11 @@ class Line:
         if isinstance(event, AttackStarted):
             plural = "" if event.images == 1 else "s"
             parts[0] = f"{event.attack} on {event.images} image{plural} ({event.seen} of {self.total})"
-            left = self.clock.left(now)
-            if left is not None:
-                # If not all images have been attacked, the audit may end after these, or go on.
-                parts.append(f"{'end' if event.seen >= self.total else 'analysis'} in {in_words(left)}")
+        left = self.clock.left(now)
+        if left is not None:
+            # If not all images have been attacked, the audit may end after these, or go on.
+            goes_on = isinstance(event, AttackStarted) and event.seen < self.total
+            parts.append(f"{'analysis' if goes_on else 'end'} in {in_words(left)}")
         rest = ", ".join(parts)
         room = max(_LEAST_TITLE, width - len(rest) - len(": "))
         title = self.title if len(self.title) <= room else self.title[: room - 1] + "\N{HORIZONTAL ELLIPSIS}"
@@ -72,7 +76,7 @@ class Line:
 
 @contextmanager
 def progress_line(
-    config: pytest.Config, title: str, total: int, costs: Mapping[str, float]
+    config: pytest.Config, title: str, total: int, *, defense: str = "", margin: float = 0.25, confidence: float = 0.99
 ) -> Iterator[Callable[[object], None]]:
     """Yield a function that shows an event, or any other object as text, on a line of its own below pytest's.
 
@@ -83,14 +87,17 @@ def progress_line(
         config: of the run.
         title: the start of the line.
         total: images of the audit.
-        costs: see `Clock`.
+        defense: name of what is audited; empty if nothing is.
+        margin, confidence: of the verdict.
     """
     capture = _watched_capture(config)
     if capture is None or config.option.capture == "no":
         yield lambda event: None
         return
     now = time.monotonic
-    line = Line(title=title, total=total, clock=Clock(costs, _paces(config)), started=now())
+    known = _speeds(config)
+    clock = Clock(total=total, margin=margin, confidence=confidence, earlier=known.get(defense) or known.get("", {}))
+    line = Line(title=title, total=total, clock=clock, started=now())
 
     try:
         with _below(config, capture, lambda width: line.text(width, now())) as redraw:
@@ -101,8 +108,8 @@ def progress_line(
 
             yield show
     finally:
-        line.clock.end(now())
-        _keep(config, line.clock.current)
+        line.clock.close(now())
+        _keep(config, defense, line.clock.current)
 
 
 @contextmanager
@@ -146,18 +153,21 @@ def _below(config: pytest.Config, capture: Any, text: Callable[[int], str]) -> I
                 console.control(Control.move_to_column(written % columns, -1))
 
 
-def _paces(config: pytest.Config) -> dict[str, Pace]:
-    """What attacks took in earlier audits, of this run or of earlier ones."""
-    if _PACES not in config.stash:
+def _speeds(config: pytest.Config) -> dict[str, dict[str, float]]:
+    """What the steps of earlier audits took, of this run or of earlier ones."""
+    if _SPEEDS not in config.stash:
         cache = getattr(config, "cache", None)
-        stored = {} if cache is None else cache.get(_CACHED, {})
-        config.stash[_PACES] = {name: Pace(*pace) for name, pace in stored.items()}
-    return config.stash[_PACES]
+        config.stash[_SPEEDS] = {} if cache is None else dict(cache.get(_CACHED, {}))
+    return config.stash[_SPEEDS]
 
 
-def _keep(config: pytest.Config, paces: Mapping[str, Pace]) -> None:
-    known = _paces(config)
-    known |= paces
+def _keep(config: pytest.Config, defense: str, speeds: Mapping[str, float]) -> None:
+    """Keep what the steps of an audit took. For other defenses, the speed of a forward and of the whole is kept."""
+    if not defense or FORWARD not in speeds:
+        return
+    known = _speeds(config)
+    known[defense] = {**known.get(defense, {}), **speeds}
+    known[""] = {**known.get("", {}), **{name: speeds[name] for name in (FORWARD, AUDIT) if name in speeds}}
     if getattr(config, "cache", None) is not None:
         config.cache.set(_CACHED, known)
 

@@ -34,7 +34,12 @@ def noise_chart(noise: Mapping[str, Any]) -> Picture:
         axes.set_xticks(range(len(radii)), radii)
         axes.set_xlabel("distance over which the loss is smoothed, in eps")
         plain(axes)
-        legend(figure, [(way["name"], *style) for way, style in zip(noise["ways"], _STYLES, strict=False)], columns=1)
+        drawn = [
+            (way["name"], *style)
+            for way, mean, style in zip(noise["ways"], means, _STYLES, strict=False)
+            if any(value is not None for value in mean)
+        ]
+        legend(figure, drawn, columns=1)
 
     text = "; ".join(
         f"{way['name']}: " + ", ".join(f"{'none' if m is None else f'{m:.2f}'} at {r} eps"
@@ -64,7 +69,7 @@ def lines_chart(landscape: Mapping[str, Any], eps: float) -> Picture:
         high = max(high, 0.05 * (high - low))
         axes.axhspan(0, high, color="#A63603", alpha=0.12, linewidth=0)
         axes.axhline(0, color="#A63603", linewidth=1)
-        axes.set(ylim=(min(low, -0.05 * high), high), xlim=(-1, 1), ylabel="logit margin (above 0: misclassified)")
+        axes.set(ylim=(min(low, -0.05 * high), high), xlim=(-1, 1), ylabel="logit margin")
         axes.set_xticks([-1, -0.5, 0, 0.5, 1], _ticks(eps))
         axes.set_xlabel("step along the direction")
         plain(axes)

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from pytest_gradmask.auditing.events import AttackStarted, Event, ignore
+from pytest_gradmask.auditing.events import AttackEnded, AttackStarted, Event, ignore
 from pytest_gradmask.auditing.plan import PlannedAttack
 from pytest_gradmask.auditing.schedule import OUTDONE, AttackSchedule
 from pytest_gradmask.auditing.scoring import Scorer, empty_result
@@ -130,7 +130,8 @@ def test_attacks_get_the_survivors_of_gradient_attacks() -> None:
     left = {3, 4, 5, 6, 7, 8}
     expected = [("apgd-ce", set(range(9))), ("apgd-t", set(range(2, 9))), ("fab-t", left)]
     assert script.given == [*expected, *((name, left) for name in [*ADAPTIVE, "placebo"])]
-    assert [str(event) for event in events[:2]] == ["apgd-ce on 9 of 10 images", "apgd-t on 7 of 10 images"]
+    said = ["apgd-ce on 9 of 10 images", "apgd-ce broke 2 of 9 images", "apgd-t on 7 of 10 images"]
+    assert [str(event) for event in events[:3]] == said
 
 
 def verdict_first(script: Script, *, randomized: bool = False, events: list[Event] | None = None) -> AttackSchedule:
@@ -154,7 +155,12 @@ def test_gradient_attacks_wait_for_images_that_one_side_alone_breaks() -> None:
     assert [result.name for result in own.results()] == ["pgd", *GRADIENT, *ADAPTIVE, "placebo"]
     assert found(own.results(), "apgd-ce").broken == (1,)
     steps = [event for event in events if isinstance(event, AttackStarted)]
-    assert steps[0].later == (*ADAPTIVE, "placebo", *GRADIENT)
+    assert [step.attack for step in steps[0].later] == [*ADAPTIVE, "placebo", *GRADIENT, "attack check"]
+    assert [(step.broken, step.disputed) for step in steps[2:6]] == [(3, 3)] * 4
+    assert (steps[6].attack, steps[6].broken, steps[6].disputed) == ("apgd-ce", 3, 3)  # 1 and 2 of them, and 4 of it
+    ended = [event for event in events if isinstance(event, AttackEnded)]
+    assert [event.step.attack for event in ended] == [step.attack for step in steps]
+    assert str(ended[1]) == "bpda broke 3 of 8 images"
     assert str(steps[3]) == "square on 5 of 10 images"
     own.settle_disputed()
     assert len(script.given) == 9, "nothing is left to be tried"
@@ -487,7 +493,8 @@ def test_each_step_says_which_attacks_may_follow() -> None:
     turn(Script({"apgd-ce": {0, 1}}), events=events)
     steps = [event for event in events if isinstance(event, AttackStarted)]
     assert [step.attack for step in steps] == [*GRADIENT, *ADAPTIVE, "placebo"]
-    assert [step.later for step in steps] == [
-        (*GRADIENT, *ADAPTIVE, "placebo")[number:] for number in range(1, len(steps) + 1)
+    assert [[later.attack for later in step.later] for step in steps] == [
+        [*GRADIENT, *ADAPTIVE, "placebo", "attack check"][number:] for number in range(1, len(steps) + 1)
     ]
+    assert all(step.step.cost > 0 for step in steps)
     assert (steps[1].images, steps[1].seen) == (7, 10)

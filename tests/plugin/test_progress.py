@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_gradmask.auditing.events import AttackStarted
+from pytest_gradmask.auditing.events import AttackStarted, Step
 from pytest_gradmask.plugin.estimate import Clock
 from pytest_gradmask.plugin.progress import Line
 from tests.plugin.terminal import Screen, watch
@@ -16,12 +16,13 @@ from tests.plugin.terminal import Screen, watch
 CONFTEST = """
 import time
 import pytest
-from pytest_gradmask.auditing.events import AttackStarted, Message
+from pytest_gradmask.auditing.events import AttackStarted, Message, Step
 
 def audit(defense, images, labels, *, progress, **_):
     progress(Message("preflight"))
     time.sleep(0.4)
-    progress(AttackStarted(attack="transfer-backbone", images=3, seen=4, later=("bpda",)))
+    step = Step(attack="transfer-backbone", kind="adaptive", cost=60)
+    progress(AttackStarted(step=step, images=3, seen=4))
     time.sleep(0.4)
     raise RuntimeError("that is all")
 
@@ -58,8 +59,8 @@ def shown(folder: Path, *options: str, columns: int = 80, environment: Mapping[s
     return watch(command, columns, folder, environment or {})
 
 
-def event(attack: str, images: int, seen: int, *later: str) -> AttackStarted:
-    return AttackStarted(attack=attack, images=images, seen=seen, later=later)
+def event(attack: str, images: int, seen: int) -> AttackStarted:
+    return AttackStarted(step=Step(attack=attack, kind="adaptive", cost=60), images=images, seen=seen)
 
 
 @pytest.mark.parametrize(("columns", "options"), [(80, ()), (120, ()), (80, ("-v",))])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterable
 from dataclasses import replace
@@ -12,6 +13,8 @@ import pytest
 from docs import pictures
 from pytest_gradmask.execution.cache import Cache
 from pytest_gradmask.report.failure import explain
+from pytest_gradmask.report.json import to_json
+from pytest_gradmask.report.records import AuditRecord
 from pytest_gradmask.verdict.audit import Audit
 
 REPRODUCE = "pytest test_my_defense.py::test_my_defense --gradmask"
@@ -50,6 +53,19 @@ def test_other_words_are_noticed(audit: Audit, monkeypatch: pytest.MonkeyPatch) 
     assert shown != written_today(replace(audit, exhaustive=True))  # without "at most"
     monkeypatch.setattr("pytest_gradmask.report.failure.hidden_by", lambda plain: "something else")
     assert shown != written_today(audit)
+
+
+def test_the_sample_report_is_what_is_written_today(audit: Audit) -> None:
+    pytest.importorskip("jinja2", reason="needs jinja2: pip install 'pytest-gradmask[report]'")
+    from pytest_gradmask.report.html import render
+
+    provenance = {"command": ["pytest"], "started": "then", "python": "", "platform": "", "settings": {}}
+    record = AuditRecord(audit=to_json(audit), evidence={})
+    sample = set(pictures.REPORT.read_text().splitlines())
+    other = [line for line in render([record], [], provenance).splitlines() if line not in sample]
+    # Of another run: when, where and how it was. A chart is another with another release of matplotlib.
+    assert all(re.match(r'<p class="quiet">1 audit|<img src="data:|<tr><th scope="row">', line) for line in other)
+    assert len(other) < 12
 
 
 def test_a_picture_is_read_as_it_was_drawn() -> None:

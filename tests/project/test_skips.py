@@ -28,6 +28,7 @@ OTHER = {
     "tests/project/test_faults.py": (1, "limits of memory of Linux"),
     "tests/project/test_memory.py": (1, "/proc of Linux"),
     "tests/project/test_whole_runs.py": (1, "/proc of Linux"),
+    "tests/report/test_html_axe.py": (1, "a browser, and axe-core of npm"),
     "tests/report/test_html_in_chromium.py": (1, "a browser"),
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import re
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 pytest.importorskip("jinja2", reason="needs jinja2: pip install 'pytest-gradmask[report]'")
 pytest.importorskip("matplotlib", reason="needs matplotlib: pip install 'pytest-gradmask[report]'")
 
+from pytest_gradmask.report import charts, gradient_charts
 from pytest_gradmask.report.html import render
 from pytest_gradmask.report.json import to_json
 from pytest_gradmask.report.records import AuditRecord
@@ -93,3 +95,17 @@ def test_a_card_without_a_gap() -> None:
     audit = plain_audit(verdict="INCONCLUSIVE", gap=None)
     assert cards(page(audit)) == [("INCONCLUSIVE", "audit-1", "toy", "it is INCONCLUSIVE")]
     assert 'class="cards"' not in page()
+
+
+def texts(picture: charts.Picture) -> str:
+    """What a chart says: its text is text."""
+    return base64.b64decode(picture.src.partition(";base64,")[2]).decode()
+
+
+def test_legends_name_only_what_is_drawn() -> None:
+    noise = masked_case().evidence["noise"]  # one of its two gradients is zero, and has no cosine
+    drawn, missing = (each["name"] for each in reversed(noise["ways"]))
+    text = texts(gradient_charts.noise_chart(noise))
+    assert drawn.split(" (")[0] in text
+    assert f">{missing}<" not in text
+    assert f"{missing}: none" in gradient_charts.noise_chart(noise).alt
