@@ -56,6 +56,10 @@ class Gradmask:
         self._results: dict[int, Audit] = {}
         self.settings: TestSettings = read_marker(request.node, request.config.stash[SETTINGS])
 
+    def __repr__(self) -> str:
+        """Short: pytest prints it above a failure."""
+        return f"<audits with the budget {self.settings.budget.name}>"
+
     def audit(
         self,
         defense: Defense | nn.Module,
@@ -137,10 +141,8 @@ class Gradmask:
         number = f"{audits.index(self._node.nodeid) + 1}/{len(audits)} " if self._node.nodeid in audits else ""
         name = getattr(defense, "name", type(defense).__name__)
         settings = self.settings
-        return progress_line(
-            self._config, f"{number}{name}", len(images), defense=name, margin=settings.margin,
-            confidence=settings.confidence,
-        )  # fmt: skip
+        of_verdict = {"margin": settings.margin, "confidence": settings.confidence}
+        return progress_line(self._config, f"{number}{name}", len(images), defense=name, **of_verdict)
 
     def _record(self, audit: dict[str, Any]) -> AuditRecord:
         """Store an audit in its JSON form for the test's report; its evidence is empty at first."""

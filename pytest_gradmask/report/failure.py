@@ -22,6 +22,7 @@ from pytest_gradmask.report.wording import (
 from pytest_gradmask.verdict.audit import Audit
 from pytest_gradmask.verdict.interim import attempt_share
 from pytest_gradmask.verdict.results import Finding, Verdict
+from pytest_gradmask.verdict.rule import IN_DOUBT
 
 if TYPE_CHECKING:
     from pytest_gradmask.binarization.run import BinarizationTest
@@ -111,7 +112,7 @@ def _next(audit: Audit, plain: Mapping[str, Any]) -> list[str]:
         lines = [f"next: gradient attacks and adaptive attacks agree: the robust accuracy {how}."]
     else:
         lines = _go_on(audit, reproduce)
-    names = sorted((finding.id for finding in audit.findings), key=lambda name: name not in _TELLING)
+    names = sorted((finding.id for finding in audit.findings), key=lambda name: name not in (*_TELLING, *IN_DOUBT))
     if names:
         lines.append(f"explain: pytest --gradmask-explain={names[0]}")
     return [*lines, f"reproduce: {reproduce}"] if reproduce else lines
@@ -126,6 +127,12 @@ def _go_on(audit: Audit, reproduce: str) -> list[str]:
         )
     if audit.gap is None:
         return _sentence("This does not pass. See the reason above, and audit again.")
+    doubtful = [finding.id for finding in audit.findings if finding.undermines_attacks and finding.id in IN_DOUBT]
+    if doubtful:
+        return _sentence(
+            f"This does not pass, and more images alone do not change that. First see to {', '.join(doubtful)}, which "
+            "the command below explains, and audit again."
+        )
     step = "This does not pass. More images may decide it: use --gradmask-budget=ci or full, and --gradmask-data."
     samples = "" if audit.images_needed is None else f"--gradmask-samples={audit.images_needed} "
     options = f"{samples}--gradmask-attempt={audit.next_attempt}"

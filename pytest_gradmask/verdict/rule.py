@@ -35,7 +35,7 @@ from pytest_gradmask.verdict.stats import difference_bounds, mean_p
 
 #: Findings that refuse ``NOT_MASKED`` also where gradient attacks leave less than the margin: which images count as
 #: correct, or which defense was attacked, is then in doubt itself.
-_ANYWAY = ("behaves-differently", "chance-accuracy", "constant-predictions", "permuted-labels", "stateful")
+IN_DOUBT = ("behaves-differently", "chance-accuracy", "constant-predictions", "permuted-labels", "stateful")
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,7 +229,9 @@ def decide(
         return Decision(
             verdict, reasons.masked(gap, attacks, margin, randomized=bool(predictions)), gap, unconverged=unconverged
         )
-    undermining = [finding for finding in findings if finding.undermines_attacks and (matters or finding.id in _ANYWAY)]
+    undermining = [
+        finding for finding in findings if finding.undermines_attacks and (matters or finding.id in IN_DOUBT)
+    ]
     obstacles = reasons.obstacles(failures, undermining, unconverged, margin)
     if verdict is Verdict.NOT_MASKED and not obstacles:
         return Decision(verdict, (reasons.not_masked(gap, margin, confidence),), gap, None, unconverged)
