@@ -89,6 +89,7 @@ NAMED = (
         assert names[0][8] == "ship"
 
     def test_of_own_images(gradmask):
+        assert repr(gradmask) == "<audits with the budget smoke>"
         assert gradmask._class_names(torch.zeros(2)) == ()
 
     def test_odd_names(gradmask):
