@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pytest_gradmask.attacks import autoattack
 from pytest_gradmask.attacks.arc import arc
 from pytest_gradmask.attacks.bypass.bpda import bypassed, removed
 from pytest_gradmask.attacks.bypass.inner_logits import InnerLogits
+from pytest_gradmask.attacks.bypass.operations.search import scripted_parts
 from pytest_gradmask.attacks.decision import rays
 from pytest_gradmask.attacks.ensembles import joint_margins, member_by_member
 from pytest_gradmask.attacks.eot import on_average
@@ -252,7 +252,7 @@ def _adaptive_attacks(surface: AttackSurface, budget: Budget, *, quick: bool) ->
         model = surface.oracle(surface.with_operations_bypassed())
         # Each operation is watched, which takes time.
         planned.insert(0, adaptive(OPERATIONS, "bypass", follow, model, checked=True, cost=1.5 * cost))
-    elif scripted := _scripted(surface.attacked):
+    elif scripted := scripted_parts(surface.attacked):
         reason = f"{', '.join(scripted)}: TorchScript, whose operations cannot be watched"
         planned.insert(0, adaptive(OPERATIONS, "bypass", follow, surface.oracle(), reason))
     if surface.first_state is not None:
@@ -273,18 +273,6 @@ def _adaptive_attacks(surface: AttackSurface, budget: Budget, *, quick: bool) ->
         run = partial(apgd, steps=budget.bpda_steps, stop_early=False)
         planned.append(adaptive(f"transfer-source-{number}", "surrogate", run, surface.source_oracle(source)))
     return [*planned, *_black_box_attacks(surface, budget, quick=quick)]
-
-
-def _scripted(model: nn.Module) -> list[str]:
-    """The outermost submodules in TorchScript, by name."""
-    if isinstance(model, torch.jit.ScriptModule):
-        return ["the whole defense"]
-    return [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, torch.jit.ScriptModule)
-        and not isinstance(model.get_submodule(name.rpartition(".")[0]), torch.jit.ScriptModule)
-    ]
 
 
 def _black_box_attacks(surface: AttackSurface, budget: Budget, *, quick: bool) -> list[PlannedAttack]:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 
 from pytest_gradmask.auditing.attack_check import check_step
 from pytest_gradmask.auditing.budgets import Budget
 from pytest_gradmask.auditing.events import AttackEnded, AttackStarted, Progress, Step
+from pytest_gradmask.auditing.joining import OUTDONE, joined, outdone_by_others, skipped_early
 from pytest_gradmask.auditing.plan import PlannedAttack, plan_attacks, plan_placebo
-from pytest_gradmask.auditing.scoring import Scorer, empty_result
+from pytest_gradmask.auditing.scoring import Scorer
 from pytest_gradmask.auditing.surface import AttackSurface
 from pytest_gradmask.execution.deadline import INTERRUPTED
 from pytest_gradmask.verdict.results import AttackResult, Kind, Prediction
@@ -52,12 +53,6 @@ class _Batch:
         """Those of the images that no gradient attack has decided, and that this one has not been tried on."""
         tried = (run.attacked for run in self.runs if run.name == attack.name)
         return images.difference(self.decided("gradient"), *tried)
-
-
-#: Images on which guided attacks are compared, and how many of them attack the batches that follow.
-_COMPARED, _BEST = 8, 2
-#: Why an attack does not run any more.
-OUTDONE = "two others together broke at least as many of the first images"
 
 
 class AttackSchedule:
@@ -119,7 +114,7 @@ class AttackSchedule:
                 batch.runs.append(self._run(attack, batch))
                 batch.survivors -= batch.runs[-1].decided
         adaptive = [attack for attack in self.planned if attack.kind == "adaptive"]
-        outdone = self._outdone() if self._quick else set()
+        outdone = outdone_by_others(self.planned, self._earlier_runs()) if self._quick else set()
         for queries in (False, True):
             attacks = [attack for attack in adaptive if attack.queries is queries]
             run = [attack for attack in attacks if attack.name not in outdone]
@@ -127,34 +122,16 @@ class AttackSchedule:
             with closing(self._scorer.run_each(run, survivors, batch.stream_name)) as results:
                 for attack in attacks:
                     if attack.name in outdone:
-                        batch.runs.append(replace(_skipped(attack), note=OUTDONE))
+                        batch.runs.append(replace(skipped_early(attack), note=OUTDONE))
                     else:
                         self._announce(attack, len(survivors), batch)
                         batch.runs.append(next(results))
                         self._conclude(attack, batch.runs[-1])
                     yield
 
-    def _outdone(self) -> set[str]:
-        """Guided attacks that need not attack the newest batch, by what they broke in those before.
-
-        The choice uses no image of that batch, so it cannot bias what is found there. Attacks of the user's, and those
-        that failed, are never left out.
-        """
-        guided = [each for each in self.planned if each.kind == "adaptive" and not (each.queries or each.skip)]
-        runs = [run for batch in self._batches[:-1] for run in batch.runs]
-        results = {each.name: _joined([run for run in runs if run.name == each.name]) for each in guided}
-        compared = {
-            each.name: result
-            for each in guided
-            if (result := results[each.name]) is not None and result.status == "done" and not each.by_user
-        }
-        if any(len(result.attacked) < _COMPARED for result in compared.values()):
-            return set()
-        left, broken = dict(compared), set[int]()
-        for _ in range(min(_BEST, len(left))):
-            best = max(left, key=lambda name: len({*left[name].broken} - broken))  # of equals, the first in the plan
-            broken |= {*left.pop(best).broken}
-        return {*left}
+    def _earlier_runs(self) -> list[AttackResult]:
+        """The runs on all batches but the newest."""
+        return [run for batch in self._batches[:-1] for run in batch.runs]
 
     def settle_disputed(self) -> None:
         """Run the deferred gradient attacks on the images that one side alone has broken, on each at most once."""
@@ -227,11 +204,11 @@ class AttackSchedule:
         """Every planned attack and the placebo, over all batches. Attacks that have not run were skipped early."""
         runs = [result for batch in self._batches for result in batch.runs]
         placebos = [result for batch in self._batches for result in batch.placebos]
-        joined = [
-            _joined([run for run in runs if run.name == attack.name], len(self._batches)) or _skipped(attack)
+        results = [
+            joined([run for run in runs if run.name == attack.name], len(self._batches)) or skipped_early(attack)
             for attack in self.planned
         ]
-        return [*joined, _joined(placebos) or AttackResult("placebo", "placebo")]
+        return [*results, joined(placebos) or AttackResult("placebo", "placebo")]
 
     def _extend_placebo(self, batch: _Batch, passes: int) -> None:
         """Run the placebo on the images that it has not broken yet. Its first run always takes place."""
@@ -285,48 +262,3 @@ def step_of(attack: PlannedAttack) -> Step:
     return Step(
         attack=attack.name, kind=attack.kind, cost=attack.cost, queries=attack.queries, deferred=attack.deferred
     )
-
-
-def _skipped(attack: PlannedAttack) -> AttackResult:
-    if attack.skip:
-        return replace(empty_result(attack), status="skipped", note=attack.skip, autoattack=())
-    return replace(empty_result(attack), status="skipped-early", note="the verdict was decided")
-
-
-def _joined(runs: Sequence[AttackResult], batches: int = 0) -> AttackResult | None:
-    """Several runs of one attack as one; None if there is none.
-
-    Args:
-        runs: of any images. Where two share an image, the later one attacked it again.
-        batches: how many it was to attack. In those without a run it was skipped early.
-    """
-    if not runs:
-        return None
-    predictions: dict[int, Prediction] = {}
-    for run in runs:
-        predictions |= {
-            index: prediction
-            for index, prediction in run.predictions.items()
-            if index not in predictions or prediction.pilot < predictions[index].pilot
-        }
-    done = [run for run in runs if run.status == "done"]
-    example = next((run for run in runs if run.status == "failed"), (done or runs)[-1])
-    skipped = "in the last batch the verdict was decided without it" if len(runs) < batches else ""
-    skipped = next((run.note for run in runs if run.status == "skipped-early"), skipped)
-    return replace(
-        example,
-        attacked=_union(run.attacked for run in runs),
-        broken=_union(run.broken for run in runs),
-        predictions=predictions,
-        note=example.note or skipped,
-        invalid=sum(run.invalid for run in runs),
-        rejected=sum(run.rejected for run in runs),
-        forwards=sum(run.forwards for run in runs),
-        backwards=sum(run.backwards for run in runs),
-        passes=max(run.passes for run in runs),
-        seconds=sum(run.seconds for run in runs),
-    )
-
-
-def _union(indices: Iterable[Iterable[int]]) -> tuple[int, ...]:
-    return tuple(sorted({index for some in indices for index in some}))

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from pytest_gradmask.auditing.events import AttackEnded, AttackStarted, Event, ignore
+from pytest_gradmask.auditing.joining import OUTDONE
 from pytest_gradmask.auditing.plan import PlannedAttack
-from pytest_gradmask.auditing.schedule import OUTDONE, AttackSchedule
+from pytest_gradmask.auditing.schedule import AttackSchedule
 from pytest_gradmask.auditing.scoring import Scorer, empty_result
 from pytest_gradmask.auditing.surface import AttackSurface
 from pytest_gradmask.defense import Attack, Defense

@@ -15,6 +15,7 @@ from pytest_gradmask.auditing.bench import Bench
 from pytest_gradmask.auditing.scoring import subseed
 from pytest_gradmask.execution.files import replaced
 from pytest_gradmask.report.evidence.reruns import Rerun, done
+from pytest_gradmask.threat import kind_of
 
 _LONGEST = 100  # characters of a file's name that come from the name of the test
 
@@ -77,7 +78,7 @@ def save(bench: Bench, rerun: Rerun, numbers: Sequence[int], file: Path) -> dict
             predictions=after.cpu().numpy(),
             broken=np.array(flags),
             attack=np.array(rerun.name),
-            norm=np.array(threat.norm),
+            norm=np.array(kind_of(threat)),
             eps=np.array(threat.eps),
             bounds=np.array(threat.bounds),
         )

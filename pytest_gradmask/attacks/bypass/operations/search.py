@@ -65,6 +65,18 @@ def find_operations(
     return dict(sorted(found.items()))
 
 
+def scripted_parts(model: nn.Module) -> list[str]:
+    """The outermost submodules in TorchScript, by name. Their operations cannot be watched."""
+    if isinstance(model, torch.jit.ScriptModule):
+        return ["the whole defense"]
+    return [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, torch.jit.ScriptModule)
+        and not isinstance(model.get_submodule(name.rpartition(".")[0]), torch.jit.ScriptModule)
+    ]
+
+
 @contextmanager
 def _repeating(stream: RandomStream) -> Iterator[None]:
     with stream.frozen(), stream.active():
