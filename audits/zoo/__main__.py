@@ -64,7 +64,7 @@ def _repeat(options: argparse.Namespace) -> None:
                 raise InputError(f"defense {entry.name!r}: not measured yet; python -m audits.zoo measure {entry.name}")
             repeats = {(each["budget"], each["seed"], each["exhaustive"]): each for each in record.get("repeats", [])}
             key = (budget.name, seed, options.exhaustive)
-            if options.missing and key in repeats:
+            if options.missing and "versions" in repeats.get(key, {}):  # those without are of an earlier rule
                 continue
             repeats[key] = repeat(
                 entry, data, budget=budget, margin=margin, device=options.device, seed=seed,

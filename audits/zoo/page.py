@@ -237,6 +237,12 @@ def _repeats(records: Mapping[str, Record]) -> list[str]:
         f" {sum(against.values())} of all {len(every)} verdicts{f' ({where})' if where else ''} are opposite to the "
         "truth, or pass what must not pass. The truth was measured with more steps on more images."
     )
+    old = sum("versions" not in each for each in every)
+    if old:
+        text += (
+            f" {old} of these audits were made before attacks had the order of today, and before gaps were shares of "
+            "the images that are classified correctly."
+        )
     headings = ["defense", "truth", *(f"`{budget}`" for budget in budgets), "exhaustive, the same"]
     return ["## Other seeds", text, table(headings, rows)]
 

@@ -217,7 +217,7 @@ def test_stored_records_are_consistent() -> None:
 
 def test_the_page_counts_verdicts_by_truth_and_repeats() -> None:
     first = {"seed": 1, "exhaustive": False, "verdict": "MASKED", "images": 9, "budget": "smoke", "margin": 0.1}
-    flipped = [first, first | {"seed": 2, "verdict": "NOT_MASKED"}]
+    flipped = [first | {"versions": {}}, first | {"seed": 2, "verdict": "NOT_MASKED"}]
     text = page.markdown(
         {
             "ripple": a_record(repeats=flipped),
@@ -241,6 +241,7 @@ def test_the_page_counts_verdicts_by_truth_and_repeats() -> None:
     assert "3 audits were repeated *exhaustively*, with every attack on every image. 2 of them have another" in text
     assert "another verdict, and 1 have the opposite one." in text
     assert "3 of all 10 verdicts (1 on median, 1 on ripple, 1 on query-memory) are opposite to the truth, or" in text
+    assert "9 of these audits were made before attacks had the order of today" in text
     assert "| ripple | masked | 1 / 1 / 0 | - | - |" in text
     assert "| detached | masked | 1 / 0 / 0 | - | 1 of 1 |" in text
     assert "10 images of d.npz, Linf, eps 8/255, budget ci" in text
@@ -279,7 +280,13 @@ def test_repeats_are_added_to_records(
     def repeated(entry: Entry, _: Dataset, **more: Any) -> dict[str, Any]:
         asked.append((more["seed"], more["exhaustive"]))
         budget = more["budget"].name
-        return {"seed": more["seed"], "exhaustive": more["exhaustive"], "verdict": entry.name, "budget": budget}
+        return {
+            "seed": more["seed"],
+            "exhaustive": more["exhaustive"],
+            "verdict": entry.name,
+            "budget": budget,
+            "versions": {},
+        }
 
     monkeypatch.setattr(__main__, "repeat", repeated)
     settings = ["--samples", "3", "--output", str(tmp_path)]
@@ -293,10 +300,15 @@ def test_repeats_are_added_to_records(
     assert asked == [(2, False), (1, False), (2, False), (1, True), (2, True)]
     expected = [(1, False), (1, True), (2, False), (2, True)]
     assert stored(tmp_path)["ripple"]["repeats"] == [
-        {"seed": seed, "exhaustive": exhaustive, "verdict": "ripple", "budget": "ci"} for seed, exhaustive in expected
+        {"seed": seed, "exhaustive": exhaustive, "verdict": "ripple", "budget": "ci", "versions": {}}
+        for seed, exhaustive in expected
     ]
     assert __main__.main(["repeat", "ripple", "--seeds", "1", "--missing", "--budget", "smoke", *settings]) == 0
     assert asked[5:] == [(1, False)], "another budget is another audit"
+    old = {"seed": 1, "exhaustive": False, "verdict": "ripple", "budget": "full"}  # without versions
+    store("ripple", {**a_record(), "repeats": [old]}, tmp_path)
+    assert __main__.main(["repeat", "ripple", "--seeds", "1", "--missing", "--budget", "full", *settings]) == 0
+    assert asked[6:] == [(1, False)], "of an earlier rule"
     assert {**stored(tmp_path)["ripple"], "repeats": 0} == {**a_record(), "repeats": 0}
 
 
