@@ -28,6 +28,7 @@ def text(results: Path = RESULTS) -> str:
     sections = {
         "verdict": _verdicts, "step": _steps, "strength": _strengths, "cache": _cache, "memory": _memory,
         "startup": _startup, "queries": _queries, "losses": _losses, "surrogates": _surrogates,
+        "waits": _waits,
     }  # fmt: skip
     parts = [(HERE / "introduction.md").read_text().rstrip()]
     for prefix, section in sections.items():
@@ -225,6 +226,22 @@ def _surrogates(records: Sequence[Record]) -> str:
         "an audit, it needs no code to read. Cells have the images that are broken, and the most queries for one "
         "image. It breaks fewer images, or as few, and takes many times as long: it was not added.",
         table(("defense", "images", *attacks), rows),
+    )
+
+
+def _waits(records: Sequence[Record]) -> str:
+    [record] = records
+    counts: Mapping[str, Mapping[str, int]] = record["waits"]
+    steps = list(next(iter(counts.values())))
+    return _section(
+        "Waiting for a GPU",
+        "A GPU works ahead of Python, until Python needs a value: then it waits. How often a run of an attack does "
+        "that, counted on a pretend device whose tensors may not mix with the CPU's (`python -m tests.devices.waits`). "
+        "No figure on this page was taken on a GPU.",
+        table(
+            ("attack", *(f"waits in {number} steps" for number in steps)),
+            [(name, *(str(count) for count in row.values())) for name, row in counts.items()],
+        ),
     )
 
 

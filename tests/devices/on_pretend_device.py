@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from benchmarks.records import stored
 from pytest_gradmask import (
     Attack,
     Audit,
@@ -25,14 +26,11 @@ from pytest_gradmask import (
     pgd,
     transfer_matrix,
 )
-from pytest_gradmask.attacks.oracle import Oracle
-from pytest_gradmask.attacks.zero_order import zero_order
 from pytest_gradmask.auditing.bench import bench
 from pytest_gradmask.errors import GradmaskError
 from pytest_gradmask.loading.models.composites import RandomizedEnsemble
-from pytest_gradmask.randomized.streams import RandomStream
 from pytest_gradmask.report.evidence.collection import collect_evidence
-from tests.devices import pretend
+from tests.devices import pretend, waits
 from tests.toys import TINY, Detach, KillGradient, Quantize, audited, draw, linear, masked, predictions, seeded
 
 pretend.set_up()
@@ -217,20 +215,11 @@ def test_a_lost_device_costs_one_audit(operations: int) -> None:
     assert audited_there().verdict is Verdict.MASKED
 
 
-#: How often each attack may make a GPU wait in one more step, on average. Attacks look every few steps which images are
-#: broken already.
-PER_STEP = {"pgd": 0.5, "apgd": 0.5, "zero-order": 0.5}
-
-
-@pytest.mark.parametrize("name", PER_STEP)
-def test_a_step_hardly_makes_a_gpu_wait(name: str, device: torch.device) -> None:
-    runs: dict[str, Callable[..., Tensor]] = {"pgd": pgd, "apgd": apgd, "zero-order": zero_order}
-    model = linear().to(device)
-    labels = predictions(linear(), IMAGES).to(device)
-    waits = []
-    for steps in (20, 60):
-        oracle = Oracle(model, RandomStream(0, device))
-        with pretend.waiting() as counted:
-            runs[name](oracle, IMAGES.to(device), labels, threat=ThreatModel(1e-4), steps=steps, generator=seeded())
-        waits.append(sum(counted.values()))
-    assert (waits[1] - waits[0]) / 40 <= PER_STEP[name], waits
+@pytest.mark.parametrize("name", waits.ATTACKS)
+def test_an_attack_hardly_makes_a_gpu_wait(name: str, device: torch.device) -> None:
+    """They look every few steps which images are broken already. The documents show what is counted here."""
+    found = waits.waits(name, device)
+    assert all(count <= int(steps) for steps, count in found.items())
+    assert found["60"] - found["20"] <= 20
+    [record] = stored("waits")
+    assert record["waits"][name] == found
