@@ -214,7 +214,7 @@ def test_what_is_outside_of_the_set_is_not_broken() -> None:
     assert found.attack("anywhere").broken == ()
 
 
-def test_reports_name_the_set_and_leave_out_curves(tmp_path: Path) -> None:
+def test_reports_name_the_set(tmp_path: Path) -> None:
     found = run(linear(), Patch(), cache=tmp_path)
     assert run(linear(), Patch(), cache=tmp_path).cached
     assert not run(linear(), Patch(start=5), cache=tmp_path).cached
@@ -222,7 +222,7 @@ def test_reports_name_the_set_and_leave_out_curves(tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match=r"eps 1 \(Patch\)"):
         assert_no_gradient_masking(run(masked(KillGradient), Patch()))
     evidence = collect_evidence(found, linear(), IMAGES, predictions(linear(), IMAGES), threat=Patch())
-    assert [name for name in ("curves", "noise", "landscapes", "pictures") if "error" in evidence[name]] == ["curves"]
+    assert [name for name in ("noise", "landscapes", "pictures") if "error" in evidence[name]] == []
 
 
 class Wrong(Patch):

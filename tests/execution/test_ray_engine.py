@@ -152,7 +152,7 @@ def test_a_process_is_connected_to_one_cluster_only(cluster: str) -> None:
 def test_closing_cancels_running_chunks(tmp_path: Path) -> None:
     def slow(name: str) -> None:
         (tmp_path / f"{name} begun").touch()
-        for _ in range(600):  # long, so that it cannot end by itself on a busy machine
+        for _ in range(3000):  # long, so that it cannot end by itself on a busy machine
             time.sleep(0.1)
         (tmp_path / f"{name} done").touch()
 
@@ -163,7 +163,7 @@ def test_closing_cancels_running_chunks(tmp_path: Path) -> None:
         run.close()
         started = time.monotonic()
         while ray.available_resources().get("CPU") != 2:
-            assert time.monotonic() < started + 60
+            assert time.monotonic() < started + 240
             time.sleep(0.1)
     assert not list(tmp_path.glob("* done"))
 

@@ -80,7 +80,7 @@ NAMED = (
 
     def test_it(gradmask, eval_batch):
         images, labels = eval_batch
-        gradmask._evidence = lambda audit, defense, batch, _: {"names": gradmask._class_names(batch.labels)}
+        gradmask._evidence = lambda audit, defense, batch, *_: {"names": gradmask._class_names(batch.labels)}
         model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 10)).eval()
         for some in ((images, labels), (images[:7], labels[:7]), (images, labels.flip(0))):
             gradmask.audit(model, *some)

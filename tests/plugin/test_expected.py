@@ -118,7 +118,7 @@ def test_the_html_report() -> None:
     audits = [plain_audit(verdict="MASKED", expected=expected) for expected in ("MASKED", "NOT_MASKED", None)]
     run = plain_run(*audits)
     page = render([AuditRecord(audit=audit, evidence={}) for audit in audits], [], run["provenance"])
-    assert page.count('class="word MASKED-as-expected"') == 3  # the count, the row, the title
+    assert page.count('class="word MASKED-as-expected"') == 4  # the count, the card, the row, the title
     assert page.count('class="verdict MASKED-as-expected"') == 1
     assert page.count('class="verdict MASKED"') == 2
 
