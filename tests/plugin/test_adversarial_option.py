@@ -24,7 +24,13 @@ TEST = (
 )
 
 
-@pytest.mark.parametrize("more", [("-p", "no:xdist"), ("-n2",)], ids=["alone", "with workers"])
+@pytest.mark.parametrize(
+    "more",
+    [
+        pytest.param(("-p", "no:xdist"), id="alone"),
+        pytest.param(("-n2",), id="with workers", marks=pytest.mark.slow),
+    ],
+)
 def test_each_audit_has_a_file(pytester: pytest.Pytester, more: tuple[str, ...]) -> None:
     pytest.importorskip("xdist")
     pytester.makepyfile(test_it=TEST)
