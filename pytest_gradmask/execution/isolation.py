@@ -56,7 +56,7 @@ def moved(models: Sequence[nn.Module], device: torch.device) -> Iterator[None]:
         for module in modules
         for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
     ]
-    memory = [(tensor, tensor.data) for tensor in (*parameters, *(tensor for _, _, tensor in owned))]
+    memory = [(tensor, tensor.data) for _, _, tensor in owned]  # with all parameters
     gradients = [(each, each.grad, each.grad.data) for each in parameters if each.grad is not None]
     try:
         for model in models:

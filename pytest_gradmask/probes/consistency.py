@@ -211,7 +211,7 @@ def _fresh_answers(
             oracle = fresh(model.to(points.device))
             oracle.reseed(seed)
             answers.append(_repeated(oracle, points))
-        except Exception:
+        except Exception:  # a copy that cannot be asked says nothing about the defense
             return []
     return answers
 

@@ -16,6 +16,7 @@ from pytest_gradmask.verdict.results import (
     Proportion,
     Verdict,
     accuracy,
+    has_gradient,
 )
 
 
@@ -88,7 +89,7 @@ class Audit:
     @property
     def has_gradient(self) -> bool:
         """Whether gradient attacks could run at all, which they cannot on a plain function."""
-        return not any(result.kind == "placebo" and result.status == "skipped" for result in self.attacks)
+        return has_gradient(self.attacks)
 
     def attack(self, name: str) -> AttackResult:
         """The result of one attack, by name."""

@@ -140,6 +140,11 @@ class AttackResult:
         return {index for index, prediction in self.predictions.items() if prediction.pilot == 0}
 
 
+def has_gradient(attacks: Iterable[AttackResult]) -> bool:
+    """Whether gradient attacks could run at all. On a plain function they cannot, and the placebo is skipped, too."""
+    return not any(result.kind == "placebo" and result.status == "skipped" for result in attacks)
+
+
 def chances(
     clean: Sequence[bool], predictions: Mapping[int, Prediction], attacks: Iterable[AttackResult]
 ) -> list[float]:

@@ -30,6 +30,7 @@ from pytest_gradmask.verdict.results import (
     Verdict,
     accuracy,
     chances,
+    has_gradient,
 )
 from pytest_gradmask.verdict.stats import difference_bounds, mean_p
 
@@ -206,7 +207,7 @@ def decide(
     gap = measure_gap(
         clean, predictions, attacks, confidence, analysis, complete=complete, margin=margin, unsettled=unsettled
     )
-    if any(result.kind == "placebo" and result.status == "skipped" for result in attacks):
+    if not has_gradient(attacks):
         share = accuracy(clean, predictions, attacks, confidence)
         why = [*reasons.no_gradient(share, attacks), *([reasons.out_of_time(gap, confidence)] if interrupted else [])]
         return Decision(Verdict.INCONCLUSIVE, tuple(why), gap)
