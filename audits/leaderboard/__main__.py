@@ -13,6 +13,7 @@ from audits.leaderboard.page import PAGE, render
 from audits.zoo import find
 from audits.zoo.measurement import stored as stored_records
 from pytest_gradmask import InputError
+from pytest_gradmask.training.provenance import exit_code
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,12 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     page.add_argument("--output", type=Path, default=PAGE)
     page.set_defaults(run=_page)
     options = parser.parse_args(arguments)
-    try:
-        options.run(options)
-    except InputError as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
+    return exit_code(lambda: options.run(options))
 
 
 def _collect(options: argparse.Namespace) -> None:

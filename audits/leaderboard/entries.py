@@ -13,6 +13,7 @@ import torch
 
 from audits.defenses.entry import Entry
 from pytest_gradmask import InputError, Verdict, load_model
+from pytest_gradmask.auditing.research import replaced
 
 ROOT = Path(__file__).parents[2]
 FOLDER = Path(__file__).parent / "entries"
@@ -50,7 +51,8 @@ def store(entry: Mapping[str, Any], folder: Path = FOLDER) -> Path:
     if wrong:
         raise InputError(f"entry {entry.get('name')!r}: {'; '.join(wrong)}")
     file = folder / f"{entry['name']}.json"
-    file.write_text(json.dumps(entry, indent=1) + "\n", encoding="utf-8")
+    with replaced(file) as part:
+        part.write_text(json.dumps(entry, indent=1) + "\n", encoding="utf-8")
     return file
 
 

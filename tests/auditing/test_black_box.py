@@ -125,7 +125,7 @@ def test_transfer_from_a_known_model() -> None:
     assert found.verdict is Verdict.INCONCLUSIVE
 
 
-def test_a_function_before_layers_of_torch_is_a_front_end() -> None:
+def test_a_function_as_front_end() -> None:
     class Front(nn.Module):
         def forward(self, images: torch.Tensor) -> torch.Tensor:
             shape = images.shape

@@ -3,124 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Generator, Sequence
+from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import replace
-from typing import Any, cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import nn
 
-from pytest_gradmask.auditing.events import AttackEnded, AttackStarted, Event, ignore
-from pytest_gradmask.auditing.joining import OUTDONE
-from pytest_gradmask.auditing.plan import PlannedAttack
+from pytest_gradmask.auditing.events import AttackEnded, AttackStarted, Event
 from pytest_gradmask.auditing.schedule import AttackSchedule
-from pytest_gradmask.auditing.scoring import Scorer, empty_result
-from pytest_gradmask.auditing.surface import AttackSurface
-from pytest_gradmask.defense import Attack, Defense
-from pytest_gradmask.randomized.streams import RandomStream
-from pytest_gradmask.verdict.results import AttackResult, Prediction
+from pytest_gradmask.verdict.results import AttackResult
 from pytest_gradmask.verdict.rule import measure_gap
-from tests.toys import CPU, TINY, KillGradient, linear, masked
+from tests.auditing.schedule_toys import ADAPTIVE, CLEAN, GRADIENT, ONE, Decided, Script, attack, found, schedule, turn
+from tests.toys import linear
 
 pytestmark = pytest.mark.usefixtures("no_operations_found")
-
-CLEAN = [True] * 9 + [False]
-GRADIENT = ["apgd-ce", "apgd-t", "fab-t"]
-ADAPTIVE = ["bpda", "transfer-backbone", "square", "zero-order"]
-#: Passes of one restart of the placebo.
-ONE = 2 * (TINY.apgd_steps + 1)
-
-
-Decided = Callable[[Sequence[AttackResult]], bool]
-
-
-class Script:
-    """Stands in for a scorer: attacks break what the script says, and cost what it says."""
-
-    def __init__(self, broken: dict[str, set[int]], passes: dict[str, int] | None = None) -> None:
-        self.broken, self.passes = broken, passes or {}
-        self.given: list[tuple[str, set[int]]] = []
-        self.stream_names: list[tuple[str, str]] = []
-        self.restarts: list[int] = []
-        self.means: dict[str, int] = {}  # passes for each image, if less than what an unbroken one faced
-        self.failing: set[str] = set()
-        self.images: int | None = None  # all of them classified correctly
-
-    def clean(self) -> tuple[list[bool], dict[int, Prediction]]:
-        return list(CLEAN) if self.images is None else [True] * self.images, {}
-
-    def run_each(
-        self, attacks: Sequence[PlannedAttack], given: Collection[int], stream_name: str
-    ) -> Generator[AttackResult, None, None]:
-        for attack in attacks:
-            yield self.run(attack, given, stream_name)
-
-    def run(self, attack: PlannedAttack, given: Collection[int], stream_name: str) -> AttackResult:
-        if attack.skip:
-            return replace(empty_result(attack), status="skipped", note=attack.skip)
-        self.given.append((attack.name, set(given)))
-        self.stream_names.append((attack.name, stream_name))
-        if attack.name in self.failing:
-            return replace(empty_result(attack), attacked=tuple(given), status="failed", note="no such thing")
-        cost = self.passes.get(attack.name, 10)
-        if attack.kind == "placebo":
-            restarts = cast(Any, attack.run).keywords["restarts"]
-            self.restarts.append(restarts)
-            cost = restarts * ONE
-        broken = tuple(sorted(self.broken.get(attack.name, set()) & set(given)))
-        forwards = self.means.get(attack.name, cost) * len(given)
-        return replace(
-            empty_result(attack), attacked=tuple(sorted(given)), broken=broken, forwards=forwards, passes=cost
-        )
-
-
-def schedule(
-    script: Script,
-    model: nn.Module | None = None,
-    *,
-    quick: bool = False,
-    randomized: bool = False,
-    events: list[Event] | None = None,
-) -> AttackSchedule:
-    model = model or masked(KillGradient)
-    surface = AttackSurface(
-        defense=Defense(model), stream=RandomStream(0, CPU), classes=4, randomized=randomized, attacked=model
-    )
-    if isinstance(model[0], KillGradient):  # type: ignore[index]
-        surface = replace(surface, approximations={"0": None})
-    progress = ignore if events is None else events.append
-    return AttackSchedule(cast(Scorer, script), surface, TINY, quick=quick, progress=progress)
-
-
-def attack(schedule: AttackSchedule, decided: Decided | None = None) -> None:
-    """Attack the newest batch; end as audits do, once the results with a matched placebo decide."""
-    with closing(schedule.attack_batch()) as attacks:
-        for _ in attacks:
-            if decided is not None and decided(schedule.results()):
-                schedule.match_placebo()
-                if decided(schedule.results()):
-                    break
-
-
-def turn(
-    script: Script,
-    model: nn.Module | None = None,
-    decided: Decided | None = None,
-    events: list[Event] | None = None,
-) -> list[AttackResult]:
-    """All images in one batch, the placebo with its whole budget."""
-    own = schedule(script, model, events=events)
-    own.admit(len(CLEAN))
-    attack(own, decided)
-    own.match_placebo()
-    return own.results()
-
-
-def found(results: Sequence[AttackResult], name: str) -> AttackResult:
-    return next(result for result in results if result.name == name)
 
 
 def test_attacks_get_the_survivors_of_gradient_attacks() -> None:
@@ -411,58 +308,6 @@ def test_an_attack_skipped_in_a_later_batch() -> None:
     square = found(own.results(), "square")
     assert (square.status, square.broken) == ("done", (0,))
     assert "decided" in square.note
-
-
-def of_three_guided(script: Script, *, quick: bool, by_user: bool = False, first: int = 10) -> list[AttackResult]:
-    """Two batches of a defense with three guided attacks: ``bpda``, ``transfer-backbone`` and ``inner-logits``."""
-    script.images = first + 10
-    model = masked(KillGradient)
-    own_attacks = [Attack(KillGradient, "own", kind="adaptive")] if by_user else []
-    surface = AttackSurface(
-        defense=Defense(model, attacks=own_attacks), stream=RandomStream(0, CPU), classes=4, randomized=False,
-        attacked=model, approximations={"0": None}, inner="1",
-    )  # fmt: skip
-    own = AttackSchedule(cast(Scorer, script), surface, TINY, quick=quick, progress=ignore)
-    for images in (first, first + 10):
-        own.admit(images)
-        attack(own)
-    return own.results()
-
-
-def batches_of(script: Script, name: str) -> int:
-    return sum(attack == name for attack, _ in script.given)
-
-
-def test_the_two_guided_attacks_that_together_break_most_go_on() -> None:
-    # The second best breaks only what the best breaks, too.
-    script = Script({"bpda": {0, 1}, "transfer-backbone": {0, 1, 2, 3}, "inner-logits": {4, 15}})
-    results = of_three_guided(script, quick=True)
-    assert [batches_of(script, name) for name in ("bpda", "transfer-backbone", "inner-logits")] == [1, 2, 2]
-    outdone = found(results, "bpda")
-    assert (outdone.status, outdone.note, outdone.broken) == ("done", OUTDONE, (0, 1))
-    assert len(outdone.attacked) == 10
-    assert found(results, "inner-logits").broken == (4, 15)
-    assert batches_of(script, "square") == batches_of(script, "zero-order") == 2
-
-
-def test_of_equal_attacks_the_first_go_on() -> None:
-    script = Script({})
-    of_three_guided(script, quick=True)
-    assert [batches_of(script, name) for name in ("bpda", "transfer-backbone", "inner-logits")] == [2, 2, 1]
-
-
-@pytest.mark.parametrize(("quick", "first"), [(False, 10), (True, 7)], ids=["exhaustive", "few images"])
-def test_all_guided_attacks_go_on(quick: bool, first: int) -> None:
-    script = Script({"bpda": {0}})
-    of_three_guided(script, quick=quick, first=first)
-    assert [batches_of(script, name) for name in ("bpda", "transfer-backbone", "inner-logits")] == [2, 2, 2]
-
-
-def test_attacks_of_the_users_and_failed_ones_are_never_left_out() -> None:
-    script = Script({"bpda": {0, 1}, "inner-logits": {4}})
-    script.failing = {"transfer-backbone"}
-    of_three_guided(script, quick=True, by_user=True)
-    assert [batches_of(script, name) for name in ("own", "bpda", "transfer-backbone", "inner-logits")] == [2] * 4
 
 
 def test_each_batch_matches_its_placebo() -> None:

@@ -22,9 +22,8 @@ from audits.zoo import ZOO
 from audits.zoo.measurement import stored as stored_records
 from pytest_gradmask import InputError, ThreatModel
 from pytest_gradmask.report.json import document, to_json
+from tests.report.test_html_in_chromium import CHROMIUM
 from tests.toys import IMAGES, KillGradient, audited, linear, masked
-
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
 class Cells(HTMLParser):
