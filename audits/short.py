@@ -18,7 +18,7 @@ _SHOWN = {
     "A": ("base: depth 49, width 12, residual 0.02", "depth 33", "depth 17", "no batch norm"),
 }
 #: The paper's ensemble on CIFAR-10 (its abstract): accuracies with their bounds at 99 %.
-_PAPER = {"autoattack": (0.883, 0.933), "adaptive": (0.146, 0.218)}
+PAPER_ENSEMBLE = {"autoattack": (0.883, 0.933), "adaptive": (0.146, 0.218)}
 _CONFIDENCE = 0.99
 _NOT_ADAPTIVE = ("clean", "gradient", "autoattack", "all")
 
@@ -68,7 +68,7 @@ def figures_differ(records: Sequence[Record]) -> list[dict[str, Any]]:
             adaptive = {key: value for key, value in audit["accuracies"].items() if key not in _NOT_ADAPTIVE}
             strongest = min(adaptive, key=lambda key: adaptive[key][0])
             ours = {"autoattack": audit["accuracies"]["autoattack"], "adaptive": adaptive[strongest]}
-            same = all(ours[key][1] <= high and low <= ours[key][2] for key, (low, high) in _PAPER.items())
+            same = all(ours[key][1] <= high and low <= ours[key][2] for key, (low, high) in PAPER_ENSEMBLE.items())
             line = (
                 f"the paper's figures: AutoAttack's attacks {share(ours['autoattack'])}, "
                 f"strongest adaptive attack ({strongest}) {share(ours['adaptive'])}"

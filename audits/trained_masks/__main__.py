@@ -18,11 +18,13 @@ from types import FrameType
 from typing import Any
 
 import torch
+from torch import nn
 
 from audits.trained_masks.diagnostics import diagnosed, under_stronger_attacks
+from audits.trained_masks.ensembles import MEASURED, attacked_as_published
 from audits.trained_masks.package import load_checkpoint, load_dataset
 from audits.trained_masks.recipes import load_recipes
-from audits.trained_masks.results import Log, collect, keep, table, versions
+from audits.trained_masks.results import Log, collect, keep, stored_result, table, versions
 from audits.trained_masks.roughness import at_start, of_snapshots
 from audits.trained_masks.storage import load_run, save_run, stored_recipe
 from audits.trained_masks.training import Run, Seen, new_front_end
@@ -55,6 +57,13 @@ def main(arguments: list[str] | None = None) -> None:
     own.add_argument("--out", type=Path, required=True, help="folder of the runs")
     own.add_argument("--test", required=True, help="images to measure on")
     own.add_argument("--images", type=int, default=64, help="how many of those")
+    own = commands.add_parser("published", help="AutoAttack as published on a randomized ensemble; goes on")
+    own.add_argument("name", help="of the result")
+    own.add_argument("runs", nargs="+", help="names of recipes, two or more")
+    own.add_argument("--version", choices=("standard", "rand"), default="standard", help="of AutoAttack")
+    own.add_argument("--out", type=Path, required=True, help="folder of the runs")
+    own.add_argument("--test", required=True, help="images to measure on")
+    own.add_argument("--images", type=int, default=200, help="how many of those")
     for command in ("untrained", "others"):
         own = commands.add_parser(command)
         own.add_argument("--data", required=True, help="images whose statistics batch norm takes; 256 of them")
@@ -73,6 +82,7 @@ def main(arguments: list[str] | None = None) -> None:
             "collect": _collect,
             "roughness": _roughness,
             "transfer": _transfer,
+            "published": _published,
             "untrained": _untrained,
             "others": _others,
         }
@@ -149,15 +159,37 @@ def _roughness(options: argparse.Namespace) -> None:
 
 
 def _transfer(options: argparse.Namespace) -> None:
-    front_ends, backbones, runs = {}, {}, []
-    for name in options.runs:
-        recipe = load_recipes()[name]
-        front_ends[name] = new_front_end(recipe).eval().requires_grad_(False)
-        step = load_run(options.out / f"{name}.safetensors", front_ends[name])
-        backbones[name] = load_checkpoint(recipe.backbone).requires_grad_(False)
-        runs.append({"run": name, "step": step, "backbone": recipe.backbone})
+    front_ends, backbones, runs = _members(options)
     figures = transfer(front_ends, backbones, load_dataset(options.test, samples=options.images))
     print(keep(f"transfer-{options.name}", {"runs": runs, **_provenance(options), **figures}))
+
+
+def _published(options: argparse.Namespace) -> None:
+    front_ends, backbones, runs = _members(options)
+    name = f"published-{options.name}-{options.version}"
+    data = load_dataset(options.test, samples=options.images)
+    known = {"runs": runs, "wanted": len(data), **_provenance(options)}
+    before = stored_result(name)
+    if before and {key: before[key] for key in known} != known:
+        raise SystemExit(f"{name}: the stored result is of other members, images or versions; take another name")
+    parts = list(front_ends.values()), list(backbones.values())
+    for found in attacked_as_published(*parts, data, before, version=options.version):
+        keep(name, {**known, **found})
+        shares = {key: f"{sum(found[key]) / found['images']:.1%}" for key in MEASURED}
+        print(f"{found['images']} of {len(data)} images: {shares}", flush=True)
+
+
+def _members(options: argparse.Namespace) -> tuple[dict[str, nn.Module], dict[str, nn.Module], list[dict[str, Any]]]:
+    """Front ends and backbones by the name of the run, and what they are."""
+    front_ends: dict[str, nn.Module] = {}
+    backbones, runs = {}, []
+    for name in options.runs:
+        recipe = load_recipes()[name]
+        front_ends[name] = (front_end := new_front_end(recipe).eval().requires_grad_(False))
+        step = load_run(options.out / f"{name}.safetensors", front_end)
+        backbones[name] = load_checkpoint(recipe.backbone).requires_grad_(False)
+        runs.append({"run": name, "step": step, "backbone": recipe.backbone})
+    return front_ends, backbones, runs
 
 
 def _provenance(options: argparse.Namespace) -> dict[str, Any]:

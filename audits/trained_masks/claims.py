@@ -9,7 +9,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from audits.trained_masks.evidence import Evidence, Measured, bounded, front_end_name, mean_of, share_of
+from audits.short import PAPER_ENSEMBLE
+from audits.trained_masks.evidence import (
+    Evidence,
+    Measured,
+    bounded,
+    front_end_name,
+    mean_of,
+    mean_of_all,
+    share_of,
+)
 
 _SAME, _OTHER = "transfer-same-backbone", "transfer-other-backbones"
 _SMALL = ("deep-49-adamw-1e-6", "deep-49-adamw-1e-5", "deep-49-adamw-1e-5-standard")
@@ -25,6 +34,7 @@ def records(evidence: Evidence) -> list[dict[str, Any]]:
     """One record for each claim and rule, in the form of those of the audits."""
     return [
         *_masks(evidence),
+        *_ensembles_as_published(evidence),
         _one_architecture(evidence),
         *_rates(evidence),
         *_strengths(evidence),
@@ -46,6 +56,36 @@ def _masks(evidence: Evidence) -> list[dict[str, Any]]:
         _of_runs("experiment 1", "Depth 49", slow, _reproduced(all(run.masked for run in slow))),
         _of_runs("experiment 1", "Depth 17, the paper's", shallow, _reproduced(all(run.masked for run in shallow))),
     ]
+
+
+def _ensembles_as_published(evidence: Evidence) -> list[dict[str, Any]]:
+    """Claim 3 by AutoAttack with all its steps, and the paper's figures for it."""
+    found = []
+    for version in ("standard", "rand"):
+        content = evidence.others.get(f"published-other-backbones-{version}")
+        if content is None:
+            continue
+        shares = {name: mean_of_all(content[name]) for name in ("clean", "autoattack", "adaptive")}
+        autoattack, adaptive = shares["autoattack"], shares["adaptive"]
+        resists = autoattack.value >= shares["clean"].value - 0.2 and adaptive.high < autoattack.low
+        backbones = ", ".join(f"`{run['backbone']}`" for run in content["runs"])
+        ours = (
+            f"three trained front ends of depth 49 before {backbones}: clean {bounded(shares['clean'])}, AutoAttack as "
+            f"published ({version}) {bounded(autoattack)}, adaptive attack {bounded(adaptive)}"
+        )
+        same = all(
+            shares[name].low <= high and low <= shares[name].high for name, (low, high) in PAPER_ENSEMBLE.items()
+        )
+        runs = " ".join(run["run"] for run in content["runs"])
+        command = f"python -m audits.trained_masks published other-backbones {runs} --version {version}"
+        for claim, title, holds in (
+            ("3", "", resists),
+            ("3", "the paper's figures: ", same),
+            ("experiment 2", "", resists),
+        ):
+            record = _of_ensemble(claim, content, title + ours, _reproduced(holds))
+            found.append({**record, "commands": [command]})
+    return found
 
 
 def _one_architecture(evidence: Evidence) -> dict[str, Any]:

@@ -137,7 +137,12 @@ def share_of(value: float, images: int) -> Proportion:
 
 def mean_of(value: float, images: int) -> Proportion:
     """The bounds of a mean over images, each of which counts by a share, such as that of the members that are right."""
-    return Proportion(value * images, images, *accuracy_bounds([value] * images, CONFIDENCE))
+    return mean_of_all([value] * images)
+
+
+def mean_of_all(shares: Sequence[float]) -> Proportion:
+    """The same, of the share of each image."""
+    return Proportion(sum(shares), len(shares), *accuracy_bounds(shares, CONFIDENCE))
 
 
 def _measurements(content: Mapping[str, Any]) -> list[Measured]:

@@ -87,6 +87,12 @@ def keep(name: str, content: Any, folder: Path = RESULTS) -> Path:
     return file
 
 
+def stored_result(name: str, folder: Path = RESULTS) -> dict[str, Any]:
+    """What `keep` wrote; empty if there is nothing."""
+    file = folder / f"{name}.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+
+
 def _short(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _short(own) for key, own in value.items() if key not in ("kind", "time")}
