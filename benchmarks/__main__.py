@@ -14,6 +14,7 @@ from typing import Any
 from benchmarks.caching import cache_gain
 from benchmarks.defenses import find
 from benchmarks.gpu import DRY, WHOLE, parts, unmeasured
+from benchmarks.growth import AXES, growth
 from benchmarks.losses import losses
 from benchmarks.memory import peak_memories
 from benchmarks.queries import margin_growth
@@ -108,6 +109,12 @@ def _gpu(options: argparse.Namespace) -> Records:
         yield f"gpu-{name}", {"part": name, "dry_run": options.dry_run, "found": measure()}
 
 
+def _growth(options: argparse.Namespace) -> Records:
+    for axis in options.names or AXES:
+        _say("growth", axis)
+        yield f"growth-{axis}", growth(axis, device=options.device)
+
+
 def _startup(_: argparse.Namespace) -> Records:
     yield "startup", startup_cost()
 
@@ -122,6 +129,10 @@ _COMMANDS = {
     "gpu": (_gpu, "throughput, overhead, repeatability and verdicts on a GPU; goes on where it was cut off"),
     "losses": (_losses, "other losses, starts and averaged gradients, at equal passes"),
     "surrogates": (_surrogates, "a surrogate trained by queries, beside the attacks that need only queries"),
+    "growth": (
+        _growth,
+        "how cost grows; names of what grows (images, pixels, classes, members, width), or none for all",
+    ),
     "startup": (_startup, "the plugin, installed but not used"),
 }
 
@@ -148,7 +159,7 @@ def _parser() -> argparse.ArgumentParser:
         add = command.add_argument
         add(
             "names",
-            nargs="*" if measure in (_startup, _gpu) else "+",
+            nargs="*" if measure in (_startup, _gpu, _growth) else "+",
             metavar="MODEL",
             help="a fixture such as resnet-standard-composite, or a known defense",
         )

@@ -6,6 +6,7 @@ import multiprocessing
 import resource
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -27,7 +28,7 @@ def peak_memories(name: str, data: str, samples: int, *, device: str = "cpu") ->
         samples: how many of them.
         device: torch device.
     """
-    found = {which: _apart(run, name, data, samples, device) for which, run in _RUNS.items()}
+    found = {which: apart(run, name, data, samples, device, device=device).mebibytes for which, run in _RUNS.items()}
     return {"defense": name, "images": samples, "mebibytes": found, "ratio": found["autoattack"] / found["audit"]}
 
 
@@ -61,15 +62,23 @@ _RUNS: dict[str, Callable[[str, str, int, str], None]] = {
 }
 
 
-def _apart(run: Callable[[str, str, int, str], None], *arguments: Any) -> float:
-    """Peak memory of a run in a new process, in MiB."""
+@dataclass(frozen=True, slots=True)
+class Apart:
+    """What a function returned in a process of its own, and the peak memory of that process (on a GPU: of torch)."""
+
+    result: Any
+    mebibytes: float
+
+
+def apart(run: Callable[..., Any], *arguments: Any, device: str = "cpu") -> Apart:
+    """Call a function in a new process."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(_peak, (run, *arguments))
+        return pool.apply(_measured, (run, arguments, device))
 
 
-def _peak(run: Callable[[str, str, int, str], None], name: str, data: str, samples: int, device: str) -> float:
-    run(name, data, samples, device)
+def _measured(run: Callable[..., Any], arguments: tuple[Any, ...], device: str) -> Apart:
+    result = run(*arguments)
     if device.startswith("cuda"):
-        return torch.cuda.max_memory_allocated(device) / 2**20
+        return Apart(result, torch.cuda.max_memory_allocated(device) / 2**20)
     unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+    return Apart(result, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20)

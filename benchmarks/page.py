@@ -27,7 +27,7 @@ def text(results: Path = RESULTS) -> str:
     """The page."""
     sections = {
         "verdict": _verdicts, "step": _steps, "strength": _strengths, "cache": _cache, "memory": _memory,
-        "startup": _startup, "queries": _queries, "losses": _losses, "surrogates": _surrogates,
+        "growth": _growth, "startup": _startup, "queries": _queries, "losses": _losses, "surrogates": _surrogates,
         "waits": _waits,
     }  # fmt: skip
     parts = [(HERE / "introduction.md").read_text().rstrip()]
@@ -156,6 +156,28 @@ def _memory(records: Sequence[Record]) -> str:
         "defense", "images", "libraries, model, images; MiB", "audit, MiB", "AutoAttack, MiB", "AutoAttack / audit",
     )  # fmt: skip
     return _section("Peak memory", "Each run is in a new process.", table(headings, rows))
+
+
+def _growth(records: Sequence[Record]) -> str:
+    rows = [
+        (
+            record["axis"],
+            ", ".join(str(row["value"]) for row in record["rows"]),
+            ", ".join(f"{row['seconds']:.1f}" for row in record["rows"]),
+            ", ".join(f"{row['mebibytes']:.0f}" for row in record["rows"]),
+            f"{record['exponent']:.2f}",
+            f"**{record['last']:.2f}**",
+        )
+        for record in records
+    ]
+    return _section(
+        "How cost grows",
+        "One thing grows, and all else stays: 20 images of 32 x 32 pixels, 10 classes, a network with two convolutions "
+        "of 16 channels. Audits are exhaustive, at the budget `smoke`, and in a ball in which nothing breaks. So every "
+        "attack runs on every image, and no audit of that size costs more. Exponent 1: twice as much of it takes twice "
+        "the time. *Pixels* are those of a side. Memory is what the audit adds to the libraries.",
+        table(("what grows", "values", "seconds", "MiB", "exponent", "of the last two"), rows),
+    )
 
 
 def _startup(records: Sequence[Record]) -> str:

@@ -11,6 +11,8 @@ from torch import nn
 
 from benchmarks.__main__ import main
 from benchmarks.caching import cache_gain
+from benchmarks.growth import growth
+from benchmarks.memory import Apart
 from benchmarks.page import PAGE, _by_hand, text
 from benchmarks.records import machine, store, stored
 from benchmarks.steps import step_costs
@@ -120,6 +122,28 @@ def test_a_second_audit_is_faster() -> None:
     assert record["ratio"] == record["first"] / record["again"] > 1
 
 
+def test_growth_is_fitted(monkeypatch: pytest.MonkeyPatch) -> None:
+    def apart(_run: object, _axis: str, value: int, *_: object, device: str) -> Apart:
+        assert device == "cpu"
+        return Apart(0.001 * value**2 if value < 100 else 0.1 * value, 500.0 + value)
+
+    monkeypatch.setattr("benchmarks.growth.apart", apart)
+    found = growth("pixels", values=(10, 20, 40))
+    assert (found["exponent"], found["last"]) == pytest.approx((2, 2))
+    assert [row["mebibytes"] for row in found["rows"]] == [10, 20, 40]
+    assert growth("pixels", values=(50, 100, 200))["last"] == pytest.approx(1)
+    with pytest.raises(InputError, match="'colours' is not known; it can be images, pixels"):
+        growth("colours")
+
+
+@pytest.mark.slow  # a process for each value, which imports torch
+@pytest.mark.parametrize("axis", ["classes", "members"])
+def test_a_growth_is_measured(axis: str) -> None:
+    small, large = growth(axis, values=(2, 6))["rows"]
+    assert 0 < small["seconds"] < 60
+    assert large["mebibytes"] > 0
+
+
 def test_page_shows_all_measurements(tmp_path: Path) -> None:
     where = {"machine": machine(), "data": "some.npz"}
     data = Dataset(IMAGES, predictions(convolutional(), IMAGES), "toys")
@@ -128,7 +152,10 @@ def test_page_shows_all_measurements(tmp_path: Path) -> None:
         "startup", {"rounds": 3, "with": 101.0, "without": 90.0, "more": 11.0, "spread": [9.0, 12.0]} | where, tmp_path
     )
     store("strength-toy", strengths("toy", Defense(convolutional()), data, steps=2) | where, tmp_path)
+    rows = [{"value": value, "seconds": value / 10, "mebibytes": value} for value in (20, 60)]
+    store("growth-images", {"axis": "images", "rows": rows, "exponent": 1.0, "last": 1.0} | where, tmp_path)
     page = text(tmp_path)
+    assert "| images | 20, 60 | 2.0, 6.0 | 20, 60 | 1.00 | **1.00** |" in page
     assert "attacks with 2 steps on" in page
     assert "| toy | apgd | autoattack |" in page
     assert "## One step" in page

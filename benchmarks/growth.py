@@ -1,0 +1,84 @@
+"""How the cost of an audit grows: with images, pixels, classes, members of an ensemble and the size of the model.
+
+Nothing breaks in a ball as small as that of these audits, and they are exhaustive. So every attack runs on every image:
+no audit of that size costs more.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from scipy.stats import linregress
+from torch import nn
+
+from benchmarks.memory import apart
+from benchmarks.records import clock
+from pytest_gradmask import Defense, InputError, RandomizedEnsemble, ThreatModel, audit
+
+#: What is varied, and its values. All else is as in `_audit`.
+AXES: dict[str, tuple[int, ...]] = {
+    "images": (20, 60, 180, 540),
+    "pixels": (32, 64, 128, 224),
+    "classes": (10, 30, 100, 300, 1000),
+    "members": (2, 4, 8, 16),
+    "width": (16, 32, 64, 128),
+}
+
+
+def growth(axis: str, *, device: str = "cpu", values: tuple[int, ...] = ()) -> dict[str, Any]:
+    """Seconds and peak memory of an audit for each value, and the exponents of their growth.
+
+    Args:
+        axis: a key of `AXES`.
+        device: torch device.
+        values: other values than those of `AXES`.
+
+    Returns:
+        ``rows``, each with the ``value``, ``seconds`` and ``mebibytes`` above those of a process that has only imported
+        the package; ``exponent``: that of seconds, fitted to all values; and ``last``, to the last two.
+
+    Raises:
+        InputError: there is no such axis.
+    """
+    if axis not in AXES:
+        raise InputError(f"growth: {axis!r} is not known; it can be {', '.join(AXES)}")
+    start = apart(_nothing, axis, 0, device, device=device)
+    rows = []
+    for value in values or AXES[axis]:
+        cost = apart(_audit, axis, value, device, device=device)
+        rows.append({"value": value, "seconds": cost.result, "mebibytes": cost.mebibytes - start.mebibytes})
+    logs = [(math.log(row["value"]), math.log(row["seconds"])) for row in rows]
+    return {"axis": axis, "rows": rows, "exponent": _slope(logs), "last": _slope(logs[-2:])}
+
+
+def _slope(points: list[tuple[float, float]]) -> float:
+    return float(linregress(*zip(*points, strict=True)).slope)
+
+
+def _nothing(_axis: str, _value: int, _device: str) -> float:
+    return 0.0
+
+
+def _audit(axis: str, value: int, device: str) -> float:
+    """The seconds of one audit."""
+    sizes = {"images": 20, "pixels": 32, "classes": 10, "members": 1, "width": 16} | {axis: value}
+    torch.manual_seed(0)
+    members = [_network(sizes["width"], sizes["classes"]) for _ in range(sizes["members"])]
+    model = RandomizedEnsemble(members) if axis == "members" else members[0]
+    images = torch.rand(sizes["images"], 3, sizes["pixels"], sizes["pixels"])
+    with torch.no_grad():
+        labels = torch.stack([member(images) for member in members]).mean(0).argmax(1)
+    defense = Defense(model, members=members if axis == "members" else [], name=axis)
+    now = clock(device)
+    started = now()
+    audit(defense, images, labels, threat=ThreatModel(1e-6), budget="smoke", exhaustive=True, device=device)
+    return now() - started
+
+
+def _network(width: int, classes: int) -> nn.Module:
+    """Two strided convolutions and a linear layer, with random weights."""
+    first = nn.Conv2d(3, width, 3, stride=2, padding=1), nn.BatchNorm2d(width), nn.ReLU()
+    second = nn.Conv2d(width, width, 3, stride=2, padding=1), nn.BatchNorm2d(width), nn.ReLU()
+    return nn.Sequential(*first, *second, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, classes)).eval()
