@@ -291,7 +291,7 @@ THREAT = ThreatModel(0.1)
 def audited(defense: Defense | nn.Module, images: Tensor = IMAGES, **arguments: Any) -> Audit:
     """An audit whose labels are the defense's clean predictions, unless ``labels`` is passed."""
     model = defense.model if isinstance(defense, Defense) else defense
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         arguments.setdefault("labels", predictions(model, images))
     return audit(defense, images, **{"threat": THREAT, "budget": TINY, **arguments})
 

@@ -86,7 +86,7 @@ def build(name: str, weights: Path | None) -> nn.Module:
 @torch.no_grad()
 def _random(name: str) -> nn.Module:
     """A torchvision network with random weights, whose batch norms have seen smooth random images."""
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model: nn.Module = torchvision.models.get_model(name, weights=None)
         for module in model.modules():

@@ -34,7 +34,7 @@ MEASURED = ("clean", "autoattack", "autoattack_expected", "adaptive")
 
 def attacked_as_published(
     front_ends: Sequence[nn.Module], backbones: Sequence[nn.Module], data: Dataset, stored: Mapping[str, Any], *,
-    version: str = "standard", chunk: int = 8,
+    version: str = "standard", chunk: int = 4,
 ) -> Iterator[dict[str, Any]]:  # fmt: skip
     """Attack the next images of ``data``, and say after every few what holds for all so far.
 

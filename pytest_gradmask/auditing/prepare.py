@@ -13,7 +13,7 @@ from pytest_gradmask.attacks.oracle import Oracle
 from pytest_gradmask.attacks.rejection import RejectOption
 from pytest_gradmask.auditing.budgets import Budget
 from pytest_gradmask.auditing.scoring import Scorer, subseed
-from pytest_gradmask.auditing.surface import AttackSurface, find_attack_surface, known_models
+from pytest_gradmask.auditing.surface import AttackSurface, all_modules, find_attack_surface
 from pytest_gradmask.defense import Defense
 from pytest_gradmask.execution.cache import Cache
 from pytest_gradmask.execution.deadline import Deadline
@@ -89,7 +89,7 @@ def prepared(
     Raises:
         DefenseError, InputError: the defense cannot be audited; the message says what to change.
     """
-    with isolated(known_models(defense), images.device):
+    with isolated(all_modules(defense), images.device):
         stream = RandomStream(subseed(seed, "defense"), images.device)
         rejection = None if defense.rejects is None else RejectOption(defense.rejects)
         oracle = Oracle(defense.model, stream, defense.outputs, rejection=rejection, first_state=first_state)

@@ -19,7 +19,7 @@ from pytest_gradmask.attacks.oracle import Oracle
 from pytest_gradmask.attacks.rejection import RejectOption
 from pytest_gradmask.auditing.prepare import isolated
 from pytest_gradmask.auditing.scoring import subseed
-from pytest_gradmask.auditing.surface import known_models
+from pytest_gradmask.auditing.surface import all_modules, known_models
 from pytest_gradmask.defense import Defense
 from pytest_gradmask.execution.cache import Cache
 from pytest_gradmask.execution.fingerprint import fingerprint
@@ -62,7 +62,7 @@ def key_of_recorded(
     """
     entry = fingerprint(key, "recorded answers")
     recorded = cache.answers(entry)
-    with isolated(known_models(defense), images.device):
+    with isolated(all_modules(defense), images.device):
         asks = _asks(defense, _points(images[:_IMAGES], threat, seed), subseed(seed, "recorded answers"))
         differing = [] if recorded is None else _differing(recorded, asks)
         if recorded is None or differing:

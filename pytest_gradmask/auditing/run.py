@@ -24,7 +24,7 @@ from pytest_gradmask.auditing.multilabel import with_joint_labels
 from pytest_gradmask.auditing.prepare import Prepared, prepared
 from pytest_gradmask.auditing.recorded import key_of_recorded
 from pytest_gradmask.auditing.scoring import subseed
-from pytest_gradmask.auditing.surface import known_models
+from pytest_gradmask.auditing.surface import all_modules, known_models
 from pytest_gradmask.defense import Defense, as_defense
 from pytest_gradmask.errors import DefenseError, EngineError
 from pytest_gradmask.execution.attempts import Attempt, take_attempt
@@ -123,7 +123,7 @@ def audit(
     images = batch.images
     check_batch(images, labels, threat)
     where = check_device(device)
-    check_weights(known_models(defense))
+    check_weights(all_modules(defense))
     order = _order(len(images), None if exhaustive else seed)
     # Part of the cache's key. Reports also use it to see whether two runs are about the same images; labels are left
     # out, as they may be the defense's own answers.
@@ -216,7 +216,7 @@ def _warn_if_stateful(ready: Prepared) -> None:
 
 def _changes_as_it_runs(defense: Defense, oracle: Oracle, image: Tensor) -> bool:
     """Whether a forward pass changes the state of the defense, as far as it can be hashed."""
-    models = tuple(known_models(defense))
+    models = tuple(all_modules(defense))
     try:
         before = fingerprint(models)
         with torch.no_grad():

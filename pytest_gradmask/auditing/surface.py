@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
-from pytest_gradmask.attacks.bypass.bpda import bypassed, removed
+from pytest_gradmask.attacks.bypass.bpda import bypassed, modules_in, removed
 from pytest_gradmask.attacks.bypass.inner_classifiers import InnerClassifier, find_inner_classifiers
 from pytest_gradmask.attacks.bypass.inner_logits import InnerLogits, find_inner_logits
 from pytest_gradmask.attacks.bypass.operations.model import OperationsBypassed
@@ -218,9 +218,14 @@ def _inner_classifiers(surface: AttackSurface, images: Tensor, threat: Perturbat
 
 
 def known_models(defense: Defense) -> Sequence[nn.Module]:
-    """Every module that an audit may run."""
+    """Every model that an audit may ask for the class of an image."""
     through = [attack.through for attack in defense.own_attacks() if attack.through is not None]
     return (defense.model, *defense.members, *defense.sources, *through)
+
+
+def all_modules(defense: Defense) -> Sequence[nn.Module]:
+    """The same, and the approximations of its bypassed submodules."""
+    return (*known_models(defense), *modules_in(defense.bypassed_modules() or {}))
 
 
 @contextmanager

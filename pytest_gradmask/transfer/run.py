@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pytest_gradmask.attacks.bypass.bpda import bypassed, described
+from pytest_gradmask.attacks.bypass.bpda import bypassed, described, modules_in
 from pytest_gradmask.attacks.bypass.search import SEARCH_FORWARDS, SEARCH_IMAGES, Approximations, find_bypass
 from pytest_gradmask.attacks.oracle import Oracle
 from pytest_gradmask.attacks.pgd import apgd
@@ -91,7 +91,7 @@ def transfer_matrix(
     check_batch(images, labels, threat)
     torch_device = check_device(device)
     images, labels = images.detach().to(torch_device), labels.detach().long().to(torch_device)
-    modules = list(named.values())
+    modules = [*named.values(), *(module for given in user_bypass.values() for module in modules_in(given or {}))]
     with moved(modules, torch_device), no_trace(modules, torch_device):
         bench = _Bench(
             models=named, images=images, labels=labels, threat=threat, seed=seed,

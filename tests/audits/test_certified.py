@@ -25,7 +25,7 @@ EPSILONS = st.floats(0.01, 0.4)
 
 def tiny(seed: int, hidden: int = 4) -> tuple[nn.Sequential, Tensor, Tensor]:
     """A network of two inputs and three classes, an image, and the class that it gets."""
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = nn.Sequential(
             nn.Flatten(), nn.Linear(2, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, 3)

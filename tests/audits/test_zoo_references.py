@@ -62,7 +62,7 @@ def test_smoothing_sees_through_a_ripple() -> None:
     for name, std in (("none", 0.0), ("noise", 0.05)):
         view = references.smoothed(std, draws=200).of(defense)
         point = images.clone().requires_grad_(True)
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             total = torch.stack([view(point)[:, 1].sum() for _ in range(200)]).mean()
         (gradient,) = torch.autograd.grad(total, point)

@@ -23,6 +23,7 @@ from pytest_gradmask import (
     apgd,
     audit,
     binarization_test,
+    bypassed,
     pgd,
     transfer_matrix,
 )
@@ -73,17 +74,30 @@ def own_attack(model: Any, images: Tensor, labels: Tensor, *, threat: ThreatMode
     return pgd(model, images, labels, threat=threat, steps=3, generator=generator)
 
 
+def approximation() -> nn.Module:
+    """The same at each call."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return nn.Conv2d(3, 3, 3, padding=1)
+
+
+def through_an_approximation(model: nn.Module) -> Defense:
+    around = bypassed(model, {"0": approximation()})
+    return Defense(model, attacks=[Attack(own_attack, kind="adaptive", through=around)])
+
+
 DEFENSES: dict[str, Callable[[], Any]] = {
     "undefended": linear,
     "gradient-killer": lambda: masked(KillGradient),
     "quantized": lambda: masked(Quantize),
     "detached": lambda: masked(Detach),
     "own attack": lambda: with_attack(linear()),
-    "a fitted approximation": lambda: Defense(masked(Quantize), bypass={"0": nn.Conv2d(3, 3, 3, padding=1)}),
+    "a fitted approximation": lambda: Defense(masked(Quantize), bypass={"0": approximation()}),
     "ensemble, members known": lambda: Defense(
         RandomizedEnsemble([masked(KillGradient), masked(KillGradient)]).eval(),
         members=[masked(KillGradient), masked(KillGradient)],
     ),
+    "an attack through an approximation": lambda: through_an_approximation(masked(Quantize)),
     "surrogate": lambda: Defense(masked(Quantize), sources=[linear()]),
     "detector": lambda: Defense(LastIsRejected().eval(), rejects=4),
 }
@@ -101,10 +115,14 @@ def test_the_device_does_not_mix(device: torch.device) -> None:
 
 @pytest.mark.parametrize("name", DEFENSES)
 def test_verdicts_are_those_of_the_cpu(name: str) -> None:
+    # Where an attack settles the verdict, those after it run in an exhaustive audit only.
+    exhaustive = "approximation" in name
     results = []
     for where in ("cpu", pretend.NAME):
         defense = DEFENSES[name]()
-        results.append(audited(defense, IMAGES, threat=ThreatModel(0.15), margin=0.25, device=where))
+        results.append(
+            audited(defense, IMAGES, threat=ThreatModel(0.15), margin=0.25, device=where, exhaustive=exhaustive)
+        )
         model = defense.model if isinstance(defense, Defense) else defense
         assert {parameter.device.type for parameter in model.parameters()} <= {"cpu"}
     cpu, there = results
@@ -115,6 +133,17 @@ def test_verdicts_are_those_of_the_cpu(name: str) -> None:
         (attack.name, attack.status) for attack in cpu.attacks
     ]
     assert not [attack.note for attack in there.attacks if attack.status == "failed"]
+
+
+def test_the_number_of_the_device_is_kept() -> None:
+    """With several devices, work goes to the one that was asked for, and not to the current one."""
+    with pretend.another_is_current():
+        assert torch.ones(3, device=pretend.NAME).device == torch.device(pretend.NAME, 1)
+        with pytest.raises(RuntimeError, match=f"{pretend.NAME}:0 and {pretend.NAME}:1"):
+            torch.ones(3, device=f"{pretend.NAME}:0") + torch.ones(3, device=pretend.NAME)
+        for name in ("undefended", "a fitted approximation", "ensemble, members known"):
+            found = audited(DEFENSES[name](), IMAGES, threat=ThreatModel(0.15), margin=0.25, device=f"{pretend.NAME}:0")
+            assert not [attack.note for attack in found.attacks if attack.status == "failed"], name
 
 
 def test_a_randomized_defense() -> None:
@@ -150,6 +179,12 @@ def test_transfer_evidence_and_binarization_test() -> None:
         for where in ("cpu", pretend.NAME)
     ]
     assert matrices[0].robust_accuracy("first", "second") == matrices[1].robust_accuracy("first", "second")
+    approximations = {"first": {"0": approximation()}, "second": ()}
+    approximated = transfer_matrix(
+        {"first": model, "second": other}, IMAGES, labels, attack="bpda", bypass=approximations, device=pretend.NAME,
+        threat=ThreatModel(0.15), steps=2, seed=0,
+    )  # fmt: skip
+    assert len(approximated.common) > 0
     found_there = audited(model, IMAGES, threat=ThreatModel(0.15), device=pretend.NAME)
     evidence = collect_evidence(found_there, model, IMAGES, labels, threat=ThreatModel(0.15), device=pretend.NAME)
     assert not [part["error"] for part in evidence.values() if isinstance(part, dict) and "error" in part]

@@ -35,6 +35,8 @@ _OWN = (
 _counts: Counter[str] = Counter()
 #: Operations after which the device is lost, and how many numbers a tensor may have.
 _faults: dict[str, float] = {"operations": math.inf, "numbers": math.inf}
+#: The device that is meant where no number is given. Gradients exist on number 0 only: PyTorch knows of no other here.
+_current = {"index": 0}
 _libraries: list[torch.library.Library] = []  # an implementation lives as long as its library
 
 
@@ -44,10 +46,10 @@ class PretendTensor(Tensor):
     held: Tensor
 
     @staticmethod
-    def __new__(cls, held: Tensor) -> PretendTensor:
+    def __new__(cls, held: Tensor, index: int) -> PretendTensor:
         made: PretendTensor = Tensor._make_wrapper_subclass(
             cls, held.size(), strides=held.stride(), storage_offset=held.storage_offset(), dtype=held.dtype,
-            device=torch.device(NAME, 0),
+            device=torch.device(NAME, index),
         )  # fmt: skip
         made.held = held
         return made
@@ -77,8 +79,10 @@ def _run(operation: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     name = operation._schema.name.removeprefix("aten::")
     # A scalar tensor of the CPU may meet tensors of a GPU.
     others = [each for each in tensors if not isinstance(each, PretendTensor) and each.dim() > 0]
-    if ours and others and name not in _BETWEEN_DEVICES:
-        raise RuntimeError(f"Expected all tensors to be on the same device, but {operation} got {NAME}:0 and cpu")
+    places = {str(each.device) for each in ours if each.dim() > 0} | ({"cpu"} if ours and others else set())
+    if len(places) > 1 and name not in _BETWEEN_DEVICES:
+        found = " and ".join(sorted(places))
+        raise RuntimeError(f"Expected all tensors to be on the same device, but {operation} got {found}")
     _counts[name] += 1
     # Autograd has a thread for each device, which an exception in the midst of its own operations would abort.
     safe = threading.current_thread() is threading.main_thread()
@@ -86,8 +90,10 @@ def _run(operation: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         raise RuntimeError(f"{NAME} error: unspecified launch failure")
     _faults["operations"] -= 1
     target, here = kwargs.get("device"), bool(ours)
+    index = ours[0].device.index if ours else _current["index"]
     if target is not None:
-        here = torch.device(target).type == NAME
+        where = torch.device(target)
+        here, index = where.type == NAME, _current["index"] if where.index is None else where.index
         kwargs = {**kwargs, "device": "cpu"}
         _counts["to the CPU"] += bool(ours) and not here
     result = operation(*tree_map(_held, args), **tree_map(_held, kwargs))
@@ -100,17 +106,17 @@ def _run(operation: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     if safe and any(each.numel() > _faults["numbers"] for each in made):
         raise torch.OutOfMemoryError(f"{NAME} out of memory")
     known = {id(each.held): each for each in ours}
-    return tree_map(lambda each: _wrapped(each, known) if here else each, result)
+    return tree_map(lambda each: _wrapped(each, known, index) if here else each, result)
 
 
 def _held(each: Any) -> Any:
     return each.held if isinstance(each, PretendTensor) else each
 
 
-def _wrapped(each: Any, known: dict[int, PretendTensor]) -> Any:
+def _wrapped(each: Any, known: dict[int, PretendTensor], index: int) -> Any:
     if not isinstance(each, Tensor):
         return each
-    return known[id(each)] if id(each) in known else PretendTensor(each)
+    return known[id(each)] if id(each) in known else PretendTensor(each, index)
 
 
 _Dummy: Any = getattr(backend_registration, "_DummyBackendModule", object)
@@ -124,6 +130,12 @@ class _Module(_Dummy):  # type: ignore[misc]
 
     def set_rng_state(self, _state: Tensor, _device: Any = None) -> None:
         return
+
+    def current_device(self) -> int:
+        return _current["index"]
+
+    def device_count(self) -> int:
+        return 2
 
     def manual_seed_all(self, _seed: int) -> None:
         return
@@ -161,6 +173,16 @@ def faulty(*, operations: float = math.inf, numbers: float = math.inf) -> Iterat
         yield
     finally:
         _faults.update(before)
+
+
+@contextmanager
+def another_is_current() -> Iterator[None]:
+    """Inside, a device without a number is not the one with number 0."""
+    _current["index"] = 1
+    try:
+        yield
+    finally:
+        _current["index"] = 0
 
 
 @contextmanager

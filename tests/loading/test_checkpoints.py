@@ -29,7 +29,7 @@ DNCNN: dict[str, Any] = {"architecture": "dncnn", "arguments": {"depth": 3, "wid
 
 
 def built(card: dict[str, Any], seed: int = 0) -> nn.Module:
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return build_model(card["architecture"], card["arguments"]).eval()
 

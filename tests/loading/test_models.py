@@ -75,7 +75,7 @@ def test_composite_is_backbone_of_front_end() -> None:
 
 def test_randomized_ensemble_picks_every_member_about_as_often() -> None:
     ensemble, images = RandomizedEnsemble([Constant(float(number)) for number in range(4)]), draw(3, 3, 2, 2)
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         answers = [ensemble(images).flatten() for _ in range(400)]
     assert all(len(set(answer.tolist())) == 1 for answer in answers)  # one member answers the whole batch
@@ -90,7 +90,7 @@ def test_randomized_ensemble_draws_from_the_global_generator() -> None:
         torch.manual_seed(3)
         return [ensemble(images).item() for _ in range(20)]
 
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         assert answers() == answers()
 
 

@@ -25,7 +25,7 @@ def loaded(file: Path) -> nn.Module:
 
 
 def drawn(seed: int = 0) -> nn.Module:
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model: nn.Module = timm.create_model(NAME, pretrained=False)
         return model.eval()
@@ -34,7 +34,7 @@ def drawn(seed: int = 0) -> nn.Module:
 def state(seed: int = 0) -> dict[str, Tensor]:
     """Weights with other batch norm statistics than a fresh model has."""
     found = drawn(seed).state_dict()
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return {
             key: value + 0.1 * torch.rand_like(value) if value.is_floating_point() else value

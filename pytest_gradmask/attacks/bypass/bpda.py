@@ -7,7 +7,7 @@ approximation.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -71,12 +71,14 @@ class Rewired(nn.Module):
     Args:
         model: not changed between calls.
         rewires: for each dotted name of a submodule, the function that makes its other forward.
+        used: modules that these call, which move between devices with the model.
     """
 
-    def __init__(self, model: nn.Module, rewires: Mapping[str, Rewire]) -> None:
+    def __init__(self, model: nn.Module, rewires: Mapping[str, Rewire], used: Sequence[nn.Module] = ()) -> None:
         super().__init__()
         self.model = model
         self._rewires = dict(rewires)
+        self._used = nn.ModuleList(used)
 
     def forward(self, images: Tensor) -> Tensor:
         modules = dict(self.model.named_modules())
@@ -124,7 +126,14 @@ def bypassed(model: nn.Module, approximations: Mapping[str, Any]) -> Rewired:
             else _replace_gradient(approximation)
             for name, approximation in approximations.items()
         },
+        modules_in(approximations),
     )
+
+
+def modules_in(approximations: Mapping[str, Any]) -> list[nn.Module]:
+    """The approximations that are modules, with weights of their own, which must be where the model is."""
+    functions = (each.function if isinstance(each, FromImages) else each for each in approximations.values())
+    return [function for function in functions if isinstance(function, nn.Module)]
 
 
 def _is_approximation(entry: Any) -> bool:
@@ -171,7 +180,8 @@ def removed(model: nn.Module, approximations: Mapping[str, Any]) -> Rewired:
 
         return rewire
 
-    return Rewired(model, {name: replace_forward(approximation) for name, approximation in approximations.items()})
+    rewires = {name: replace_forward(approximation) for name, approximation in approximations.items()}
+    return Rewired(model, rewires, modules_in(approximations))
 
 
 def described(approximations: Mapping[str, Any]) -> tuple[str, ...]:

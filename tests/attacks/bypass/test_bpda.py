@@ -199,6 +199,17 @@ def test_removed_runs_approximations_forward() -> None:
     assert torch.equal(removed(model, {"0": torch.sqrt})(images), backbone(images.sqrt()))
 
 
+@pytest.mark.parametrize("rewire", [bypassed, removed])
+@pytest.mark.parametrize("given", [lambda module: module, FromImages], ids=["of a submodule", "of the code before it"])
+def test_an_approximation_moves_with_the_model(
+    rewire: Callable[..., nn.Module], given: Callable[[nn.Module], object]
+) -> None:
+    approximation = nn.Conv2d(3, 3, 1)
+    moved = rewire(linear(), {"0": given(approximation)}).to("meta")
+    assert {parameter.device.type for parameter in moved.parameters()} == {"meta"}
+    assert approximation.weight.device.type == "meta"
+
+
 def test_described() -> None:
     assert described({"front_end": None, "act": torch.relu, "net": FromImages()}) == (
         "front_end",

@@ -32,7 +32,7 @@ class Masked(nn.Module):
     def __init__(self, front_end: Callable[[Tensor], Any]) -> None:
         super().__init__()
         self.front_end = front_end
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             self.convolution, self.linear = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(8 * 64, 10)
         self.eval().requires_grad_(False)
