@@ -14,7 +14,7 @@ from typing import Any
 from benchmarks.caching import cache_gain
 from benchmarks.defenses import find
 from benchmarks.gpu import DRY, WHOLE, parts, unmeasured
-from benchmarks.growth import AXES, growth
+from benchmarks.growth import AXES, growth, passes
 from benchmarks.losses import losses
 from benchmarks.memory import peak_memories
 from benchmarks.queries import margin_growth
@@ -25,6 +25,7 @@ from benchmarks.strength import strengths
 from benchmarks.surrogates import surrogates
 from benchmarks.verdicts import time_to_verdict
 from pytest_gradmask import load_dataset
+from pytest_gradmask.auditing.research import BUDGETS
 from pytest_gradmask.training.provenance import exit_code
 
 Records = Iterator[tuple[str, dict[str, Any]]]
@@ -115,6 +116,12 @@ def _growth(options: argparse.Namespace) -> Records:
         yield f"growth-{axis}", growth(axis, device=options.device)
 
 
+def _passes(options: argparse.Namespace) -> Records:
+    for budget in options.names or BUDGETS:
+        _say("passes", budget)
+        yield f"passes-{budget}", passes(budget)
+
+
 def _startup(_: argparse.Namespace) -> Records:
     yield "startup", startup_cost()
 
@@ -133,6 +140,7 @@ _COMMANDS = {
         _growth,
         "how cost grows; names of what grows (images, pixels, classes, members, width), or none for all",
     ),
+    "passes": (_passes, "forwards for each image of an audit in which nothing breaks; budgets, or none for all"),
     "startup": (_startup, "the plugin, installed but not used"),
 }
 
@@ -159,7 +167,7 @@ def _parser() -> argparse.ArgumentParser:
         add = command.add_argument
         add(
             "names",
-            nargs="*" if measure in (_startup, _gpu, _growth) else "+",
+            nargs="*" if measure in (_startup, _gpu, _growth, _passes) else "+",
             metavar="MODEL",
             help="a fixture such as resnet-standard-composite, or a known defense",
         )

@@ -7,6 +7,7 @@ no audit of that size costs more.
 from __future__ import annotations
 
 import math
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -53,6 +54,25 @@ def growth(axis: str, *, device: str = "cpu", values: tuple[int, ...] = ()) -> d
     return {"axis": axis, "rows": rows, "exponent": _slope(logs), "last": _slope(logs[-2:])}
 
 
+def passes(budget: str, *, images: int = 4) -> dict[str, Any]:
+    """Forwards for each image of an audit in which nothing breaks; a backward counts as two.
+
+    Args:
+        budget: name of a budget.
+        images: of the audit that is counted.
+
+    Returns:
+        ``attacks``: the forwards of each attack; ``forwards``: their sum.
+    """
+    torch.manual_seed(0)
+    model, batch = _network(16, 10), torch.rand(images, 3, 32, 32)
+    with torch.no_grad():
+        labels = model(batch).argmax(1)
+    found = audit(Defense(model), batch, labels, threat=ThreatModel(1e-6), budget=budget, exhaustive=True)
+    attacks = {each.name: (each.forwards + 2 * each.backwards) / images for each in found.attacks if each.attacked}
+    return {"budget": budget, "images": images, "attacks": attacks, "forwards": sum(attacks.values())}
+
+
 def _slope(points: list[tuple[float, float]]) -> float:
     return float(linregress(*zip(*points, strict=True)).slope)
 
@@ -65,16 +85,29 @@ def _audit(axis: str, value: int, device: str) -> float:
     """The seconds of one audit."""
     sizes = {"images": 20, "pixels": 32, "classes": 10, "members": 1, "width": 16} | {axis: value}
     torch.manual_seed(0)
-    members = [_network(sizes["width"], sizes["classes"]) for _ in range(sizes["members"])]
-    model = RandomizedEnsemble(members) if axis == "members" else members[0]
+    members = _alike(_network(sizes["width"], sizes["classes"]), sizes["members"])
+    model = RandomizedEnsemble(members).eval() if axis == "members" else members[0]
     images = torch.rand(sizes["images"], 3, sizes["pixels"], sizes["pixels"])
     with torch.no_grad():
         labels = torch.stack([member(images) for member in members]).mean(0).argmax(1)
     defense = Defense(model, members=members if axis == "members" else [], name=axis)
     now = clock(device)
     started = now()
-    audit(defense, images, labels, threat=ThreatModel(1e-6), budget="smoke", exhaustive=True, device=device)
-    return now() - started
+    found = audit(defense, images, labels, threat=ThreatModel(1e-6), budget="smoke", exhaustive=True, device=device)
+    taken = now() - started
+    if not all(len(attack.attacked) >= 0.9 * len(labels) for attack in found.attacks if attack.status == "done"):
+        raise RuntimeError(f"{axis} {value}: not every attack was given every image, so its cost is not the largest")
+    return taken
+
+
+@torch.no_grad()
+def _alike(network: nn.Module, count: int) -> list[nn.Module]:
+    """The network and others that differ from it a little: all classify nearly every image alike."""
+    others = [deepcopy(network) for _ in range(count - 1)]
+    for other in others:
+        for parameter in other.parameters():
+            parameter.add_(1e-2 * parameter.abs().mean() * torch.randn_like(parameter))
+    return [network, *others]
 
 
 def _network(width: int, classes: int) -> nn.Module:

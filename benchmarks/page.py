@@ -27,8 +27,8 @@ def text(results: Path = RESULTS) -> str:
     """The page."""
     sections = {
         "verdict": _verdicts, "step": _steps, "strength": _strengths, "cache": _cache, "memory": _memory,
-        "growth": _growth, "startup": _startup, "queries": _queries, "losses": _losses, "surrogates": _surrogates,
-        "waits": _waits,
+        "growth": _growth, "passes": _passes, "startup": _startup, "queries": _queries, "losses": _losses,
+        "surrogates": _surrogates, "waits": _waits,
     }  # fmt: skip
     parts = [(HERE / "introduction.md").read_text().rstrip()]
     for prefix, section in sections.items():
@@ -177,6 +177,34 @@ def _growth(records: Sequence[Record]) -> str:
         "attack runs on every image, and no audit of that size costs more. Exponent 1: twice as much of it takes twice "
         "the time. *Pixels* are those of a side. Memory is what the audit adds to the libraries.",
         table(("what grows", "values", "seconds", "MiB", "exponent", "of the last two"), rows),
+    )
+
+
+#: Of the plan: images, GPUs, and forwards that a GPU makes in a second.
+_PLANNED_IMAGES, _PLANNED_GPUS, _SPEEDS = 50_000, 8, (1_000, 10_000)
+
+
+def _passes(records: Sequence[Record]) -> str:
+    records = sorted(records, key=lambda record: float(record["forwards"]))
+    rows = [
+        (
+            f"`{record['budget']}`", f"{record['forwards']:,.0f}",
+            f"`{max(record['attacks'], key=record['attacks'].__getitem__)}`",
+            *(f"{record['forwards'] * _PLANNED_IMAGES / (speed * _PLANNED_GPUS * 3600):,.1f}" for speed in _SPEEDS),
+        )
+        for record in records
+    ]  # fmt: skip
+    return _section(
+        "A plan for a large audit",
+        "Forwards for each image of an exhaustive audit of a network without a mask, of which no image breaks; a "
+        "backward counts as two. Most audits take far fewer: an image that breaks is not attacked again, and an audit "
+        "that is not exhaustive ends with its verdict. A defense that can be bypassed faces more attacks, and a "
+        "randomized one more forwards in each step. The hours are calculated, not measured: all of ImageNet's "
+        f"{_PLANNED_IMAGES:,} validation images on {_PLANNED_GPUS} GPUs, by the forwards that each makes in a second. "
+        "`python -m benchmarks gpu` measures those of three models.",
+        table(
+            ("budget", "forwards an image", "the dearest attack", *(f"hours at {speed:,}" for speed in _SPEEDS)), rows
+        ),
     )
 
 

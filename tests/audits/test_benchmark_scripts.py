@@ -11,7 +11,7 @@ from torch import nn
 
 from benchmarks.__main__ import main
 from benchmarks.caching import cache_gain
-from benchmarks.growth import growth
+from benchmarks.growth import growth, passes
 from benchmarks.memory import Apart
 from benchmarks.page import PAGE, _by_hand, text
 from benchmarks.records import machine, store, stored
@@ -134,6 +134,14 @@ def test_growth_is_fitted(monkeypatch: pytest.MonkeyPatch) -> None:
     assert growth("pixels", values=(50, 100, 200))["last"] == pytest.approx(1)
     with pytest.raises(InputError, match="'colours' is not known; it can be images, pixels"):
         growth("colours")
+
+
+def test_passes_are_counted_where_nothing_breaks() -> None:
+    found = passes("smoke", images=2)
+    assert found["forwards"] == sum(found["attacks"].values())
+    # APGD-20 makes a forward and a backward at the start and in each step, and upstream a last forward.
+    assert 60 <= found["attacks"]["apgd-ce"] <= 70
+    assert found["attacks"]["square"] >= 200
 
 
 @pytest.mark.slow  # a process for each value, which imports torch
