@@ -20,9 +20,11 @@ from audits.trained_masks.evidence import (
     share_of,
 )
 
-_SAME, _OTHER = "transfer-same-backbone", "transfer-other-backbones"
+_SAME, _OTHER, _PARTLY = "transfer-same-backbone", "transfer-other-backbones", "transfer-partly-masked"
 _SMALL = ("deep-49-adamw-1e-6", "deep-49-adamw-1e-5", "deep-49-adamw-1e-5-standard")
 _STRENGTHS = ("deep-49-vgg-standard", "deep-49-adamw-1e-5", "deep-49-vgg-adversarial")
+_PARTLY_STRENGTHS = ("deep-33-vgg-standard", "deep-33-adamw-1e-5", "deep-33-vgg-adversarial")
+_PARTLY_RATES = ("deep-33-adamw-1e-6", "deep-33-adamw-1e-5", "deep-33-adamw-1e-4", "deep-33-adamw-1e-3")
 _RESNETS = ("deep-49-adamw-1e-5-standard", "deep-49-resnet-adversarial")
 _PAPER_DEPTH = ("trial-sgd-sum", "toolkit-sgd-1e-5", "deep-17-adamw-1e-4")
 _DEPTHS = ("deep-17-adamw-1e-4", "deep-25-adamw-1e-5", "deep-33-adamw-1e-5", "deep-49-adamw-1e-5")
@@ -35,7 +37,8 @@ def records(evidence: Evidence) -> list[dict[str, Any]]:
     return [
         *_masks(evidence),
         *_ensembles_as_published(evidence),
-        _one_architecture(evidence),
+        _one_architecture(evidence, _SAME, "depth 49"),
+        _one_architecture(evidence, _PARTLY, "depth 33, which mask in part,"),
         *_rates(evidence),
         *_strengths(evidence),
         _between_architectures(evidence),
@@ -88,12 +91,12 @@ def _ensembles_as_published(evidence: Evidence) -> list[dict[str, Any]]:
     return found
 
 
-def _one_architecture(evidence: Evidence) -> dict[str, Any]:
-    found = _ensemble(evidence.others[_SAME])
+def _one_architecture(evidence: Evidence, name: str, which: str) -> dict[str, Any]:
+    found = _ensemble(evidence.others[name])
     half = found["clean"].value / 2
     verdict = "reproduced" if found["pgd"].high < half else "contradicted" if found["pgd"].low > half else ""
-    ours = f"three front ends of depth 49 before one backbone, chosen at random: {_listed(found)}"
-    return _of_ensemble("4", evidence.others[_SAME], ours, verdict or "not reproduced")
+    ours = f"three front ends of {which} before one backbone, chosen at random: {_listed(found)}"
+    return _of_ensemble("4", evidence.others[name], ours, verdict or "not reproduced")
 
 
 def _rates(evidence: Evidence) -> list[dict[str, Any]]:
@@ -110,6 +113,7 @@ def _rates(evidence: Evidence) -> list[dict[str, Any]]:
         _of_runs("6", "A rate of 1e-5 already ends the mask", [small], stands),
         _of_runs("6", "A rate of 1e-3 ends it", [small, *course], ends),
         costs,
+        _partly(evidence),
         _of_runs("experiment 3", "The mask is gone at 1e-5, depth 49", [small], stands),
         _of_runs(
             "experiment 3", "The mask is gone at 1e-4, depth 17, where a smaller rate has made one", [shallow],
@@ -119,9 +123,22 @@ def _rates(evidence: Evidence) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
+def _partly(evidence: Evidence) -> dict[str, Any]:
+    """Whether each larger rate leaves less of a mask that is not complete at the smallest."""
+    runs = [evidence.surest(name) for name in _PARTLY_RATES]
+    small, large = runs[0].pgd, runs[-1].pgd
+    verdict = "contradicted" if large.low > small.high else _reproduced(large.high < small.low)
+    return _of_runs("6", "Depth 33, which masks in part: rates from 1e-6 to 1e-3", runs, verdict)
+
+
 def _strengths(evidence: Evidence) -> list[dict[str, Any]]:
     found = []
-    for label, names in (("VGG at eps 0, 4/255 and 8/255", _STRENGTHS), ("ResNet at eps 0 and 8/255", _RESNETS)):
+    compared = {
+        "VGG at eps 0, 4/255 and 8/255": _STRENGTHS,
+        "ResNet at eps 0 and 8/255": _RESNETS,
+        "VGG at eps 0, 4/255 and 8/255, depth 33, which masks in part": _PARTLY_STRENGTHS,
+    }
+    for label, names in compared.items():
         runs = [evidence.surest(name) for name in names]
         weak, strong = runs[0].pgd, runs[-1].pgd
         verdict = "contradicted" if strong.high < weak.low else _reproduced(strong.low > weak.high)
@@ -280,5 +297,7 @@ def _transferred(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _transfer_command(content: Mapping[str, Any]) -> str:
-    name = "same-backbone" if len({run["backbone"] for run in content["runs"]}) == 1 else "other-backbones"
+    one = len({run["backbone"] for run in content["runs"]}) == 1
+    deep = content["runs"][0]["run"].startswith("deep-49")
+    name = ("same-backbone" if deep else "partly-masked") if one else "other-backbones"
     return f"python -m audits.trained_masks transfer {name} {' '.join(run['run'] for run in content['runs'])}"
