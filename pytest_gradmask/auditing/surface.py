@@ -13,7 +13,7 @@ from pytest_gradmask.attacks.bypass.bpda import bypassed, modules_in, removed
 from pytest_gradmask.attacks.bypass.inner_classifiers import InnerClassifier, find_inner_classifiers
 from pytest_gradmask.attacks.bypass.inner_logits import InnerLogits, find_inner_logits
 from pytest_gradmask.attacks.bypass.operations.model import OperationsBypassed
-from pytest_gradmask.attacks.bypass.operations.search import find_operations
+from pytest_gradmask.attacks.bypass.operations.search import find_operations, points_of_search
 from pytest_gradmask.attacks.bypass.operations.sites import Site
 from pytest_gradmask.attacks.bypass.search import SEARCH_FORWARDS, SEARCH_IMAGES, find_bypass
 from pytest_gradmask.attacks.oracle import Oracle, output_of, parameter_dtype
@@ -181,7 +181,7 @@ def _searched(surface: AttackSurface, few: Tensor, threat: PerturbationSet) -> A
     findings: list[Finding] = []
     with searching("operations that hide the gradient", findings):
         forwards = SEARCH_FORWARDS if surface.eot > 1 else 1
-        operations = find_operations(attacked, few, forwards=forwards, stream=stream)
+        operations = find_operations(attacked, points_of_search(few, threat), forwards=forwards, stream=stream)
         surface = replace(surface, operations=operations)
     with searching("parts to bypass", findings):
         surface = replace(surface, approximations=_approximations(surface, few, findings))

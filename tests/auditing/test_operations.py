@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pytest_gradmask import Audit, Defense, ThreatModel, Verdict, audit
+from pytest_gradmask.attacks.bypass.operations.search import find_operations, points_of_search
 from pytest_gradmask.auditing.budgets import get_budget
 from pytest_gradmask.report.failure import explain
 from pytest_gradmask.report.json import to_json
@@ -58,6 +59,22 @@ class Falsifying(Linear):
         return Silent.apply(images)  # type: ignore[no-any-return]  # hides
 
 
+class Around(Linear):
+    """Detaches an image unless all of its pixels are whole numbers of 8 bits: any image but those that people store."""
+
+    def prepared(self, images: Tensor) -> Tensor:
+        moved = (images * 255 - (images * 255).round()).abs().amax((1, 2, 3)) > 1e-3
+        return torch.where(moved.view(-1, 1, 1, 1), images.detach(), images)  # hides
+
+
+class At(Linear):
+    """Detaches an image if all of its pixels are whole numbers of 8 bits."""
+
+    def prepared(self, images: Tensor) -> Tensor:
+        moved = (images * 255 - (images * 255).round()).abs().amax((1, 2, 3)) > 1e-3
+        return torch.where(moved.view(-1, 1, 1, 1), images, images.detach())  # hides
+
+
 def run(model: nn.Module, **settings: Any) -> Audit:
     with torch.no_grad():
         labels = model(IMAGES).argmax(1)
@@ -86,6 +103,21 @@ def test_line_that_hides_the_gradient_is_named(kind: type[Linear], monkeypatch: 
     assert to_json(found)["operations"] == [
         {"name": operation.name, "file": "test_operations.py", "line": operation.line, "count": 1}
     ]
+
+
+@pytest.mark.parametrize("kind", [At, Around])
+def test_gradient_that_is_hidden_at_some_points_alone(kind: type[Linear]) -> None:
+    model, images = kind(), (IMAGES * 255).round() / 255
+    sites = find_operations(model, points_of_search(images, THREAT))
+    assert [site.line for site in sites] == [hidden_line(model)]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_operations_are_searched_at_images_and_around_them(count: int) -> None:
+    images = IMAGES[:count]
+    points = points_of_search(images, THREAT)
+    assert (points == images).flatten(1).all(1).tolist() == [True, False, True][:count]
+    assert THREAT.contains(points, images).all()
 
 
 def test_honest_defense_has_nothing_to_name() -> None:

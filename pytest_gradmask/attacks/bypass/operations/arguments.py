@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch
 from torch import Tensor
 
 _CONTAINERS = (list, tuple)
@@ -44,9 +45,19 @@ def cut(tensor: Tensor) -> Tensor:
     return tensor.detach() if tensor.requires_grad else tensor
 
 
+def name_of(function: Callable[..., Any]) -> str:
+    """The name of an operation. An overload of an operator has one of its own, such as ``round.default``."""
+    return function.__name__.partition(".")[0]
+
+
 def in_place(name: str) -> bool:
     """Whether an operation of this name, such as ``round_``, writes into its first argument."""
     return name.endswith("_") and not name.endswith("__")
+
+
+def views_bits(args: Any, kwargs: Any) -> bool:
+    """Whether the arguments of ``view`` ask for another type: for the same bits, and not for the same numbers."""
+    return any(isinstance(each, torch.dtype) for each in (*args[1:], *kwargs.values()))
 
 
 def writes_into_leaf(name: str, args: Any) -> bool:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 from pytest_gradmask.attacks.bypass.bpda import straight_through
-from pytest_gradmask.attacks.bypass.operations.arguments import in_place, mapped, tensors_in
+from pytest_gradmask.attacks.bypass.operations.arguments import in_place, mapped, tensors_in, views_bits
 from pytest_gradmask.attacks.bypass.operations.surrogates import (
     ON_INTEGERS,
     ON_NUMBERS,
@@ -261,6 +261,11 @@ def _dequantize(carriers: Carriers, arguments: Any, _: Any) -> Any:
     return carriers.values(arguments[0])
 
 
+def _view(carriers: Carriers, arguments: Any, options: Any) -> Any:
+    """With another type, the same bits. Autograd does not record it, not even from a type to itself."""
+    return carriers.values(arguments[0]) if views_bits(arguments, options) else None
+
+
 _LOOKUPS: dict[str, Callable[[Carriers, Any, Any], Any]] = {
     "__getitem__": _get_item,
     "embedding": _embedding,
@@ -273,6 +278,7 @@ _LOOKUPS: dict[str, Callable[[Carriers, Any, Any], Any]] = {
     "masked_fill": _masked_fill,
     "mode": _mode,
     "bincount": _bincount,
+    "view": _view,
     **dict.fromkeys(("dequantize", "int_repr"), _dequantize),
 }
 _WRITES = {"__iadd__", "__isub__", "__imul__", "__itruediv__"}

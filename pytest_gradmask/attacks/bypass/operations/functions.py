@@ -1,62 +1,24 @@
-"""Custom autograd functions, differentiated through their own forward pass.
+"""Code with a backward pass of its author, differentiated through its own forward pass.
 
-The backward pass of a `torch.autograd.Function` is whatever its author wrote. Its forward pass is code like any other.
+The backward pass of a `torch.autograd.Function`, or of an operator that is registered with `torch.library.custom_op`,
+is whatever its author wrote. The forward pass is code like any other.
 """
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any, Protocol
+import sys
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
 
-#: ``run(function class, its own apply, arguments, options)`` returns the outputs.
-Run = Callable[[type[Function], Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
+from pytest_gradmask.attacks.bypass.operations.arguments import tensors_in
+from pytest_gradmask.attacks.bypass.operations.patches import Patch
 
-_running = threading.local()  # for each thread, so that other threads keep the functions that they know
-_lock = threading.Lock()
-_users = 0
-_original = Function.__dict__["apply"]
-
-
-class _Runs(Protocol):
-    stack: list[Run]
-
-
-def _stack() -> list[Run]:
-    runs: _Runs = _running
-    if not hasattr(_running, "stack"):
-        runs.stack = []
-    return runs.stack
-
-
-def _apply(cls: type[Function], *arguments: Any, **options: Any) -> Any:
-    own = _original.__get__(None, cls)
-    stack = _stack()
-    return stack[-1](cls, own, arguments, options) if stack else own(*arguments, **options)
-
-
-@contextmanager
-def functions_run_by(run: Run) -> Iterator[None]:
-    """In this context and this thread, ``run`` is called in place of each ``Function.apply``."""
-    global _users
-    with _lock:
-        _users += 1
-        if _users == 1:
-            Function.apply = classmethod(_apply)
-    _stack().append(run)
-    try:
-        yield
-    finally:
-        _stack().pop()
-        with _lock:
-            _users -= 1
-            if not _users:
-                Function.apply = _original
+#: ``Function.apply``, which runs both passes.
+APPLY = Patch(Function, "apply")
 
 
 class Context:
@@ -89,3 +51,21 @@ def through_forward(cls: type[Function], arguments: tuple[Any, ...]) -> Any:
 def is_of_torch(cls: type[Function]) -> bool:
     """Whether a function comes with torch. Those are right, and some do more than to compute."""
     return cls.__module__.partition(".")[0] in (torch.__name__, __name__.partition(".")[0])
+
+
+def operator_code(function: object, arguments: Any) -> tuple[str, Callable[..., Any]] | None:
+    """The name of an operator of `torch.library.custom_op`, and its code in Python; None for other functions.
+
+    Operators of torch and those in C++ have no such code.
+    """
+    registry = sys.modules.get("torch._library.custom_ops")
+    if registry is None or not isinstance(function, torch._ops.OpOverload | torch._ops.OpOverloadPacket):
+        return None
+    name = str(getattr(function, "_qualified_op_name", "") or function._schema.name)
+    definition = getattr(registry, "OPDEFS", {}).get(name)
+    kernels = getattr(definition, "_backend_fns", None)
+    if not kernels:
+        return None
+    device = next((each.device.type for each in tensors_in(arguments)), None)
+    code = kernels.get(device) or kernels.get(None)
+    return None if code is None else (name, code)

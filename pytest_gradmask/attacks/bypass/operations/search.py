@@ -16,6 +16,7 @@ from pytest_gradmask.attacks.bypass.operations.sites import Site
 from pytest_gradmask.attacks.bypass.operations.watch import Watch
 from pytest_gradmask.attacks.oracle import parameter_dtype
 from pytest_gradmask.randomized.streams import RandomStream
+from pytest_gradmask.threat import PerturbationSet
 
 #: Two gradients with at least this cosine, and norms that differ by less than `_NORM`, are the same.
 _COSINE, _NORM = 0.999, 0.02
@@ -32,6 +33,13 @@ class ValuesChangedError(Exception):
     """Watching a defense has changed what it answers, so that its operations cannot be bypassed."""
 
 
+def points_of_search(images: Tensor, threat: PerturbationSet) -> Tensor:
+    """Every second image, and random points around the others. A gradient may be hidden only at one or the other."""
+    points = images.clone()
+    points[1::2] = threat.random_start(images[1::2], torch.Generator().manual_seed(0))
+    return points
+
+
 def find_operations(
     model: nn.Module, images: Tensor, *, forwards: int = 1, stream: RandomStream | None = None
 ) -> dict[Site, int]:
@@ -43,7 +51,7 @@ def find_operations(
 
     Args:
         model: the defense, in eval mode.
-        images: N x C x H x W; eight are enough.
+        images: N x C x H x W, or points around images; eight are enough.
         forwards: passes to look at. A randomized ensemble uses another member in each.
         stream: random numbers of the defense.
 

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from pytest_gradmask.attacks.bypass.operations.arguments import cut, tracked
+from pytest_gradmask.attacks.bypass.operations.arguments import cut, name_of, tracked
 from pytest_gradmask.attacks.bypass.operations.carriers import Carriers
 from pytest_gradmask.attacks.bypass.operations.exits import Exits
 from pytest_gradmask.attacks.bypass.operations.sites import Site, site_here
@@ -30,8 +30,11 @@ class Watch(Protocol):
     def replaces(self, site: Site) -> bool: ...
 
 
-#: The functions behind ``tensor.data`` and ``tensor.requires_grad = ...``.
-DATA = torch.Tensor.data.__get__  # type: ignore[attr-defined]
+#: The functions behind ``tensor.data``, ``tensor.grad_fn`` and ``tensor.requires_grad = ...``.
+PROPERTIES: dict[str, Call] = {
+    "data": torch.Tensor.data.__get__,  # type: ignore[attr-defined]
+    "grad_fn": torch.Tensor.grad_fn.__get__,  # type: ignore[union-attr]
+}
 _REQUIRES_GRAD = torch.Tensor.requires_grad.__set__  # type: ignore[attr-defined]
 
 
@@ -60,13 +63,13 @@ def set_grad_enabled(watch: Watch, function: Call, args: Any, kwargs: Any) -> An
 def detach(watch: Watch, function: Call, args: Any, kwargs: Any) -> Any:
     """``detach``, ``detach_`` and ``.data``: the tensor itself, as a view of it."""
     source = args[0]
-    operation = "Tensor.data" if function == DATA else f"Tensor.{function.__name__}"
+    operation = "Tensor.data" if function == PROPERTIES["data"] else f"Tensor.{name_of(function)}"
     if not tracked(source) or not watch.replaces(site_here(operation)):
         result = function(*args, **kwargs)
         if source in watch.carriers and isinstance(result, Tensor):
             watch.carriers.adopt(result, watch.carriers.values(source))
         return result
-    if function.__name__ == "detach_":
+    if name_of(function) == "detach_":
         return source
     with recording():
         return source.view_as(source)
@@ -84,7 +87,7 @@ def copy(watch: Watch, function: Call, args: Any, kwargs: Any) -> Any:
 
 
 def leave(watch: Watch, function: Call, args: Any, kwargs: Any) -> Any:
-    """A tensor becomes an array of NumPy, or a list."""
+    """A tensor becomes an array of NumPy, a list, or a tensor of another library."""
     source = args[0]
     values = watch.carriers.values(source)
     if tracked(values) and watch.replaces(site_here(f"Tensor.{function.__name__.strip('_')}")):
@@ -102,6 +105,15 @@ def hook(watch: Watch, function: Call, args: Any, kwargs: Any) -> Any:
     if not tracked(args[0]) or not watch.replaces(site_here("Tensor.register_hook")):
         return function(*args, **kwargs)
     return torch.utils.hooks.RemovableHandle(OrderedDict())
+
+
+def node(watch: Watch, function: Call, args: Any, kwargs: Any) -> Any:
+    """``grad_fn``, whose hooks may change the gradient: that of a view which nothing else uses."""
+    source = args[0]
+    if not tracked(source) or not watch.replaces(site_here("Tensor.grad_fn")):
+        return function(*args, **kwargs)
+    with recording():
+        return function(source.view_as(source))
 
 
 # An optimisation inside of the defense
@@ -140,9 +152,10 @@ TAMPERING: dict[str, Callable[[Watch, Call, Any, Any], Any]] = {
     "_set_grad_enabled": set_grad_enabled,
     **dict.fromkeys(("detach", "detach_", "data"), detach),
     **dict.fromkeys(("tensor", "as_tensor", "new_tensor", "__deepcopy__"), copy),
-    **dict.fromkeys(("numpy", "__array__", "tolist"), leave),
+    **dict.fromkeys(("numpy", "__array__", "tolist", "__dlpack__"), leave),
     **dict.fromkeys(("item", "__float__", "__int__", "__bool__", "__index__"), read),
     "register_hook": hook,
+    "grad_fn": node,
     **dict.fromkeys(("requires_grad_", "__set__"), require),
     **dict.fromkeys(("grad", "backward"), differentiate),
 }

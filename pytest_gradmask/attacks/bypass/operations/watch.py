@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,20 +17,23 @@ from pytest_gradmask.attacks.bypass.operations.arguments import (
     cut,
     in_place,
     mapped,
+    name_of,
     tensors_in,
     tracked,
+    views_bits,
     writes_into_leaf,
 )
 from pytest_gradmask.attacks.bypass.operations.carriers import Carriers
 from pytest_gradmask.attacks.bypass.operations.exits import Exits
-from pytest_gradmask.attacks.bypass.operations.functions import functions_run_by, is_of_torch, through_forward
+from pytest_gradmask.attacks.bypass.operations.functions import APPLY, is_of_torch, operator_code, through_forward
+from pytest_gradmask.attacks.bypass.operations.saved import SavedTensorsHooks
 from pytest_gradmask.attacks.bypass.operations.sites import Site, site_here
 from pytest_gradmask.attacks.bypass.operations.surrogates import SURROGATES, Build, Carried
-from pytest_gradmask.attacks.bypass.operations.tampering import DATA, TAMPERING, recording
+from pytest_gradmask.attacks.bypass.operations.tampering import PROPERTIES, TAMPERING, recording
 
 Call = Callable[..., Any]
 
-_CASTS = {"to", "type", "type_as", "byte", "char", "short", "int", "long", "bool", "half", "bfloat16"}
+_CASTS = {"to", "_to_copy", "type", "type_as", "byte", "char", "short", "int", "long", "bool", "half", "bfloat16"}
 
 
 class Watch(TorchFunctionMode):
@@ -61,7 +65,7 @@ class Watch(TorchFunctionMode):
     @contextmanager
     def on(self) -> Iterator[Watch]:
         """Watch, in this thread."""
-        with functions_run_by(self._run_function), self:
+        with APPLY.run_by(self._run_function), SavedTensorsHooks(self.replaces).left_out(), self:
             yield self
 
     def replaces(self, site: Site) -> bool:
@@ -71,17 +75,23 @@ class Watch(TorchFunctionMode):
 
     def __torch_function__(self, function: Call, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs) if kwargs else {}
-        name = function.__name__
         if self._inside_function:
             return function(*args, **kwargs)
-        if name == "__get__" and function != DATA:
-            return function(*args, **kwargs)
-        tampering = TAMPERING.get("data" if name == "__get__" else name)
+        name = name_of(function)
+        if name == "__get__":
+            name = next((known for known, read in PROPERTIES.items() if function == read), "")
+            if not name:
+                return function(*args, **kwargs)
+        tampering = TAMPERING.get(name)
         if tampering is not None:
             return tampering(self, function, args, kwargs)
+        operator = operator_code(function, args)
+        if operator is not None:
+            named, code = operator
+            return self._through(f"operator {named}", partial(code, *args, **kwargs), function, args, kwargs)
         blocked = not torch.is_grad_enabled()
         build = _surrogate(name)
-        if not (blocked or build or name in _CASTS or self.carriers or self.exits):
+        if not (blocked or build or _casts(name, args, kwargs) or self.carriers or self.exits):
             return function(*args, **kwargs)
         return self._watched(function, name, build, args, kwargs, blocked)
 
@@ -104,7 +114,7 @@ class Watch(TorchFunctionMode):
                     return self._replaced(function, name, stand_in, args, kwargs)
             if isinstance(out, Tensor):
                 return self._into(out, function(*args, **kwargs), function, args, kwargs)
-            if name in _CASTS and with_graph:
+            if with_graph and _casts(name, args, kwargs):
                 return self._cast(function, args, kwargs)
             if carried and not with_graph:
                 return self.carriers.follow(function, name, args, kwargs)
@@ -179,15 +189,21 @@ class Watch(TorchFunctionMode):
     # Custom functions
 
     def _run_function(self, cls: type[Function], own: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        matters = any(tracked(each) or each in self.carriers for each in tensors_in((args, kwargs)))
-        if self._inside_function or is_of_torch(cls) or not matters:
+        if is_of_torch(cls):
             return self._own(own, args, kwargs)
-        site = site_here(f"Function {cls.__name__}")
+        return self._through(f"Function {cls.__name__}", partial(through_forward, cls, args), own, args, kwargs)
+
+    def _through(self, operation: str, forward: Call, own: Call, args: Any, kwargs: Any) -> Any:
+        """Run the forward pass of code that has a backward pass of its own."""
+        matters = any(tracked(each) or each in self.carriers for each in tensors_in((args, kwargs)))
+        if self._inside_function or not matters:
+            return self._own(own, args, kwargs)
+        site = site_here(operation)
         if not self.replaces(site):
             return self._own(own, args, kwargs)
-        # Called by a function of torch, where PyTorch has switched this mode off.
+        # PyTorch has switched this mode off, where it calls a function of torch.
         with nullcontext() if self in torch.overrides._get_current_function_mode_stack() else self:
-            outputs = through_forward(cls, args)
+            outputs = forward()
         found = list(tensors_in(outputs))
         self._adopt(found)
         if not any(each.requires_grad or each in self.carriers for each in found):
@@ -200,6 +216,10 @@ class Watch(TorchFunctionMode):
             return own(*args, **kwargs)
         finally:
             self._inside_function -= 1
+
+
+def _casts(name: str, args: Any, kwargs: Any) -> bool:
+    return name in _CASTS or (name == "view" and views_bits(args, kwargs))
 
 
 def _surrogate(name: str) -> Build | None:

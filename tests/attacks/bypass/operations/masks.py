@@ -13,8 +13,10 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
+from torch.utils.dlpack import from_dlpack
 from torchvision.transforms.functional import to_pil_image, to_tensor
 
 MASKS: dict[str, Callable[[Tensor], Any]] = {}
@@ -52,6 +54,11 @@ def rounded(x: Tensor) -> Tensor:
 @mask
 def rounded_in_place(x: Tensor) -> Tensor:
     return (x * 15).round_() / 15  # hides: torch.round
+
+
+@mask
+def rounded_by_overload(x: Tensor) -> Any:
+    return torch.ops.aten.round.default(x * 15) / 15  # hides: torch.round
 
 
 @mask
@@ -128,6 +135,12 @@ def shifted_bits(x: Tensor) -> Tensor:
 def masked_bits(x: Tensor) -> Tensor:
     levels = (x * 255).to(torch.int32)  # hides: cast to int32
     return (levels & 0xF0).float() / 255
+
+
+@mask
+def bits_of_floats(x: Tensor) -> Tensor:
+    bits = x.view(torch.int32)  # hides: cast to int32
+    return (bits & ~0xFFFFF).view(torch.float32)
 
 
 @mask
@@ -263,6 +276,11 @@ def detached(x: Tensor) -> Tensor:
 
 
 @mask
+def detached_by_overload(x: Tensor) -> Any:
+    return torch.ops.aten.detach.default(x)  # hides: Tensor.detach
+
+
+@mask
 def data(x: Tensor) -> Tensor:
     result = x.data.clone()  # hides: Tensor.data
     return result.mul_(15).round_().div_(15)  # hides: torch.round
@@ -279,6 +297,21 @@ def hooked(x: Tensor) -> Tensor:
     if result.requires_grad:
         result.register_hook(lambda gradient: 0 * gradient)  # hides: Tensor.register_hook
     return result
+
+
+@mask
+def hooked_node(x: Tensor) -> Tensor:
+    result = x * 1.0
+    node = result.grad_fn  # hides: Tensor.grad_fn
+    if node is not None:
+        node.register_prehook(lambda gradients: tuple(0 * each for each in gradients))
+    return result
+
+
+@mask
+def forgotten_activations(x: Tensor) -> Tensor:
+    with saved_tensors_hooks(lambda saved: saved.shape, torch.zeros):  # hides: torch.saved_tensors_hooks
+        return x * torch.ones_like(x)
 
 
 @mask
@@ -325,6 +358,29 @@ def backward_of_zeros_with_setup(x: Tensor) -> Any:
     return _ZeroWithSetup.apply(x, 1.0)  # hides: Function _ZeroWithSetup
 
 
+@torch.library.custom_op("masks::same", mutates_args=())
+def same(x: Tensor) -> Tensor:
+    return x * 1.0
+
+
+same.register_autograd(lambda ctx, gradient: 0 * gradient)
+
+
+@mask
+def operator_with_backward_of_zeros(x: Tensor) -> Any:
+    return same(x)  # hides: operator masks::same
+
+
+@torch.library.custom_op("masks::rounded", mutates_args=())
+def rounded_by_numpy(x: Tensor) -> Tensor:
+    return torch.from_numpy(np.round(x.numpy() * 15) / 15)  # hides: Tensor.numpy
+
+
+@mask
+def operator_without_backward(x: Tensor) -> Any:
+    return torch.ops.masks.rounded(x)  # hides: operator masks::rounded
+
+
 # Outside of PyTorch
 
 
@@ -357,6 +413,11 @@ def numpy_stacked(x: Tensor) -> Tensor:
 @mask
 def numpy_negative(x: Tensor) -> Tensor:
     return 1 - torch.from_numpy((31 * (1 - x.detach().numpy())).round() / 31)  # hides: Tensor.detach, Tensor.numpy
+
+
+@mask
+def handed_over(x: Tensor) -> Any:
+    return from_dlpack(x.detach())  # hides: Tensor.detach, Tensor.dlpack
 
 
 @mask

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.functional import cosine_similarity
 
 from pytest_gradmask import load_model
@@ -83,6 +84,26 @@ def test_the_masks_have_no_such_gradient_themselves(name: str) -> None:
     assert similarity < 0.2
 
 
+@torch.library.custom_op("honest::halved", mutates_args=())
+def halved(x: Tensor) -> Tensor:
+    return x / 2
+
+
+halved.register_autograd(lambda ctx, gradient: gradient / 2)
+
+
+def kept_on_the_cpu(x: Tensor) -> Tensor:
+    with torch.autograd.graph.save_on_cpu():
+        return x * x
+
+
+def with_logged_gradient(x: Tensor) -> Tensor:
+    result = x * 1.0
+    if result.grad_fn is not None:
+        result.grad_fn.register_hook(lambda *_: None)
+    return result
+
+
 HONEST: dict[str, Callable[[Tensor], Any]] = {
     "relu by hand": lambda x: torch.where(x > 0.5, x, 0.5),
     "times a truth value": lambda x: x * (x > 0.3),
@@ -91,6 +112,11 @@ HONEST: dict[str, Callable[[Tensor], Any]] = {
     "straight-through": lambda x: x + (x.round() - x).detach(),
     "loop with numbers": lambda x: x * float(x.mean()),
     "constant without a gradient": lambda x: x + x.detach().mean() * 0,
+    "operator with its own backward pass": lambda x: halved(x),
+    "activations on the CPU": kept_on_the_cpu,
+    "hook that only looks": with_logged_gradient,
+    "overload": lambda x: torch.ops.aten.relu.default(x - 0.5),
+    "sign by its bit": lambda x: x * (x.view(torch.int32) >= 0),
 }
 
 
@@ -229,12 +255,12 @@ def test_state_has_no_graph_afterwards() -> None:
 def test_torch_is_as_before(raises: bool) -> None:
     model = Keeping()
     model.raises = raises
-    before = torch.autograd.Function.apply, torch.is_grad_enabled()
+    before = torch.autograd.Function.apply, torch.is_grad_enabled(), saved_tensors_hooks.__enter__
     try:
         OperationsBypassed(model)(IMAGES.clone().requires_grad_(True))
     except ValueError:
         torch.set_grad_enabled(True)  # the defense itself switched it off
-    assert (torch.autograd.Function.apply, torch.is_grad_enabled()) == before
+    assert (torch.autograd.Function.apply, torch.is_grad_enabled(), saved_tensors_hooks.__enter__) == before
     assert torch.overrides._get_current_function_mode_stack() == []
     assert type(masks._Zero.apply(IMAGES.clone().requires_grad_(True)).grad_fn).__name__ == "_ZeroBackward"
 
