@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pytest_gradmask.attacks.bypass.bpda import Rewired
+from pytest_gradmask.attacks.bypass.hooks import inside_transform
 from pytest_gradmask.attacks.losses import logit_margin
 from pytest_gradmask.attacks.oracle import Oracle, as_logits, parameter_dtype
 from pytest_gradmask.binarization.restriction import Restriction, search
@@ -143,7 +144,7 @@ def find_last_linear(
     calls: list[tuple[nn.Linear, torch.Size, torch.Size]] = []
 
     def record(module: nn.Module, inputs: tuple[object, ...], output: object) -> None:
-        if isinstance(module, nn.Linear) and isinstance(output, Tensor) and len(inputs) == 1:
+        if isinstance(module, nn.Linear) and isinstance(output, Tensor) and len(inputs) == 1 and not inside_transform():
             (features,) = inputs
             if isinstance(features, Tensor):
                 calls.append((module, features.shape, output.shape))

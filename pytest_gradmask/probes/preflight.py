@@ -263,6 +263,8 @@ def _kind_of_probabilities(output: Tensor) -> str:
         return "0 and 1 alone (hard labels, or a softmax that saturates)"
     for voters in range(2, _VOTERS + 1):
         counts = values * voters
-        if bool(((counts - counts.round()).abs() < 1e-4).all()):
-            return f"vote shares (multiples of 1/{voters})"
+        # As exact as shares are: a softmax that is nearly sure is within 1e-4 of 0 and 1 as well.
+        rounding = min(1e-4, 4 * voters * torch.finfo(output.dtype).eps)
+        if bool(((counts - counts.round()).abs() < rounding).all()):
+            return f"vote shares (multiples of 1/{voters}, or a mean of softmaxes that saturate)"
     return "probabilities"

@@ -223,7 +223,7 @@ def _settings(audit: Mapping[str, Any], evidence: Mapping[str, Any]) -> dict[str
         "every attack on every image": "yes"
         if audit["exhaustive"]
         else "no, only those that can change the verdict: accuracies are upper bounds",
-        "operations that hide the gradient": "; ".join(map(_operation, audit["operations"])) or "none found",
+        "given a natural gradient": "; ".join(map(_operation, audit["operations"])) or "no operation",
         "bypassed": wording.bypassed_text(audit) or "nothing",
         "seed": str(provenance["seed"]),
         "device": str(provenance["device"]),

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from pytest_gradmask import Audit, Defense, ThreatModel, Verdict, audit
 from pytest_gradmask.attacks.bypass.operations.search import find_operations, points_of_search
-from pytest_gradmask.auditing.budgets import get_budget
 from pytest_gradmask.report.failure import explain
 from pytest_gradmask.report.json import to_json
 
@@ -75,11 +74,27 @@ class At(Linear):
         return torch.where(moved.view(-1, 1, 1, 1), images, images.detach())  # hides
 
 
+class Ensemble(nn.Module):
+    """Two members, which `torch.vmap` runs together, as PyTorch's own guide to ensembles does."""
+
+    def __init__(self, member: type[Linear]) -> None:
+        super().__init__()
+        self.members = nn.ModuleList([member(), member()])
+        self.eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        def answer(parameters: Any, buffers: Any) -> Any:
+            return torch.func.functional_call(self.members[0], (parameters, buffers), (images,))
+
+        state = torch.func.stack_module_state(list(self.members))
+        return torch.vmap(answer)(*state).mean(0)  # type: ignore[no-any-return]
+
+
 def run(model: nn.Module, **settings: Any) -> Audit:
     with torch.no_grad():
         labels = model(IMAGES).argmax(1)
     return audit(
-        Defense(model, name="toy"), IMAGES, labels, threat=THREAT, budget=get_budget("smoke"), margin=0.1, **settings
+        Defense(model, name="toy"), IMAGES, labels, **{"threat": THREAT, "budget": "smoke", "margin": 0.1, **settings}
     )
 
 
@@ -125,6 +140,19 @@ def test_honest_defense_has_nothing_to_name() -> None:
     assert found.operations == ()
     assert "bpda-operations" not in [attack.name for attack in found.attacks]
     assert "hidden" not in explain(found, "MASKED")
+
+
+def test_ensemble_by_vmap_that_hides_its_gradient() -> None:
+    found = run(Ensemble(Rounding))
+    assert found.verdict is Verdict.MASKED
+    assert [operation.line for operation in found.operations] == [hidden_line(Rounding())]
+
+
+def test_honest_ensemble_by_vmap() -> None:
+    found = run(Ensemble(Linear), margin=0.2)
+    assert found.verdict is Verdict.NOT_MASKED
+    assert found.operations == ()
+    assert not [finding.message for finding in found.findings if finding.id == "search-failed"]
 
 
 def test_cached_audit_keeps_its_operations(tmp_path: Path) -> None:

@@ -173,6 +173,23 @@ def test_without_linear_layer_the_head_is_on_logits() -> None:
     assert on_toy(masked(Detach, Features().eval())).fails
 
 
+class ImageByImage(nn.Module):
+    """A network that `torch.vmap` runs, so that its last layer has no features that can be kept."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = convnet()
+
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.vmap(lambda image: self.network(image[None])[0])(images)  # type: ignore[no-any-return]
+
+
+def test_inside_vmap_the_head_is_on_logits() -> None:
+    result = on_toy(ImageByImage().eval())
+    assert result.on_logits == result.tested + result.trivial > 0
+    assert result.ok
+
+
 class Picky(nn.Module):
     """A classifier that needs its number of classes after the linear layer."""
 

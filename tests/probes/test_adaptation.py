@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from pytest_gradmask import Audit, Defense, DefenseError, ThreatModel, Verdict, audit
+from pytest_gradmask.probes.preflight import _kind_of_probabilities
 
 THREAT = ThreatModel(eps=0.2)
 
@@ -120,6 +121,15 @@ def test_probabilities_shares_and_labels_are_recognised(change: Callable[[Tensor
     assert re.search(words, finding.message)
     assert result.clean_accuracy.value == 1
     assert result.verdict is not Verdict.NOT_MASKED or "probabilities;" in finding.message
+
+
+@pytest.mark.parametrize(
+    ("sure", "words"),
+    [(1.0, "hard labels"), (0.5, "vote shares"), (1 - 1e-5, "^probabilities"), (0.7, "vote shares"), (0.7111, "^prob")],
+)
+def test_a_model_that_is_nearly_sure_does_not_vote(sure: float, words: str) -> None:
+    output = torch.tensor([[sure, 1 - sure, 0.0], [0.0, sure, 1 - sure]])
+    assert re.search(words, _kind_of_probabilities(output))
 
 
 @pytest.mark.parametrize(

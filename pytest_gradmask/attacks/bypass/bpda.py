@@ -43,9 +43,14 @@ class FromImages:
 class _StraightThrough(torch.autograd.Function):
     """Returns the value of one tensor, with the gradient of another."""
 
+    generate_vmap_rule = True  # defenses may use `torch.vmap`
+
     @staticmethod
-    def forward(ctx: Any, approximated: Tensor, value: Tensor) -> Tensor:
+    def forward(approximated: Tensor, value: Tensor) -> Tensor:
         return value.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None: ...
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:

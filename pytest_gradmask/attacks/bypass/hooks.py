@@ -129,12 +129,18 @@ def hooked_module(
             else:
                 module.__dict__["forward"] = before
         return
+    # Inside a transform, tensors cannot be compared or kept.
     hooks = [
-        module.register_forward_pre_hook(lambda _, inputs: enter(name, inputs)),
-        module.register_forward_hook(lambda _, inputs, output: leave(name, output)),
+        module.register_forward_pre_hook(lambda _, inputs: None if inside_transform() else enter(name, inputs)),
+        module.register_forward_hook(lambda _, inputs, output: None if inside_transform() else leave(name, output)),
     ]
     try:
         yield
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def inside_transform() -> bool:
+    """Whether code runs inside a transform such as `torch.vmap`, where a tensor stands for a part of another."""
+    return bool(torch._C._are_functorch_transforms_active())

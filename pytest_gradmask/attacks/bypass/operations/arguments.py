@@ -37,12 +37,25 @@ def mapped(change: Callable[[Tensor], Any], value: Any) -> Any:
 
 def tracked(tensor: Tensor) -> bool:
     """Whether its graph may lead to the images. A leaf that requires a gradient is a number of the defense's own."""
-    return tensor.requires_grad and not tensor.is_leaf
+    whole = _whole(tensor)
+    return whole.requires_grad and not whole.is_leaf
+
+
+def has_graph(tensor: Tensor) -> bool:
+    """Whether autograd records what happens to a tensor."""
+    return _whole(tensor).requires_grad
 
 
 def cut(tensor: Tensor) -> Tensor:
     """The same numbers without a graph."""
-    return tensor.detach() if tensor.requires_grad else tensor
+    return tensor.detach() if has_graph(tensor) else tensor
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    """The tensor itself. Inside `torch.vmap`, a tensor stands for parts of another: the other, which has the graph."""
+    while torch._C._functorch.is_batchedtensor(tensor):
+        tensor = torch._C._functorch.get_unwrapped(tensor)
+    return tensor
 
 
 def name_of(function: Callable[..., Any]) -> str:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 from pytest_gradmask.attacks.bypass.bpda import straight_through
-from pytest_gradmask.attacks.bypass.operations.arguments import in_place, mapped, tensors_in, views_bits
+from pytest_gradmask.attacks.bypass.operations.arguments import has_graph, in_place, mapped, tensors_in, views_bits
 from pytest_gradmask.attacks.bypass.operations.surrogates import (
     ON_INTEGERS,
     ON_NUMBERS,
@@ -58,7 +58,7 @@ class Carriers:
         if not isinstance(value, Tensor) or stand_in is None:
             return value
         gradient = stand_in.values
-        if gradient.shape != value.shape or not gradient.requires_grad or not gradient.is_floating_point():
+        if gradient.shape != value.shape or not has_graph(gradient) or not gradient.is_floating_point():
             return value
         if value.is_floating_point():
             return straight_through(gradient.to(value.dtype), value)

@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from pytest_gradmask.attacks.bypass.operations.arguments import (
     cut,
+    has_graph,
     in_place,
     mapped,
     name_of,
@@ -160,7 +161,7 @@ class Watch(TorchFunctionMode):
     def _adopt(self, inputs: list[Tensor]) -> None:
         """Link tensors that came in from outside of PyTorch to those that left it."""
         for each in inputs if self.exits else ():
-            if not each.requires_grad and each not in self.carriers:
+            if not has_graph(each) and each not in self.carriers:
                 linked = self.exits.link(each)
                 if linked is not None:
                     self.carriers.adopt(each, linked)
@@ -206,7 +207,7 @@ class Watch(TorchFunctionMode):
             outputs = forward()
         found = list(tensors_in(outputs))
         self._adopt(found)
-        if not any(each.requires_grad or each in self.carriers for each in found):
+        if not any(has_graph(each) or each in self.carriers for each in found):
             self.opaque.add(site)
         return outputs
 

@@ -292,6 +292,16 @@ def copied(x: Tensor) -> Tensor:
 
 
 @mask
+def rounded_image_by_image(x: Tensor) -> Any:
+    return torch.vmap(lambda image: torch.round(image * 15) / 15)(x)  # hides: torch.round
+
+
+@mask
+def detached_image_by_image(x: Tensor) -> Any:
+    return torch.vmap(lambda image: image.detach() * 1.0)(x)  # hides: Tensor.detach
+
+
+@mask
 def hooked(x: Tensor) -> Tensor:
     result = x * 1.0
     if result.requires_grad:

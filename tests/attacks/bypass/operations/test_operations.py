@@ -115,6 +115,7 @@ HONEST: dict[str, Callable[[Tensor], Any]] = {
     "operator with its own backward pass": lambda x: halved(x),
     "activations on the CPU": kept_on_the_cpu,
     "hook that only looks": with_logged_gradient,
+    "image by image": lambda x: torch.vmap(lambda image: torch.where(image > 0.5, image, 0.5 * image))(x),
     "overload": lambda x: torch.ops.aten.relu.default(x - 0.5),
     "sign by its bit": lambda x: x * (x.view(torch.int32) >= 0),
 }
