@@ -225,7 +225,7 @@ def _check_output(defense: Defense, output: object, images: Tensor) -> None:
             '(0, s); after it return (1 - s, s), and give outputs="probabilities")'
         )
     if not output.is_floating_point():
-        raise DefenseError(f"{defense.name} returns {output.dtype}; logits must be floating point")
+        raise DefenseError(f"{defense.name} returns {output.dtype}; logits must be floating point: use logits.float()")
     if output.layout is not torch.strided:
         raise DefenseError(f"{defense.name} returns logits of layout {output.layout}; use logits.to_dense()")
     if output.device != images.device:
