@@ -45,8 +45,10 @@ __all__ = [
 
 #: Why an audit is skipped.
 SKIPPED = "an audit: runs with --gradmask only"
-#: How messages of our assertions on audits begin.
-_VERDICT_FIRST = re.compile("AssertionError: (NOT_MASKED|MASKED|INCONCLUSIVE): ")
+#: How the names of errors begin before messages of our assertions on audits, and before our errors.
+_BEFORE_THE_POINT = re.compile(
+    r"^(AssertionError: (?=(NOT_MASKED|MASKED|INCONCLUSIVE): )|pytest_gradmask\.errors\.(?=\w+: ))"
+)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -99,14 +101,14 @@ def pytest_report_header(config: pytest.Config) -> list[str] | None:
     settings = config.stash[SETTINGS]
     if not settings.enabled:
         return None
-    samples = "budget's number" if settings.samples is None else settings.samples
+    samples = "" if settings.samples is None else f"samples={settings.samples}, "
     model = "" if settings.model is None else f"model={settings.model}, "
     engine = "" if settings.engine == "local" else f", engine={settings.engine}"
     attempt = "" if settings.attempt == 1 else f", attempt={settings.attempt}"
     note = note_on(settings.data)
     lines = [
         f"gradmask: budget={settings.budget}, device={settings.torch_device}, {model}data={settings.data}, "
-        f"samples={samples}, seed={settings.seed}{attempt}{engine}",
+        f"{samples}seed={settings.seed}{attempt}{engine}",
         *([f"gradmask: {note}"] if note else []),
     ]
     return [printable(line) for line in lines]
@@ -161,7 +163,7 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[Any]) -> Generator[None, Any, Any]:
     """Put a test's audits on its report. pytest-xdist sends the report to the controller as plain data."""
-    if not item.config.getoption("fulltrace"):
+    if not item.config.getoption("fulltrace", False):
         shorten_traceback(call.excinfo)
     report = yield
     for name, key in REPORT_ATTRIBUTES.items():
@@ -172,9 +174,9 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[Any]) -> 
         report.gradmask_expected = sorted(item.stash[EXPECTED].items())
         del item.stash[EXPECTED]
     crash = getattr(report.longrepr, "reprcrash", None)
-    if crash is not None and _VERDICT_FIRST.match(crash.message):
-        # What pytest puts before it leaves no room for the verdict in its short summary.
-        crash.message = crash.message.removeprefix("AssertionError: ")
+    if crash is not None:
+        # What pytest puts before it leaves no room for the verdict, or for what is wrong, in its short summary.
+        crash.message = _BEFORE_THE_POINT.sub("", crash.message)
     return report
 
 

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from tests.plugin.audit_toys import CONFTEST
+from tests.plugin.audit_toys import RUN as QUICK_RUN
 from tests.report.report_toys import timeless_json
 
 #: A linear model, alone and behind a front end that kills the gradient. Its predictions are the labels.
@@ -116,8 +118,8 @@ def test_a_failure_message_explains(pytester: pytest.Pytester) -> None:
             "*AssertionError: MASKED: Sequential, gap *",
             "*Expected no gradient masking. At eps 8/255 (Linf) on 20 images with the",
             "*hidden by: `torch.round` at test_a_failure_message_explains.py:*",
-            "*report instead: * (all attacks; most by bpda-operations)",
-            "*attack*kind*given*broken*alone*robust accuracy*",
+            "*report instead: * (all attacks; most by*",
+            "*attack*kind*given*broken*alone  accuracy, at most",
             "*apgd-ce*gradient*",
             "*bpda*adaptive*",
             "*placebo*placebo*",
@@ -187,3 +189,13 @@ def test_no_json_without_audits(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(TESTS)
     pytester.runpytest("--gradmask-json=out.json").assert_outcomes(skipped=2)
     assert not (pytester.path / "out.json").exists()
+
+
+@pytest.mark.parametrize("terminal", [(), ("-p", "no:terminal")], ids=["with a terminal", "without"])
+def test_files_need_no_reporter_of_pytest(pytester: pytest.Pytester, terminal: tuple[str, ...]) -> None:
+    pytester.makeconftest(CONFTEST)
+    pytester.makepyfile("def test_it(audited): assert audited('MASKED').verdict.name == 'NOT_MASKED'")
+    result = pytester.runpytest(*QUICK_RUN, *terminal, "--gradmask-json=out.json")
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    assert [audit["verdict"] for audit in read(pytester.path / "out.json")] == ["MASKED"]
+    assert ("1 failed" in result.outlines[-1]) if not terminal else not result.outlines

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -33,14 +34,25 @@ def mark(number: int) -> tuple[int, int, int]:
     return (255, 0, 200 + number)
 
 
-def screenshot(page: Path, width: int) -> Image.Image:
+def browse(page: Path, result: Path, *options: str) -> Path:
+    """Open a page in a browser, which writes a file."""
     assert CHROMIUM is not None
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={page.parent / 'profile'}"]
+    done = subprocess.run([*command, *options, page.as_uri()], capture_output=True, text=True, timeout=120, check=False)
+    assert result.exists(), done.stderr
+    return result
+
+
+def screenshot(page: Path, width: int) -> Image.Image:
     shot = page.with_suffix(".png")
-    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
-    command += [f"--user-data-dir={page.parent / 'profile'}", f"--window-size={width},12000", f"--screenshot={shot}"]
-    done = subprocess.run([*command, page.as_uri()], capture_output=True, text=True, timeout=120, check=False)
-    assert shot.exists(), done.stderr
+    browse(page, shot, "--hide-scrollbars", f"--window-size={width},12000", f"--screenshot={shot}")
     return Image.open(shot).convert("RGB")
+
+
+def printed_pages(page: Path) -> int:
+    pdf = page.with_suffix(".pdf")
+    browse(page, pdf, "--no-pdf-header-footer", f"--print-to-pdf={pdf}")
+    return len(re.findall(rb"/Type /Page\b", pdf.read_bytes()))
 
 
 @pytest.mark.parametrize("width", [1280, 500])
@@ -68,3 +80,14 @@ def test_every_section_is_drawn(tmp_path: Path, width: int) -> None:
         assert drawn > 0.01, f"section {name} is empty"
         assert len(colours) > COLOURFUL.get(name, 4), f"section {name} has no picture"
         assert section.height > 20
+
+
+def test_every_audit_is_printed_on_one_page(tmp_path: Path) -> None:
+    case = masked_case()
+    record = AuditRecord(audit={**to_json(case.audit), "test": "test_it.py::test_it"}, evidence=case.evidence)
+    page = render([record, record], [], PROVENANCE)
+    file = tmp_path / "page.html"
+    file.write_text(page)
+    assert printed_pages(file) == 1 + 2  # the overview, and a page for each audit
+    file.write_text(page.replace("@media print", "@media braille"))  # as on a screen, with all details
+    assert printed_pages(file) > 3
