@@ -47,12 +47,13 @@ _HINT = """\
 
 _NEXT = """\
 {file} is written, a test of {path}. Next:
-  1. Save some test images that the model classifies well, 200 if you can, as uint8 N x H x W x C with their labels:
+  1. Save some test images that the model classifies well, 200 if you can,
+     as uint8 N x H x W x C, with their labels:
      numpy.savez("test.npz", images=images, labels=labels)
   2. Set eps and norm in {file} to your threat model.
   3. pytest {file} --gradmask --gradmask-data=npz:test.npz
-Without --gradmask-data, the images are 20 of CIFAR-10. With more images and --gradmask-budget=ci, an audit decides on
-smaller masking gaps."""
+Without --gradmask-data, the images are 20 of CIFAR-10. With more images and
+--gradmask-budget=ci, an audit decides on smaller masking gaps."""
 
 
 def import_path(value: str) -> str:

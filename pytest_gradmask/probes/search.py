@@ -102,7 +102,7 @@ def random_search(oracle: Oracle, trace: PGDTrace, generator: torch.Generator) -
         Finding(
             "random-beats-gradient",
             f"of {int(survivors.sum())} images that survive ten gradient steps, {ahead} come closer to a "
-            f"misclassification by ten random points of the ball; {broken} are broken by one",
+            f"misclassification by ten random points of the ball; broken by one: {broken}",
             undermines_attacks=True,
         )
     ]

@@ -46,19 +46,20 @@ def explain(audit: Audit, expected: str) -> str:
         [headline(plain)],
         [
             *_sentence(f"Expected {expected}. {verdict_sentence(plain, with_reasons=not inconclusive)}"),
-            *([f"- {reason}" for reason in audit.reasons] if inconclusive else []),
+            *([line for reason in audit.reasons for line in _sentence(f"- {reason}", "  ")] if inconclusive else []),
         ],
         _answer(plain),
         [*attack_table(audit), *_wrapped(attack_notes(audit))],
         _wrapped(_evidence(audit, plain)),
-        [_finding(finding) for finding in audit.findings],
+        [line for finding in audit.findings for line in _finding(finding)],
         _next(audit, plain),
     ]
     return printable(plain_spaces("\n\n".join("\n".join(lines) for lines in blocks if lines)))
 
 
-def _sentence(text: str) -> list[str]:
-    return textwrap.wrap(text, _WIDTH, break_long_words=False, break_on_hyphens=False)
+def _sentence(text: str, indent: str = "") -> list[str]:
+    """Its lines. All but the first are indented."""
+    return textwrap.wrap(text, _WIDTH, break_long_words=False, break_on_hyphens=False, subsequent_indent=indent)
 
 
 def _wrapped(sentences: Iterable[str]) -> list[str]:
@@ -68,7 +69,7 @@ def _wrapped(sentences: Iterable[str]) -> list[str]:
 def _answer(plain: Mapping[str, Any]) -> list[str]:
     """What hides the gradient, and what to report instead of the figure under gradient attacks."""
     answers = {"hidden by": hidden_by(plain), "report instead": report_instead(plain)}
-    return [f"{name}: {text}" for name, text in answers.items() if text]
+    return [line for name, text in answers.items() if text for line in _sentence(f"{name}: {text}", "  ")]
 
 
 def _evidence(audit: Audit, plain: Mapping[str, Any]) -> list[str]:
@@ -93,10 +94,10 @@ def _evidence(audit: Audit, plain: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _finding(finding: Finding) -> str:
+def _finding(finding: Finding) -> list[str]:
     # The links of our own findings lead into the documentation, which --gradmask-explain prints.
     address = f" ({finding.link})" if finding.link.startswith(("https://", "http://")) else ""
-    return f"finding {finding.id}: {finding.message}{address}"
+    return _sentence(f"finding {finding.id}: {finding.message}{address}", "  ")
 
 
 def _next(audit: Audit, plain: Mapping[str, Any]) -> list[str]:
@@ -109,7 +110,7 @@ def _next(audit: Audit, plain: Mapping[str, Any]) -> list[str]:
         lines = [f"next: {code}  # {what}"]
     elif audit.verdict is Verdict.NOT_MASKED:
         how = "can be reported as it is" if audit.exhaustive else "is at most this. For a table, use exhaustive=True"
-        lines = [f"next: gradient attacks and adaptive attacks agree: the robust accuracy {how}."]
+        lines = _sentence(f"next: gradient attacks and adaptive attacks agree: the robust accuracy {how}.", "  ")
     else:
         lines = _go_on(audit, reproduce)
     names = sorted((finding.id for finding in audit.findings), key=lambda name: name not in (*_TELLING, *IN_DOUBT))

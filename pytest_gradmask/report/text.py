@@ -22,7 +22,7 @@ _REASON = 300
 
 def attack_table(audit: Audit) -> list[str]:
     """One line for each attack: its kind, how many images it was given and broke, the robust accuracy after it."""
-    accuracy = "robust accuracy" if audit.exhaustive else "robust accuracy, at most"
+    accuracy = "robust accuracy" if audit.exhaustive else "accuracy, at most"
     rows: list[Sequence[str]] = [("attack", "kind", "given", "broken", "alone", accuracy), _clean_row(audit)]
     for what, share in (("(none), rejected", audit.clean_rejected), ("(none), of accepted", audit.selective_accuracy)):
         if share is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from pytest_gradmask.plugin.explain import explain_finding
 from pytest_gradmask.report.explanations import explained
 
 
@@ -14,6 +15,15 @@ def test_it_prints_the_page_of_a_finding(pytester: pytest.Pytester) -> None:
     result.stdout.fnmatch_lines(["zero-gradient", "*Raised if:*", "*Explanation:*", "*Remedy:*"])
     assert "tiny-logits" not in result.outlines  # the next section
     result.stdout.no_fnmatch_line("*test session starts*")
+
+
+def test_a_page_fits_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    for name in explained():
+        lines = [line for line in explain_finding(name).splitlines() if not line.startswith(("|", "- ", "  "))]
+        assert all(len(line) < 80 or " " not in line for line in lines), name
+        assert not any("](" in line for line in lines), name
+    assert "(https://arxiv.org/abs/1802.00420)" in explain_finding("zero-gradient")  # what leads out is kept
 
 
 def test_every_finding_has_a_page() -> None:

@@ -92,6 +92,11 @@ def test_the_header_prints_the_effective_settings(pytester: pytest.Pytester) -> 
     result.stdout.fnmatch_lines(["gradmask: budget=ci, device=cpu, data=embedded, samples=5, seed=7"])
 
 
+def test_the_header_fits_a_terminal_of_80_columns(pytester: pytest.Pytester) -> None:
+    result = pytester.runpytest("--gradmask", "--gradmask-device=cpu")
+    result.stdout.fnmatch_lines(["gradmask: budget=smoke, device=cpu, data=embedded, seed=0"])
+
+
 def test_an_option_goes_before_its_ini_value(pytester: pytest.Pytester) -> None:
     pytester.makeini("[pytest]\ngradmask_budget = full\ngradmask_device = cpu")
     pytester.runpytest("--gradmask").stdout.fnmatch_lines(["gradmask: budget=full, *"])

@@ -2,8 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from pytest_gradmask.report.failure import explain
-from tests.toys import IMAGES, audited, linear, predictions
+from tests.toys import IMAGES, KillGradient, audited, linear, masked, predictions
+
+
+def test_messages_fit_a_terminal_of_80_columns() -> None:
+    audit = replace(audited(masked(KillGradient)), provenance={"reproduce": "pytest test_it.py --gradmask"})
+    lines = explain(audit, "no gradient masking").splitlines()
+    assert max(map(len, lines)) <= 80 - len("E       ")
+    findings = [line for line in lines if line.startswith("finding ")]
+    assert len(findings) == len(audit.findings)
+    assert sum(line.startswith("  ") for line in lines) > 1  # what does not fit is indented in the next line
+    assert "reproduce: pytest test_it.py --gradmask" in lines  # to paste
 
 
 def test_more_images_do_not_help_where_the_labels_are_in_doubt() -> None:
