@@ -11,15 +11,15 @@ from pytest_gradmask.errors import InputError
 from pytest_gradmask.printable import printable
 
 #: Longest text of a value in a message: the text of a large network has thousands of lines.
-_LONGEST = 500
+_LONGEST = 160
 #: Most entries of a collection: an iterator may have no end.
 _MOST = 10_000
 
 
 def shown(value: object) -> str:
-    """A value for a message: its ``repr``, shortened; its type where that raises."""
+    """A value for a message: its ``repr`` on one line, shortened; its type where that raises."""
     try:
-        text = repr(value)
+        text = " ".join(repr(value).split())
         return printable(text if len(text) <= _LONGEST else f"{text[:_LONGEST]}...")
     except Exception:  # the object is not ours
         return f"<{type(value).__name__}, whose repr raises>"

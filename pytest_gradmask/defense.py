@@ -113,7 +113,8 @@ class Defense:
         check_is(
             "model",
             self.model,
-            "a torch.nn.Module; of a function of arrays, give pytest_gradmask.black_box(function)",
+            "a torch.nn.Module, not its class, file or state dict; of a function of arrays, give "
+            "pytest_gradmask.black_box(function)",
             nn.Module,
         )
         for argument in ("members", "sources"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import PurePath
 from typing import Any
 
 import torch
@@ -31,25 +32,30 @@ def check_images(images: Tensor) -> None:
     if images.numel() == 0:
         raise InputError(f"images: shape is {shape}; there is no image to attack")
     if not images.isfinite().all():
-        raise InputError("images: hold NaN or infinite values")
+        bad = int((~images.isfinite()).flatten(1).any(1).sum())
+        raise InputError(
+            f"images: {bad} of {len(images)} hold NaN or infinite values; leave these out, or see how they were scaled"
+        )
 
 
 def check_labels_of(images: Tensor, labels: Tensor) -> None:
     """Raise `InputError` unless labels are integers, one for each image."""
     check_tensor("labels", labels)
+    one_hot = "; for one-hot labels use labels.argmax(1)" if labels.ndim == 2 else ""
     if labels.dtype not in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8):
-        raise InputError(f"labels: dtype is {labels.dtype}; use class indices, as in labels.long()")
+        raise InputError(f"labels: dtype is {labels.dtype}; use class indices, as in labels.long(){one_hot}")
     if labels.shape != (len(images),):
-        hint = "; for one-hot labels use labels.argmax(1)" if labels.ndim == 2 else ""
-        if images.ndim == 3 and labels.ndim < 2:
-            hint = "; for one image C x H x W use images[None]"
+        single = images.ndim == 3 and labels.ndim < 2
+        hint = "; for one image C x H x W use images[None]" if single else one_hot
         raise InputError(f"labels: shape is {tuple(labels.shape)}; must be ({len(images)},), one label an image{hint}")
 
 
 def check_tensor(argument: str, value: Tensor) -> None:
     """Raise `InputError` unless the value is a tensor that holds its values in the usual layout."""
     if not is_a(value, Tensor):
-        raise InputError(f"{argument}: must be a torch.Tensor, got {type(value).__name__}; use torch.as_tensor(...)")
+        convertible = not is_a(value, str, PurePath, type(None))
+        fix = "use torch.as_tensor(...)" if convertible else f"load them first, and give the {argument} as a tensor"
+        raise InputError(f"{argument}: must be a torch.Tensor, got {type(value).__name__}; {fix}")
     if value.is_nested or value.is_quantized:
         raise InputError(f"{argument}: is a {'nested' if value.is_nested else 'quantized'} tensor; give a plain one")
     if value.layout is not torch.strided:

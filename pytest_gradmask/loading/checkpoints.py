@@ -7,6 +7,7 @@ checked before they are used. A card may also describe a model made of other che
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 import re
@@ -53,10 +54,11 @@ def load_card(name: str, directory: Path | None = None) -> dict[str, Any]:
         text = file.read_text(encoding="utf-8")
         card = json.loads(text)
         sealed = _sealed(card) if isinstance(card, dict) else ""
-    except FileNotFoundError as error:
-        raise CheckpointError(
-            f"checkpoint {name!r}: no card {file}; there are {', '.join(available(folder)) or 'none'}"
-        ) from error
+    except FileNotFoundError:
+        known = available(folder)
+        near = difflib.get_close_matches(name, known, n=5, cutoff=0.8)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(known) or 'none'}"
+        raise CheckpointError(f"checkpoint {name!r}: no card {file}; {hint}") from None
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"checkpoint {name!r}: card {file} cannot be read ({error})") from error
     if not isinstance(card, dict) or "architecture" not in card:

@@ -7,11 +7,12 @@ from collections.abc import Callable, Iterator, Sequence, Sized
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Never
 
 import pytest
 
 from pytest_gradmask.checks import is_a, listed
+from pytest_gradmask.errors import InputError
 from pytest_gradmask.plugin.evaluation import data_of
 from pytest_gradmask.plugin.extensions import more_probes, with_attacks
 from pytest_gradmask.plugin.machines import running_engine, share_of_cpus
@@ -68,13 +69,18 @@ class Gradmask:
         *,
         threat: PerturbationSet | None = None,
         class_names: Sequence[str] = (),
+        **of_the_marker: Never,
     ) -> Audit:
         """Audit a defense on these images; see `pytest_gradmask.audit`. The run's reports include the result.
 
         ``threat`` is for sets that are no norm ball, which the marker cannot name. By default it is that of the marker.
         ``class_names`` is for the pictures of the report: a name for each class, in the order of labels. The images of
-        ``eval_batch`` bring theirs, if their source says them.
+        ``eval_batch`` bring theirs, if their source says them. All else is set by the marker.
+
+        Raises:
+            InputError: images, labels or settings cannot be used, or there are other keyword arguments.
         """
+        from pytest_gradmask.attacks.arguments import check_images, check_set
         from pytest_gradmask.auditing.run import audit
         from pytest_gradmask.loading.inputs import as_batch
         from pytest_gradmask.report.json import crash_to_json, to_json
@@ -82,6 +88,12 @@ class Gradmask:
         settings = self.settings
         threat = settings.threat if threat is None else threat
         try:
+            if of_the_marker:
+                raise InputError(
+                    f"{', '.join(of_the_marker)}: no argument of audit(); settings of a test are those of its marker, "
+                    "as in @pytest.mark.gradmask(eps=8/255)"
+                )
+            check_set(threat)
             names = listed("class_names", class_names, "a name for each class, such as ['cat', 'dog']", _is_text)
             defense = with_attacks(self._node, defense)
             # Once: a loader may give other images the second time.
@@ -92,6 +104,7 @@ class Gradmask:
                 at_most=settings.samples or settings.budget.samples,
                 seed=settings.seed,
             )
+            check_images(batch.images)
             with (
                 share_of_cpus(self._config),
                 self._progress(defense, batch) as progress,

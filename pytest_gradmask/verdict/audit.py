@@ -76,6 +76,10 @@ class Audit:
     earlier: int = 0
     cached: bool = False
 
+    def __repr__(self) -> str:
+        """Short: pytest prints it above a failure."""
+        return f"<{self.verdict.name}: {self.defense}, {self.total} images>"
+
     @property
     def total(self) -> int:
         """Number of images."""

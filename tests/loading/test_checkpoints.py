@@ -165,6 +165,12 @@ def test_missing_card_error_lists_the_others(zoo: Path) -> None:
         load_card("absent", zoo)
 
 
+def test_a_typing_error_gets_the_nearest_name_alone(zoo: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"'backbon': no card .*; did you mean backbone\?$") as caught:
+        load_card("backbon", zoo)
+    assert caught.value.__cause__ is None
+
+
 def test_missing_card_in_an_empty_directory(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="there are none"):
         load_checkpoint("absent", tmp_path)

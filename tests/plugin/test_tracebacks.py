@@ -20,6 +20,23 @@ TESTS = """
     def test_images(gradmask):
         gradmask.audit(nn.Flatten().eval(), torch.zeros(3, 3, 8, 8), torch.zeros(3))
 
+    IMAGES = torch.zeros(3, 3, 8, 8)
+
+    def test_no_images(gradmask):
+        gradmask.audit(nn.Flatten().eval(), None, [0, 1, 2])
+
+    def test_no_batch(gradmask):
+        gradmask.audit(nn.Flatten().eval(), torch.tensor(0.5), [0])
+
+    def test_no_set(gradmask):
+        gradmask.audit(nn.Flatten().eval(), IMAGES, [0, 1, 2], threat="Linf")
+
+    def test_eps(gradmask):
+        gradmask.audit(nn.Flatten().eval(), IMAGES, [0, 1, 2], eps=8 / 255, budget="ci")
+
+    def test_weights(gradmask):
+        gradmask.audit(nn.Linear(100, 100).state_dict(), IMAGES, [0, 1, 2])
+
     def test_without_the_fixture():
         audit(nn.Flatten().eval(), torch.zeros(3, 3, 8, 8), torch.zeros(3))
 
@@ -28,6 +45,9 @@ TESTS = """
 
     def test_threat():
         ThreatModel(eps=-1)
+
+    def test_other_error():
+        raise ValueError("it is not ours")
 
     @pytest.fixture
     def broken():
@@ -42,6 +62,11 @@ TESTS = """
 RUN = ("--gradmask", "--gradmask-device=cpu", "-p", "no:xdist", "-p", "no:cacheprovider")
 MESSAGES = {
     "images": "*InputError: labels: dtype is torch.float32*",
+    "no_images": "*InputError: images: must be a torch.Tensor, got NoneType*",
+    "no_batch": "*InputError: images: shape is (); a batch has at least two axes*",
+    "no_set": "*InputError: threat='Linf': must be a ThreatModel, such as *",
+    "eps": "*InputError: eps, budget: no argument of audit(); *@pytest.mark.gradmask(eps=8/255)",
+    "weights": "*InputError: model=OrderedDict(*: must be a torch.nn.Module, not its class, file or state dict*",
     "without_the_fixture": "*InputError: labels: dtype is torch.float32*",
     "constructor": "*InputError: bypass: 'nowhere' is not a submodule*",
     "threat": "*InputError: eps=-1*",
@@ -89,3 +114,9 @@ def test_other_errors_keep_their_traceback(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(test_it=TESTS)
     result = pytester.runpytest(*RUN, "test_it.py::test_images")
     assert "pytest_gradmask/plugin/fixtures.py" in result.stdout.str()
+
+
+def test_the_short_summary_has_room_for_what_is_wrong(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(test_it=TESTS)
+    result = pytester.runpytest(*RUN, "test_it.py::test_threat", "test_it.py::test_other_error")
+    result.stdout.fnmatch_lines(["FAILED test_it.py::test_threat - InputError: eps=-1*", "FAILED * - ValueError: it*"])

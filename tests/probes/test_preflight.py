@@ -29,6 +29,7 @@ def spoiled(value: float) -> Tensor:
     ("images", "message"),
     [
         pytest.param(IMAGES.numpy(), r"images: must be a torch.Tensor, got ndarray; use torch.as_tensor", id="ndarray"),
+        pytest.param("images.npy", r"images: must be a torch.Tensor, got str; load them first", id="path"),
         pytest.param((255 * IMAGES).to(torch.uint8), r"images: dtype is uint8; .* / 255", id="uint8"),
         pytest.param(IMAGES.double(), r"images: dtype is torch.float64; use images.float\(\)", id="float64"),
         pytest.param(IMAGES.half(), r"images: dtype is torch.float16; use images.float\(\)", id="float16"),
@@ -40,8 +41,8 @@ def spoiled(value: float) -> Tensor:
             IMAGES.permute(0, 2, 3, 1), r"\(6, 8, 8, 3\) looks like N x H x W x C; use images.perm", id="nhwc"
         ),
         pytest.param(IMAGES[:0], r"images: shape is \(0, 3, 8, 8\); there is no image to attack", id="empty"),
-        pytest.param(spoiled(torch.nan), r"images: hold NaN or infinite values", id="nan"),
-        pytest.param(spoiled(torch.inf), r"images: hold NaN or infinite values", id="inf"),
+        pytest.param(spoiled(torch.nan), r"images: 1 of 6 hold NaN or infinite values; leave these out", id="nan"),
+        pytest.param(spoiled(torch.inf), r"images: 1 of 6 hold NaN or infinite values; leave these out", id="inf"),
         pytest.param(
             spoiled(-0.1), r"images: values from -0.1 to .* are outside the bounds \(0.0, 1.0\); put", id="below"
         ),
@@ -63,6 +64,7 @@ def test_bad_images(images: Tensor, message: str) -> None:
         pytest.param(LABELS.float(), r"labels: dtype is torch.float32; .* labels.long\(\)", id="float"),
         pytest.param(LABELS > 1, r"labels: dtype is torch.bool", id="bool"),
         pytest.param(nn.functional.one_hot(LABELS), r"labels: shape is \(6, 4\); must be \(6,\).*argmax", id="one-hot"),
+        pytest.param(nn.functional.one_hot(LABELS).float(), r"torch.float32; .*argmax\(1\)$", id="one-hot floats"),
         pytest.param(LABELS[:5], r"labels: shape is \(5,\); must be \(6,\), one label an image$", id="too few"),
         pytest.param(LABELS[0], r"labels: shape is \(\); must be \(6,\)", id="scalar"),
     ],

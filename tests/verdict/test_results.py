@@ -45,6 +45,10 @@ def audit() -> Audit:
     )
 
 
+def test_its_text_is_short(audit: Audit) -> None:
+    assert repr(audit) == "<INCONCLUSIVE: toy, 10 images>"
+
+
 def test_an_attack_that_did_not_run_has_no_accuracy(audit: Audit) -> None:
     with pytest.raises(ValueError, match=r"'zero-order' has no accuracy: it was skipped \(no time\)"):
         audit.accuracy_under("zero-order")
