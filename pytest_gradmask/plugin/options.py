@@ -94,17 +94,28 @@ def _file(value: str) -> Path:
     file = Path(value)
     if file.is_dir() or not file.absolute().parent.is_dir():
         raise argparse.ArgumentTypeError(f"{value!r} is not a file in an existing directory")
+    _check_writable(value, file.absolute().parent)
+    return file
+
+
+def _check_writable(value: str, folder: Path) -> None:
+    """Refuse a place before audits run for hours."""
     try:
-        tempfile.TemporaryFile(dir=file.absolute().parent).close()
+        tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise argparse.ArgumentTypeError(f"{value!r} is in a directory that cannot be written to ({error})") from error
-    return file
 
 
 def _folder(value: str) -> Path:
     folder = Path(value)
     if folder.exists() and not folder.is_dir():
         raise argparse.ArgumentTypeError(f"{value!r} is not a directory")
+    return folder
+
+
+def _output_folder(value: str) -> Path:
+    folder = _folder(value)
+    _check_writable(value, next(each for each in (folder.absolute(), *folder.absolute().parents) if each.exists()))
     return folder
 
 
@@ -199,7 +210,7 @@ OPTIONS = (
     ),
     Option(
         name="adversarial",
-        parse=_folder,
+        parse=_output_folder,
         metavar="DIR",
         help="save adversarial images to DIR, a file for each audit in the report of --gradmask-html",
     ),
@@ -209,7 +220,7 @@ OPTIONS = (
         metavar="DIR",
         help="store results in DIR (default: in pytest's cache directory)",
     ),
-    Option(name="history", parse=_folder, metavar="DIR", help="keep every run in DIR, to be drawn over time"),
+    Option(name="history", parse=_output_folder, metavar="DIR", help="keep every run in DIR, to be drawn over time"),
     Option(
         name="timeout",
         parse=_timeout,

@@ -34,6 +34,8 @@ BAD_VALUES = {
     "baseline": ("no/such/dir/baseline.json", "existing directory"),
     "html": ("no/such/dir/out.html", "existing directory"),
     "cache": ("/dev/null", "not a directory"),
+    "adversarial": ("/proc/no/such", "cannot be written to"),
+    "history": ("/proc/no/such", "cannot be written to"),
     "timeout": ("0", "seconds above 0"),
     "precision": ("float8", "own, tf32, bfloat16"),
     "deadline": ("10 minutes", "a time such as 90, 90s, 10m or 2h"),
