@@ -22,6 +22,7 @@ from pytest_gradmask.execution.first_state import FirstState
 from pytest_gradmask.execution.isolation import moved, no_trace
 from pytest_gradmask.execution.precision import Precision
 from pytest_gradmask.probes.adaptation import check_adapted
+from pytest_gradmask.probes.preflight import small_eps
 from pytest_gradmask.randomized.prediction import plan_sampler
 from pytest_gradmask.randomized.streams import RandomStream
 from pytest_gradmask.threat import PerturbationSet
@@ -99,7 +100,7 @@ def prepared(
             defense, images, stream=stream, classes=checked.classes, randomized=checked.randomized, threat=threat,
             eot=budget.eot, rejection=rejection, first_state=first_state,
         )  # fmt: skip
-        sampler, findings = None, [*checked.findings, *surface.findings]
+        sampler, findings = None, [*small_eps(threat, images), *checked.findings, *surface.findings]
         if checked.randomized:
             ensemble = surface.oracle(surface.attacked) if defense.members else None
             sampler, unusual = plan_sampler(oracle, ensemble, images, pilot=budget.pilot_samples, margin=margin)

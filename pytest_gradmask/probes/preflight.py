@@ -29,6 +29,7 @@ from pytest_gradmask.verdict.results import Finding
 _REPEATS, _REPEATS_OF_MEMBERS = 16, 64
 BATCH = 250  # images of one forward pass, if memory allows
 _LEAST_MARGIN = 1e-9  # below, the images that would be needed are more than a float counts
+_LEAST_LEVELS = 0.1  # grey levels of a radius: the smallest of the literature are a quarter of one
 _SAMPLE = 2  # images in the checks that repeat
 _VOTERS = 100  # most members of a vote that is recognised by its shares
 _SAME = 1e-4  # largest difference of logits, relative to their size, that counts as equal
@@ -120,6 +121,27 @@ def check_batch(images: Tensor, labels: Tensor, threat: PerturbationSet) -> None
             "normalisation inside the model, or give ThreatModel(bounds=...)"
         )
     check_set_on(threat, images[:_SAMPLE])
+
+
+def small_eps(threat: PerturbationSet, images: Tensor) -> list[Finding]:
+    """Whether the radius is far below a grey level of the images, which are N x C x H x W.
+
+    Usually the bounds are then (0, 255), and eps is one for (0, 1). No attack succeeds, and nothing else says why.
+    """
+    if not isinstance(threat, ThreatModel) or threat.norm != "Linf" or images.ndim != 4:
+        return []
+    width = threat.bounds[1] - threat.bounds[0]
+    levels = 255 * threat.eps / width
+    if levels >= _LEAST_LEVELS:
+        return []
+    return [
+        Finding(
+            "tiny-eps",
+            f"eps={threat.eps:.3g} is {levels:.2g} grey levels of images in {threat.bounds}: eps is in input units, "
+            f"such as {threat.eps * width:.3g} if it was meant for images in (0, 1)",
+            undermines_attacks=True,
+        )
+    ]
 
 
 def check_defense(defense: Defense, oracle: Oracle, images: Tensor, labels: Tensor) -> Preflight:

@@ -35,8 +35,8 @@ from pytest_gradmask.verdict.results import (
 from pytest_gradmask.verdict.stats import difference_bounds, mean_p
 
 #: Findings that refuse ``NOT_MASKED`` also where gradient attacks leave less than the margin: which images count as
-#: correct, or which defense was attacked, is then in doubt itself.
-IN_DOUBT = ("behaves-differently", "chance-accuracy", "constant-predictions", "permuted-labels", "stateful")
+#: correct, which defense was attacked, or how far, is then in doubt itself.
+IN_DOUBT = ("behaves-differently", "chance-accuracy", "constant-predictions", "permuted-labels", "stateful", "tiny-eps")
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from pytest_gradmask.defense import Defense
 from pytest_gradmask.errors import DefenseError, InputError
 from pytest_gradmask.loading.models.composites import RandomizedEnsemble
-from pytest_gradmask.probes.preflight import Preflight, check_batch, check_defense
+from pytest_gradmask.probes.preflight import Preflight, check_batch, check_defense, small_eps
 from pytest_gradmask.threat import ThreatModel
 from tests.toys import Noisy, Softmax, convolutional, draw, linear, oracle
 
@@ -249,3 +249,27 @@ def test_images_are_not_changed() -> None:
     before = IMAGES.clone()
     checked(returns(lambda images: linear()(images.mul_(0.5))))
     assert torch.equal(before, IMAGES)
+
+
+PIXELS = 255 * torch.rand(4, 3, 8, 8)
+
+
+def test_eps_for_images_in_0_1_is_far_below_a_grey_level_of_0_255() -> None:
+    (finding,) = small_eps(ThreatModel(eps=8 / 255, bounds=(0, 255)), PIXELS)
+    assert (finding.id, finding.undermines_attacks) == ("tiny-eps", True)
+    assert "0.031 grey levels" in finding.message
+    assert "such as 8 if" in finding.message
+
+
+@pytest.mark.parametrize(
+    ("threat", "images"),
+    [
+        pytest.param(ThreatModel(eps=8, bounds=(0, 255)), PIXELS, id="in the units of the images"),
+        pytest.param(ThreatModel(eps=0.25 / 255), IMAGES, id="a quarter of a level"),
+        pytest.param(ThreatModel(eps=0.03, bounds=(-2.5, 2.7)), IMAGES, id="normalized"),
+        pytest.param(ThreatModel(eps=0.03, bounds=(0, 255)), PIXELS.flatten(1), id="no images"),
+        pytest.param(ThreatModel(eps=0.03, bounds=(0, 255), norm="L2"), PIXELS, id="L2"),
+    ],
+)
+def test_other_radii_are_no_finding(threat: ThreatModel, images: Tensor) -> None:
+    assert small_eps(threat, images) == []

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from pytest_gradmask.report.failure import explain
+from pytest_gradmask.threat import ThreatModel
 from tests.toys import IMAGES, KillGradient, audited, linear, masked, predictions
 
 
@@ -37,3 +38,11 @@ def test_otherwise_they_are_suggested() -> None:
     assert "More images may decide it" in text
     assert "\nnext: pytest" in text
     assert "First see to" not in text
+
+
+def test_a_tiny_eps_is_seen_to_first() -> None:
+    audit = audited(linear(), threat=ThreatModel(eps=8 / 255, bounds=(0, 255)))
+    text = " ".join(explain(audit, "no gradient masking").split())
+    assert audit.verdict.name == "INCONCLUSIVE"
+    assert "First see to tiny-eps, which" in text
+    assert "More images may decide it" not in text
