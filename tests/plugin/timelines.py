@@ -1,6 +1,6 @@
 """``python -m tests.plugin.timelines``: audit models that come with the package, and record when each event came.
 
-It writes ``timelines.json`` beside this file, which tests of the time left replay. It takes about half an hour.
+It writes ``timelines.json`` beside this file, which tests of the time left replay. It takes a quarter of an hour.
 """
 
 from __future__ import annotations
