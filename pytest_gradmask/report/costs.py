@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pytest_gradmask.errors import DataError
+from pytest_gradmask.errors import DataError, GradmaskError
 from pytest_gradmask.report.plots import saved
 
 #: The palette of Okabe and Ito, which colour-blind readers can distinguish. Markers are for more attacks than colours.
@@ -75,14 +76,20 @@ def plot_attack_costs(costs: Sequence[Mapping[str, Any]], file: str | Path) -> N
         figure.tight_layout()
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None) -> int:
     """``python -m pytest_gradmask.report.costs BENCHMARK.json PICTURE.svg``."""
     parser = argparse.ArgumentParser(prog="python -m pytest_gradmask.report.costs", description=__doc__)
     parser.add_argument("benchmarks", type=Path, help="a file of pytest --benchmark-json")
     parser.add_argument("picture", type=Path, help="ends in .svg or .png")
     options = parser.parse_args(arguments)
-    plot_attack_costs(read_costs(options.benchmarks), options.picture)
+    try:
+        plot_attack_costs(read_costs(options.benchmarks), options.picture)
+    except (GradmaskError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    print(f"written to {options.picture}")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -16,7 +16,7 @@ from typing import Any
 from pytest_gradmask.errors import InputError
 from pytest_gradmask.execution.files import replaced
 from pytest_gradmask.report.json import upgraded, write_json
-from pytest_gradmask.report.wording import percent, shown_verdict
+from pytest_gradmask.report.wording import moment, percent, shown_verdict
 
 #: Environment variables of CI services that hold the commit.
 _COMMITS = ("GITHUB_SHA", "CI_COMMIT_SHA", "BUILDKITE_COMMIT", "CIRCLE_SHA1")
@@ -97,7 +97,7 @@ def draw(runs: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
             "figure { margin: 1rem 0; overflow-x: auto; } :root { color-scheme: light dark; }",
             "svg text { fill: currentColor; font-size: 11px; }</style></head><body><main>",
             "<h1>Gradient masking over time</h1>",
-            f"<p>{len(runs)} runs, the last one of {html.escape(str(latest))}. Lines: accuracy without an attack",
+            f"<p>Runs: {len(runs)}, the last of {html.escape(moment(latest))}. Lines: accuracy without an attack",
             "(dotted) and under all attacks. Colours: green for NOT_MASKED and for masks that are expected,",
             "yellow for INCONCLUSIVE, red for MASKED and errors.</p>",
             *charts,
@@ -125,7 +125,7 @@ def _chart(name: tuple[str, str], runs: Sequence[tuple[str, Mapping[str, Any]]])
             continue
         verdict, share = shown_verdict(audit), audit["all_attacks"]
         value = share["value"] if share else 0.0
-        text = f"{run['provenance']['started']} {commit}: {verdict}" + (f", {percent(value)}" if share else "")
+        text = f"{moment(run['provenance']['started'])} {commit}: {verdict}" + (f", {percent(value)}" if share else "")
         parts.append(
             f'<circle cx="{_MARGIN + _STEP * index}" cy="{_height(value)}" r="5" fill="{_COLOURS[verdict]}">'
             f"<title>{html.escape(text)}</title></circle>"
@@ -152,11 +152,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     try:
         page = draw(read_history(given.folder))
-    except InputError as error:
+        with replaced(given.file) as part:
+            part.write_text(page, encoding="utf-8")
+    except (InputError, OSError) as error:
         print(error, file=sys.stderr)
         return 2
-    with replaced(given.file) as part:
-        part.write_text(page, encoding="utf-8")
     print(f"written to {given.file}")
     return 0
 

@@ -88,7 +88,7 @@ def render(
         # The text is from our own documentation, and any HTML in it was escaped.
         explained={name: Markup(text) for name, text in texts.items()},  # nosec B704
         lone_transfers=[each for each in matrices if each["test"] not in tests],
-        started=_moment(provenance["started"]),
+        started=wording.moment(provenance["started"]),
         run=_run(provenance),
         complete=complete,
     )
@@ -239,11 +239,6 @@ def _settings(audit: Mapping[str, Any], evidence: Mapping[str, Any]) -> dict[str
     }
 
 
-def _moment(iso: object) -> str:
-    """A time as people write it: ``2026-01-31 12:00:00 UTC``."""
-    return str(iso).replace("T", " ").replace("+00:00", " UTC")
-
-
 def _operation(operation: Mapping[str, Any]) -> str:
     times = "once" if operation["count"] == 1 else f"{operation['count']} times"
     return f"{operation['name']} at {operation['file']}:{operation['line']}, {times} in a forward pass"
@@ -252,7 +247,7 @@ def _operation(operation: Mapping[str, Any]) -> str:
 def _run(provenance: Mapping[str, Any]) -> dict[str, str]:
     return {
         "command": shlex.join(map(str, provenance["command"])),
-        "started": _moment(provenance["started"]),
+        "started": wording.moment(provenance["started"]),
         "Python": str(provenance["python"]),
         "platform": str(provenance["platform"]),
         **{name: "the budget's" if value is None else str(value) for name, value in provenance["settings"].items()},

@@ -153,6 +153,11 @@ def threat_text(threat: Mapping[str, Any] | None) -> str:
     return f"eps {eps_text(threat['eps'], threat['bounds'])} ({threat['norm']})"
 
 
+def moment(iso: object) -> str:
+    """A time as people write it: ``2026-01-31 12:00:00 UTC``."""
+    return str(iso).replace("T", " ").replace("+00:00", " UTC")
+
+
 def _clause(reasons: list[str]) -> str:
     return "; ".join(reason.rstrip(".") for reason in reasons) or "no reason was recorded"
 

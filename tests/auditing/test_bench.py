@@ -194,10 +194,15 @@ def test_costs_are_drawn_with_a_panel_for_each_defense(tmp_path: Path, defenses:
     assert (tmp_path / "again.svg").read_text() == drawn
 
 
-def test_the_command_draws_what_a_run_has_measured(timed: Path, tmp_path: Path) -> None:
+def test_the_command_draws_what_a_run_has_measured(
+    timed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     pytest.importorskip("matplotlib")
-    main([str(timed), str(tmp_path / "costs.png")])
+    assert main([str(timed), str(tmp_path / "costs.png")]) == 0
     assert (tmp_path / "costs.png").read_bytes().startswith(b"\x89PNG")
+    assert main([str(timed), str(tmp_path / "costs.txt")]) == 2
+    assert main([str(tmp_path / "none.json"), str(tmp_path / "costs.png")]) == 2
+    assert "not a file of pytest --benchmark-json" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

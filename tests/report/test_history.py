@@ -41,6 +41,7 @@ def test_the_page_has_a_mark_for_each_run(tmp_path: Path, monkeypatch: pytest.Mo
     assert "<h2>toy: ERROR</h2>" in page
     for text in ("1111111111: NOT_MASKED, 50", "2222222222: MASKED, 50", "3333333333: ERROR<"):
         assert text in page
+    assert "<p>Runs: 3, the last of 2026-01-03 00:00:00 UTC." in page
     assert "http" not in page
     assert "<script" not in page
 
@@ -62,6 +63,7 @@ def test_the_command_writes_the_page(
     assert (tmp_path / "page.html").read_text().startswith("<!doctype html>")
     assert main([str(tmp_path / "nowhere")]) == 2
     assert "has no runs; pytest --gradmask --gradmask-history=" in capsys.readouterr().err
+    assert main([str(tmp_path), str(tmp_path / "none" / "page.html")]) == 2  # a folder that is not there
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"version": 2}'])
