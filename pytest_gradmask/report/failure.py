@@ -134,15 +134,16 @@ def _go_on(audit: Audit, reproduce: str) -> list[str]:
             f"This does not pass, and more images alone do not change that. First see to {', '.join(doubtful)}, which "
             "the command below explains, and audit again."
         )
-    step = "This does not pass. More images may decide it: use --gradmask-budget=ci or full, and --gradmask-data."
-    samples = "" if audit.images_needed is None else f"--gradmask-samples={audit.images_needed} "
-    options = f"{samples}--gradmask-attempt={audit.next_attempt}"
+    needed = audit.images_needed
+    number, samples = ("more", "N") if needed is None else (f"about {needed}", needed)
     return [
         *_sentence(
-            f"{step} Every further audit of this defense is another chance of a wrong verdict, so it gets a smaller "
-            "share of the error."
+            "This does not pass. More images may decide it: use --gradmask-budget=ci or full, or give audit() "
+            f"{number} of them. Where the test takes those of --gradmask-data, use --gradmask-samples={samples}. "
+            "Every further audit of this defense is another chance of a wrong verdict, so it gets a smaller share of "
+            "the error."
         ),
-        f"next: {reproduce or 'pytest --gradmask'} {options}",
+        f"next: {reproduce or 'pytest --gradmask'} --gradmask-attempt={audit.next_attempt}  # with more images",
     ]
 
 

@@ -99,7 +99,7 @@ def test_the_ini_value_and_the_marker_do_the_same(pytester: pytest.Pytester) -> 
 def test_without_attempts_the_message_says_how_to_go_on(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(test_it=TESTS.replace("batch(model)", "batch(model, 10)", 1))
     _, result = run(pytester, "--gradmask-no-cache")
-    result.stdout.fnmatch_lines(["*next: pytest *--gradmask-samples=36 --gradmask-attempt=2"])
+    result.stdout.fnmatch_lines(["*about 36*", "*next: pytest *--gradmask-attempt=2  # with more images"])
     assert "attempt 1" not in result.stdout.str()
 
 

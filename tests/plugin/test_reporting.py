@@ -147,7 +147,7 @@ def test_an_inconclusive_audit_fails_both_assertions(pytester: pytest.Pytester) 
     result = pytester.runpytest(*RUN, "--gradmask-json=out.json")
     result.assert_outcomes(failed=2)
     result.stdout.fnmatch_lines(
-        ["*about * images decide*", "*This does not pass*", "*next: pytest *--gradmask-attempt=2"]
+        ["*about * images decide*", "*This does not pass*", "*next: pytest *--gradmask-attempt=2 *"]
     )
     assert {audit["verdict"] for audit in read(pytester.path / "out.json")} == {"INCONCLUSIVE"}
 

@@ -176,7 +176,7 @@ def test_every_attack_is_in_the_table() -> None:
     for result in masked_case().audit.attacks:
         assert result.name in text
         if result.status != "done":
-            assert f"{result.status.replace("-", " ")}: {result.note}" in text
+            assert result.status.replace("-", " ") + f": {result.note}" in text
         else:
             assert str(result.forwards) in text
 

@@ -46,3 +46,14 @@ def test_a_tiny_eps_is_seen_to_first() -> None:
     assert audit.verdict.name == "INCONCLUSIVE"
     assert "First see to tiny-eps, which" in text
     assert "More images may decide it" not in text
+
+
+def test_what_is_to_be_pasted_works_whoever_has_chosen_the_images() -> None:
+    few = IMAGES[:3]
+    audit = audited(linear(), few, labels=predictions(linear(), few))
+    own = replace(audit, provenance={**audit.provenance, "reproduce": "pytest test_it.py --gradmask"})
+    text = explain(own, "no gradient masking")
+    assert f"give audit() about {audit.images_needed} of them" in " ".join(text.split())
+    assert f"--gradmask-samples={audit.images_needed}" in text
+    # An option of images is a usage error where the test brings its own.
+    assert "\nnext: pytest test_it.py --gradmask --gradmask-attempt=2  # with more images" in text
