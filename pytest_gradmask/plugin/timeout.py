@@ -68,7 +68,7 @@ def time_limit(seconds: float | None) -> Iterator[None]:
             raise
         raise AuditTimeoutError(
             f"the audit has taken more than {seconds:g} s (--gradmask-timeout). Finished attacks are in the cache: run "
-            "again with more time to go on after them. The traceback shows where the defense hangs"
+            "again with more time to go on after them. If the defense hangs, the traceback shows where"
         ) from error
     finally:
         other.resume()
