@@ -48,7 +48,7 @@ def test_a_tiny_eps_is_seen_to_first() -> None:
     assert "More images may decide it" not in text
 
 
-def test_what_is_to_be_pasted_works_whoever_has_chosen_the_images() -> None:
+def test_the_suggested_command_works_for_images_of_the_test() -> None:
     few = IMAGES[:3]
     audit = audited(linear(), few, labels=predictions(linear(), few))
     own = replace(audit, provenance={**audit.provenance, "reproduce": "pytest test_it.py --gradmask"})
