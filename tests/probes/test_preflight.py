@@ -267,6 +267,7 @@ def test_eps_for_images_in_0_1_is_far_below_a_grey_level_of_0_255() -> None:
         pytest.param(ThreatModel(eps=8, bounds=(0, 255)), PIXELS, id="in the units of the images"),
         pytest.param(ThreatModel(eps=0.25 / 255), IMAGES, id="a quarter of a level"),
         pytest.param(ThreatModel(eps=0.03, bounds=(-2.5, 2.7)), IMAGES, id="normalized"),
+        pytest.param(ThreatModel(eps=1e-6), IMAGES, id="tiny in (0, 1)"),
         pytest.param(ThreatModel(eps=0.03, bounds=(0, 255)), PIXELS.flatten(1), id="no images"),
         pytest.param(ThreatModel(eps=0.03, bounds=(0, 255), norm="L2"), PIXELS, id="L2"),
     ],
