@@ -42,6 +42,29 @@ def draw(records: Sequence[Mapping[str, Any]], folder: Path) -> None:
             pyplot.close(figure)
 
 
+def draw_gains(runs: Sequence[tuple[float, float, int]], file: Path) -> None:
+    """What hides the gradient of trained front ends: the gain of their residual.
+
+    Args:
+        runs: of each training the gain, the share that is hidden from PGD of what BPDA breaks, and the depth.
+        file: to write, SVG.
+    """
+    figure, axes = pyplot.subplots(figsize=(7, 3.2), layout="constrained")
+    depths = sorted({depth for _, _, depth in runs})
+    for depth, marker in zip(depths, "ovs^D<>Pp*X", strict=False):
+        own = [(gain, 100 * hidden) for gain, hidden, each in runs if each == depth]
+        axes.plot(*zip(*own, strict=True), marker, label=f"{depth} convolutions", markersize=5)
+    axes.axvline(1, color="#999999", linewidth=0.8)
+    axes.set_xscale("log")
+    axes.set_xlabel("gain: length of the gradient behind the residual's Jacobian, before it 1")
+    axes.set_ylabel("hidden from PGD, %\nof what BPDA breaks")
+    axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    figure.savefig(file, metadata={"Date": None}, bbox_inches="tight")
+    pyplot.close(figure)
+
+
 def _picture(number: str, details: Sequence[Mapping[str, Any]]) -> Any:
     if number == "6":
         return _grid(details[0]["cells"])

@@ -12,6 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from scipy.stats import spearmanr
+
 from audits.claims import CLAIMS, RESULTS
 from audits.markdown import share, table
 from audits.short import figures_differ, pgd_fails, shortened
@@ -59,6 +61,7 @@ def markdown(audits: Sequence[Record], evidence: Evidence) -> str:
         "tried": _tried(evidence.all()),
         "longest at the paper's depth": f"{evidence.longest(depth=17):.0%}".replace("%", " %"),
         "overview": table(headings, overview),
+        "gain and mask": _gain_and_mask(evidence.all()),
     }
     introduction = filled((HERE / "reproduction-introduction.md").read_text(), evidence, parts).strip()
     return "\n\n".join([introduction, *filter(None, sections)]) + "\n"
@@ -144,6 +147,7 @@ def _tried(runs: Sequence[Measured]) -> str:
         "mask",
         *_TRIED_ATTACKS,
         "residual SD",
+        "gain",
     ]
     return table(
         headings,
@@ -152,13 +156,27 @@ def _tried(runs: Sequence[Measured]) -> str:
                 run.front_end, f"`{run.recipe.backbone}`", run.training, f"{run.step:,} of {run.total:,}",
                 str(run.clean.total), "**yes**" if run.masked else "no",
                 *(bounded(found) for found in (run.clean, run.pgd, run.bpda)),
-                f"{run.residual_sd:.3f}",
+                f"{run.residual_sd:.3f}", f"{run.gain:.2g}" if run.gain < 100 else f"{run.gain:.0f}",
             ]
             for run in runs
         ),
     )  # fmt: skip
 
 
+def _gain_and_mask(runs: Sequence[Measured]) -> str:
+    """How the gain of the residual and the mask go together, in words."""
+    order = spearmanr([run.gain for run in runs], [run.hidden for run in runs]).statistic
+    without = max(run.gain for run in runs if run.hidden < _HARDLY)
+    complete = min(run.gain for run in runs if run.hidden > 1 - _HARDLY)
+    return (
+        f"over the {len(runs)} trainings the rank correlation of both is {order:.2f}. All whose mask hides less than "
+        f"{_HARDLY:.0%} have a gain of at most {without:.2g}, and all that hide more than {1 - _HARDLY:.0%} one of at "
+        f"least {complete:.2g}"
+    ).replace("%", " %")
+
+
+#: Of what BPDA breaks: what a mask hides from PGD that hardly is one, and what one lacks that is nearly complete.
+_HARDLY = 0.15
 _TRIED_ATTACKS = ("clean", "PGD-10", "BPDA-10")
 
 
@@ -254,11 +272,12 @@ def _provenance(records: Sequence[Record]) -> str:
 
 def main() -> None:
     """Draw the pictures, then write the page that shows them."""
-    from audits.pictures import draw
+    from audits.pictures import draw, draw_gains
 
-    audits = stored()
+    audits, evidence = stored(), load()
     draw(audits, DOCS / "figures")
-    (DOCS / "reproduction.md").write_text(markdown(audits, load()))
+    draw_gains([(run.gain, run.hidden, run.recipe.depth) for run in evidence.all()], DOCS / "figures" / "gain.svg")
+    (DOCS / "reproduction.md").write_text(markdown(audits, evidence))
 
 
 if __name__ == "__main__":

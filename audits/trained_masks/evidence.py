@@ -25,6 +25,7 @@ class Measured:
         step, total: steps taken, and those of the whole training.
         clean, pgd, bpda: accuracies without an attack, under PGD-10 and under BPDA-10, at 8/255 Linf.
         residual_sd: of what the front end changes, in input units.
+        gain: how many times as long the residual's Jacobian makes the backbone's gradient of the loss.
         test: the file of the images.
         versions: of what it was measured with.
     """
@@ -36,6 +37,7 @@ class Measured:
     pgd: Proportion
     bpda: Proportion
     residual_sd: float
+    gain: float
     test: str
     versions: Mapping[str, str]
 
@@ -43,6 +45,11 @@ class Measured:
     def masked(self) -> bool:
         """PGD leaves more than BPDA does, and at least half of the clean accuracy. The bounds do not overlap."""
         return self.pgd.low > self.bpda.high and self.pgd.count >= self.clean.count / 2
+
+    @property
+    def hidden(self) -> float:
+        """How much of what BPDA breaks PGD does not break: 0 without a mask, 1 if it is complete."""
+        return (self.pgd.value - self.bpda.value) / (self.clean.value - self.bpda.value)
 
     @property
     def front_end(self) -> str:
@@ -157,6 +164,7 @@ def _measurements(content: Mapping[str, Any]) -> list[Measured]:
             total=content["total"],
             **{key: share_of(line["running"][key], line["images"]) for key in ("clean", "pgd", "bpda")},
             residual_sd=line["running"]["residual_sd"],
+            gain=line["running"]["residual_gain_gradient"],
             test=content["data"]["test"],
             versions=content["versions"],
         )

@@ -67,7 +67,7 @@ def collect(log: Path, folder: Path = RESULTS) -> Path:
     started = next((line for line in reversed(lines) if line["kind"] == "start"), before)
     if not started:
         raise ValueError(f"{log}: it has no line of kind 'start', and {result} is not there; train the run first")
-    if before and Recipe(**before["recipe"]) != Recipe(**_short(started["recipe"])):
+    if before and Recipe(**_short(before["recipe"])) != Recipe(**_short(started["recipe"])):
         raise ValueError(f"{log}: its recipe is not that of {result}; take another name for the run")
     content = {key: started[key] for key in ("recipe", "total", "versions", "data")}
     for kind in ("training", "measurement"):

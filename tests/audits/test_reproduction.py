@@ -201,6 +201,16 @@ def test_pictures_are_drawn_alike_each_time(tmp_path: Path) -> None:
     assert all((tmp_path / "first" / n).read_bytes() == (tmp_path / "second" / n).read_bytes() for n in files)
 
 
+def test_gains_are_drawn_alike_each_time(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    from audits.pictures import draw_gains
+
+    for name in ("first.svg", "second.svg"):
+        draw_gains([(0.1, 0.0, 17), (5.0, 0.6, 33), (200.0, 1.0, 49), (3.0, 0.5, 33)], tmp_path / name)
+    assert (tmp_path / "first.svg").read_bytes() == (tmp_path / "second.svg").read_bytes()
+    assert "33 convolutions" in (tmp_path / "first.svg").read_text()
+
+
 def test_page_in_docs_shows_stored_results() -> None:
     page = (DOCS / "reproduction.md").read_text()
     assert page == markdown(stored(), load())

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 
 from audits.trained_masks.claims import records
-from audits.trained_masks.evidence import bounded, load, mean_of, share_of
+from audits.trained_masks.evidence import Evidence, bounded, load, mean_of, share_of
 from pytest_gradmask.auditing.research import clopper_pearson
 
 
 def run(name: str, *, pgd: float, bpda: float = 0.25, steps: tuple[int, ...] = (100,)) -> dict[str, Any]:
     """A result as `collect` writes it, on 64 images."""
-    own = {"clean": 0.75, "pgd": pgd, "bpda": bpda, "residual_sd": 0.01}
+    own = {"clean": 0.75, "pgd": pgd, "bpda": bpda, "residual_sd": 0.01, "residual_gain_gradient": 2.0}
     return {
         "recipe": {"name": name, "backbone": "vgg-standard", "depth": 49, "width": 16},
         "total": 1000,
@@ -57,7 +57,7 @@ def test_what_a_mask_is(tmp_path: Path, pgd: float, bpda: float, masked: bool) -
 
 def test_the_measurement_on_most_images_counts_and_the_start_does_not(tmp_path: Path) -> None:
     result = run("one", pgd=0.75, steps=(0, 100, 200))
-    more = {"clean": 0.75, "pgd": 0.5, "bpda": 0.25, "residual_sd": 0.01}
+    more = {"clean": 0.75, "pgd": 0.5, "bpda": 0.25, "residual_sd": 0.01, "residual_gain_gradient": 2.0}
     result["measurement"].append({"step": 100, "images": 200, "running": more})
     keep(tmp_path, result)
     evidence = load(tmp_path)
@@ -103,3 +103,19 @@ def test_verdicts_follow_the_figures(tmp_path: Path) -> None:
     assert {verdict for claim, verdict in verdicts if claim in ("1", "experiment 1")} == {"not reproduced"}
     assert ("6", "reproduced") in verdicts, "a rate of 1e-5 leaves no mask"
     assert ("7", "reproduced") in verdicts, "PGD leaves more before the stronger backbone"
+
+
+@pytest.mark.parametrize(("images", "verdict"), [(400, "reproduced"), (10, "not reproduced")])
+def test_the_papers_figures_need_many_images(images: int, verdict: str) -> None:
+    def shares(share: float) -> list[float]:
+        right = round(share * images)
+        return [1.0] * right + [0.0] * (images - right)
+
+    content = {
+        "runs": [{"run": "a", "backbone": "vgg-standard"}], "images": images,
+        "clean": shares(0.95), "autoattack": shares(0.908), "adaptive": shares(0.182),
+    }  # fmt: skip
+    stored = load()
+    evidence = Evidence(stored.runs, {**stored.others, "published-other-backbones-standard": content})
+    [found] = [record for record in records(evidence) if record["ours"].startswith("the paper's figures")]
+    assert found["verdict"] == verdict
