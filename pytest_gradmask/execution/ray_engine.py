@@ -61,6 +61,10 @@ def connected(address: str, device: str) -> Iterator[RayEngine]:
         yield RayEngine(ray, resources)
 
 
+#: Seconds that chunks have to end after they were interrupted.
+_PATIENCE = 3.0
+
+
 class RayEngine:
     """Runs as many chunks at once as the cluster has resources for.
 
@@ -119,9 +123,18 @@ class RayPending:
             yield result
 
     def close(self) -> None:
-        """Cancel the chunks that are still running."""
-        for task in self._waiting:
-            self._ray.cancel(task)
+        """End the chunks that are still running.
+
+        A chunk is interrupted first. It may miss that, for example while it imports a package: then its worker is
+        killed, or the cluster would go on with it.
+        """
+        for force in (False, True):
+            for task in self._waiting:
+                self._ray.cancel(task, force=force)
+            if self._waiting:
+                _, self._waiting = self._ray.wait(
+                    self._waiting, num_returns=len(self._waiting), timeout=_PATIENCE, fetch_local=False
+                )
         self._waiting.clear()
 
 
