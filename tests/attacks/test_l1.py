@@ -70,6 +70,7 @@ def test_an_ensemble_is_audited_in_l1() -> None:
     assert result.verdict is Verdict.NOT_MASKED
 
 
+@pytest.mark.longer
 def test_our_apgd_is_as_strong_as_upstreams_in_l1() -> None:
     data, model = load_dataset("embedded"), load_model("resnet-adversarial")
     correct = predictions(model, data.images) == data.labels

@@ -73,6 +73,7 @@ class Pair:
         return predictions.correct
 
 
+@pytest.mark.longer
 @settings(max_examples=40)
 @given(angles, angles, distances, distances, shares, norms)
 def test_only_arc_reaches_the_optimum(

@@ -32,6 +32,7 @@ def test_an_undeclared_reject_class_is_asked_about() -> None:
     assert "unused-class" in {finding.id for finding in audit.findings}
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize("front_end", [Detach, Quantize, KillGradient])
 def test_a_detector_with_a_masked_gradient(front_end: Callable[[], nn.Module]) -> None:
     audit = detector_audit(Defense(TwoHalves(front_end()).eval(), rejects=REJECTED), budget="smoke", margin=0.05)
@@ -39,6 +40,7 @@ def test_a_detector_with_a_masked_gradient(front_end: Callable[[], nn.Module]) -
     assert len(audit.attack("bpda").broken) > 0
 
 
+@pytest.mark.longer
 def test_an_honest_detector() -> None:
     audit = detector_audit(Defense(TwoHalves().eval(), rejects=REJECTED), budget="smoke", margin=0.25)
     assert audit.verdict is Verdict.NOT_MASKED
@@ -118,6 +120,7 @@ def test_user_attacks_get_one_label_at_a_time() -> None:
     assert set(calls) == {(1, 4)}
 
 
+@pytest.mark.longer
 def test_randomized_detectors() -> None:
     images, labels = agreeing(24)
     defense = Defense(Noisy(TwoHalves(), 0.1).eval(), rejects=REJECTED)

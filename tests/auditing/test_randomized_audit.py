@@ -78,6 +78,7 @@ def test_an_honest_ensemble_is_not_masked(known: bool) -> None:
     assert found.robust_accuracy.value < 0.2
 
 
+@pytest.mark.longer
 def test_the_same_seed_gives_the_same_audit() -> None:
     members = killed()
     model = RandomizedEnsemble(members).eval()

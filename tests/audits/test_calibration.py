@@ -40,6 +40,7 @@ def simulate(audits: int, total: int, chances: Sequence[float], placebo: float, 
     return counts
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize("chance", [0.01, 0.05, 0.3])
 @pytest.mark.usefixtures("quick")
 def test_without_masking_at_most_one_audit_in_a_hundred_says_masked(chance: float) -> None:
@@ -49,6 +50,7 @@ def test_without_masking_at_most_one_audit_in_a_hundred_says_masked(chance: floa
     assert clopper_pearson(counts[Verdict.MASKED], 2000, 0.999)[0] <= 0.01  # certainly no more than one in a hundred
 
 
+@pytest.mark.longer
 @pytest.mark.usefixtures("quick")
 def test_a_gap_of_20_points_is_found_on_200_images() -> None:
     counts = simulate(300, total=200, chances=[0.2, 0.02], placebo=0.01, margin=0.05)

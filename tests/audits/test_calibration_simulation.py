@@ -299,6 +299,7 @@ class Drawn:
         return replace(empty_result(attack), attacked=tuple(given), broken=found, passes=passes)
 
 
+@pytest.mark.longer
 def test_simulated_audits_end_as_real_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(AuditRun, "_probe", lambda run: [])
     population = Population(0.6, 0.04, 0.2, gap=0.15, finders="parts", **UNEQUAL)
@@ -347,6 +348,7 @@ def test_simulated_audits_end_as_real_ones(monkeypatch: pytest.MonkeyPatch) -> N
     assert min(ends.values()) > 0
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize("finders", FINDERS)
 @pytest.mark.parametrize(("images", "effect", "gap"), [(20, 0.1, 0.5), (60, 0.02, 0.2), (200, 0.08, 0.1), (500, 0, 0)])
 def test_the_rules_in_bulk_are_those_of_decide(images: int, effect: float, gap: float, finders: Any) -> None:
@@ -381,6 +383,7 @@ def test_the_same_seed_gives_the_same_audits() -> None:
 # repeated audits
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize("images", ["new", "more"])
 @pytest.mark.parametrize(
     ("population", "wanted", "margin"),

@@ -64,6 +64,7 @@ def test_variants_have_equal_passes() -> None:
     assert all(95 <= row["passes"] <= 110 for row in record["rows"] if row["broken"] < row["of"])
 
 
+@pytest.mark.longer
 def test_the_script_for_a_gpu_runs_dry_and_goes_on(tmp_path: Path) -> None:
     arguments = ["gpu", "--dry-run", "--output", str(tmp_path)]
     main(arguments)
@@ -79,6 +80,7 @@ def test_the_script_for_a_gpu_runs_dry_and_goes_on(tmp_path: Path) -> None:
     assert all(file.stat().st_mtime_ns == when for file, when in before.items()), "measured again"
 
 
+@pytest.mark.longer
 def test_a_surrogate_is_trained_and_compared_at_equal_queries() -> None:
     record = surrogates("quantized", Defense(MODEL), DATA)
     rows = {row["attack"]: row for row in record["rows"]}

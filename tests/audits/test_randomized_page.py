@@ -51,6 +51,7 @@ def test_few_simulated_audits_are_as_the_stored_ones() -> None:
             assert binomtest(few[verdict], 20, many[verdict] / 10_000).pvalue > 1e-6
 
 
+@pytest.mark.longer
 def test_coverage_of_a_noisy_model() -> None:
     data = load_dataset("embedded", samples=10)
     (entry,) = find(["noise"])

@@ -71,6 +71,7 @@ def test_expected_failure_is_shown_and_stored(pytester: pytest.Pytester) -> None
     assert found["holds"] is False
 
 
+@pytest.mark.longer
 def test_workers_tell_the_controller(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(AUDIT.format(holds=True))
     result = pytester.runpytest("-p", "audits.conftest", "--store-claims=claims.json", "-n", "2")

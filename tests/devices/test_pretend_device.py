@@ -16,6 +16,7 @@ from tests.devices import pretend
 CHECKS = Path(__file__).with_name("on_pretend_device.py")
 
 
+@pytest.mark.longer
 @pytest.mark.skipif(not pretend.AVAILABLE, reason="needs PyTorch 2.10, for a backend in Python")
 def test_everything_runs_on_a_device_that_is_not_the_cpu() -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(CHECKS)]

@@ -265,6 +265,7 @@ for turn in range(100):
 """
 
 
+@pytest.mark.longer
 def test_several_processes_may_write_at_once(tmp_path: Path) -> None:
     ended = at_once(WRITER, tmp_path)
     assert [code for code, _, _ in ended] == [0, 0, 0], [errors for _, _, errors in ended]

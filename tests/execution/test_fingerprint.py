@@ -272,6 +272,7 @@ def front_of(project: Path) -> str:
     return subprocess.run([sys.executable, "-c", ASK], cwd=project, check=True, capture_output=True, text=True).stdout
 
 
+@pytest.mark.longer
 def test_fingerprint_covers_imported_code_only(project: Path) -> None:
     before = front_of(project)
     (project / "other.py").write_text("NUMBER = 2\n")
@@ -323,6 +324,7 @@ assert fingerprint(model) != before
 """
 
 
+@pytest.mark.longer
 def test_what_compile_does_to_all_modules_changes_no_fingerprint() -> None:
     run = subprocess.run(
         [sys.executable, "-c", AFTER_COMPILE], cwd=Path(__file__).parents[2], capture_output=True, text=True,

@@ -61,6 +61,7 @@ DEFENSES: dict[str, Callable[[], nn.Module]] = {
 }
 
 
+@pytest.mark.longer
 @pytest.mark.usefixtures("cluster", "small_chunks")
 @pytest.mark.parametrize("make", DEFENSES.values(), ids=DEFENSES)
 def test_the_audit_is_the_local_one(make: Callable[[], nn.Module]) -> None:
@@ -120,6 +121,7 @@ def test_worker_that_always_dies_fails_the_attack(tmp_path: Path, monkeypatch: p
     assert audit.verdict is not Verdict.NOT_MASKED
 
 
+@pytest.mark.longer
 @pytest.mark.usefixtures("cluster")
 def test_exception_of_an_attack_is_not_retried(tmp_path: Path) -> None:
     def raises(*_: Any, **__: Any) -> Tensor:
@@ -218,6 +220,7 @@ class Homeless(nn.Module):
         return self.model(images)  # type: ignore[no-any-return]
 
 
+@pytest.mark.longer
 @pytest.mark.usefixtures("cluster")
 def test_defense_unloadable_on_a_worker_ends_the_audit() -> None:
     with pytest.raises(EngineError, match=r"a Ray worker cannot load the defense .*No module named 'my_project'"):

@@ -24,6 +24,7 @@ TEST = (
 )
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize(
     "more",
     [

@@ -38,6 +38,7 @@ def tests(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(test_it=TESTS)
 
 
+@pytest.mark.longer
 def test_audits_with_another_seed_are_counted_and_change_nothing(pytester: pytest.Pytester) -> None:
     assert run(pytester, field="earlier_audits")[0] == [0, 0]
     assert run(pytester, field="earlier_audits")[0] == [0, 0]
@@ -58,6 +59,7 @@ def test_failure_says_that_it_was_not_the_first_audit(pytester: pytest.Pytester)
     assert "not the first" not in result.stdout.str()
 
 
+@pytest.mark.longer
 def test_tests_of_one_run_do_not_count_each_other(pytester: pytest.Pytester) -> None:
     body = """
     @pytest.mark.parametrize("seed", [0, 1, 2])

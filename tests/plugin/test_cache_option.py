@@ -32,6 +32,7 @@ def test_a_second_run_uses_the_cache(pytester: pytest.Pytester) -> None:
     assert run(pytester, "--cache-clear") == [False, False]
 
 
+@pytest.mark.longer
 def test_no_cache_neither_reads_nor_writes(pytester: pytest.Pytester) -> None:
     assert run(pytester, "--gradmask-no-cache") == [False, False]
     assert run(pytester) == [False, False]
@@ -57,6 +58,7 @@ def test_without_pytests_cache_nothing_is_stored(pytester: pytest.Pytester) -> N
     assert not (pytester.path / ".pytest_cache").exists()
 
 
+@pytest.mark.longer
 def test_workers_share_the_cache(pytester: pytest.Pytester) -> None:
     pytest.importorskip("xdist")
     assert run(pytester, "-n2") == [False, False]

@@ -123,6 +123,7 @@ def test_no_audit():
             ["The run is not complete: *1 of the selected tests or files did not run (test_broken.py)."]
         )
 
+    @pytest.mark.longer
     def test_a_crashed_workers_test_is_not_run(self, pytester: pytest.Pytester) -> None:
         code = self.ORDER.replace("{stop}", "import os; os._exit(1)")
         assert run(pytester, "-n1", "--gradmask-json=o.json", code=code).ret == 1
@@ -142,6 +143,7 @@ def test_no_audit():
 
 
 class TestJUnit:
+    @pytest.mark.longer
     @with_workers
     def test_every_test_has_its_audits_as_properties(self, pytester: pytest.Pytester, workers: tuple[str, ...]) -> None:
         run(pytester, "--junitxml=o.xml", *workers, code=MIXED)
@@ -171,6 +173,7 @@ class TestGitHub:
         monkeypatch.setenv("GITHUB_WORKSPACE", str(pytester.path.parent))
         monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(pytester.path / "summary.md"))
 
+    @pytest.mark.longer
     @with_workers
     def test_annotations_and_a_summary(self, pytester: pytest.Pytester, workers: tuple[str, ...]) -> None:
         (pytester.path / "summary.md").write_text("before\n")
@@ -265,6 +268,7 @@ class TestBaseline:
         result.stdout.fnmatch_lines(["baseline written to b.json: 2 audits"])
         return pytester.path / "b.json"
 
+    @pytest.mark.longer
     @with_workers
     def test_only_a_worse_run_fails(self, pytester: pytest.Pytester, baseline: Path, workers: tuple[str, ...]) -> None:
         assert len(read(baseline)["audits"]) == 2

@@ -57,6 +57,7 @@ def run(pytester: pytest.Pytester, *options: str, code: str = TESTS) -> tuple[py
     return result, json.loads((pytester.path / "out.json").read_text())["audits"]
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize("options", [("-p", "no:xdist"), ("-n2",)])
 def test_the_json_says_what_was_expected(pytester: pytest.Pytester, options: tuple[str, ...]) -> None:
     if "-n2" in options:

@@ -54,6 +54,7 @@ CONFTEST = """
 """
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_conftest_adds_attacks_probes_and_reports(pytester: pytest.Pytester, workers: int) -> None:
     pytester.makeconftest(CONFTEST)

@@ -143,6 +143,7 @@ def test_permission_to_download_reaches_the_model(pytester: pytest.Pytester, mon
     result.stdout.fnmatch_lines(["*could not download*no route to host*a local file: timm:test_efficientnet@FILE*"])
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize("permitted", [True, False])
 def test_a_terminal_shows_a_download(pytester: pytest.Pytester, permitted: bool) -> None:
     """Without a terminal, what libraries print while they load is captured, like all output of tests."""

@@ -63,6 +63,7 @@ REPORTS = (
 )
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize("workers", [[], ["-n", "2"]], ids=["one process", "workers"])
 def test_every_report_is_written(pytester: pytest.Pytester, workers: list[str]) -> None:
     pytest.importorskip("jinja2", reason="needs jinja2: pip install 'pytest-gradmask[report]'")
@@ -80,6 +81,7 @@ def test_every_report_is_written(pytester: pytest.Pytester, workers: list[str]) 
     assert not re.search("[\x00\x07\x9b]|\x1b\\[31m red", shown)
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize("option", ["json", "badge", "html"])
 def test_a_report_that_cannot_be_written_costs_no_other(pytester: pytest.Pytester, option: str) -> None:
     pytest.importorskip("jinja2", reason="needs jinja2: pip install 'pytest-gradmask[report]'")
@@ -112,6 +114,7 @@ INJECTED = (
 )
 
 
+@pytest.mark.longer
 def test_names_of_tests_and_defenses_inject_nothing(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("jinja2", reason="needs jinja2: pip install 'pytest-gradmask[report]'")
     monkeypatch.setenv("GITHUB_ACTIONS", "true")

@@ -63,6 +63,7 @@ def event(attack: str, images: int, seen: int) -> AttackStarted:
     return AttackStarted(step=Step(attack=attack, kind="adaptive", cost=60), images=images, seen=seen)
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize(("columns", "options"), [(80, ()), (120, ()), (80, ("-v",))])
 def test_lines_of_pytest_are_those_of_a_run_that_nobody_watches(
     tmp_path: Path, columns: int, options: tuple[str, ...]
@@ -82,6 +83,7 @@ def test_lines_of_pytest_are_those_of_a_run_that_nobody_watches(
         assert [row.split("  ")[0] for row in progress_of_pytest(watched)[2:4]] == ["test_first.py .", "test_it.py ..F"]
 
 
+@pytest.mark.longer
 def test_the_line_says_which_test_and_what_runs(tmp_path: Path) -> None:
     seen = shown(tmp_path).seen
     attacks = [row for row in seen if "transfer-backbone" in row]
@@ -91,6 +93,7 @@ def test_the_line_says_which_test_and_what_runs(tmp_path: Path) -> None:
     assert any(row.startswith("1/2 ADefenseWithALongName: preflight, 0:00") for row in seen)
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize(
     ("options", "environment"),
     [
@@ -109,6 +112,7 @@ def test_nothing_is_shown_if_nobody_watches(
     assert not any("transfer-backbone" in row for row in shown(tmp_path, *options, environment=environment).seen)
 
 
+@pytest.mark.longer
 def test_nothing_is_shown_without_a_terminal(pytester: pytest.Pytester) -> None:
     pytester.makeconftest(CONFTEST)
     pytester.makepyfile(test_it=TEST)
@@ -126,6 +130,7 @@ def test_the_name_of_the_attack_stays_in_a_narrow_terminal() -> None:
     assert len(line.text(30, 0)) == 30
 
 
+@pytest.mark.longer
 def test_an_interrupted_run_says_how_to_go_on(pytester: pytest.Pytester) -> None:
     pytester.makepyfile("def test_it(gradmask): raise KeyboardInterrupt")
     kept = pytester.runpytest_subprocess("--gradmask", "--gradmask-device=cpu")
@@ -141,6 +146,7 @@ def test_only_a_person_interrupts(pytester: pytest.Pytester) -> None:
     result.stdout.no_fnmatch_line("Interrupted: finished*")
 
 
+@pytest.mark.longer
 def test_the_report_is_announced(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     assert any(

@@ -86,6 +86,7 @@ def test_verdicts_reach_the_terminal_and_the_json_file(pytester: pytest.Pytester
     assert run["provenance"]["settings"]["budget"] == "smoke"
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize("workers", [0, 2])
 def test_xdist_gives_the_same_json(pytester: pytest.Pytester, workers: int) -> None:
     pytest.importorskip("xdist")
@@ -170,6 +171,7 @@ def test_an_audit_that_raises_is_inconclusive(pytester: pytest.Pytester) -> None
     assert "train mode" in audit["reasons"][0]
 
 
+@pytest.mark.longer
 def test_an_interrupted_run_still_writes_what_it_has(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(
         TESTS

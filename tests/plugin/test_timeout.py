@@ -53,6 +53,7 @@ HANGING = (
 )
 
 
+@pytest.mark.longer
 def test_a_hanging_defense_is_inconclusive(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(test_it=HANGING)
     pytester.makeini("[pytest]\ngradmask_timeout = 3600")

@@ -109,6 +109,7 @@ TESTS = (
 )
 
 
+@pytest.mark.longer
 def test_workers_report_to_the_controller(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("xdist")
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)

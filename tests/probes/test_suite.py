@@ -52,6 +52,7 @@ def test_small_logits_have_no_finding() -> None:
     assert probe_trained(nn.Sequential(trained("vgg-standard"), Scale(0.01)).eval(), 0.5, images=6) == []
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize(
     "front",
     [

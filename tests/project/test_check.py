@@ -29,6 +29,15 @@ def test_it_stops_at_the_first_failure(ran: list[list[str]]) -> None:
     assert ran == [[sys.executable, "-m", *check] for check in CHECKS[:3]]
 
 
+@pytest.mark.parametrize(("paths", "status"), [(["tests/verdict"], 0), ([], 5)])
+def test_named_files_need_no_longer_tests(paths: list[str], status: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(command: list[str], **_: object) -> SimpleNamespace:
+        return SimpleNamespace(returncode=5 if "longer" in str(command) else 0)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    assert main(paths) == status
+
+
 def test_further_arguments_go_to_pytest(ran: list[list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tests.check.CHECKS", (("ruff", "check"), ("pytest",)))
     assert main(["tests/verdict"]) == 0

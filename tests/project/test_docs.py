@@ -130,6 +130,7 @@ def test_links_hold_on_the_site(text: str, wanted: str) -> None:
     assert linked(text) == wanted
 
 
+@pytest.mark.longer
 def test_the_site_builds_and_loads_nothing_from_elsewhere(tmp_path: Path) -> None:
     for package in ("mkdocs", "material", "mkdocstrings_handlers"):
         pytest.importorskip(package, reason="needs pytest-gradmask[docs]")

@@ -71,6 +71,7 @@ def entries(cache: Path) -> int:
     return len(list(cache.rglob("*.result")))
 
 
+@pytest.mark.longer
 @tries
 def test_killed_at_any_moment_it_goes_on_and_finds_the_same(
     tries: int, undisturbed: Undisturbed, tmp_path: Path, record_property: Record
@@ -98,6 +99,7 @@ def test_killed_at_any_moment_it_goes_on_and_finds_the_same(
     assert with_results
 
 
+@pytest.mark.longer
 @tries
 def test_two_runs_that_share_a_cache_find_the_same(
     tries: int, undisturbed: Undisturbed, tmp_path: Path, record_property: Record
@@ -110,6 +112,7 @@ def test_two_runs_that_share_a_cache_find_the_same(
     record_property("result", "both find the same JSON, without a warning")
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize("flips", [20, pytest.param(1000, marks=pytest.mark.nightly)])
 def test_every_flipped_byte_is_noticed(flips: int, tmp_path: Path, record_property: Record) -> None:
     """Of the cache and of checkpoints: either is refused, or computed again to the same result."""
@@ -150,6 +153,7 @@ def test_every_flipped_byte_is_noticed(flips: int, tmp_path: Path, record_proper
     record_property("result", "each noticed: weights and cards are refused, results computed again to the same")
 
 
+@pytest.mark.longer
 @tries
 def test_a_full_disk_costs_the_cache_and_no_verdict(tries: int, tmp_path: Path, record_property: Record) -> None:
     expected = ended(begin(tmp_path / "expected", delay=0))["audit"]
@@ -165,6 +169,7 @@ def test_a_full_disk_costs_the_cache_and_no_verdict(tries: int, tmp_path: Path, 
     record_property("result", "a warning, the same JSON, and nothing half written")
 
 
+@pytest.mark.longer
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits of memory are Linux's")
 @tries
 def test_where_memory_is_short_batches_are_halved(tries: int, tmp_path: Path, record_property: Record) -> None:

@@ -52,6 +52,7 @@ def perform(pytester: pytest.Pytester, guide: str) -> str:
     return printed
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize("guide", GUIDES)
 def test_a_guide_holds(pytester: pytest.Pytester, guide: str) -> None:
     if any("sklearn" in text for _, _, text, _ in blocks(guide)):

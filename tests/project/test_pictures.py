@@ -91,6 +91,7 @@ def test_a_picture_is_read_as_it_was_drawn() -> None:
     assert shown[-5:] == ["E       next: this", "E       reproduce: that", "", "FAILED test_it.py", "==="]
 
 
+@pytest.mark.longer
 def test_a_run_that_does_not_fail_as_masked_makes_no_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pictures, "FILES", {"test_it.py": "def test_it(): pass"})
     with pytest.raises(RuntimeError, match="1 passed"):

@@ -69,6 +69,7 @@ def test_every_public_name_is_called() -> None:
     assert CALLS.keys() | NOT_CALLED == set(gradmask.__all__)
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize("name", CALLS)
 def test_each_argument_with_each_odd_value(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)

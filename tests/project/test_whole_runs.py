@@ -146,6 +146,7 @@ def in_the_midst(process: subprocess.Popen[str], moments: random.Random) -> None
     time.sleep(moments.uniform(0, 0.3) * (ends[-1] - ends[-2]))
 
 
+@pytest.mark.longer
 @tries
 def test_the_order_of_tests_and_the_number_of_workers_change_nothing(
     tries: int, project: Project, undisturbed: Audits, record_property: Record
@@ -159,6 +160,7 @@ def test_the_order_of_tests_and_the_number_of_workers_change_nothing(
     record_property("result", "shuffled, in one process or by up to three workers: the same verdicts and figures")
 
 
+@pytest.mark.longer
 @tries
 def test_a_killed_worker_costs_its_own_audit(
     tries: int, project: Project, undisturbed: Audits, record_property: Record
@@ -185,6 +187,7 @@ def test_a_killed_worker_costs_its_own_audit(
     assert lost >= tries / 2
 
 
+@pytest.mark.longer
 @tries
 def test_an_audit_that_hangs_costs_no_other(
     tries: int, project: Project, undisturbed: Audits, record_property: Record
@@ -211,6 +214,7 @@ def test_an_audit_that_hangs_costs_no_other(
     assert hung >= tries / 2
 
 
+@pytest.mark.longer
 @tries
 def test_ctrl_c_leaves_a_partial_report(
     tries: int, project: Project, undisturbed: Audits, record_property: Record

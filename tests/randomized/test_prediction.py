@@ -149,6 +149,7 @@ def test_known_members_give_exact_probabilities(each_image: bool) -> None:
     assert predictions[0].interval(0.99) == (0.5, 0.5)
 
 
+@pytest.mark.longer
 def test_samples_converge_to_exact_probabilities() -> None:
     members: list[nn.Module] = [linear(seed=seed) for seed in range(3)]
     images = draw(20, 3, 8, 8)

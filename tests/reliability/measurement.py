@@ -65,8 +65,9 @@ def coverage() -> Record:
         data = f"--data-file={file.with_suffix('.data')}"
         # pytest-cov would start only after the plugin has been imported.
         _run(
-            sys.executable, "-m", "coverage", "run", data, "--branch", "--source=pytest_gradmask", "-m", "pytest", "-q"
-        )
+            sys.executable, "-m", "coverage", "run", data, "--branch", "--source=pytest_gradmask", "-m", "pytest", "-q",
+            "-m", "not slow and not nightly",
+        )  # fmt: skip
         _run(sys.executable, "-m", "coverage", "json", data, "-o", file)
         if not file.exists():
             raise InputError("coverage: there is no report; the output says why")

@@ -55,6 +55,7 @@ def printed_pages(page: Path) -> int:
     return len(re.findall(rb"/Type /Page\b", pdf.read_bytes()))
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize("width", [1280, 500])
 def test_every_section_is_drawn(tmp_path: Path, width: int) -> None:
     case = masked_case()
@@ -82,6 +83,7 @@ def test_every_section_is_drawn(tmp_path: Path, width: int) -> None:
         assert section.height > 20
 
 
+@pytest.mark.longer
 def test_every_audit_is_printed_on_one_page(tmp_path: Path) -> None:
     case = masked_case()
     record = AuditRecord(audit={**to_json(case.audit), "test": "test_it.py::test_it"}, evidence=case.evidence)
