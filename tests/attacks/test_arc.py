@@ -158,6 +158,7 @@ def test_two_light_members_outweigh_the_heaviest(norm: Norm) -> None:
     torch.testing.assert_close(expected_accuracy(alone, found, labels), torch.full((6,), 0.4))
 
 
+@pytest.mark.longer
 @both_norms
 def test_large_and_tiny_radius(norm: Norm) -> None:
     images = draw(8, 3, 8, 8)

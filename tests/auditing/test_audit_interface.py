@@ -46,6 +46,7 @@ def test_the_seed_decides_whatever_the_global_generators(make: Callable[[], nn.M
     assert results[0] == results[1]
 
 
+@pytest.mark.longer
 def test_another_seed_draws_other_noise() -> None:
     defense = Noisy(linear(), scale=3.0).eval()
     labels = predictions(linear(), IMAGES)

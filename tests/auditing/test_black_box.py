@@ -194,6 +194,7 @@ def service() -> Iterator[str]:
     server.server_close()
 
 
+@pytest.mark.longer
 @pytest.mark.enable_socket
 def test_a_web_service(service: str) -> None:
     def ask(images: Array) -> Any:

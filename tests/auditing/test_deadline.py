@@ -40,6 +40,7 @@ def test_a_decision_in_time() -> None:
         assert kept.reasons == free.reasons
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize("seconds", [1e-3, 1.5, 4.0])
 @pytest.mark.parametrize("make", [lambda: masked(KillGradient), linear], ids=["masked", "undefended"])
 def test_an_audit_ends_at_its_deadline_without_a_verdict(make: Any, seconds: float) -> None:

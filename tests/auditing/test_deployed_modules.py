@@ -103,6 +103,7 @@ def _no_compiled_code_left() -> Iterator[None]:
     torch.compiler.reset()
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize("make", HONEST.values(), ids=HONEST.keys())
 def test_honest_module_is_not_masked(make: Callable[[], nn.Module]) -> None:
     found = audited(make())

@@ -107,6 +107,7 @@ def test_the_place_of_the_reject_class_is_free(place: int) -> None:
     assert 0 < audit.robust_accuracy.value < 1
 
 
+@pytest.mark.longer
 def test_user_attacks_get_one_label_at_a_time() -> None:
     calls: list[tuple[int, int]] = []
 

@@ -59,6 +59,7 @@ def test_a_masked_ensemble_with_known_members(each_image: bool) -> None:
     assert found.gradient_accuracy.value > 0.6  # the noise of random starts breaks some
 
 
+@pytest.mark.longer
 def test_a_masked_ensemble_with_unknown_members() -> None:
     members = killed()
     found = audited(RandomizedEnsemble(members).eval(), labels(members))

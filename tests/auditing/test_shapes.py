@@ -90,6 +90,7 @@ def test_all_attacks_but_square_run(kind: str) -> None:
     assert found.autoattack_accuracy is None
 
 
+@pytest.mark.longer
 @each_kind
 def test_a_randomized_defense(kind: str) -> None:
     found = run(Noisy(network(kind), 0.05).eval(), kind, exhaustive=True)
@@ -136,6 +137,7 @@ def test_the_report_says_that_there_are_no_pictures(kind: str) -> None:
     assert "are no pictures" in evidence["pictures"]["error"]
 
 
+@pytest.mark.longer
 def test_other_bounds_and_arrays() -> None:
     model, table = network("table"), 10 * data("table") - 5
     labels = predictions(model, table)

@@ -97,6 +97,7 @@ def unchanged(model: nn.Module, images: Tensor, *_: Any, **__: Any) -> Tensor:
     return images
 
 
+@pytest.mark.longer
 def test_no_attack_sees_what_others_asked() -> None:
     corners = []
 
@@ -191,6 +192,7 @@ def test_a_stateless_defense_is_never_put_back(build: Any, monkeypatch: pytest.M
     assert of_id(result, "stateful") == []
 
 
+@pytest.mark.longer
 def test_every_engine_and_every_run_gives_the_same() -> None:
     local, model = timeless(audited(Memory().eval())), Memory().eval()
     for engine in ("local", Elsewhere()):

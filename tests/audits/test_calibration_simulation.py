@@ -356,6 +356,7 @@ def test_the_rules_in_bulk_are_those_of_decide(images: int, effect: float, gap: 
     assert disagreements(population, images, 0.05, audits=200, seed=0, each=4) == []
 
 
+@pytest.mark.longer
 def test_a_disagreement_shows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("audits.calibration.simulation.audit_rule", lambda margin: by_estimate)
     for only_last in (False, True):
@@ -419,6 +420,7 @@ def stored() -> dict[str, Any]:
     return cast(dict[str, Any], json.loads(FILE.read_text()))
 
 
+@pytest.mark.longer
 def test_stored_rates_are_those_of_the_rules_of_today() -> None:
     fresh = [*with_a_gap(200, sizes=(20,)), *without_masking(200, sizes=(100,), correlations=(0.0,))]
     kept = [*stored()["with_a_gap"], *stored()["without_masking"]]

@@ -64,6 +64,7 @@ def smallest_margins(model: nn.Sequential, image: Tensor, label: int, eps: float
     return lowest
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize("seed", range(6))
 def test_linear_bounds_are_below_the_exact_margins(seed: int) -> None:
     model, image, label = tiny(seed)
@@ -125,6 +126,7 @@ def test_training_raises_the_floor() -> None:
     assert floors[1] > 0.5
 
 
+@pytest.mark.longer
 def test_a_broken_certified_image_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     """The bug detector detects: with a floor that is too high, attacks cross it."""
     pytest.importorskip("sklearn", reason="needs scikit-learn, for its digits")
@@ -137,6 +139,7 @@ def test_a_broken_certified_image_is_counted(monkeypatch: pytest.MonkeyPatch) ->
     assert attacked("narrow", images=40, seeds=[0])["crossed"] > 0
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize("mask", ["", *MASKS])
 def test_no_mask_lifts_the_floor(mask: str) -> None:
     pytest.importorskip("sklearn", reason="needs scikit-learn, for its digits")

@@ -156,6 +156,7 @@ def test_what_is_no_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "is no run of --gradmask-json" in capsys.readouterr().err
 
 
+@pytest.mark.longer
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium or Chrome")
 def test_headings_sort_the_table(tmp_path: Path) -> None:
     assert CHROMIUM is not None

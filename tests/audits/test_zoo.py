@@ -71,6 +71,7 @@ def test_randomness_is_declared(entry: Entry) -> None:
     assert bool((repeats != repeats[0]).any()) == entry.randomized
 
 
+@pytest.mark.longer
 def test_its_reference_is_valid_repeatable_and_leaves_no_trace(entry: Entry) -> None:
     defense, images = built(entry.name), DATA.images[:2]
     labels, threat, before = entry.labels(DATA.labels[:2]), ThreatModel(), global_state()

@@ -234,6 +234,7 @@ def test_defense_that_returns_probabilities() -> None:
     assert on_toy(Defense(masked(Detach, Softmax(convnet()).eval()), outputs="probabilities")).fails
 
 
+@pytest.mark.longer
 def test_randomized_logits_are_averaged() -> None:
     model = Noisy(convnet(), 0.03).eval()
     assert on_toy(model, partial(PGD, eot=4)).ok
@@ -279,6 +280,7 @@ def test_through_another_model_is_refused() -> None:
         on_toy(convnet(), through=convnet(seed=1))
 
 
+@pytest.mark.longer
 def test_the_seed_decides() -> None:
     def drawn(seed: int) -> tuple[BinarizationTest, list[Tensor]]:
         returned = []
@@ -295,6 +297,7 @@ def test_the_seed_decides() -> None:
     assert not torch.equal(torch.cat(images), torch.cat(other))
 
 
+@pytest.mark.longer
 def test_no_trace_is_left() -> None:
     model = Noisy(masked(Quantize, convnet())).eval()
     model.model.train(False)

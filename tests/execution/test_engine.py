@@ -77,6 +77,7 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pytest_gradmask.auditing.scoring._CHUNK", {"cpu": 10})
 
 
+@pytest.mark.longer
 @pytest.mark.usefixtures("small_chunks")
 @pytest.mark.parametrize("make", DEFENSES.values(), ids=DEFENSES)
 def test_the_audit_is_the_same_wherever_attacks_run(make: Callable[[], nn.Module | Defense]) -> None:

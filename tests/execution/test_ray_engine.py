@@ -94,6 +94,7 @@ def survivor(file: Path, **arguments: Any) -> Defense:
     return Defense(masked(KillGradient), attacks=[attack])
 
 
+@pytest.mark.longer
 @pytest.mark.usefixtures("cluster", "small_chunks")
 def test_dead_worker_changes_no_result(tmp_path: Path) -> None:
     local, remote = tmp_path / "local", tmp_path / "remote"
@@ -150,6 +151,7 @@ def test_a_process_is_connected_to_one_cluster_only(cluster: str) -> None:
     assert ray.is_initialized()
 
 
+@pytest.mark.longer
 @pytest.mark.usefixtures("cluster")
 @pytest.mark.parametrize("deaf", [False, True], ids=["interrupted", "that misses the interrupt"])
 def test_closing_ends_running_chunks(tmp_path: Path, deaf: bool) -> None:

@@ -50,6 +50,7 @@ def test_each_audit_has_a_file(pytester: pytest.Pytester, more: tuple[str, ...])
     assert re.search(r"clean: (ant|bee|cow|dog|eel) \(", page)
 
 
+@pytest.mark.longer
 def test_the_ini_value_does_the_same(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(test_it=TEST)
     pytester.makeini("[pytest]\ngradmask_adversarial = saved\ngradmask_html = out.html")
@@ -64,6 +65,7 @@ def test_it_needs_a_report(pytester: pytest.Pytester) -> None:
     result.stderr.fnmatch_lines(["*--gradmask-adversarial: say where the report goes, too, with --gradmask-html=FILE"])
 
 
+@pytest.mark.longer
 def test_a_file_that_cannot_be_written_fails_the_run(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -50,6 +50,7 @@ def test_audits_with_another_seed_are_counted_and_change_nothing(pytester: pytes
     assert run(pytester, "--gradmask-seed=1", field="attempt")[0] == [1, 1]
 
 
+@pytest.mark.longer
 def test_failure_says_that_it_was_not_the_first_audit(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(test_it=TESTS.replace("batch(model)", "batch(model, 10)", 1))
     run(pytester)
@@ -74,6 +75,7 @@ def test_tests_of_one_run_do_not_count_each_other(pytester: pytest.Pytester) -> 
     result.assert_outcomes(passed=5)
 
 
+@pytest.mark.longer
 def test_audits_in_a_loop_count(pytester: pytest.Pytester) -> None:
     body = """
     def test_until_it_passes(gradmask):
@@ -85,6 +87,7 @@ def test_audits_in_a_loop_count(pytester: pytest.Pytester) -> None:
     assert run(pytester, field="earlier_audits")[0] == [0, 1, 2]
 
 
+@pytest.mark.longer
 def test_the_option_says_how_many_there_have_been(pytester: pytest.Pytester) -> None:
     attempts, result = run(pytester, "--gradmask-attempt=2", "--gradmask-no-cache")
     assert attempts == [2, 2]

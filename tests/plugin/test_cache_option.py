@@ -25,6 +25,7 @@ def tests(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(test_it=TESTS)
 
 
+@pytest.mark.longer
 def test_a_second_run_uses_the_cache(pytester: pytest.Pytester) -> None:
     assert run(pytester) == [False, False]
     assert list((pytester.path / ".pytest_cache").rglob("gradmask/*/*.result"))
@@ -39,6 +40,7 @@ def test_no_cache_neither_reads_nor_writes(pytester: pytest.Pytester) -> None:
     assert run(pytester, "--gradmask-no-cache") == [False, False]
 
 
+@pytest.mark.longer
 def test_the_ini_value_turns_the_cache_off(pytester: pytest.Pytester) -> None:
     pytester.makeini("[pytest]\ngradmask_no_cache = true")
     assert run(pytester) == [False, False]
@@ -65,6 +67,7 @@ def test_workers_share_the_cache(pytester: pytest.Pytester) -> None:
     assert run(pytester, "-n2") == [True, True]
 
 
+@pytest.mark.longer
 def test_a_changed_defense_is_audited_again(pytester: pytest.Pytester) -> None:
     assert run(pytester) == [False, False]
     pytester.makepyfile(test_it=TESTS.replace("* 31", "* 29").replace("/ 31", "/ 29"))

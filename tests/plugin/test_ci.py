@@ -195,6 +195,7 @@ class TestGitHub:
         assert "&lt;b&gt;&#124;x&#124;&lt;/b&gt; |" in rows[0]
         assert {row.count("|") for row in rows if row} == {header.count("|")}
 
+    @pytest.mark.longer
     def test_a_crashed_worker_is_an_error(self, pytester: pytest.Pytester) -> None:
         result = run(pytester, "-n1", code="import os\ndef test_crash(gradmask): os._exit(1)")
         title = "title=failed%3A test_it.py%3A%3Atest_crash::The test failed before it had audited anything."

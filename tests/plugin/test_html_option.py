@@ -96,6 +96,7 @@ def test_workers_do_not_change_the_page(pytester: pytest.Pytester) -> None:
     assert "outcomes" not in str(content)
 
 
+@pytest.mark.longer
 def test_without_the_option_no_evidence_is_collected(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -56,6 +56,7 @@ def read(file: Path) -> list[dict[str, Any]]:
     return json.loads(file.read_text())["audits"]  # type: ignore[no-any-return]
 
 
+@pytest.mark.longer
 def test_verdicts_reach_the_terminal_and_the_json_file(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(test_it=TESTS)
     result = pytester.runpytest(*RUN, "--gradmask-json=out.json")

@@ -165,6 +165,7 @@ class Swallows(nn.Module):
         return self.model(images)  # type: ignore[no-any-return]
 
 
+@pytest.mark.longer
 def test_a_defense_that_swallows_the_alarm_is_restored() -> None:
     model = Swallows().eval()
     started = time.monotonic()

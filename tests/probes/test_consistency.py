@@ -272,6 +272,7 @@ def trained(name: str) -> nn.Module:
     return load_model(name)
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize("name", ["resnet-standard", "vgg-adversarial", "vit-standard", "resnet-standard-composite"])
 def test_trained_models_have_no_finding(name: str) -> None:
     right = predictions(trained(name), DATA.images) == DATA.labels

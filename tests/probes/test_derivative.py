@@ -169,6 +169,7 @@ def test_they_are_found_without_a_copy(make: Callable[[], nn.Module]) -> None:
     assert "they part at 2.0" in finding.message
 
 
+@pytest.mark.longer
 def test_a_vector_added_in_a_resnet_is_named() -> None:
     model = load_model("resnet-standard").requires_grad_(False)
     network = model.get_submodule("1")

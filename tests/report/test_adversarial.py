@@ -66,6 +66,7 @@ def test_the_line_in_the_report_asks_the_model_again(tmp_path: Path, capsys: pyt
     assert int(label) in case.labels
 
 
+@pytest.mark.longer
 def test_a_file_in_which_nothing_is_broken_has_no_line_to_paste(tmp_path: Path) -> None:
     case = honest_case()
     evidence = saved(case, tmp_path / "it.npz")
@@ -88,6 +89,7 @@ def test_a_file_that_cannot_be_written_spoils_nothing_else(tmp_path: Path) -> No
     assert "could not be made: " in page(masked_case(), evidence)
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize(("names", "shown"), [("ant bee cow dog eel", True), ("ant bee", False), ("", False)])
 def test_pictures_have_the_names_of_classes(names: str, shown: bool) -> None:
     case = masked_case()

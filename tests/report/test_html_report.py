@@ -118,6 +118,7 @@ def test_a_page_needs_no_other_file() -> None:
     assert policy == "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
+@pytest.mark.longer
 def test_charts_are_well_formed() -> None:
     for attributes in with_everything().all("img"):
         kind, _, data = (attributes["src"] or "").partition(";base64,")

@@ -65,6 +65,7 @@ def run() -> dict[str, Any]:
     return plain_run(to_json(crashing), to_json(noisy))
 
 
+@pytest.mark.longer
 def test_every_verdict_matches_the_schema(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(test_it=EVERY_VERDICT)
     pytester.runpytest(*RUN, "--gradmask-json=out.json").assert_outcomes(passed=2, failed=2)

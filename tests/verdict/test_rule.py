@@ -284,6 +284,7 @@ def test_the_order_of_images_does_not_matter(
     assert decide(shuffled, moved, findings, margin=margin, confidence=0.95) == before
 
 
+@pytest.mark.longer
 @given(audits(), MARGINS, st.data())
 def test_a_stronger_adaptive_attack_never_speaks_against_masking(
     audit: tuple[list[bool], list[AttackResult], list[Finding]], margin: float, data: st.DataObject
