@@ -17,6 +17,9 @@ from matplotlib.patches import Patch
 
 from pytest_gradmask.report.plots import heat
 
+# The same results make the same file: no random names, and no date where it is saved.
+matplotlib.rcParams.update({"svg.hashsalt": "gradmask", "font.size": 9, "svg.fonttype": "none"})
+
 Share = Sequence[float]  # value, lower bound, upper bound
 
 #: Series of a bar chart: heading and colour. Colour-blind readers can distinguish these colours (Okabe and Ito).
@@ -32,14 +35,11 @@ _SERIES = {
 def draw(records: Sequence[Mapping[str, Any]], folder: Path) -> None:
     """Draw a picture of each claim that has figures, as ``claim-NUMBER.svg``."""
     folder.mkdir(parents=True, exist_ok=True)
-    # The same results make the same file: no date, no random names.
-    matplotlib.rcParams.update({"svg.hashsalt": "gradmask", "font.size": 9, "svg.fonttype": "none"})
     for number in dict.fromkeys(record["claim"] for record in records):
         details = [record["details"] for record in records if record["claim"] == number]
         figure = _picture(number, details)
         if figure is not None:
-            figure.savefig(folder / f"claim-{number}.svg", metadata={"Date": None}, bbox_inches="tight")
-            pyplot.close(figure)
+            _save(figure, folder / f"claim-{number}.svg")
 
 
 def draw_gains(runs: Sequence[tuple[float, float, int]], file: Path) -> None:
@@ -59,8 +59,11 @@ def draw_gains(runs: Sequence[tuple[float, float, int]], file: Path) -> None:
     axes.set_xlabel("gain: length of the gradient behind the residual's Jacobian, before it 1")
     axes.set_ylabel("hidden from PGD, %\nof what BPDA breaks")
     axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
+    _without_frame(axes)
+    _save(figure, file)
+
+
+def _save(figure: Any, file: Path) -> None:
     figure.savefig(file, metadata={"Date": None}, bbox_inches="tight")
     pyplot.close(figure)
 
@@ -114,6 +117,10 @@ def _whiskers(axes: Axes, positions: Sequence[float], shares: Sequence[Share], h
 def _finish(axes: Axes) -> None:
     axes.set_xlim(0, 100)
     axes.set_xlabel("accuracy in %, with bounds each valid at 99 %")
+    _without_frame(axes)
+
+
+def _without_frame(axes: Axes) -> None:
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
 

@@ -31,7 +31,7 @@ def main(pytest_arguments: Sequence[str] = ()) -> int:
         print("$", *command, flush=True)
         status = subprocess.run([sys.executable, *command[1:]], cwd=ROOT, check=False).returncode
         # Of files that were named, none may hold longer tests.
-        if status and not (status == _NO_TESTS and pytest_arguments and "-m" in command[3:]):
+        if status and not (status == _NO_TESTS and pytest_arguments and "-m" in check):
             return status
     return 0
 

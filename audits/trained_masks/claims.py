@@ -67,7 +67,8 @@ def _ensembles_as_published(evidence: Evidence) -> list[dict[str, Any]]:
     """Claim 3 by AutoAttack with all its steps, and the paper's figures for it."""
     found = []
     for version in ("standard", "rand"):
-        content = evidence.others.get(f"published-other-backbones-{version}")
+        result = f"published-other-backbones-{version}"
+        content = evidence.others.get(result)
         if content is None:
             continue
         shares = {name: mean_of_all(content[name]) for name in ("clean", "autoattack", "adaptive")}
@@ -82,15 +83,12 @@ def _ensembles_as_published(evidence: Evidence) -> list[dict[str, Any]]:
             shares[name].low <= high and low <= shares[name].high and shares[name].high - shares[name].low < _NARROW
             for name, (low, high) in PAPER_ENSEMBLE.items()
         )
-        runs = " ".join(run["run"] for run in content["runs"])
-        command = f"python -m audits.trained_masks published other-backbones {runs} --version {version}"
         for claim, title, holds in (
             ("3", "", resists),
             ("3", "the paper's figures: ", same),
             ("experiment 2", "", resists),
         ):
-            record = _of_ensemble(claim, content, title + ours, _reproduced(holds))
-            found.append({**record, "commands": [command]})
+            found.append(_of_ensemble(claim, evidence, result, title + ours, _reproduced(holds)))
     return found
 
 
@@ -99,7 +97,7 @@ def _one_architecture(evidence: Evidence, name: str, which: str) -> dict[str, An
     half = found["clean"].value / 2
     verdict = "reproduced" if found["pgd"].high < half else "contradicted" if found["pgd"].low > half else ""
     ours = f"three front ends of {which} before one backbone, chosen at random: {_listed(found)}"
-    return _of_ensemble("4", evidence.others[name], ours, verdict or "not reproduced")
+    return _of_ensemble("4", evidence, name, ours, verdict or "not reproduced")
 
 
 def _rates(evidence: Evidence) -> list[dict[str, Any]]:
@@ -152,8 +150,8 @@ def _between_architectures(evidence: Evidence) -> dict[str, Any]:
         f"one of another in {bounded(other[attack])}"
         for attack, name in (("bpda", "BPDA-10"), ("gradient", "PGD-10"))
     )
-    record = _of_ensemble("B", evidence.others[_OTHER], ours, "answered: yes" if all(holds.values()) else "")
-    record["commands"] = [_transfer_command(evidence.others[name]) for name in (_SAME, _OTHER)]
+    record = _of_ensemble("B", evidence, _OTHER, ours, "answered: yes" if all(holds.values()) else "")
+    record["commands"] = [_command(evidence, name) for name in (_SAME, _OTHER)]
     record["images"] = sorted({found["common"] for found in (evidence.others[_SAME], evidence.others[_OTHER])})
     if not all(holds.values()):
         record["verdict"] = "answered: for BPDA only" if holds["bpda"] else "answered: no"
@@ -164,7 +162,7 @@ def _whole_ensemble(evidence: Evidence) -> dict[str, Any]:
     found = _ensemble(evidence.others[_OTHER])
     yes = found["bpda"].high < found["pgd"].low
     ours = f"three front ends of depth 49 before three backbones, attacked on their mean: {_listed(found)}"
-    return _of_ensemble("C", evidence.others[_OTHER], ours, f"answered: {'yes' if yes else 'no'}")
+    return _of_ensemble("C", evidence, _OTHER, ours, f"answered: {'yes' if yes else 'no'}")
 
 
 def _other_front_ends(evidence: Evidence) -> list[dict[str, Any]]:
@@ -237,7 +235,7 @@ def _self_and_transfer(evidence: Evidence) -> dict[str, Any]:
         for target in backbones
     )
     record["ours"] += f". Fooled by transfer, of {content['common']} images that all three get right: {crossed}"
-    record["commands"].append(_transfer_command(content))
+    record["commands"].append(_command(evidence, _OTHER))
     return record
 
 
@@ -261,7 +259,8 @@ def _of_runs(claim: str, title: str, runs: Sequence[Measured], verdict: str) -> 
     }
 
 
-def _of_ensemble(claim: str, content: Mapping[str, Any], ours: str, verdict: str) -> dict[str, Any]:
+def _of_ensemble(claim: str, evidence: Evidence, result: str, ours: str, verdict: str) -> dict[str, Any]:
+    content = evidence.others[result]
     return {
         "claim": claim,
         "verdict": verdict,
@@ -271,7 +270,7 @@ def _of_ensemble(claim: str, content: Mapping[str, Any], ours: str, verdict: str
         "data": content.get("data", {}).get("test", ""),
         "seed": str(content.get("seed", "")),
         "versions": content.get("versions", {}),
-        "commands": [_transfer_command(content)],
+        "commands": [_command(evidence, result)],
     }
 
 
@@ -294,8 +293,10 @@ def _transferred(content: Mapping[str, Any]) -> dict[str, Any]:
     return means
 
 
-def _transfer_command(content: Mapping[str, Any]) -> str:
-    one = len({run["backbone"] for run in content["runs"]}) == 1
-    deep = content["runs"][0]["run"].startswith("deep-49")
-    name = ("same-backbone" if deep else "partly-masked") if one else "other-backbones"
-    return f"python -m audits.trained_masks transfer {name} {' '.join(run['run'] for run in content['runs'])}"
+def _command(evidence: Evidence, result: str) -> str:
+    """What measures the result of an ensemble anew, by the name of its file."""
+    content = evidence.others[result]
+    kind, _, name = result.partition("-")
+    version = content["version"] if kind == "published" else ""
+    named = [name.removesuffix(f"-{version}"), *(run["run"] for run in content["runs"])]
+    return f"python -m audits.trained_masks {kind} {' '.join(named)}" + (f" --version {version}" if version else "")

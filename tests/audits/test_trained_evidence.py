@@ -112,7 +112,7 @@ def test_the_papers_figures_need_many_images(images: int, verdict: str) -> None:
         return [1.0] * right + [0.0] * (images - right)
 
     content = {
-        "runs": [{"run": "a", "backbone": "vgg-standard"}], "images": images,
+        "runs": [{"run": "a", "backbone": "vgg-standard"}], "images": images, "version": "standard",
         "clean": shares(0.95), "autoattack": shares(0.908), "adaptive": shares(0.182),
     }  # fmt: skip
     stored = load()
