@@ -47,7 +47,7 @@ def stored(folder: Path = RESULTS) -> list[Record]:
 
 
 def markdown(audits: Sequence[Record], evidence: Evidence) -> str:
-    """The page: an introduction, a table of all claims, and a section for each.
+    """The page: what did not reproduce, a table of all claims, a section for each, and all trainings.
 
     Args:
         audits: what the audits of the claims stored.
@@ -57,14 +57,16 @@ def markdown(audits: Sequence[Record], evidence: Evidence) -> str:
     sections = [_section(number, [record for record in own if record["claim"] == number]) for number in CLAIMS]
     overview = [_row(number, about(number, own)) for number in CLAIMS]
     headings = ["", "claim or question", "paper", "ours, with bounds", "images", "verdict", "regenerate"]
+    tried = evidence.all()
     parts = {
-        "tried": _tried(evidence.all()),
-        "longest at the paper's depth": f"{evidence.longest(depth=17):.0%}".replace("%", " %"),
+        "tried": _tried(tried),
+        "tried at the paper's depth": _tried([run for run in tried if run.recipe.depth == _PAPER_DEPTH]),
+        "longest at the paper's depth": f"{evidence.longest(depth=_PAPER_DEPTH):.0%}".replace("%", " %"),
         "overview": table(headings, overview),
-        "gain and mask": _gain_and_mask(evidence.all()),
+        "sections": "\n\n".join(filter(None, sections)),
+        "gain and mask": _gain_and_mask(tried),
     }
-    introduction = filled((HERE / "reproduction-introduction.md").read_text(), evidence, parts).strip()
-    return "\n\n".join([introduction, *filter(None, sections)]) + "\n"
+    return filled((HERE / "reproduction-template.md").read_text(), evidence, parts)
 
 
 def about(number: str, records: Sequence[Record]) -> list[Record]:
@@ -111,18 +113,30 @@ def outcome(number: str, records: Sequence[Record]) -> str:
 
 def _row(number: str, records: Sequence[Record]) -> list[str]:
     claim = CLAIMS[number]
-    images = sorted({count for record in records for count in _images(record)})
     own = [record for record in records if record["claim"] == number]
-    shared = [f"and as {_link(other)}" for other in claim.shares] if own else []
+    shown = _shown(own or records)
+    ours = [shortened(record) for record in shown]
+    if hidden := len(own or records) - len(shown):
+        ours.append(f"{hidden} more case{'s' * (hidden > 1)} [below](#{_anchor(number)})")
+    if own:
+        ours += [f"and as {_link(other)}" for other in claim.shares]
     return [
         f"[{number}](#{_anchor(number)})",
         claim.text,
         claim.paper,
-        "<br>".join([*(shortened(record) for record in own or records), *shared]),
-        " or ".join(map(str, images)),
+        "<br>".join(ours),
+        " or ".join(str(count) for count in sorted({count for record in shown for count in _images(record)})),
         f"**{outcome(number, own or records)}**",
-        "<br>".join(f"`{command}`" for command in dict.fromkeys(line for each in records for line in commands(each))),
+        "<br>".join(f"`{command}`" for command in _all_commands(shown)),
     ]
+
+
+def _shown(records: Sequence[Record]) -> list[Record]:
+    """Of each verdict, the record with the most images."""
+    of_verdict: dict[str, Record] = {}
+    for record in sorted(records, key=lambda each: max(_images(each)), reverse=True):
+        of_verdict.setdefault(verdict(record), record)
+    return list(of_verdict.values())
 
 
 def _images(record: Record) -> list[int]:
@@ -135,6 +149,11 @@ def commands(record: Record) -> list[str]:
         return list(record["commands"])
     test = record["test"].partition("::")[0]
     return [f"pytest {test} OPTIONS --store-claims=audits/results/{record.get('file', 'FILE')}"]
+
+
+def _all_commands(records: Iterable[Record]) -> list[str]:
+    """Those of several records, each once."""
+    return list(dict.fromkeys(command for record in records for command in commands(record)))
 
 
 def _tried(runs: Sequence[Measured]) -> str:
@@ -175,6 +194,8 @@ def _gain_and_mask(runs: Sequence[Measured]) -> str:
     ).replace("%", " %")
 
 
+#: The convolutions of the paper's front end.
+_PAPER_DEPTH = 17
 #: Of what BPDA breaks: what a mask hides from PGD that hardly is one, and what one lacks that is nearly complete.
 _HARDLY = 0.15
 _TRIED_ATTACKS = ("clean", "PGD-10", "BPDA-10")
@@ -224,7 +245,8 @@ def _section(number: str, records: Sequence[Record]) -> str:
         parts.append(f"![{claim.text}](figures/claim-{number}.svg)")
     if claim.shares:
         parts.append(f"Figures are {'also ' if records else ''}those of {', '.join(map(_link, claim.shares))}.")
-    parts += [claim.explanation, _provenance(records)]
+    again = "\n".join(_all_commands(records))
+    parts += [claim.explanation, f"To measure it again:\n\n```sh\n{again}\n```" if again else "", _provenance(records)]
     return "\n\n".join(filter(None, parts))
 
 

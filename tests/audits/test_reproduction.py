@@ -229,6 +229,19 @@ def test_every_claim_has_a_whole_row(number: str) -> None:
     assert re.match(r"`(pytest audits/|python -m audits\.)", commands)
 
 
+def test_a_row_shows_one_case_of_each_verdict() -> None:
+    few, many = record("5", "a") | {"images": 7}, record("5", "b") | {"images": 100}
+    audits = [few, many, record("5", "c", holds=False)]
+    page = markdown(audits, load())
+    (row,) = [line for line in page.splitlines() if line.startswith("| [5](")]
+    assert "ours of b" in row
+    assert "ours of c" in row
+    assert "ours of a" not in row
+    assert "1 more case [below](#claim-5)" in row
+    section = page.partition("## Claim 5\n")[2].partition("\n## ")[0]
+    assert all(f"ours of {name}" in section for name in "abc")
+
+
 def test_rows_are_those_of_the_paper() -> None:
     numbered = [f"{kind} {place}" for kind in ("experiment", "next check", "open question") for place in (1, 2, 3)]
     assert list(CLAIMS) == [*"1234567", *"ABC", *numbered]
