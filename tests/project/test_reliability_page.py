@@ -9,6 +9,7 @@ import pytest
 
 from benchmarks.records import store
 from tests.reliability import __main__ as command
+from tests.reliability import devices as compared
 from tests.reliability import measurement
 from tests.reliability.page import PAGE, text
 
@@ -37,22 +38,50 @@ def test_nightly_tests_are_shown_with_properties(tmp_path: Path) -> None:
     assert "With python 3." in page
 
 
-def test_other_files_keep_their_nightly_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_tests_keep_their_nightly_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def run(*arguments: str | Path) -> None:
         *_, option, file = map(str, arguments)
         assert file == "tests/project/test_faults.py"
         Path(option.removeprefix("--junitxml=")).write_text(JUNIT)
 
-    monkeypatch.setattr(measurement, "_run", run)
+    monkeypatch.setattr(measurement, "run", run)
     old = {"outcome": "passed", "seconds": 1.0, "versions": {"python": "2"}}
-    before = [{**old, "file": f"tests/project/{name}.py", "test": "test_old"} for name in ("test_faults", "test_other")]
+    names = {"test_faults": "test_broken[50]", "test_other": "test_old"}
+    before = [{**old, "file": f"tests/project/{file}.py", "test": test} for file, test in names.items()]
     store("nightly", {"tests": before}, tmp_path)
     store("nightly", measurement.nightly(["tests/project/test_faults.py"], tmp_path), tmp_path)
     page = text(tmp_path)
     assert "| killed it goes on | 50 |" in page
     assert page.count("| old | - |") == 1
+    assert page.count("| broken |") == 1
     assert "With python 2." in page
     assert "torch" in page
+
+
+def test_devices_are_compared_test_by_test(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(*arguments: str | Path) -> None:
+        options = dict(str(each).partition("=")[::2] for each in arguments)
+        Path(options["--junitxml"]).write_text(JUNIT)
+        verdict = "NOT_MASKED" if "tests.devices.registered" in options else "MASKED"
+        audit = {"test": "tests/project/test_faults.py::test_killed_it_goes_on[50]", "verdict": verdict}
+        Path(options["--gradmask-json"]).write_text(json.dumps({"audits": [audit]}))
+
+    monkeypatch.setattr(compared, "run", run)
+    before = [
+        {"test": f"audits/{name}.py::test_old", "cpu": "passed", "pretend": "passed", "versions": {"torch": "2"}}
+        for name in ("test_old", "test_faults")
+    ]
+    store("devices", {"audits": before}, tmp_path)
+    record = compared.devices(["audits"], tmp_path)
+    assert [(each["cpu"], each["pretend"]) for each in record["audits"] if "killed" in each["test"]] == [
+        ("passed MASKED", "passed NOT_MASKED")
+    ]
+    assert len(record["audits"]) == 5, "others are kept where files are named"
+    assert len(compared.devices((), tmp_path)["audits"]) == 3
+    store("devices", record, tmp_path)
+    page = text(tmp_path)
+    assert f"**{len(record['audits']) - 1} of {len(record['audits'])} tests**" in page
+    assert "| passed MASKED | passed NOT_MASKED |" in page
 
 
 def test_mutants_are_counted_module_by_module(tmp_path: Path) -> None:
@@ -87,8 +116,14 @@ def test_command_measures_and_writes_the_page(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(command, "write", lambda: done.append("page"))
     assert command.main(["coverage", "page"]) == 0
     assert command.main([]) == 0
-    assert done == ["coverage", "page", "nightly", "coverage", "mutants", "versions", "page"]
+    assert done == ["coverage", "page", "nightly", "devices", "coverage", "mutants", "versions", "page"]
     monkeypatch.setitem(command.MEASUREMENTS, "nightly", lambda: {"tests": [{"outcome": "failed"}]})
     assert command.main(["nightly"]) == 1
+    for other, status in (("passed MASKED", 0), ("passed NOT_MASKED", 1)):
+        monkeypatch.setitem(
+            command.MEASUREMENTS, "devices",
+            lambda other=other: {"audits": [{"cpu": "passed MASKED", "pretend": other}]},
+        )  # fmt: skip
+        assert command.main(["devices"]) == status
     with pytest.raises(SystemExit):
         command.main(["nothing"])

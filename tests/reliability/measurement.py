@@ -30,17 +30,21 @@ _FATES |= dict.fromkeys((-24, 24, 36, 152, 255), "timed out")
 
 
 def nightly(files: Sequence[str] = (), results: Path = RESULTS) -> Record:
-    """All tests with the marker ``nightly``, or those of some files: then the stored results of others are kept."""
+    """All tests with the marker ``nightly``, or those of some files: then the stored results of others are kept.
+
+    A file may be followed by the name of a test, as for pytest.
+    """
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "junit.xml")
-        _run(sys.executable, "-m", "pytest", "-m", "nightly", "-q", "-n2", f"--junitxml={file}", *files)
+        run(sys.executable, "-m", "pytest", "-m", "nightly", "-q", "-n2", f"--junitxml={file}", *files)
         if not file.exists():
             raise InputError("nightly: pytest wrote no report; its output says why")
         numbers = versions("torch", "pytest", "hypothesis", "pytest-xdist")
         found = [{**each, "versions": numbers} for each in tests(file)]
     kept = [each for record in stored("nightly", results) if files for each in record["tests"]]
-    again = {each["file"] for each in found}
-    return {"tests": [*(each for each in kept if each["file"] not in again), *found]}
+    again = {(each["file"], each["test"]) for each in found}
+    both = [*(each for each in kept if (each["file"], each["test"]) not in again), *found]
+    return {"tests": sorted(both, key=lambda each: str(each["file"]))}
 
 
 def tests(junit: Path) -> Iterator[Record]:
@@ -53,7 +57,7 @@ def tests(junit: Path) -> Iterator[Record]:
         outcome = "failed" if failed else "passed" if case.find("skipped") is None else "skipped"
         yield {
             "file": case.attrib["classname"].replace(".", "/") + ".py",
-            "test": case.attrib["name"].partition("[")[0],
+            "test": case.attrib["name"],
             "outcome": outcome, "seconds": float(case.attrib["time"]), **properties,
         }  # fmt: skip
 
@@ -64,11 +68,11 @@ def coverage() -> Record:
         file = Path(folder, "coverage.json")
         data = f"--data-file={file.with_suffix('.data')}"
         # pytest-cov would start only after the plugin has been imported.
-        _run(
+        run(
             sys.executable, "-m", "coverage", "run", data, "--branch", "--source=pytest_gradmask", "-m", "pytest", "-q",
             "-m", "not slow and not nightly",
         )  # fmt: skip
-        _run(sys.executable, "-m", "coverage", "json", data, "-o", file)
+        run(sys.executable, "-m", "coverage", "json", data, "-o", file)
         if not file.exists():
             raise InputError("coverage: there is no report; the output says why")
         found = json.loads(file.read_text())
@@ -87,7 +91,7 @@ def coverage() -> Record:
 
 def mutants() -> Record:
     """The outcome of small changes to the code that verdicts depend on (see ``[tool.mutmut]``)."""
-    _run(sys.executable, "-m", "mutmut", "run")
+    run(sys.executable, "-m", "mutmut", "run")
     return mutants_in(ROOT / "mutants") | {"versions": versions("mutmut", "pytest")}
 
 
@@ -111,15 +115,15 @@ def version_matrix() -> Record:
 
 
 def _environment(name: str) -> Record:
-    output = _run(sys.executable, "-m", "tox", "run", "-e", name)
+    output = run(sys.executable, "-m", "tox", "run", "-e", name)
     closing = re.findall(r"^=* ?(\d+ (?:passed|failed).*?) in [\d.]+s", output, re.MULTILINE)
     packages = ("torch", "torchvision", "timm", "pytest", "numpy", "scipy")
     python = ROOT / ".tox" / name / "bin" / "python"
     code = f"from pytest_gradmask.execution.versions import versions; print(versions(*{packages}))"
-    return {"result": closing[-1] if closing else "did not run", "versions": ast.literal_eval(_run(python, "-c", code))}
+    return {"result": closing[-1] if closing else "did not run", "versions": ast.literal_eval(run(python, "-c", code))}
 
 
-def _run(*command: str | Path) -> str:
+def run(*command: str | Path) -> str:
     """Run a command, show its output as it comes, and return the output."""
     lines = []
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:

@@ -22,7 +22,7 @@ def write(results: Path = RESULTS, page: Path = PAGE) -> None:
 def text(results: Path = RESULTS) -> str:
     """The page."""
     sections: dict[str, Callable[[Record], str]] = {
-        "nightly": _nightly, "versions": _versions, "coverage": _coverage, "mutants": _mutants,
+        "nightly": _nightly, "devices": _devices, "versions": _versions, "coverage": _coverage, "mutants": _mutants,
     }  # fmt: skip
     parts = [(Path(__file__).parent / "introduction.md").read_text().rstrip()]
     for name, section in sections.items():
@@ -33,7 +33,7 @@ def text(results: Path = RESULTS) -> str:
 def _nightly(record: Record) -> str:
     rows = [
         (
-            each["test"].removeprefix("test_").replace("_", " "),
+            each["test"].partition("[")[0].removeprefix("test_").replace("_", " "),
             str(each.get("tries", "-")),
             each.get("result", "-") if each["outcome"] == "passed" else f"**{each['outcome']}**",
             f"{each['seconds'] / 60:.0f} min",
@@ -43,6 +43,20 @@ def _nightly(record: Record) -> str:
     ]
     measured = dict.fromkeys(_measured(each) for each in record["tests"])
     return "\n\n".join(("## Nightly tests", table(("test", "repetitions", "result", "time", "file"), rows), *measured))
+
+
+def _devices(record: Record) -> str:
+    audits = record["audits"]
+    rows = [(f"`{each['test'].removeprefix('audits/')}`", each["cpu"], each["pretend"]) for each in audits]
+    others = [row for row in rows if row[1] != row[2]]
+    introduction = (
+        "The default audits, on the CPU and on a pretend device, whose tensors may not mix with the CPU's, as on a GPU "
+        f"(`tests/devices/pretend.py`): `python -m tests.reliability devices`. **{len(rows) - len(others)} of "
+        f"{len(rows)} tests** have the same outcome and the same verdicts."
+    )
+    differ = table(("test", "CPU", "pretend device"), others) if others else ""
+    measured = dict.fromkeys(map(_measured, audits))
+    return "\n\n".join(filter(None, ("## Another device", introduction, differ, *measured)))
 
 
 def _versions(record: Record) -> str:
