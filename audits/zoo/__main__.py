@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from audits.zoo import find
+from audits.zoo.code import alone
 from audits.zoo.measurement import RESULTS, Record, measure, repeat, store, stored, stored_record
 from pytest_gradmask import InputError, load_dataset
 from pytest_gradmask.auditing.research import BUDGETS, get_budget
@@ -59,9 +60,7 @@ def _repeat(options: argparse.Namespace) -> None:
     for seed in options.seeds:
         data = load_dataset(options.data, samples=options.samples or budget.samples, seed=seed)
         for entry in find(options.names):
-            record = stored_record(entry.name, options.output)
-            if record is None:
-                raise InputError(f"defense {entry.name!r}: not measured yet; python -m audits.zoo measure {entry.name}")
+            record = _measured(entry.name, options.output)
             repeats = {(each["budget"], each["seed"], each["exhaustive"]): each for each in record.get("repeats", [])}
             key = (budget.name, seed, options.exhaustive)
             if options.missing and "versions" in repeats.get(key, {}):  # those without are of an earlier rule
@@ -72,6 +71,25 @@ def _repeat(options: argparse.Namespace) -> None:
             )  # fmt: skip
             store(entry.name, {**record, "repeats": [repeats[each] for each in sorted(repeats)]}, options.output)
             print(f"{entry.name}, seed {seed}: {repeats[key]['verdict']}", flush=True)
+
+
+def _code(options: argparse.Namespace) -> None:
+    budget = get_budget(options.budget)
+    data = load_dataset(options.data, samples=options.samples or budget.samples, seed=options.seed)
+    for entry in find(options.names):
+        record = _measured(entry.name, options.output)
+        if options.missing and "code" in record:
+            continue
+        found = alone(entry, data, budget=budget, device=options.device, seed=options.seed)
+        store(entry.name, {**record, "code": found}, options.output)
+        print(f"{entry.name}: {found}", flush=True)
+
+
+def _measured(name: str, folder: Path) -> Record:
+    record = stored_record(name, folder)
+    if record is None:
+        raise InputError(f"defense {name!r}: not measured yet; python -m audits.zoo measure {name}")
+    return record
 
 
 def _page(_: argparse.Namespace) -> None:
@@ -92,15 +110,20 @@ def _parser() -> argparse.ArgumentParser:
     listing.set_defaults(run=_list)
 
     measuring = commands.add_parser("measure", help="measure the truth about each defense, and audit it")
-    measuring.add_argument("--seed", type=int, default=0, metavar="N", help="(default: %(default)s)")
     measuring.set_defaults(run=_measure)
+
+    coding = commands.add_parser("code", help="what operation-level BPDA breaks alone, beside the reference")
+    coding.set_defaults(run=_code)
+
+    for command in (measuring, coding):
+        command.add_argument("--seed", type=int, default=0, metavar="N", help="(default: %(default)s)")
 
     repeating = commands.add_parser("repeat", help="audit measured defenses with other seeds")
     repeating.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4], metavar="N", help="(default: 1 2 3 4)")
     repeating.add_argument("--exhaustive", action="store_true", help="run every attack on every image")
     repeating.set_defaults(run=_repeat)
 
-    for command in (measuring, repeating):
+    for command in (measuring, coding, repeating):
         add = command.add_argument
         add("names", **names)  # type: ignore[arg-type]
         add("--data", default="embedded", metavar="SPEC", help="as of --gradmask-data (default: %(default)s)")

@@ -26,6 +26,8 @@ _ATTACKS = {
     "zero-order": "zero-order",
     "placebo": "placebo",
 }
+#: Of what the reference breaks: the share that an attack without a hint has to break.
+_ENOUGH = 0.9
 _VERDICTS = ("MASKED", "NOT_MASKED", "INCONCLUSIVE")
 _FLAGS = ("zero-gradient", "square", "randomized", "probabilities", "dynamic")
 
@@ -45,6 +47,7 @@ def markdown(records: Mapping[str, Record]) -> str:
         "## Verdicts",
         _verdicts(ordered),
         *_code(ordered),
+        *_alone(ordered),
         "## Findings and flags",
         _evidence(ordered),
         *_repeats(ordered),
@@ -153,6 +156,39 @@ def _code(records: Mapping[str, Record]) -> list[str]:
         text += f" On the {len(reached)} of these that mask, it is at least {100 * min(reached):.0f} %."
     headings = ["defense", "reference", "operations", "BPDA", "Square", "zero-order", "reached", "hidden by"]
     return ["## Masks in code", text, table(headings, rows)]
+
+
+def _alone(records: Mapping[str, Record]) -> list[str]:
+    """What operation-level BPDA breaks with no attack before it, and how much of what the reference breaks that is."""
+    found = {name: record["code"] for name, record in records.items() if record.get("code")}
+    if not found:
+        return []
+    rows, reached = [], []
+    for name, code in found.items():
+        share = code["both"] / code["reference"] if code["reference"] else None
+        reached += [share] if share is not None and truth_of(records[name]) == "MASKED" else []
+        rows.append(
+            [
+                name, truth_of(records[name]), str(code["correct"]), str(code["reference"]), str(code["operations"]),
+                _share(share), f"{code['seconds']['operations']:.0f} s", ", ".join(code["lines"]),
+            ]
+        )  # fmt: skip
+    settings = ", ".join(
+        dict.fromkeys(
+            f"budget `{code['budget']}`, seed {code['seed']}, images of {code['data']}, with "
+            + ", ".join(f"{package} {number}" for package, number in code["versions"].items())
+            for code in found.values()
+        )
+    )
+    enough = sum(share >= _ENOUGH for share in reached)
+    text = (
+        "With no other attack before it or beside it, operation-level BPDA breaks at least "
+        f"{100 * _ENOUGH:.0f} % of what the reference breaks on {enough} of the {len(reached)} that mask. *Reached* is "
+        "this share. `python -m audits.zoo code` measures it."
+    )
+    headings = ["defense", "truth", "correct", "reference breaks", "operations break", "reached", "time", "hidden by"]
+    heading = "## Operation-level BPDA alone"
+    return [heading, text, table(headings, rows), f"<sub>Measured at {settings}.</sub>"]
 
 
 def _cost(attack: Record | None) -> str:
