@@ -270,8 +270,7 @@ def _adaptive_attacks(surface: AttackSurface, budget: Budget, *, quick: bool) ->
         }
         planned += [adaptive(name, through, run, surface.oracle(around)) for name, run in on_members.items()]
     for number, source in enumerate(surface.defense.sources):
-        run = partial(apgd, steps=budget.bpda_steps, stop_early=False)
-        planned.append(adaptive(f"transfer-source-{number}", "surrogate", run, surface.source_oracle(source)))
+        planned.append(adaptive(f"transfer-source-{number}", "surrogate", transfer, surface.source_oracle(source)))
     return [*planned, *_black_box_attacks(surface, budget, quick=quick)]
 
 

@@ -56,6 +56,7 @@ def to_json(audit: Audit) -> dict[str, Any]:
         "autoattack_rand": _optional(audit.rand_accuracy),
         "autoattack_rand_one_forward": _optional(audit.rand_claim),
         "all_attacks": _proportion(audit.robust_accuracy),
+        "all_attacks_worst_draw": _optional(audit.worst_draw_accuracy),
         "gap": None
         if gap is None
         else {
@@ -122,6 +123,7 @@ def crash_to_json(test: str, defense: str, error: BaseException) -> dict[str, An
         "autoattack_rand": None,
         "autoattack_rand_one_forward": None,
         "all_attacks": None,
+        "all_attacks_worst_draw": None,
         "gap": None,
         "findings": [],
         "bypassed": [],

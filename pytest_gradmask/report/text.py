@@ -51,6 +51,8 @@ def attack_table(audit: Audit) -> list[str]:
         if share is not None:
             rows.append((f"AutoAttack rand, {how}", "gradient", str(audit.total), "", "", _bounded(share)))
     rows.append(("all attacks", "", str(audit.total), "", "", _bounded(audit.robust_accuracy)))
+    if audit.worst_draw_accuracy is not None:
+        rows.append(("all attacks, no sample wrong", "", str(audit.total), "", "", _bounded(audit.worst_draw_accuracy)))
     return aligned(rows)
 
 

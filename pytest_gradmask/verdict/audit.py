@@ -16,6 +16,7 @@ from pytest_gradmask.verdict.results import (
     Proportion,
     Verdict,
     accuracy,
+    always_correct,
     has_gradient,
 )
 
@@ -143,6 +144,20 @@ class Audit:
     def robust_accuracy(self) -> Proportion:
         """Robust accuracy under every attack together, the placebo included (pointwise worst case)."""
         return self._share(self.attacks)
+
+    @property
+    def worst_draw_accuracy(self) -> Proportion | None:
+        """Share of images that a randomized defense never gets wrong; None for a deterministic defense.
+
+        The worst of many draws, apart from their mean, which is `robust_accuracy`: one wrong answer counts as broken,
+        in any of the budget's ``pilot_samples`` forwards at any point that an attack returned. It is what is left
+        against an attacker who may ask that often (Kassis et al. 2025, arXiv:2411.16598). It falls with the number of
+        forwards, by noise alone too, so no verdict rests on it.
+        """
+        if not self.predictions:
+            return None
+        right = always_correct(self.total, self.predictions, self.attacks)
+        return Proportion.of(sum(right), self.total, self.confidence)
 
     @property
     def autoattack_accuracy(self) -> Proportion | None:

@@ -167,6 +167,22 @@ def chances(
     return [worst[index].correct for index in range(len(clean))]
 
 
+def always_correct(total: int, predictions: Mapping[int, Prediction], attacks: Iterable[AttackResult]) -> list[bool]:
+    """For each image, whether a randomized defense was right in every sample, with and without these attacks.
+
+    Counts the samples that choose the worst of several points, whose number is the same at each point. Where members
+    are known, every member has to be right.
+
+    Args:
+        total: number of images.
+        predictions: without an attack, for every image.
+        attacks: any.
+    """
+    every = [predictions, *(result.predictions for result in attacks)]
+    # Exact chances are sums of weights, which may be a little below 1.
+    return [all(each[index].pilot > 1 - 1e-9 for each in every if index in each) for index in range(total)]
+
+
 @dataclass(frozen=True, slots=True)
 class Proportion:
     """``count`` of ``total`` images, with one-sided bounds each valid at the audit's confidence.

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 DOCS = Path(__file__).parents[2] / "docs"
-GUIDES = ("tutorial", "adaptive-attacks", "extending")
+GUIDES = ("tutorial", "adaptive-attacks", "extending", "purification")
 #: Pages that quote what is printed on another.
 QUOTING = {"tutorial": ("verdicts",)}
 

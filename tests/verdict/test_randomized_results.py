@@ -11,7 +11,16 @@ import pytest
 from pytest_gradmask.report.json import to_json
 from pytest_gradmask.report.text import attack_notes, attack_table
 from pytest_gradmask.verdict.audit import Audit
-from pytest_gradmask.verdict.results import AttackResult, AutoAttackVersion, Kind, Prediction, Verdict, chances
+from pytest_gradmask.verdict.results import (
+    AttackResult,
+    AutoAttackVersion,
+    Kind,
+    Prediction,
+    Proportion,
+    Verdict,
+    always_correct,
+    chances,
+)
 from pytest_gradmask.verdict.rule import decide, measure_gap
 from pytest_gradmask.verdict.stats import accuracy_bounds, difference_bounds
 
@@ -88,9 +97,28 @@ def test_autoattack_rand_by_samples_and_by_one_forward(audit: Audit) -> None:
     assert audit.rand_claim.count == 1  # image 1 fell to one forward, 2 and 3 did without an attack
 
 
+def test_the_worst_of_many_draws_is_apart_from_their_mean(audit: Audit) -> None:
+    worst = audit.worst_draw_accuracy
+    assert worst is not None
+    assert (worst.count, worst.total) == (0, 4)
+    unattacked = replace(audit, attacks=())
+    assert unattacked.worst_draw_accuracy is not None
+    assert unattacked.worst_draw_accuracy.count == 1  # of chances 1, 0.9, 0.5 and 0
+    assert unattacked.robust_accuracy.count == pytest.approx(2.4)
+    assert unattacked.worst_draw_accuracy == Proportion.of(1, 4, audit.confidence)
+
+
+def test_the_worst_draw_counts_the_samples_that_choose_a_point_and_no_others() -> None:
+    rarely = result("bpda", "adaptive", [sampled(0.9, pilot=1.0), sampled(1.0, pilot=0.95)])
+    assert always_correct(2, {0: CLEAN[0], 1: CLEAN[0]}, [rarely]) == [True, False]
+    members = replace(CLEAN[0], pilot=1 - 1e-16, correct=1 - 1e-16, number=0)  # a sum of weights
+    assert always_correct(1, {0: members}, []) == [True]
+
+
 def test_a_deterministic_defense_has_no_rand(audit: Audit) -> None:
     plain = replace(audit, predictions={}, attacks=tuple(replace(attack, predictions={}) for attack in ATTACKS))
-    assert (plain.rand_accuracy, plain.rand_claim) == (None, None)
+    assert (plain.rand_accuracy, plain.rand_claim, plain.worst_draw_accuracy) == (None, None, None)
+    assert to_json(plain)["all_attacks_worst_draw"] is None
     assert plain.clean_accuracy.count == 3
 
 
@@ -102,6 +130,7 @@ def test_an_image_is_decided_once_never_correct() -> None:
 def test_reports_tell_how_it_was_judged(audit: Audit) -> None:
     lines = attack_table(audit)
     assert sum(line.startswith("AutoAttack rand, ") for line in lines) == 2
+    assert lines[-1].startswith("all attacks, no sample wrong")
     assert "from 20 to 20 forwards" in attack_notes(audit)[-1]
     exact = {index: replace(predictions, number=0) for index, predictions in CLEAN.items()}
     attacks = tuple(
@@ -115,6 +144,7 @@ def test_reports_tell_how_it_was_judged(audit: Audit) -> None:
     content = to_json(audit)
     assert content["autoattack_rand"]["value"] == pytest.approx(1.7 / 4)
     assert content["autoattack_rand_one_forward"]["value"] == 0.25
+    assert content["all_attacks_worst_draw"]["value"] == 0
 
 
 # the verdict

@@ -8,7 +8,7 @@ approximation.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from pytest_gradmask.attacks.bypass.approximations import Approximation
-from pytest_gradmask.attacks.bypass.hooks import plainly
+from pytest_gradmask.attacks.bypass.hooks import checkpoints_kept, plainly
 from pytest_gradmask.checks import check_callable, check_is, is_a, listed
 
 Forward = Callable[..., Any]
@@ -128,7 +128,7 @@ def bypassed(model: nn.Module, approximations: Mapping[str, Any]) -> Rewired:
         {
             name: _replace_input_gradient(approximation.function)
             if isinstance(approximation, FromImages)
-            else _replace_gradient(approximation)
+            else _replace_gradient(approximation, alone=len(approximations) == 1)
             for name, approximation in approximations.items()
         },
         modules_in(approximations),
@@ -146,14 +146,21 @@ def _is_approximation(entry: Any) -> bool:
     return is_a(name, str) and (approximation is None or callable(approximation) or is_a(approximation, FromImages))
 
 
-def _replace_gradient(approximation: Approximation | None) -> Rewire:
-    """A submodule with the gradient of an approximation."""
+def _replace_gradient(approximation: Approximation | None, *, alone: bool) -> Rewire:
+    """A submodule with the gradient of an approximation.
+
+    Args:
+        approximation: None is the identity.
+        alone: whether no other submodule is replaced. Then the approximation may have checkpoints: what runs again in
+            the backward pass is what ran before.
+    """
 
     def rewire(original: Forward, _: Tensor) -> Forward:
         def forward(inputs: Tensor) -> Tensor:
             with torch.no_grad():  # no graph through the submodule: BPDA is cheaper than the true gradient
                 value = original(inputs.clone())  # a front end may write into its input
-            approximated = inputs if approximation is None else approximation(inputs)
+            with checkpoints_kept() if alone else nullcontext():
+                approximated = inputs if approximation is None else approximation(inputs)
             return straight_through(approximated, value)
 
         return forward

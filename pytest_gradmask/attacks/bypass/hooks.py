@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
@@ -53,15 +53,35 @@ _REPLACED = {
     "_checkpoint_without_reentrant_generator": _no_checkpoint,
     "_checkpoint_without_reentrant_generator_impl": _no_checkpoint,
 }
+#: What these names stand for in torch, once something of it has been replaced.
+_ORIGINALS: dict[str, Any] = {}
 
 
 @contextmanager
 def _without_checkpoints() -> Iterator[None]:
     module = sys.modules.get("torch.utils.checkpoint")
-    before = {name: getattr(module, name) for name in _REPLACED if hasattr(module, name)}
+    found = {name: getattr(module, name) for name in _REPLACED if hasattr(module, name)}
+    _ORIGINALS.update({name: value for name, value in found.items() if value is not _REPLACED[name]})
+    with _names_set(module, {name: _REPLACED[name] for name in found}):
+        yield
+
+
+@contextmanager
+def checkpoints_kept() -> Iterator[None]:
+    """Inside of `plainly`, checkpoints are checkpoints again.
+
+    For code that is the same when it runs again in the backward pass, because no forward in it is replaced.
+    """
+    with _names_set(sys.modules.get("torch.utils.checkpoint"), _ORIGINALS):
+        yield
+
+
+@contextmanager
+def _names_set(module: object, values: Mapping[str, Any]) -> Iterator[None]:
+    before = {name: getattr(module, name) for name in values}
     try:
-        for name in before:
-            setattr(module, name, _REPLACED[name])
+        for name, value in values.items():
+            setattr(module, name, value)
         yield
     finally:
         for name, value in before.items():
