@@ -6,8 +6,6 @@ import json
 import pickle
 import re
 import sys
-import types
-from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +23,7 @@ from pytest_gradmask.loading.checkpoints import save_model
 from pytest_gradmask.loading.models import build_model
 from pytest_gradmask.loading.models.backbones import Normalize
 from pytest_gradmask.loading.sources import check_classes
+from tests.loading.stand_ins import robustbench
 from tests.toys import Boom, convolutional, draw, global_state
 
 TIMM = "test_efficientnet.r160_in1k"  # the smallest model of timm, made for its own tests
@@ -247,38 +246,7 @@ def test_unknown_names_of_torchvision_are_refused(spec: str, said: str) -> None:
 
 @pytest.fixture
 def bench(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
-    """Stands in for RobustBench: its enumerations, its table of models, and a loader that records its arguments."""
-
-    class BenchmarkDataset(Enum):
-        cifar_10 = "cifar10"
-        imagenet = "imagenet"
-
-    class ThreatModel(Enum):
-        Linf = "Linf"
-        L2 = "L2"
-
-    called: dict[str, Any] = {}
-
-    def load(**arguments: Any) -> nn.Module:
-        called.update(arguments)
-        if arguments["model_name"] == "Gone2020":
-            raise OSError("no route to host")
-        return convolutional().train()
-
-    names: dict[str, Any] = {"Standard": {}, "Gone2020": {}}
-    table = {BenchmarkDataset.cifar_10: {ThreatModel.Linf: names}, BenchmarkDataset.imagenet: {}}
-    parts = {
-        "robustbench": types.ModuleType("robustbench"),
-        "robustbench.utils": types.ModuleType("robustbench.utils"),
-        "robustbench.model_zoo.enums": types.ModuleType("robustbench.model_zoo.enums"),
-    }
-    vars(parts["robustbench.utils"]).update(all_models=table, load_model=load)
-    vars(parts["robustbench.model_zoo.enums"]).update(BenchmarkDataset=BenchmarkDataset, ThreatModel=ThreatModel)
-    for name, module in parts.items():
-        monkeypatch.setitem(sys.modules, name, module)
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    return called
+    return robustbench(monkeypatch, tmp_path, lambda: convolutional().train())
 
 
 def test_robustbench_model_is_stored_in_the_cache(bench: dict[str, Any], tmp_path: Path) -> None:

@@ -110,7 +110,7 @@ class Memory(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self._alive: set[int] = set()
         self._bytes = 0
-        self.peak: int = 0
+        self.peak = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         made = func(*args, **(kwargs or {}))
@@ -132,7 +132,8 @@ class Memory(TorchDispatchMode):
 def peak(steps: int, segment: int) -> int:
     """Bytes that a step of APGD needs."""
     model = oracle(defense(Chain(steps, segment)))
-    with Memory() as memory:
+    memory = Memory()
+    with memory:
         apgd(model, IMAGES, torch.zeros(4).long(), threat=THREAT, steps=1, generator=seeded())
     return memory.peak
 

@@ -182,6 +182,13 @@ def test_every_attack_is_in_the_table() -> None:
             assert str(result.forwards) in text
 
 
+def test_the_worst_of_many_draws_is_below_their_mean() -> None:
+    plain = to_json(masked_case().audit)
+    assert "no sample wrong" not in page([plain]).text()
+    randomized = {**plain, "all_attacks_worst_draw": {**plain["all_attacks"], "value": 0.125, "low": 0.1, "high": 0.2}}
+    assert re.search(r"all attacks, no sample wrong\s*12\.5", page([randomized]).text())
+
+
 def test_names_and_messages_are_shown_and_never_run() -> None:
     evidence = json.loads(json.dumps(masked_case().evidence).replace('"bpda"', json.dumps(EVIL)))
     evidence["noise"] = {"error": EVIL}
