@@ -93,6 +93,40 @@ def test_a_function_is_never_judged(function: Callable[[Array], Any], eps: float
     assert len(IMAGES) - found.robust_accuracy.count in broken
 
 
+class ForeignTensor:
+    """What TensorFlow and JAX return, as far as NumPy sees it: no array may be written to, and the dtype is theirs."""
+
+    dtype = "their.float32"
+
+    def __init__(self, values: Array) -> None:
+        self.values = values.copy()
+        self.values.flags.writeable = False
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
+        return self.values if dtype is None else self.values.astype(dtype)
+
+    def __iter__(self) -> Iterator[Any]:
+        raise TypeError("iterating over a symbolic tensor is not allowed")
+
+
+@pytest.mark.parametrize("function", [logits, probabilities], ids=["logits", "probabilities"])
+def test_outputs_of_another_library_are_converted(function: Callable[[Array], Array]) -> None:
+    ours, theirs = run(function), run(lambda images: ForeignTensor(function(images)))
+    assert theirs.verdict is Verdict.INCONCLUSIVE
+    assert theirs.robust_accuracy == ours.robust_accuracy
+    assert [attack.broken for attack in theirs.attacks] == [attack.broken for attack in ours.attacks]
+
+
+def test_a_forest() -> None:
+    ensemble = pytest.importorskip("sklearn.ensemble", reason="needs scikit-learn")
+    pixels = IMAGES.flatten(1).numpy()
+    forest = ensemble.RandomForestClassifier(20, random_state=0).fit(pixels, LABELS.numpy())
+    found = run(lambda images: forest.predict_proba(images.reshape(len(images), -1)), threat=ThreatModel(0.3))
+    assert found.verdict is Verdict.INCONCLUSIVE
+    assert found.clean_accuracy.value > 0.9
+    assert found.robust_accuracy.value < found.clean_accuracy.value
+
+
 def test_its_bound_is_above_that_of_its_module() -> None:
     ours, module = run(logits, exhaustive=True), audited(linear(), exhaustive=True)
     assert module.verdict is Verdict.NOT_MASKED

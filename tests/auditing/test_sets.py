@@ -30,7 +30,7 @@ from pytest_gradmask.attacks.zero_order import zero_order
 from pytest_gradmask.report.evidence.collection import collect_evidence
 from pytest_gradmask.report.json import to_json
 from pytest_gradmask.threat import ball_of, contained
-from tests.toys import IMAGES, KillGradient, Noisy, Quantize, audited, linear, masked, predictions, seeded
+from tests.toys import IMAGES, KillGradient, Noisy, Quantize, audited, draw, linear, masked, predictions, seeded
 
 BALL_ONLY = {"apgd-ce", "apgd-t", "fab-t", "square"}
 
@@ -60,6 +60,30 @@ class Patch:
 
     def contains(self, perturbed: Tensor, images: Tensor, /) -> Tensor:
         return ((perturbed - images).abs() * (1 - self.mask(images)) <= 1e-6).flatten(1).all(1)
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """L0: all images that differ in at most so many pixels, each by any amount."""
+
+    number: int
+    eps: float = 1.0
+    bounds: tuple[float, float] = (0.0, 1.0)
+
+    def project(self, perturbed: Tensor, images: Tensor, /) -> Tensor:
+        change = perturbed.clamp(*self.bounds) - images
+        size = change.square().sum(1).flatten(1)
+        kept = torch.zeros_like(size).scatter(1, size.topk(self.number).indices, 1)
+        return images + change * kept.view(len(images), 1, *images.shape[2:])
+
+    def random_start(self, images: Tensor, generator: torch.Generator, /) -> Tensor:
+        return self.project(torch.rand(images.shape, generator=generator).to(images), images)
+
+    def step(self, gradient: Tensor, *, at: Tensor | None = None) -> Tensor:  # noqa: ARG002
+        return gradient / gradient.abs().flatten(1).amax(1)[:, None, None, None].clamp_min(1e-12)
+
+    def contains(self, perturbed: Tensor, images: Tensor, /) -> Tensor:
+        return (perturbed != images).any(1).flatten(1).sum(1) <= self.number
 
 
 @dataclass(frozen=True)
@@ -200,6 +224,18 @@ def test_all_attacks_of_an_exhaustive_audit_run_or_say_why() -> None:
     }
     assert found.autoattack_accuracy is None
     assert {attack.invalid for attack in found.attacks} == {0}
+
+
+@pytest.mark.longer
+def test_a_few_pixels() -> None:
+    """L0. On images of 8 x 8 pixels, random starts would break as many as attacks on a mask do."""
+    images, network = draw(24, 3, 32, 32), linear(shape=(3, 32, 32))
+    honest = audited(network, images, threat=Pixels(4), exhaustive=True)
+    masking = audited(masked(KillGradient, network), images, threat=Pixels(4), exhaustive=True)
+    assert (honest.verdict, masking.verdict) == (Verdict.NOT_MASKED, Verdict.MASKED)
+    assert all(attack.invalid == 0 for attack in (*honest.attacks, *masking.attacks))
+    fewer = audited(network, images, threat=Pixels(1), exhaustive=True)
+    assert fewer.robust_accuracy.value > honest.robust_accuracy.value
 
 
 def test_what_is_outside_of_the_set_is_not_broken() -> None:
