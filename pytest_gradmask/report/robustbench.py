@@ -218,6 +218,8 @@ def _audit(file: Path, test: str) -> dict[str, Any]:
     if len(audits) != 1:
         raise InputError(f"{file}: has {len(audits)} audits of {test!r}; name one with --test")
     audit: dict[str, Any] = audits[0]
+    if "budget_settings" not in audit["provenance"]:
+        raise InputError(f"{file}: its audit did not end, or is of an earlier version; audit again")
     return audit
 
 

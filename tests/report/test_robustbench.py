@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pytest_gradmask.report.json import document, to_json
+from pytest_gradmask.errors import AuditTimeoutError
+from pytest_gradmask.report.json import crash_to_json, document, to_json
 from pytest_gradmask.report.robustbench import Evaluation, eps_text, main, model_info
 from pytest_gradmask.threat import ThreatModel
 from tests.loading.stand_ins import robustbench
@@ -130,6 +131,13 @@ def test_what_does_not_fit_is_said(
     assert main(command(tmp_path, *more, model=changes.get("model", "robustbench:Standard"))) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_an_audit_that_did_not_end_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stopped = crash_to_json("test_it", "a model", AuditTimeoutError("it took too long"))
+    (tmp_path / "run.json").write_text(json.dumps(document([stopped], {})))
+    assert main(command(tmp_path)) == 2
+    assert "its audit did not end" in capsys.readouterr().err
 
 
 def test_a_randomized_defense_is_refused(
