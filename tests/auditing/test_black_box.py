@@ -118,9 +118,11 @@ def test_outputs_of_another_library_are_converted(function: Callable[[Array], Ar
 
 
 def test_a_forest() -> None:
-    ensemble = pytest.importorskip("sklearn.ensemble", reason="needs scikit-learn")
+    pytest.importorskip("sklearn", reason="needs scikit-learn")
+    from sklearn.ensemble import RandomForestClassifier
+
     pixels = IMAGES.flatten(1).numpy()
-    forest = ensemble.RandomForestClassifier(20, random_state=0).fit(pixels, LABELS.numpy())
+    forest = RandomForestClassifier(20, random_state=0).fit(pixels, LABELS.numpy())
     found = run(lambda images: forest.predict_proba(images.reshape(len(images), -1)), threat=ThreatModel(0.3))
     assert found.verdict is Verdict.INCONCLUSIVE
     assert found.clean_accuracy.value > 0.9
