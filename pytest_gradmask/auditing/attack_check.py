@@ -31,6 +31,7 @@ def check_attacks(
     threat: PerturbationSet,
     seed: int,
     progress: Progress,
+    saturated: bool = False,
 ) -> list[Finding]:
     """A finding unless a gradient attack, or else BPDA, passes the binarization test on this defense.
 
@@ -41,10 +42,13 @@ def check_attacks(
         threat: where attacks may search; the test takes the ball of `ball_of`.
         seed: of every random choice.
         progress: is called before each step.
+        saturated: whether the softmax saturates. The cross-entropy has no gradient then, but the losses of other
+            gradient attacks do.
     """
     failed = []
+    when = ("always", "saturated") if saturated else ("always",)
     for attack in attacks:
-        if attack.checked and not attack.skip:
+        if attack.checked in when and not attack.skip:
             passed, outcome = _check(surface, attack, images, labels, threat=threat, seed=seed, progress=progress)
             if passed:
                 return []
@@ -55,7 +59,7 @@ def check_attacks(
 
 def check_step(attacks: Sequence[PlannedAttack]) -> list[Step]:
     """The attack check as a step of the plan: a list of one, or of none if no attack can be checked."""
-    return [_step(attack) for attack in attacks if attack.checked and not attack.skip][:1]
+    return [_step(attack) for attack in attacks if attack.checked == "always" and not attack.skip][:1]
 
 
 def _step(attack: PlannedAttack) -> Step:
@@ -80,8 +84,8 @@ def _check(
         progress(Message(f"binarization test of {attack.name} on {few} images", step, few))
         generator = torch.Generator().manual_seed(subseed(seed, f"unit test of {attack.name}"))
         return binarization_test(
-            attack.run, surface.defense, images[:count], labels[:count], threat=ball_of(threat), generator=generator,
-            through=attack.model.model, frozen=frozen,
+            attack.as_checked or attack.run, surface.defense, images[:count], labels[:count],
+            threat=ball_of(threat), generator=generator, through=attack.model.model, frozen=frozen,
         )  # fmt: skip
 
     frozen = False

@@ -164,6 +164,7 @@ class AuditRun:
         self.findings += check_attacks(
             self.ready.surface, self.schedule.planned, images, labels, threat=self.ready.scorer.threat,
             seed=self.ready.scorer.seed, progress=self.progress,
+            saturated=any(finding.id == "saturated-logits" for finding in self.findings),
         )  # fmt: skip
         return self._decide(analysis).verdict
 

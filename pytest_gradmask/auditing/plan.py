@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -52,7 +52,8 @@ class PlannedAttack:
         model: what it queries; its counters belong to this attack alone.
         autoattack: versions of AutoAttack that it is part of.
         by_user: whether it is an attack of the user's.
-        checked: whether the attack check may test it.
+        checked: when the attack check may test it: always, only where the softmax saturates, or (empty) never.
+        as_checked: what it runs in place of ``run`` there, where the last layer has two classes; None: the same.
         deferred: whether it waits until adaptive attacks and placebo have run, and then gets only the images that one
             of both sides alone has broken. On all others it cannot change the masking gap.
         skip: if not empty, why it cannot run on this defense.
@@ -66,7 +67,8 @@ class PlannedAttack:
     model: Oracle
     autoattack: tuple[AutoAttackVersion, ...] = ()
     by_user: bool = False
-    checked: bool = False
+    checked: Literal["", "always", "saturated"] = ""
+    as_checked: Run | None = None
     deferred: bool = False
     skip: str = ""
     cost: float = 0.0
@@ -208,7 +210,9 @@ def _gradient_attacks(surface: AttackSurface, budget: Budget) -> list[PlannedAtt
             run=run,
             model=surface.oracle(),
             autoattack=("standard", "rand") if name in ("apgd-ce", "apgd-dlr") else ("standard",),
-            checked=name == "apgd-ce",
+            checked="always" if name == "apgd-ce" else "saturated" if name in ("apgd-t", "apgd-dlr") else "",
+            # DLR compares three logits. Of two, the logit margin is what is left of it.
+            as_checked=None if name == "apgd-ce" else partial(apgd, steps=budget.apgd_steps, loss=logit_margin),
             cost=3.0 * eot * steps[name],
         )
         for name, run in runs.items()
@@ -219,7 +223,7 @@ def _gradient_attacks(surface: AttackSurface, budget: Budget) -> list[PlannedAtt
         model = surface.oracle(surface.attacked)
         planned.append(
             PlannedAttack(
-                name=name, kind="gradient", access="gradient", run=run, model=model, checked=True,
+                name=name, kind="gradient", access="gradient", run=run, model=model, checked="always",
                 cost=_gradient_steps(surface, budget.apgd_steps),
             )
         )  # fmt: skip
@@ -245,13 +249,13 @@ def _adaptive_attacks(surface: AttackSurface, budget: Budget, *, quick: bool) ->
             adaptive(f"transfer-inner-{number}", "surrogate", transfer, surface.inner_oracle(inner))
             for number, inner in enumerate(surface.inner_classifiers)
         ),
-        adaptive("bpda", "bypass", follow, surface.oracle(around), skip, checked=True),
+        adaptive("bpda", "bypass", follow, surface.oracle(around), skip, checked="always"),
         adaptive("transfer-backbone", "surrogate", transfer, backbone, skip),
     ]
     if surface.operations:
         model = surface.oracle(surface.with_operations_bypassed())
         # Each operation is watched, which takes time.
-        planned.insert(0, adaptive(OPERATIONS, "bypass", follow, model, checked=True, cost=1.5 * cost))
+        planned.insert(0, adaptive(OPERATIONS, "bypass", follow, model, checked="always", cost=1.5 * cost))
     elif scripted := scripted_parts(surface.attacked):
         reason = f"{', '.join(scripted)}: TorchScript, whose operations cannot be watched"
         planned.insert(0, adaptive(OPERATIONS, "bypass", follow, surface.oracle(), reason))

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from pytest_gradmask import Defense, ThreatModel, Verdict
+from pytest_gradmask import Defense, Finding, ThreatModel, Verdict
 from pytest_gradmask.auditing import attack_check, audit_run
 from pytest_gradmask.auditing.budgets import BUDGETS
 from pytest_gradmask.binarization.run import BinarizationTest
@@ -79,6 +79,31 @@ def test_where_nothing_is_found_an_attack_has_to_pass(
     assert result.verdict is verdict
     found = [finding.message for finding in result.findings if finding.id == "attack-fails-binarization-test"]
     assert found == ([] if bypass else ["of adversarial examples embedded in this defense, apgd-ce finds 0 of 8"])
+
+
+class Times(nn.Module):
+    """Multiplies logits."""
+
+    def forward(self, logits: torch.Tensor) -> torch.Tensor:
+        return 1e6 * logits
+
+
+def test_where_the_softmax_saturates_another_loss_may_pass() -> None:
+    result = audited(nn.Sequential(linear(), Times()).eval(), threat=ThreatModel(1e-6))
+    assert "saturated-logits" in [finding.id for finding in result.findings]
+    assert result.verdict is Verdict.NOT_MASKED
+
+
+@pytest.mark.parametrize("saturated", [False, True])
+def test_another_loss_does_not_pass_where_the_gradient_is_masked(
+    saturated: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = [Finding("saturated-logits", "")] if saturated else []
+    monkeypatch.setattr(audit_run, "probe_defense", lambda *_, **__: found)  # the test alone has to see the mask
+    result = audited(Defense(masked(KillGradient), bypass=[]), threat=ThreatModel(1e-6))
+    assert result.verdict is Verdict.INCONCLUSIVE
+    (failed,) = [finding.message for finding in result.findings if finding.id == attack_check.ATTACK_FAILS]
+    assert ("apgd-t finds 0 of 8" in failed) == saturated
 
 
 def test_attacks_that_cannot_be_tested_have_not_passed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -10,15 +11,10 @@ from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 from pytest_gradmask.attacks.bypass.bpda import straight_through
-from pytest_gradmask.attacks.bypass.operations.arguments import has_graph, in_place, mapped, tensors_in, views_bits
-from pytest_gradmask.attacks.bypass.operations.surrogates import (
-    ON_INTEGERS,
-    ON_NUMBERS,
-    SURROGATES,
-    Carried,
-    Surrogate,
-    expected,
-)
+from pytest_gradmask.attacks.bypass.operations.arguments import has_graph, in_place, mapped, tensors_in
+from pytest_gradmask.attacks.bypass.operations.choices import Carried
+from pytest_gradmask.attacks.bypass.operations.lookups import LOOKUPS
+from pytest_gradmask.attacks.bypass.operations.surrogates import ON_INTEGERS, ON_NUMBERS, SURROGATES, Surrogate
 
 #: Operations that only move numbers: what holds for an index holds for the probabilities of each class.
 _MOVES = {
@@ -26,6 +22,9 @@ _MOVES = {
     *("expand", "expand_as", "repeat", "unbind", "__getitem__", "clone", "contiguous", "cpu", "cuda", "long", "int"),
     *("movedim", "to", "swapaxes", "unflatten", "concatenate", "hstack", "vstack"),
 }
+_WRITES = {"__iadd__", "__isub__", "__imul__", "__itruediv__"}
+#: What an operation raises that does not know floats.
+_UNKNOWN = (TypeError, ValueError, RuntimeError, IndexError, KeyError, NotImplementedError)
 #: Classes up to which probabilities are moved along.
 _CLASSES = 1000
 
@@ -47,15 +46,18 @@ class Carriers:
         carried = self._carried.get(tensor)
         return tensor if carried is None else carried.values
 
-    def attach(self, value: Any, stand_in: Carried | Tensor | None) -> Any:
-        """The result of an operation, with the gradient of a stand-in.
+    def attach(self, value: Any, stand_in: Any) -> Any:
+        """The result of an operation, with the gradient of a stand-in; several results with one stand-in each.
 
         A float gets it at once. An integer is returned as it is, and remembered together with the float that carries
         its gradient. What does not fit is left out.
         """
+        if isinstance(value, list | tuple) and isinstance(stand_in, list | tuple) and len(value) == len(stand_in):
+            attached = [self.attach(*pair) for pair in zip(value, stand_in, strict=True)]
+            return type(value)(*attached) if hasattr(value, "_fields") else type(value)(attached)
         if isinstance(stand_in, Tensor):
             stand_in = Carried(stand_in)
-        if not isinstance(value, Tensor) or stand_in is None:
+        if not isinstance(value, Tensor) or not isinstance(stand_in, Carried):
             return value
         gradient = stand_in.values
         if gradient.shape != value.shape or not has_graph(gradient) or not gradient.is_floating_point():
@@ -72,21 +74,15 @@ class Carriers:
     def follow(self, function: Callable[..., Any], name: str, arguments: Any, options: Any) -> Any:
         """Run an operation on tensors some of which have carriers, and give its result their gradient."""
         if name == "__setitem__" or in_place(name) or name in _WRITES:
-            return self._written(function, arguments, options)
+            return self._written(function, name, arguments, options)
         value = function(*arguments, **options)
-        stand_in = self._stand_in(function, name, arguments, options)
-        if isinstance(value, Tensor):
-            return self.attach(value, stand_in)
-        if isinstance(value, list | tuple) and isinstance(stand_in, list | tuple) and len(value) == len(stand_in):
-            attached = [self.attach(*pair) for pair in zip(value, stand_in, strict=True)]
-            return type(value)(*attached) if hasattr(value, "_fields") else type(value)(attached)
-        return value
+        return self.attach(value, self._stand_in(function, name, arguments, options))
 
     def _stand_in(self, function: Callable[..., Any], name: str, arguments: Any, options: Any) -> Any:
         floats, named = mapped(self.values, arguments), mapped(self.values, options)
         try:
-            if name in _LOOKUPS:
-                found = _LOOKUPS[name](self, arguments, options)
+            if name in LOOKUPS:
+                found = LOOKUPS[name](self, arguments, options)
                 if found is not None:
                     return found
             build = _special(name, arguments)
@@ -94,7 +90,7 @@ class Carriers:
             if special is not None:
                 return special
             result = function(*floats, **named)
-        except (TypeError, ValueError, RuntimeError, IndexError, KeyError, NotImplementedError):
+        except _UNKNOWN:
             return None  # the operation does not know floats: its result has no gradient
         if name in _MOVES:
             return self._moved(function, arguments, options, result)
@@ -117,42 +113,60 @@ class Carriers:
 
         return Carried(result, torch.stack([of_class(index) for index in range(number)], -1))
 
-    def _written(self, function: Callable[..., Any], arguments: Any, options: Any) -> Any:
+    def _written(self, function: Callable[..., Any], name: str, arguments: Any, options: Any) -> Any:
         """An operation that writes into its first argument."""
         target = arguments[0]
         if not isinstance(target, Tensor):
             return function(*arguments, **options)
         floats, named = mapped(self.values, arguments[1:]), mapped(self.values, options)
-        if target.is_floating_point():  # autograd follows what is written into a float
-            return function(target, *floats, **named)
+        if target.is_floating_point():
+            return self._written_into_float(function, name, arguments, options)
         before = self.values(target)
         before = before.clone() if before.is_floating_point() else target.to(torch.get_default_dtype())
         result = function(*arguments, **options)
         try:
             function(before, *floats, **named)
-        except (TypeError, ValueError, RuntimeError, IndexError, NotImplementedError):
+        except _UNKNOWN:
             return result
         self.attach(target, before)
         return result
 
+    def _written_into_float(self, function: Callable[..., Any], name: str, arguments: Any, options: Any) -> Any:
+        target, floats, named = arguments[0], mapped(self.values, arguments[1:]), mapped(self.values, options)
+        look_up = LOOKUPS.get(name if name == "__setitem__" else name.rstrip("_"))
+        stand_in = None
+        if look_up is not None:
+            with suppress(*_UNKNOWN):
+                # A copy, because autograd keeps the numbers of the target, which are about to change.
+                stand_in = look_up(self, (target.clone(), *arguments[1:]), options)
+        if stand_in is None:
+            try:  # autograd follows what is written into a float
+                return function(target, *floats, **named)
+            except _UNKNOWN:
+                return function(*arguments, **options)
+        result = function(*arguments, **options)
+        with suppress(RuntimeError):  # into one of several views, autograd does not let write
+            target.copy_(self.attach(target.detach().clone(), stand_in))
+        return result
+
     # Look-ups: an index that has a gradient chooses from a table that has none.
 
-    def lookup(self, table: Tensor, index: Tensor) -> Tensor | None:
+    def lookup(self, table: Tensor, index: Tensor) -> Carried | Tensor | None:
         """``table[index]`` along its first dimension."""
         carried = self._carried.get(index)
         if carried is None or not len(table) or index.dtype == torch.bool:
             return None
         numbers = _as_float(table, carried.values)
         if carried.weights is not None and carried.weights.shape[-1] == len(table):
-            found: Tensor = torch.tensordot(carried.weights, numbers, dims=([-1], [0]))
-            return found
+            found = torch.tensordot(carried.weights, numbers, dims=([-1], [0]))
+            return Carried(found, _of_classes(carried.weights, table))
         if len(table) < 2:
             return None
         rates = torch.gradient(numbers, dim=0)[0][index]
         followed: Tensor = rates * carried.values.reshape(*index.shape, *[1] * (rates.ndim - index.ndim))
         return followed
 
-    def one_hot(self, index: Tensor, classes: int) -> Tensor | None:
+    def one_hot(self, index: Tensor, classes: int) -> Carried | Tensor | None:
         """The soft version of ``one_hot``."""
         carried = self._carried.get(index)
         if carried is None:
@@ -165,6 +179,13 @@ class Carriers:
         """The probability of each class, for a tensor of indices; None where it is not known."""
         carried = self._carried.get(index)
         return None if carried is None else carried.weights
+
+
+def _of_classes(weights: Tensor, table: Tensor) -> Tensor | None:
+    """The probability of each class, where a table has the classes of what is chosen, as in nearest neighbours."""
+    if table.ndim != 1 or table.dtype != torch.int64 or not 0 <= int(table.min()) <= int(table.max()) < _CLASSES:
+        return None
+    return weights @ torch.nn.functional.one_hot(table).to(weights)
 
 
 def _as_float(tensor: Tensor, like: Tensor) -> Tensor:
@@ -180,105 +201,3 @@ def _special(name: str, arguments: Any) -> Any:
         surrogate: Surrogate = SURROGATES[name]
         return surrogate.build
     return known
-
-
-def _get_item(carriers: Carriers, arguments: Any, _: Any) -> Any:
-    table, index = arguments[0], arguments[1]
-    if isinstance(index, tuple) and len(index) == 1:
-        (index,) = index
-    return carriers.lookup(table, index) if isinstance(index, Tensor) else None
-
-
-def _embedding(carriers: Carriers, arguments: Any, options: Any) -> Any:
-    weight = arguments[1] if len(arguments) > 1 else options["weight"]
-    # The function takes the index first, the operation below it the table.
-    index, table = (arguments[0], weight) if weight.is_floating_point() else (weight, arguments[0])
-    return carriers.lookup(table, index)
-
-
-def _take(carriers: Carriers, arguments: Any, _: Any) -> Any:
-    return carriers.lookup(arguments[0].flatten(), arguments[1])
-
-
-def _index_select(carriers: Carriers, arguments: Any, options: Any) -> Any:
-    values: list[Any] = [*arguments, *options.values()]
-    table, dim, index = values
-    found = carriers.lookup(table.movedim(dim, 0), index)
-    return None if found is None else found.movedim(0, dim)
-
-
-def _gather(carriers: Carriers, arguments: Any, options: Any) -> Any:
-    values: list[Any] = [*arguments, *options.values()]
-    table, dim, index = values[:3]
-    weights = carriers.weights(index)
-    return None if weights is None else (weights * table.movedim(dim, -1).unsqueeze(dim)).sum(-1)
-
-
-def _scatter(carriers: Carriers, arguments: Any, options: Any) -> Any:
-    values: list[Any] = [*arguments, *options.values()]
-    base, dim, index, source = values[:4]
-    weights = carriers.weights(index)
-    if weights is None or isinstance(source, Tensor) or index.shape[dim] != 1:
-        return None
-    return weights.transpose(dim, -1).squeeze(-1) * source + base.to(weights)
-
-
-def _one_hot(carriers: Carriers, arguments: Any, options: Any) -> Any:
-    classes = arguments[1] if len(arguments) > 1 else options.get("num_classes", -1)
-    return carriers.one_hot(arguments[0], classes)
-
-
-def _where(carriers: Carriers, arguments: Any, _: Any) -> Any:
-    condition, chosen, other = arguments
-    share = carriers.values(condition)
-    return share * _number(carriers, chosen) + (1 - share) * _number(carriers, other)
-
-
-def _number(carriers: Carriers, value: Any) -> Any:
-    return carriers.values(value) if isinstance(value, Tensor) else value
-
-
-def _masked_fill(carriers: Carriers, arguments: Any, _: Any) -> Any:
-    source, mask, number = arguments
-    return _where(carriers, (mask, number, source), {})
-
-
-def _mode(carriers: Carriers, arguments: Any, options: Any) -> Any:
-    answers = arguments[0]
-    dim = arguments[1] if len(arguments) > 1 else options.get("dim", -1)
-    weights = carriers.weights(answers)
-    if weights is None:
-        return None
-    return expected(weights.mean(dim if dim >= 0 else dim - 1)), None
-
-
-def _bincount(carriers: Carriers, arguments: Any, _: Any) -> Any:
-    weights = carriers.weights(arguments[0])
-    return None if weights is None else weights.flatten(0, -2).sum(0)
-
-
-def _dequantize(carriers: Carriers, arguments: Any, _: Any) -> Any:
-    return carriers.values(arguments[0])
-
-
-def _view(carriers: Carriers, arguments: Any, options: Any) -> Any:
-    """With another type, the same bits. Autograd does not record it, not even from a type to itself."""
-    return carriers.values(arguments[0]) if views_bits(arguments, options) else None
-
-
-_LOOKUPS: dict[str, Callable[[Carriers, Any, Any], Any]] = {
-    "__getitem__": _get_item,
-    "embedding": _embedding,
-    "take": _take,
-    "index_select": _index_select,
-    "gather": _gather,
-    "scatter": _scatter,
-    "one_hot": _one_hot,
-    "where": _where,
-    "masked_fill": _masked_fill,
-    "mode": _mode,
-    "bincount": _bincount,
-    "view": _view,
-    **dict.fromkeys(("dequantize", "int_repr"), _dequantize),
-}
-_WRITES = {"__iadd__", "__isub__", "__imul__", "__itruediv__"}

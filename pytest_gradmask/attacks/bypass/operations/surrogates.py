@@ -5,34 +5,29 @@ A surrogate is a differentiable stand-in. Only its gradient is used: values are 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-#: Smallest scale by which a surrogate divides.
-_TINY = 1e-12
+from pytest_gradmask.attacks.bypass.operations.arguments import has_graph
+from pytest_gradmask.attacks.bypass.operations.choices import (
+    TINY,
+    Arguments,
+    Carried,
+    Options,
+    argmax,
+    argmin,
+    chosen_by,
+    drawn_class,
+)
 
-
-@dataclass(frozen=True, slots=True)
-class Carried:
-    """A differentiable stand-in for a tensor.
-
-    Attributes:
-        values: float, of the tensor's shape.
-        weights: for class indices, the probability of each class: the tensor's shape x K. None for other numbers.
-    """
-
-    values: Tensor
-    weights: Tensor | None = None
-
-
-Arguments = Sequence[Any]
-Options = Mapping[str, Any]
+StandIn = Carried | Tensor | None
 #: Takes the arguments of a call, with floats in place of integers that have a gradient. None: it has no surrogate.
-Build = Callable[[Arguments, Options], Carried | Tensor | None]
+#: Several for an operation that returns several tensors.
+Build = Callable[[Arguments, Options], StandIn | tuple[StandIn, ...]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +51,7 @@ def _first(arguments: Arguments, _: Options) -> Tensor | None:
 
 def _spread(difference: Tensor) -> Tensor:
     """Mean size of a difference: the width of a soft step."""
-    return difference.detach().abs().mean().clamp_min(_TINY)
+    return difference.detach().abs().mean().clamp_min(TINY)
 
 
 def _sign(arguments: Arguments, _: Options) -> Tensor:
@@ -89,13 +84,35 @@ def _step(arguments: Arguments, _: Options) -> Tensor:
     return torch.sigmoid(arguments[0] / _spread(arguments[0]))
 
 
+def _negative(arguments: Arguments, _: Options) -> Tensor:
+    return torch.sigmoid(-arguments[0] / _spread(arguments[0]))
+
+
+def _with_sign(arguments: Arguments, options: Options) -> Tensor | None:
+    size, other = arguments[0], _second(arguments, options)
+    if not isinstance(other, Tensor) or not has_graph(other):
+        return None
+    signed: Tensor = size.abs() * _sign([other], {})
+    return signed
+
+
+def _hamming(arguments: Arguments, options: Options) -> Tensor | None:
+    power = arguments[2] if len(arguments) > 2 else options.get("p", 2.0)
+    return torch.cdist(arguments[0], arguments[1], p=1.0) if power == 0 else None
+
+
 def _quotient(arguments: Arguments, options: Options) -> Tensor:
     quotient: Tensor = arguments[0] / _second(arguments, options)
     return quotient
 
 
-def _rounded_quotient(arguments: Arguments, options: Options) -> Tensor | None:
-    return _quotient(arguments, options) if options.get("rounding_mode") else None
+def _step_of_quotient(arguments: Arguments, options: Options) -> Tensor | None:
+    """Of a quotient that is rounded, and of a number divided by its own size, which is its sign."""
+    if options.get("rounding_mode"):
+        return _quotient(arguments, options)
+    number, size = arguments[0], _second(arguments, options)
+    own = isinstance(number, Tensor) and isinstance(size, Tensor) and number.shape == size.shape and has_graph(size)
+    return _sign(arguments, options) if own and torch.allclose(number.abs(), size, rtol=1e-4, atol=1e-6) else None
 
 
 def _reverse_quotient(arguments: Arguments, options: Options) -> Tensor:
@@ -112,39 +129,10 @@ def _probability(arguments: Arguments, options: Options) -> Tensor | None:
     return None if drawn_with_another else _first(arguments, options)
 
 
-def _argmax(arguments: Arguments, options: Options, sign: float = 1.0) -> Carried:
-    scores = sign * arguments[0]
-    dim = arguments[1] if len(arguments) > 1 else options.get("dim")
-    keepdim = arguments[2] if len(arguments) > 2 else options.get("keepdim", False)
-    if dim is None:
-        scores, dim, keepdim = scores.flatten(), 0, False
-    # Divided by their deviation, because the softmax of large logits is as flat as the largest class itself.
-    scores = scores / scores.detach().std(dim, keepdim=True).nan_to_num(1.0).clamp_min(_TINY)
-    weights = scores.softmax(dim).movedim(dim, -1)
-    if keepdim:
-        weights = weights.unsqueeze(dim if dim >= 0 else dim - 1)
-    return expected(weights)
-
-
-def _argmin(arguments: Arguments, options: Options) -> Carried:
-    return _argmax(arguments, options, -1.0)
-
-
-def _drawn_class(arguments: Arguments, options: Options) -> Carried:
-    drawn = arguments[1] if len(arguments) > 1 else options["num_samples"]
-    weights = arguments[0] / arguments[0].sum(-1, keepdim=True).clamp_min(_TINY)
-    return expected(weights.unsqueeze(-2).expand(*weights.shape[:-1], drawn, weights.shape[-1]))
-
-
-def expected(weights: Tensor) -> Carried:
-    """The expected class, with the probability of each: ... x K."""
-    return Carried((weights * torch.arange(weights.shape[-1]).to(weights)).sum(-1), weights)
-
-
 def _bucket(points: Tensor, boundaries: Any) -> Tensor | None:
     if not isinstance(boundaries, Tensor) or boundaries.ndim != 1 or len(boundaries) < 2:
         return None
-    gap = boundaries.detach().to(points).diff().abs().mean().clamp_min(_TINY)
+    gap = boundaries.detach().to(points).diff().abs().mean().clamp_min(TINY)
     return (points - boundaries[0]) / gap
 
 
@@ -173,6 +161,10 @@ def _one_of(arguments: Arguments, options: Options) -> Tensor:
     return one
 
 
+def _same(arguments: Arguments, options: Options) -> Tensor:
+    return 1 - _one_of(arguments, options)
+
+
 def _opposite(arguments: Arguments, _: Options) -> Tensor:
     opposite: Tensor = 1 - arguments[0]
     return opposite
@@ -181,6 +173,8 @@ def _opposite(arguments: Arguments, _: Options) -> Tensor:
 _STE = "Bengio, Léonard and Courville 2013, arXiv:1308.3432"
 _BPDA = "Athalye, Carlini and Wagner 2018, arXiv:1802.00420"
 _SOFT = "softmax in place of the largest, as in Jang, Gu and Poole 2017, arXiv:1611.01144"
+_SORT = "SoftSort: Prillo and Eisenschlos 2020, arXiv:2006.16038"
+_NEAR = "of indices: softmax of minus the distance to what was chosen, by the deviation of the scores"
 
 _identity = Surrogate(_first, "identity (straight-through)", _STE)
 _greater = Surrogate(_above, "sigmoid of the difference by its mean size", "soft thresholds, as in " + _BPDA)
@@ -191,24 +185,38 @@ SURROGATES: dict[str, Surrogate] = {
     **dict.fromkeys(("round", "floor", "ceil", "trunc", "fix", "rint"), _identity),
     **dict.fromkeys(("quantize_per_tensor", "quantize_per_channel", "fake_quantize_per_tensor_affine"), _identity),
     **dict.fromkeys(("sign", "sgn"), Surrogate(_sign, "tanh, by the mean size of the input", _STE)),
+    "signbit": Surrogate(_negative, "minus a sigmoid, by the mean size of the input", _STE),
+    "copysign": Surrogate(_with_sign, "size times tanh, by the mean size of what gives the sign", _STE),
     "heaviside": Surrogate(_step, "sigmoid, by the mean size of the input", _STE),
     **dict.fromkeys(("gt", "ge", "greater", "greater_equal", "__gt__", "__ge__"), _greater),
     **dict.fromkeys(("lt", "le", "less", "less_equal", "__lt__", "__le__"), _less),
-    **dict.fromkeys(("eq", "__eq__"), Surrogate(_equal, "a bell around equality", _BPDA)),
+    **dict.fromkeys(("eq", "__eq__", "isclose"), Surrogate(_equal, "a bell around equality", _BPDA)),
     **dict.fromkeys(("ne", "not_equal", "__ne__"), Surrogate(_unequal, "one minus a bell", _BPDA)),
     **dict.fromkeys(("floor_divide", "__floordiv__"), Surrogate(_quotient, "quotient", _STE)),
-    **dict.fromkeys(("div", "divide"), Surrogate(_rounded_quotient, "quotient, where it is rounded", _STE)),
+    **dict.fromkeys(
+        ("div", "divide"),
+        Surrogate(_step_of_quotient, "quotient, where it is rounded; of x by its size, that of sign", _STE),
+    ),
     "__rfloordiv__": Surrogate(_reverse_quotient, "quotient", _STE),
     # The remainder is a saw: its gradient is one, and on average zero. With one, ``x - x % step`` would have no
     # gradient, and with zero, a sum of the bits of x would have none. With a half, both have one.
     **dict.fromkeys(
-        ("remainder", "fmod", "__mod__"), Surrogate(_remainder, "half of the identity", "between the two limits")
+        ("remainder", "fmod", "__mod__", "frac"),
+        Surrogate(_remainder, "half of the identity", "between the two limits"),
     ),
     "bernoulli": Surrogate(_probability, "identity of the probability", _STE),
     "poisson": Surrogate(_first, "identity of the rate", _STE),
-    "multinomial": Surrogate(_drawn_class, "its probabilities", _SOFT),
-    "argmax": Surrogate(_argmax, "softmax, by the deviation of the scores", _SOFT),
-    "argmin": Surrogate(_argmin, "softmin, by the deviation of the scores", _SOFT),
+    "multinomial": Surrogate(drawn_class, "its probabilities", _SOFT),
+    "argmax": Surrogate(argmax, "softmax, by the deviation of the scores", _SOFT),
+    "argmin": Surrogate(argmin, "softmin, by the deviation of the scores", _SOFT),
+    **{
+        name: Surrogate(chosen_by(getattr(torch, name), position, default), _NEAR, _SORT)
+        for name, position, default in (
+            *(("sort", 1, -1), ("argsort", 1, -1), ("topk", 2, -1), ("kthvalue", 2, -1)),
+            *(("max", 1, None), ("min", 1, None), ("median", 1, None), ("nanmedian", 1, None)),
+        )
+    },
+    "cdist": Surrogate(_hamming, "with p=0: that of p=1", "Hamming distance of bits"),
     "bucketize": Surrogate(_bucketize, "position by the mean distance of boundaries", _STE),
     "searchsorted": Surrogate(_searchsorted, "position by the mean distance of boundaries", _STE),
 }
@@ -219,6 +227,9 @@ ON_INTEGERS: dict[str, Build] = {
     **dict.fromkeys(("logical_or", "bitwise_or", "__or__", "__ior__"), _either),
     **dict.fromkeys(("logical_xor", "bitwise_xor", "__xor__"), _one_of),
     **dict.fromkeys(("logical_not", "bitwise_not", "__invert__"), _opposite),
+    **dict.fromkeys(("eq", "__eq__"), _same),
+    **dict.fromkeys(("ne", "not_equal", "__ne__"), _one_of),
+    "count_nonzero": lambda arguments, options: torch.sum(arguments[0], *arguments[1:], **options),
     "any": lambda arguments, options: torch.amax(arguments[0], *arguments[1:], **options),
     "all": lambda arguments, options: torch.amin(arguments[0], *arguments[1:], **options),
 }

@@ -25,16 +25,19 @@ from pytest_gradmask.attacks.bypass.operations.arguments import (
     writes_into_leaf,
 )
 from pytest_gradmask.attacks.bypass.operations.carriers import Carriers
+from pytest_gradmask.attacks.bypass.operations.choices import Carried
 from pytest_gradmask.attacks.bypass.operations.exits import Exits
+from pytest_gradmask.attacks.bypass.operations.fills import FILLING, Fills
 from pytest_gradmask.attacks.bypass.operations.functions import APPLY, is_of_torch, operator_code, through_forward
 from pytest_gradmask.attacks.bypass.operations.saved import SavedTensorsHooks
 from pytest_gradmask.attacks.bypass.operations.sites import Site, site_here
-from pytest_gradmask.attacks.bypass.operations.surrogates import SURROGATES, Build, Carried
+from pytest_gradmask.attacks.bypass.operations.surrogates import SURROGATES, Build
 from pytest_gradmask.attacks.bypass.operations.tampering import PROPERTIES, TAMPERING, recording
 
 Call = Callable[..., Any]
 
 _CASTS = {"to", "_to_copy", "type", "type_as", "byte", "char", "short", "int", "long", "bool", "half", "bfloat16"}
+_LIKE = {"to", "type_as", "view_as", "reshape_as", "expand_as"}
 
 
 class Watch(TorchFunctionMode):
@@ -48,6 +51,7 @@ class Watch(TorchFunctionMode):
         opaque: custom functions whose forward pass has no gradient that can be followed.
         carriers: floats beside what cannot have a gradient.
         exits: what has left PyTorch.
+        fills: what constants cover.
         block, inference: the site that has switched gradients off; None outside of such a block.
         optimised: tensors that the defense itself optimises.
     """
@@ -57,7 +61,7 @@ class Watch(TorchFunctionMode):
         self.seen: Counter[Site] = Counter()
         self.opaque: set[Site] = set()
         self._chosen = chosen
-        self.carriers, self.exits = Carriers(), Exits()
+        self.carriers, self.exits, self.fills = Carriers(), Exits(), Fills()
         self.block: Site | None = None
         self.inference: Site | None = None
         self.optimised: list[Tensor] = []
@@ -97,7 +101,8 @@ class Watch(TorchFunctionMode):
         return self._watched(function, name, build, args, kwargs, blocked)
 
     def _watched(self, function: Call, name: str, build: Build | None, args: Any, kwargs: Any, blocked: bool) -> Any:
-        inputs = list(tensors_in((args, kwargs)))
+        # Of the second tensor of these, only shape and type are taken.
+        inputs = list(tensors_in(args[0] if name in _LIKE else (args, kwargs)))
         self._adopt(inputs)
         with_graph = any(tracked(each) for each in inputs)
         carried = bool(self.carriers) and any(each in self.carriers for each in inputs)
@@ -119,6 +124,8 @@ class Watch(TorchFunctionMode):
                 return self._cast(function, args, kwargs)
             if carried and not with_graph:
                 return self.carriers.follow(function, name, args, kwargs)
+            if carried and (name in FILLING or name.rstrip("_") in FILLING):
+                return self.fills.fill(self.carriers, function, name, args, kwargs)
             if carried:
                 # Of an integer beside a float with a gradient, only the float's is followed: it is the true one.
                 args, kwargs = (mapped(self._float_only, each) for each in (args, kwargs))
@@ -130,7 +137,7 @@ class Watch(TorchFunctionMode):
     def _replaced(self, function: Call, name: str, stand_in: Any, args: Any, kwargs: Any) -> Any:
         if in_place(name):
             target = args[0]
-            gradient = stand_in if isinstance(stand_in, Tensor) else stand_in.values
+            gradient = stand_in.values if isinstance(stand_in, Carried) else stand_in
             gradient = gradient.clone() if gradient is target else gradient
             with torch.no_grad():
                 value = target.detach().clone()

@@ -221,6 +221,155 @@ def one_hot_level(x: Tensor) -> Tensor:
     return functional.one_hot(level, 8).float() @ torch.linspace(0, 1, 8)
 
 
+# What comes first
+
+
+@mask
+def nearest_colour_by_min(x: Tensor) -> Tensor:
+    colours = torch.linspace(0, 1, 8)
+    return colours[(x[..., None] - colours).abs().min(-1)[1]]  # hides: torch.min
+
+
+@mask
+def nearest_colour_by_topk(x: Tensor) -> Tensor:
+    colours = torch.linspace(0, 1, 8)
+    nearest = (x[..., None] - colours).abs().topk(1, largest=False).indices  # hides: torch.topk
+    return torch.zeros(*x.shape, 8).scatter_(-1, nearest, 1.0) @ colours
+
+
+@mask
+def nearest_colours_by_sort(x: Tensor) -> Tensor:
+    colours = torch.linspace(0, 1, 8)
+    return colours[(x[..., None] - colours).abs().sort(-1).indices[..., :2]].mean(-1)  # hides: torch.sort
+
+
+@mask
+def label_of_neighbours(x: Tensor) -> Tensor:
+    colours, labels = torch.linspace(0, 1, 32), torch.arange(32) // 4
+    nearest = (x[..., None] - colours).abs().topk(3, largest=False).indices  # hides: torch.topk
+    return functional.one_hot(labels[nearest], 8).float().mean(-2) @ torch.linspace(0, 1, 8)
+
+
+@mask
+def ranked(x: Tensor) -> Tensor:
+    return x.flatten(1).argsort(1).argsort(1).view_as(x) / x[0].numel()  # hides: torch.argsort
+
+
+@mask
+def ranks_put_in_order(x: Tensor) -> Tensor:
+    order = x.flatten(1).argsort(1)  # hides: torch.argsort
+    places = torch.linspace(0, 1, order.shape[1]).expand(len(x), -1)
+    return torch.zeros(order.shape).scatter(1, order, places).view_as(x)
+
+
+# Writing where an index or a mask says
+
+
+@mask
+def written_by_level(x: Tensor) -> Tensor:
+    levels = torch.zeros(len(LEVELS), *x.shape)
+    for number, level in enumerate(LEVELS):
+        levels[number][x > level] = 1.0  # hides: torch.gt
+    return levels.mean(0)
+
+
+@mask
+def written_in_other_view(x: Tensor) -> Tensor:
+    levels = torch.zeros(len(LEVELS), *x.shape)
+    for level, written in zip(LEVELS, levels, strict=True):  # autograd does not let write into such views
+        written[x > level] = 1.0
+    return levels.mean(0) / 2 + torch.round(x * 15) / 15  # hides: torch.round
+
+
+@mask
+def counted_by_level(x: Tensor) -> Tensor:
+    count = torch.zeros(x.shape)
+    for level in LEVELS:
+        count[x > level] += 0.1  # hides: torch.gt
+    return count
+
+
+@mask
+def written_at_index(x: Tensor) -> Tensor:
+    colours = torch.linspace(0, 1, 8)
+    nearest = (x[..., None] - colours).abs().flatten(0, -2).argmin(-1)  # hides: torch.argmin
+    chosen = torch.zeros(len(nearest), 8)
+    chosen[torch.arange(len(nearest)), nearest] = 1.0
+    return (chosen @ colours).view_as(x)
+
+
+@mask
+def read_at_index(x: Tensor) -> Tensor:
+    colours = torch.linspace(0, 1, 8)
+    nearest = (x[..., None] - colours).abs().flatten(0, -2).argmin(-1)  # hides: torch.argmin
+    return colours.expand(len(nearest), -1)[torch.arange(len(nearest)), nearest].view_as(x)
+
+
+@mask
+def filled_twice(x: Tensor) -> Tensor:
+    filled = []
+    for level in LEVELS:
+        copy, bright = x * 1.0, x > level  # hides: torch.gt
+        copy[bright] = 1.0
+        copy[~bright] = 0.0
+        filled.append(copy)
+    return torch.stack(filled).mean(0)
+
+
+@mask
+def filled_twice_elsewhere(x: Tensor) -> Tensor:
+    filled = [x.masked_fill(x > each, 1.0).masked_fill(x <= each, 0.0) for each in LEVELS]  # hides: torch.gt, torch.le
+    return torch.stack(filled).mean(0)
+
+
+@mask
+def chosen_twice(x: Tensor) -> Tensor:
+    above = [torch.where(x > each, 1.0, x).where(x > each, 0.0) for each in LEVELS]  # hides: torch.gt
+    return torch.stack(above).mean(0)
+
+
+@mask
+def above_levels(x: Tensor) -> Tensor:
+    return torch.stack([(x > level).to(x) + (x > level).type_as(x) for level in LEVELS]).mean(0) / 2  # hides: torch.gt
+
+
+# Signs by other names
+
+
+@mask
+def copied_signs(x: Tensor) -> Tensor:
+    halves = torch.full(x.shape, 0.5)
+    return torch.stack([torch.copysign(halves, x - level) + 0.5 for level in LEVELS]).mean(0)  # hides: torch.copysign
+
+
+@mask
+def sign_bits(x: Tensor) -> Tensor:
+    return torch.stack([1.0 - torch.signbit(x - level).float() for level in LEVELS]).mean(0)  # hides: torch.signbit
+
+
+@mask
+def by_its_size(x: Tensor) -> Tensor:
+    sides = [x - level for level in LEVELS]
+    return torch.stack([(side / side.abs() + 1) / 2 for side in sides]).mean(0)  # hides: torch.div
+
+
+@mask
+def without_fraction(x: Tensor) -> Tensor:
+    return x - torch.frac(x * 15) / 15  # hides: torch.frac
+
+
+@mask
+def same_bits(x: Tensor) -> Tensor:
+    bits, code = x[..., None] > LEVELS, torch.tensor([True, False] * 5)  # hides: torch.gt
+    return ((bits == code) == code).float().mean(-1)
+
+
+@mask
+def distance_of_bits(x: Tensor) -> Tensor:
+    bits = (x[..., None] > LEVELS).float().flatten(0, -2)  # hides: torch.gt
+    return (torch.cdist(bits, torch.zeros(1, 10), p=0) / 10).view_as(x)  # hides: torch.cdist
+
+
 @mask
 def drawn(x: Tensor) -> Tensor:
     return torch.stack([torch.bernoulli(x) for _ in range(8)]).mean(0)  # hides: torch.bernoulli

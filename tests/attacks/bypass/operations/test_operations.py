@@ -104,10 +104,27 @@ def with_logged_gradient(x: Tensor) -> Tensor:
     return result
 
 
+def written(x: Tensor) -> Tensor:
+    x = x * 1.0
+    x[x < 0.1] = 0.0
+    return x
+
+
+def put_back(x: Tensor) -> Tensor:
+    values, order = x.flatten(1).sort(1)
+    return torch.zeros(order.shape).scatter(1, order, values).view_as(x)
+
+
 HONEST: dict[str, Callable[[Tensor], Any]] = {
     "relu by hand": lambda x: torch.where(x > 0.5, x, 0.5),
     "times a truth value": lambda x: x * (x > 0.3),
     "largest of pairs": lambda x: torch.maximum(x, x.roll(1, 3)),
+    "dark pixels written": written,
+    "largest two of a row": lambda x: x.topk(2).values.repeat(1, 1, 1, 4),
+    "sorted and put back": put_back,
+    "divided by its spread": lambda x: (x - 0.5) / (x - 0.5).std(),
+    "sign of a number": lambda x: torch.copysign(x - 0.5, torch.tensor(-1.0)),
+    "distance": lambda x: torch.cdist(x, torch.ones(1, 3, 8, 8), p=1),
     "median": lambda x: x.unfold(3, 3, 1).median(-1).values.repeat(1, 1, 1, 2)[..., :8],
     "straight-through": lambda x: x + (x.round() - x).detach(),
     "loop with numbers": lambda x: x * float(x.mean()),
