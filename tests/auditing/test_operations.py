@@ -74,6 +74,50 @@ class At(Linear):
         return torch.where(moved.view(-1, 1, 1, 1), images, images.detach())  # hides
 
 
+class Palette(Linear):
+    """Vector quantization, as most code writes it."""
+
+    def prepared(self, images: Tensor) -> Tensor:
+        colours = torch.linspace(0, 1, 16)
+        distances = (images[..., None] - colours).abs()
+        _, nearest = distances.min(-1)  # hides
+        return colours[nearest]
+
+
+class Levels(Linear):
+    def prepared(self, images: Tensor) -> Tensor:
+        levels = torch.zeros_like(images)
+        for level in torch.linspace(0.05, 0.95, 10):
+            levels[images > level] += 0.1  # hides
+        return levels
+
+
+class Binary(Linear):
+    def prepared(self, images: Tensor) -> Tensor:
+        images = images * 1.0
+        bright = images > 0.5  # hides
+        images[bright] = 0.9
+        images[~bright] = 0.1
+        return images
+
+
+class Dark(Linear):
+    """Honest: a part of each image is written, and the rest keeps its gradient."""
+
+    def prepared(self, images: Tensor) -> Tensor:
+        images = images * 1.0
+        images[images < 0.1] = 0.1
+        return images
+
+
+class Sorted(Linear):
+    """Honest: pixels are sorted, and put back."""
+
+    def prepared(self, images: Tensor) -> Tensor:
+        values, order = images.flatten(1).sort(1)
+        return torch.zeros_like(values).scatter_(1, order, values).view_as(images)
+
+
 class Ensemble(nn.Module):
     """Two members, which `torch.vmap` runs together, as PyTorch's own guide to ensembles does."""
 
@@ -103,20 +147,21 @@ def hidden_line(model: nn.Module) -> int:
     return start + next(number for number, line in enumerate(lines) if "# hides" in line)
 
 
-@pytest.mark.parametrize("kind", [Rounding, Falsifying])
+@pytest.mark.parametrize("kind", [Rounding, Falsifying, Palette, Levels, Binary])
 def test_line_that_hides_the_gradient_is_named(kind: type[Linear], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(Path(__file__).parent)
     model = kind()
     found = run(model)
     assert found.verdict is Verdict.MASKED
     (operation,) = found.operations
-    assert (operation.file, operation.line, operation.count) == ("test_operations.py", hidden_line(model), 1)
+    assert (operation.file, operation.line) == ("test_operations.py", hidden_line(model))
+    assert operation.count == (10 if kind is Levels else 1)
     binding = max(found.of_kind("adaptive"), key=lambda attack: len(attack.broken))
     assert binding.name == "bpda-operations"
     assert any(finding.id == "hidden-gradient" and str(operation) in finding.message for finding in found.findings)
     assert f"hidden by: {operation}" in explain(found, "NOT_MASKED")
     assert to_json(found)["operations"] == [
-        {"name": operation.name, "file": "test_operations.py", "line": operation.line, "count": 1}
+        {"name": operation.name, "file": "test_operations.py", "line": operation.line, "count": operation.count}
     ]
 
 
@@ -135,8 +180,10 @@ def test_operations_are_searched_at_images_and_around_them(count: int) -> None:
     assert THREAT.contains(points, images).all()
 
 
-def test_honest_defense_has_nothing_to_name() -> None:
-    found = run(Linear())
+@pytest.mark.parametrize("kind", [Linear, Dark, Sorted])
+def test_honest_defense_has_nothing_to_name(kind: type[Linear]) -> None:
+    found = run(kind(), margin=0.25)
+    assert found.verdict is Verdict.NOT_MASKED
     assert found.operations == ()
     assert "bpda-operations" not in [attack.name for attack in found.attacks]
     assert "hidden" not in explain(found, "MASKED")

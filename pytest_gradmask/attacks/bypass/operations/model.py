@@ -13,6 +13,8 @@ from pytest_gradmask.attacks.bypass.operations.sites import Site, site_of
 from pytest_gradmask.attacks.bypass.operations.watch import Watch
 
 _HOOKS = ("_backward_hooks", "_backward_pre_hooks")
+#: Of torch's own module, which has hooks on all modules of the process.
+_GLOBAL_HOOKS = tuple(f"_global{name}" for name in _HOOKS)
 
 
 class OperationsBypassed(nn.Module):
@@ -42,14 +44,13 @@ class OperationsBypassed(nn.Module):
 
 @contextmanager
 def _without_hooks(model: nn.Module, watch: Watch) -> Iterator[None]:
-    """Inside, backward hooks of submodules at the chosen sites, which may change gradients, do not run."""
+    """Inside, backward hooks on modules at the chosen sites, which may change gradients, do not run."""
     removed: list[tuple[dict[int, object], dict[int, object]]] = []
+    every = [(module, kind) for module in model.modules() for kind in _HOOKS]
     try:
-        for module in model.modules():
-            for kind in _HOOKS:
-                hooks = getattr(module, kind, None)
-                if not hooks:
-                    continue
+        for module, kind in (*every, *((torch.nn.modules.module, kind) for kind in _GLOBAL_HOOKS)):
+            hooks = getattr(module, kind, None)
+            if hooks:
                 before = dict(hooks)
                 removed.append((hooks, before))
                 for key, hook in before.items():

@@ -95,6 +95,17 @@ def leave(watch: Watch, function: Call, args: Any, kwargs: Any) -> Any:
     return function(cut(source), *args[1:], **kwargs)
 
 
+def one_by_one(watch: Watch, function: Call, args: Any, kwargs: Any) -> Any:
+    """``apply_`` and ``map_``: Python code for each number, which refuses a tensor with a graph."""
+    target = args[0]
+    if not tracked(target) or not watch.replaces(site_here(f"Tensor.{function.__name__}")):
+        return function(*args, **kwargs)
+    others = (cut(each) if isinstance(each, Tensor) else each for each in args[1:])
+    value = function(target.detach().clone(), *others, **kwargs)
+    with recording():
+        return target.copy_(watch.carriers.attach(value, target.clone()))
+
+
 def read(_: Watch, function: Call, args: Any, kwargs: Any) -> Any:
     """A number of Python is read from a tensor. It has no gradient, and needs no warning that it had one."""
     return function(cut(args[0]), *args[1:], **kwargs)
@@ -154,6 +165,7 @@ TAMPERING: dict[str, Callable[[Watch, Call, Any, Any], Any]] = {
     **dict.fromkeys(("tensor", "as_tensor", "new_tensor", "__deepcopy__"), copy),
     **dict.fromkeys(("numpy", "__array__", "tolist", "__dlpack__"), leave),
     **dict.fromkeys(("item", "__float__", "__int__", "__bool__", "__index__"), read),
+    **dict.fromkeys(("apply_", "map_"), one_by_one),
     "register_hook": hook,
     "grad_fn": node,
     **dict.fromkeys(("requires_grad_", "__set__"), require),

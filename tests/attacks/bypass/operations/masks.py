@@ -585,6 +585,18 @@ def lists(x: Tensor) -> Tensor:
 
 
 @mask
+def applied(x: Tensor) -> Tensor:
+    copy = x.detach().clone()  # hides: Tensor.detach
+    return copy.apply_(lambda value: round(15 * value) / 15)  # hides: Tensor.apply_
+
+
+@mask
+def mapped(x: Tensor) -> Tensor:
+    copy = x.detach().clone()  # hides: Tensor.detach
+    return copy.map_(x.detach(), lambda value, _: round(15 * value) / 15)  # hides: Tensor.map_, Tensor.detach
+
+
+@mask
 def pillow(x: Tensor) -> Tensor:
     found = []
     for image in x:

@@ -201,6 +201,25 @@ def test_module_hooks_are_bypassed_and_come_back() -> None:
     assert not gradient(model).any()
 
 
+def test_hooks_on_all_modules_are_bypassed_and_come_back() -> None:
+    model = Masked(lambda x: x)
+
+    def tamper(module: nn.Module, grad_input: Any, _output: Any) -> Any:
+        return tuple(None if each is None else 0 * each for each in grad_input) if module is model.convolution else None
+
+    hooks = torch.nn.modules.module._global_backward_hooks
+    before = dict(hooks)
+    handle = torch.nn.modules.module.register_module_full_backward_hook(tamper)
+    try:
+        (site,) = find_operations(model, IMAGES)
+        assert (site.operation, site.line) == ("backward hook", tamper.__code__.co_firstlineno)
+        assert torch.equal(gradient(OperationsBypassed(model, [site])), gradient(Masked(lambda x: x)))
+        assert not gradient(model).any()
+        assert dict(hooks) == {**before, handle.id: tamper}
+    finally:
+        handle.remove()
+
+
 def test_masks_in_residual_branches_of_a_network() -> None:
     class Branch(nn.Module):
         def __init__(self, kept: bool) -> None:
