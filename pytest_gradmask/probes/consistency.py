@@ -119,7 +119,9 @@ def check_consistency(
         points = _points(attacked, images[:_IMAGES], labels[:_IMAGES], threat, generator)
         defense.reseed(seed)
         first = _repeated(defense, points)
-        fresh_answers = [] if original.copy is None else _fresh_answers(original.copy, fresh, points, seed)
+        # A memory of near queries shows only after them: half of eps away, beyond the last step of most attacks.
+        near = (points + _corners(points, threat, generator)) / 2
+        fresh_answers = [] if original.copy is None else _fresh_answers(original.copy, fresh, points, near, seed)
         tolerance = rounding(defense)
         steady = alike(first, first[:1] * len(first), tolerance)
         if fresh_answers and not _has_generator(defense.model):
@@ -165,12 +167,13 @@ def check_again(defense: Oracle, recording: Recording) -> list[Finding]:
 
 def _stateful(first: Sequence[Tensor], fresh: Sequence[Sequence[Tensor]], tolerance: float) -> list[Finding]:
     """Answers that depend on earlier queries: copies that have answered nothing agree, and the rest does not."""
-    one, other = fresh
+    one, other, after_near = fresh
     if not alike(one, other, tolerance):
         return []  # random, or what cannot be copied
     for now, before, words in (
         *((later, one[0], "when a copy is asked again") for later in one[1:]),
         (first[0], one[0], "from a copy that has answered nothing before"),
+        (after_near[0], one[0], "from a copy that has answered points near them"),
     ):
         differing = differing_points(now, before, tolerance)
         if enough(differing):
@@ -183,8 +186,7 @@ def _points(
     oracle: Oracle, images: Tensor, labels: Tensor, threat: PerturbationSet, generator: torch.Generator
 ) -> Tensor:
     """The images, corners of their balls, and the ends of a short attack, in turn; 3 N x C x H x W."""
-    signs = torch.randint(0, 2, images.shape, generator=generator, dtype=torch.int8).to(images) * 2 - 1
-    corners = threat.project(images + threat.eps * threat.step(signs), images)
+    corners = _corners(images, threat, generator)
     moved = images
     try:
         for _ in range(_STEPS):
@@ -196,12 +198,20 @@ def _points(
     return torch.stack([images, corners, moved.detach()], 1).flatten(0, 1)
 
 
+def _corners(images: Tensor, threat: PerturbationSet, generator: torch.Generator) -> Tensor:
+    signs = torch.randint(0, 2, images.shape, generator=generator, dtype=torch.int8).to(images) * 2 - 1
+    return threat.project(images + threat.eps * threat.step(signs), images)
+
+
 def _fresh_answers(
-    untouched: nn.Module, fresh: Callable[[nn.Module], Oracle], points: Tensor, seed: int
+    untouched: nn.Module, fresh: Callable[[nn.Module], Oracle], points: Tensor, near: Tensor, seed: int
 ) -> list[list[Tensor]]:
-    """What each of two copies answers to the points several times in a row; nothing where that fails."""
+    """What three copies answer to the points several times in a row, the last one after points near them.
+
+    Nothing where that fails.
+    """
     answers = []
-    for _ in range(2):
+    for before in (None, None, near):
         model = _copied(untouched)
         if model is None:
             return []
@@ -210,6 +220,8 @@ def _fresh_answers(
                 parameter.requires_grad_(False)  # as in the audit
             oracle = fresh(model.to(points.device))
             oracle.reseed(seed)
+            if before is not None:
+                _repeated(oracle, before)
             answers.append(_repeated(oracle, points))
         except Exception:  # a copy that cannot be asked says nothing about the defense
             return []

@@ -87,9 +87,9 @@ def only_after_some_calls(model: Switch, _: Tensor) -> bool:
 class Memory(nn.Module):
     """Answers what is near an earlier query as it answered that one."""
 
-    def __init__(self) -> None:
+    def __init__(self, reach: float = 0.1) -> None:
         super().__init__()
-        self.backbone = linear()
+        self.backbone, self.reach = linear(), reach
         self.queries: list[Tensor] = []
         self.answers: list[Tensor] = []
 
@@ -98,7 +98,7 @@ class Memory(nn.Module):
         if self.queries:
             known, answers = torch.cat(self.queries), torch.cat(self.answers)
             distances = (images.detach()[:, None] - known).abs().flatten(2).amax(2)
-            near = distances.amin(1) <= 0.1
+            near = distances.amin(1) <= self.reach
             logits = torch.where(near[:, None], answers[distances.argmin(1)], logits)
         if len(self.queries) < 40:
             self.queries.append(images.detach().clone())
@@ -207,6 +207,13 @@ def test_a_state_is_found(model: nn.Module) -> None:
     [finding] = check(model.eval(), randomized=isinstance(model, Counting))
     assert finding.id == "stateful"
     assert finding.undermines_attacks
+
+
+@pytest.mark.parametrize("reach", [0.0, 0.02])
+def test_a_memory_of_what_is_nearer_than_an_attack_goes_is_found(reach: float) -> None:
+    found = check(Memory(reach).eval())
+    assert [finding.id for finding in found] == (["stateful"] if reach else [])
+    assert all("from a copy that has answered points near them" in finding.message for finding in found)
 
 
 class OwnNoise(nn.Module):
