@@ -177,15 +177,17 @@ class Collector:
         run = self._run
         if run is None or not (run["audits"] or run["not_run"] or self._comparison or self._settings.baseline):
             return
-        from pytest_gradmask.report.text import summary
+        from pytest_gradmask.report.text import fitted, summary
 
         terminalreporter.ensure_newline()
         terminalreporter.section("gradient masking audits")
-        lines = summary(run, every=self._config.get_verbosity() > 0)
+        width = self._config.get_terminal_writer().fullwidth if terminalreporter.isatty else None
+        lines = summary(run, every=self._config.get_verbosity() > 0, width=width)
         if self._comparison is not None:
             outcome = "FAILED" if self._comparison.failed else "passed"
-            lines += ["", f"Compared with {self._settings.baseline}: {outcome}", *self._comparison.lines(), ""]
-        for line in [*lines, *self._notes]:
+            lines += ["", f"Compared with {self._settings.baseline}: {outcome}", *self._comparison.lines(width), ""]
+        lines += [part for note in self._notes for part in fitted(note, width)]
+        for line in lines:
             terminalreporter.write_line(one_line(line), **_colours(line))
         if self._workflow is not None:
             for command in self._workflow.annotations(run, self._selection.audits, self._comparison):

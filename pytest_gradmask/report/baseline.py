@@ -23,7 +23,7 @@ from typing import Any, Literal
 
 from pytest_gradmask.errors import InputError
 from pytest_gradmask.report.json import VERSION, upgraded
-from pytest_gradmask.report.text import aligned
+from pytest_gradmask.report.text import tests_last
 from pytest_gradmask.verdict.results import Verdict
 from pytest_gradmask.verdict.stats import holm, mcnemar_p, mean_p
 
@@ -78,14 +78,18 @@ class Comparison:
         """What is worse, missing or cannot be compared."""
         return [row for row in self.rows if row.judgement in _FAILURES]
 
-    def lines(self) -> list[str]:
-        """A table of all but what is the same, failures first, then how many there are of each."""
+    def lines(self, width: int | None = None) -> list[str]:
+        """A table of all but what is the same, failures first, then how many there are of each.
+
+        Where a line would have more than ``width`` characters, each test gets a line of its own.
+        """
         order: Sequence[Judgement] = (*_FAILURES, "not run", "within chance", "new", "better")
         listed = sorted(
             (row for row in self.rows if row.judgement in order), key=lambda row: order.index(row.judgement)
         )
         cells = [(row.judgement, row.what, row.before, row.now, row.change or "-", row.test) for row in listed]
-        table = aligned([("compared", "what", "baseline", "now", "change", "test"), *cells]) if cells else []
+        columns = ("compared", "what", "baseline", "now", "change", "test")
+        table = [line for row in tests_last([columns, *cells], width) for line in row] if cells else []
         counts = Counter(row.judgement for row in self.rows)
         numbers = ", ".join(f"{counts[each]} {each}" for each in (*order, "same") if counts[each])
         return [*table, numbers or "nothing to compare"]

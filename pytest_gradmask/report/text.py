@@ -110,16 +110,19 @@ def _forwards(audit: Audit) -> list[str]:
     ]
 
 
-def summary(run: Mapping[str, Any], *, every: bool) -> list[str]:
+def summary(run: Mapping[str, Any], *, every: bool, width: int | None = None) -> list[str]:
     """One line for each audit, worst verdicts first, and how many audits have each verdict.
 
     Args:
         run: in its JSON form, the only form that the controller of a distributed run has.
         every: whether to list more than 20 audits.
+        width: of the terminal, in characters. Where a line of the table is longer, each test gets a line of its own.
+            By default there is no limit, as in a file or the log of a CI job, where a line for each audit is easier
+            to search.
     """
     audits = worst_first(run["audits"])
     shown = audits if every else audits[:_SHOWN]
-    lines = [*audit_table(shown), ""] if shown else []
+    lines = [*_audit_table(shown, width), ""] if shown else []
     if len(audits) > len(shown):
         lines.insert(-1, f"... and {counted(audits[len(shown) :])} (-v lists every audit)")
     lines.append(f"{len(audits)} audit{'' if len(audits) == 1 else 's'}: {counted(audits) or 'none ran'}")
@@ -149,16 +152,48 @@ def why_partial(run: Mapping[str, Any]) -> str:
     return ", ".join(parts)
 
 
-def audit_table(audits: Iterable[Mapping[str, Any]]) -> list[str]:
-    """One line for each audit, from its JSON form. Without a verdict, its first reason follows."""
-    listed = list(audits)
-    header, *rows = aligned([AUDIT_COLUMNS, *map(audit_row, listed)])
-    lines = [header]
-    for audit, row in zip(listed, rows, strict=True):
-        lines.append(row)
+def _audit_table(audits: Sequence[Mapping[str, Any]], width: int | None) -> list[str]:
+    """The figures of each audit, from its JSON form, and its test. Without a verdict, its first reason follows."""
+    header, *rows = tests_last([AUDIT_COLUMNS, *map(audit_row, audits)], width)
+    for audit, lines in zip(audits, rows, strict=True):
         if audit["verdict"] == "INCONCLUSIVE":
-            lines.append(f"  {textwrap.shorten(first_reason(audit), _REASON)}")
-    return lines
+            lines += fitted(f"  {textwrap.shorten(first_reason(audit), _REASON)}", width)
+    return [line for lines in (header, *rows) for line in lines]
+
+
+def tests_last(rows: Sequence[Sequence[str]], width: int | None) -> list[list[str]]:
+    """The lines of each row of a table whose first row is its header, and whose last column names tests.
+
+    Where a line would be longer than the width, every test gets a line of its own below its row.
+    """
+    whole = aligned(rows)
+    if width is None or max(map(len, whole)) <= width:
+        return [[line] for line in whole]
+    header, *lines = aligned([row[:-1] for row in rows])
+    tests = [f"  {shortened(row[-1], width - 2)}" for row in rows[1:]]
+    return [[header], *([line, test] for line, test in zip(lines, tests, strict=True))]
+
+
+def fitted(line: str, width: int | None) -> list[str]:
+    """A sentence as lines of at most so many characters, all with its indent; as it is without a width.
+
+    A word that is longer, such as the path of a file, stays whole.
+    """
+    if width is None or len(line) <= width:
+        return [line]
+    indent = line[: len(line) - len(line.lstrip())]
+    return textwrap.wrap(
+        line.lstrip(), width, initial_indent=indent, subsequent_indent=indent or "  ",
+        break_long_words=False, break_on_hyphens=False,
+    )  # fmt: skip
+
+
+def shortened(name: str, width: int) -> str:
+    """A name of at most so many characters: its middle is left out, as its two ends tell it from others."""
+    if len(name) <= width:
+        return name
+    kept = max(width - len("..."), 2)
+    return f"{name[: kept // 2]}...{name[-(kept - kept // 2) :]}"
 
 
 def audit_row(audit: Mapping[str, Any]) -> tuple[str, ...]:
