@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
 
-from pytest_gradmask.checks import as_number, check_is, is_a, listed, shown
+from pytest_gradmask.checks import as_number, check_callable, check_is, is_a, listed, shown
 from pytest_gradmask.errors import InputError
 from pytest_gradmask.printable import one_line
 from pytest_gradmask.threat import Access
@@ -17,6 +17,11 @@ from pytest_gradmask.threat import Access
 Outputs = Literal["logits", "probabilities", "multilabel"]
 #: The index of the class that means "rejected", or a function from outputs (N x K) to whether each is rejected (N).
 Rejects = int | Callable[[Tensor], Tensor]
+
+_MODEL = (
+    "a torch.nn.Module, not its class, file or state dict; of a function of arrays, give "
+    "pytest_gradmask.black_box(function)"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +41,8 @@ class Attack:
             otherwise ``"gradient"``.
 
     Raises:
-        InputError: ``run`` cannot be called, ``through`` is not a module, ``kind`` or ``access`` is unknown, or there
-            is no name.
+        InputError: ``run`` cannot be called or is a class, ``through`` is not a module, ``kind`` or ``access`` is
+            unknown, or there is no name.
     """
 
     run: Callable[..., Any]
@@ -47,8 +52,7 @@ class Attack:
     access: Access | None = None
 
     def __post_init__(self) -> None:
-        if not callable(self.run):
-            raise InputError(f"run={shown(self.run)}: must be a function from (model, images, labels) to images")
+        check_callable("run", self.run, "a function from (model, images, labels) to images")
         check_is("name", self.name, "a text", str)
         check_is("kind", self.kind, "adaptive or gradient", str)
         check_is("access", self.access, f"one of {', '.join(get_args(Access))}", str, type(None))
@@ -95,8 +99,8 @@ class Defense:
 
     Raises:
         InputError: ``model``, ``members`` or ``sources`` are not modules, ``weights`` do not fit the members,
-            ``bypass`` names no submodule of the model, two ``attacks`` have one name, ``outputs`` is unknown, or
-            ``rejects`` is neither a class index nor a function.
+            ``bypass`` names no submodule of the model or gives one something else than a function, two ``attacks``
+            have one name, ``outputs`` is unknown, or ``rejects`` is neither a class index nor a function.
     """
 
     model: nn.Module
@@ -110,16 +114,9 @@ class Defense:
     rejects: Rejects | None = None
 
     def __post_init__(self) -> None:
-        check_is(
-            "model",
-            self.model,
-            "a torch.nn.Module, not its class, file or state dict; of a function of arrays, give "
-            "pytest_gradmask.black_box(function)",
-            nn.Module,
-        )
+        check_is("model", self.model, _MODEL, nn.Module)
         for argument in ("members", "sources"):
-            models = listed(argument, getattr(self, argument), "a list of torch.nn.Module", _is_module)
-            object.__setattr__(self, argument, tuple(models))
+            object.__setattr__(self, argument, tuple(listed_models(argument, getattr(self, argument))))
         attacks = listed("attacks", self.attacks, "a list of functions or of Attack", _is_attack)
         object.__setattr__(self, "attacks", tuple(attacks))
         check_is("name", self.name, "a text", str)
@@ -128,7 +125,7 @@ class Defense:
             raise InputError(f"outputs={shown(self.outputs)}: must be one of {', '.join(get_args(Outputs))}")
         index = self.rejects
         is_index = is_a(index, int) and not is_a(index, bool) and index >= 0  # type: ignore[operator]
-        if not (self.rejects is None or is_index or callable(self.rejects)):
+        if not (self.rejects is None or is_index or (callable(self.rejects) and not is_a(self.rejects, type))):
             raise InputError(
                 f"rejects={shown(self.rejects)}: must be the index of the class that means rejected, counted from 0, "
                 "or a function of the outputs, such as lambda logits: 0.9 - logits.softmax(1).amax(1)"
@@ -160,7 +157,7 @@ class Defense:
         for entry, approximation in _entries("bypass", self.bypass):
             name: Any = names.get(entry) if is_a(entry, nn.Module) else entry
             if not is_a(name, str) or name not in by_name or name == "":
-                known = ", ".join(list(by_name)[1:8]) or "none"
+                known = ", ".join(map(repr, list(by_name)[1:8])) or "none"
                 raise InputError(
                     f"bypass: {shown(entry)} is not a submodule of {self.name}; its submodules begin {known}"
                 )
@@ -168,8 +165,15 @@ class Defense:
         return found
 
 
-def _is_module(entry: object) -> bool:
-    return is_a(entry, nn.Module)
+def listed_models(argument: str, value: Any) -> list[nn.Module]:
+    """The models of a list.
+
+    Raises:
+        InputError: it is no list, or holds something else. One model is no list: iteration would give its layers.
+    """
+    if is_a(value, nn.Module) and not is_a(value, nn.ModuleList):
+        raise InputError(f"{argument}: got one {type(value).__name__}; must be a list of torch.nn.Module")
+    return listed(argument, value, "a list of torch.nn.Module", lambda entry: is_a(entry, nn.Module))
 
 
 def _is_attack(entry: object) -> bool:
@@ -185,15 +189,35 @@ def _name_of(function: object) -> str:
 
 def _entries(argument: str, value: Any) -> list[tuple[Any, Any]]:
     """The entries of ``bypass``, each with its approximation."""
-    wanted = "names of submodules or modules, or a mapping from these to functions"
+    wanted = 'a list of names of submodules or modules, as in ["0"], or a mapping from these to functions'
     if not is_a(value, Mapping):
         return [(entry, None) for entry in listed(argument, value, wanted, lambda entry: is_a(entry, str, nn.Module))]
-    return listed(argument, value.items(), wanted, lambda pair: is_a(pair, tuple) and len(pair) == 2)
+    pairs = listed(argument, value.items(), wanted, lambda pair: is_a(pair, tuple) and len(pair) == 2)
+    for entry, approximation in pairs:
+        if not _is_approximation(approximation):
+            raise InputError(
+                f"{argument}: {shown(entry)} has {shown(approximation)}; must have a function from its input to its "
+                "output, None for the identity, or FromImages()"
+            )
+    return pairs
+
+
+def _is_approximation(value: object) -> bool:
+    if value is None or (callable(value) and not is_a(value, type)):
+        return True
+    return type(value).__name__ == "FromImages"  # of a folder above this module, which cannot import it
 
 
 def as_defense(defense: Defense | nn.Module) -> Defense:
-    """A defense; a bare module becomes one about which the attacker knows nothing more."""
-    return defense if is_a(defense, Defense) else Defense(defense)  # type: ignore[return-value, arg-type]
+    """A defense; a bare module becomes one about which the attacker knows nothing more.
+
+    Raises:
+        InputError: it is neither.
+    """
+    if is_a(defense, Defense):
+        return defense  # type: ignore[return-value]
+    check_is("defense", defense, f"a Defense or {_MODEL}", nn.Module)
+    return Defense(defense)  # type: ignore[arg-type]
 
 
 def member_weights(weights: Sequence[float] | None, members: int) -> tuple[float, ...]:

@@ -89,7 +89,7 @@ def parse_model(text: str) -> ModelSpec:
     Raises:
         InputError: it is not a valid specification.
     """
-    check_is("model", text, f"a text: {MODELS}", str)
+    check_is("spec", text, f"a text: {MODELS}", str)
     kind, colon, name = text.partition(":")
     if not colon:
         kind, name = "fixture", text
@@ -143,7 +143,7 @@ def parse_data(text: str) -> DataSpec:
     Raises:
         InputError: it is not a valid specification, or has options that its kind does not take.
     """
-    check_is("data", text, f"a text: {DATA}", str)
+    check_is("spec", text, f"a text: {DATA}", str)
     kind, _, path = text.partition(":")
     if kind not in _DATA_KINDS:
         raise InputError(f"data {text!r}: unknown kind {kind!r}; use {DATA}")

@@ -66,7 +66,7 @@ MESSAGES = {
     "no_batch": "*InputError: images: shape is (); a batch has at least two axes*",
     "no_set": "*InputError: threat='Linf': must be a ThreatModel, such as *",
     "eps": "*InputError: eps, budget: no argument of audit(); *@pytest.mark.gradmask(eps=8/255)",
-    "weights": "*InputError: model=OrderedDict(*: must be a torch.nn.Module, not its class, file or state dict*",
+    "weights": "*InputError: defense=OrderedDict(*: must be a Defense or a torch.nn.Module, not its class*",
     "without_the_fixture": "*InputError: labels: dtype is torch.float32*",
     "constructor": "*InputError: bypass: 'nowhere' is not a submodule*",
     "threat": "*InputError: eps=-1*",

@@ -23,6 +23,13 @@ NOT_CALLED = {
     "PerturbationSet",
     *(name for name in gradmask.__all__ if name.endswith("Error")),
 }
+#: Messages that need not name the argument: its value does not fit another one, makes the model raise, names a file, or
+#: is a model in train mode, which is called by its class.
+OF_ANOTHER = {
+    *((name, "defense") for name in CALLS),
+    *(("Defense", "model"), ("Defense", "attacks"), ("pgd", "labels"), ("apgd", "labels")),
+    *(("load_model", "spec"), ("load_dataset", "spec")),
+}
 
 
 @contextmanager
@@ -52,6 +59,9 @@ def end_of(name: str, changed: Mapping[str, Callable[[], Any]]) -> str:
         message = str(error)
         if printable(message) != message:
             raise ValueError(f"not printable: {message!a}") from error
+        argument = next(iter(changed), "")
+        if len(changed) == 1 and argument not in message and (name, argument) not in OF_ANOTHER:
+            raise ValueError(f"does not name the argument: {message}") from error
         return "error of ours"
     except AssertionError:
         if not name.startswith("assert_"):

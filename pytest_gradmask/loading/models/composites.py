@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from pytest_gradmask.checks import check_is, is_a, listed
-from pytest_gradmask.defense import member_weights
+from pytest_gradmask.checks import check_is
+from pytest_gradmask.defense import listed_models, member_weights
 from pytest_gradmask.errors import InputError
 
 
@@ -40,7 +40,7 @@ class RandomizedEnsemble(nn.Module):
     ) -> None:
         super().__init__()
         check_is("each_image", each_image, "True or False", bool)
-        members = listed("members", members, "a list of torch.nn.Module", _is_module)
+        members = listed_models("members", members)
         if len(members) < 2:
             raise InputError(f"members: a randomized ensemble needs at least 2, got {len(members)}")
         self.members = nn.ModuleList(members)
@@ -75,7 +75,7 @@ class Mixture(nn.Module):
     ) -> None:
         super().__init__()
         check_is("probabilities", probabilities, "True or False", bool)
-        members = listed("members", members, "a list of torch.nn.Module", _is_module)
+        members = listed_models("members", members)
         if not members:
             raise InputError("members: there are none; a mixture needs at least 1")
         self.members = nn.ModuleList(members)
@@ -88,7 +88,3 @@ class Mixture(nn.Module):
         if self.probabilities:
             return (outputs * weights).sum(0)
         return (outputs.log_softmax(2) + weights.log()).logsumexp(0)
-
-
-def _is_module(entry: object) -> bool:
-    return is_a(entry, nn.Module)
