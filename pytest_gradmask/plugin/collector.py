@@ -84,8 +84,9 @@ class Collector:
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         """Write the files and call the report hook of other plugins, also after an interrupted run."""
-        if self._config.option.collectonly:
-            return
+        option = self._config.option
+        if option.collectonly or getattr(option, "setupplan", False) or getattr(option, "setuponly", False):
+            return  # no test runs
         # If a test was interrupted after its audits, they are on its item still, and on no report.
         for item in getattr(session, "items", []):
             for name, key in REPORT_ATTRIBUTES.items():

@@ -249,6 +249,8 @@ OPTIONS = (
         help="where attacks run: local, ray (the cluster of RAY_ADDRESS, or one of this machine alone) or ray:ADDRESS",
     ),
 )
+#: Names of those whose value is a file or a folder.
+PATHS = {option.name for option in OPTIONS if option.parse in (_file, _folder, _output_folder)}
 
 
 def add_options(parser: pytest.Parser) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import os
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from pytest_gradmask.errors import DependencyError, EngineError, InputError
 from pytest_gradmask.execution.engine import check_engine
 from pytest_gradmask.execution.precision import Precision
 from pytest_gradmask.loading import specs
-from pytest_gradmask.plugin.options import FLAGS, OPTIONS
+from pytest_gradmask.plugin.options import FLAGS, OPTIONS, PATHS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,7 +107,7 @@ def read_settings(config: pytest.Config) -> Settings:
         if value is None:
             text = str(config.getini(f"gradmask_{option.name}"))
             try:
-                value = option.parse(text) if text else None
+                value = option.parse(_from_ini(config, text) if option.name in PATHS else text) if text else None
             except argparse.ArgumentTypeError as error:
                 raise pytest.UsageError(f"ini value gradmask_{option.name}: {error}") from error
         values[option.name] = value
@@ -134,6 +135,12 @@ def read_settings(config: pytest.Config) -> Settings:
     if settings.enabled:
         _check_machine(settings)
     return settings
+
+
+def _from_ini(config: pytest.Config, path: str) -> str:
+    """A path of the ini file as it is from here. It is relative to that file, so that it is the same everywhere."""
+    folder = config.rootpath if config.inipath is None else config.inipath.parent
+    return path if os.path.isabs(path) or folder == Path.cwd() else os.path.relpath(folder / path)
 
 
 #: Options that only tests with a certain fixture notice.
