@@ -30,6 +30,7 @@ class Cache:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._warned = False
 
     def attack(self, key: str) -> AttackResult | None:
         """A stored result of one attack, or None."""
@@ -109,7 +110,9 @@ class Cache:
                 text = json.dumps(content).encode()
                 part.write_bytes(_hash(text) + b"\n" + text)
         except OSError as error:  # the audit must not lose its result because the disk is full
-            warnings.warn(f"gradmask cache: cannot store to {self.folder} ({error})", stacklevel=2)
+            if not self._warned:
+                self._warned = True  # once: what is true of one entry is true of the next
+                warnings.warn(f"gradmask cache: cannot store to {self.folder} ({error})", stacklevel=2)
 
 
 def _hash(content: bytes) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable, Iterator, Sequence, Sized
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -231,8 +232,14 @@ def _cache_folder(config: pytest.Config) -> Path | None:
         return None
     if settings.cache is not None:
         return settings.cache
-    # Without pytest's cache plugin (-p no:cacheprovider) no results are stored.
-    return Path(config.cache.mkdir("gradmask")) if getattr(config, "cache", None) is not None else None
+    cache = getattr(config, "cache", None)
+    if cache is None:  # without pytest's cache plugin (-p no:cacheprovider) no results are stored
+        return None
+    try:
+        return Path(cache.mkdir("gradmask"))
+    except OSError as error:  # in a folder that cannot be written to, an audit is not lost
+        warnings.warn(f"gradmask cache: results are not stored, and audits are not counted ({error})", stacklevel=2)
+        return None
 
 
 @pytest.fixture

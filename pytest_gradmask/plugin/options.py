@@ -90,8 +90,15 @@ def _duration(value: str) -> float:
     return seconds
 
 
+def _path(value: str) -> Path:
+    try:
+        return Path(value).expanduser()  # no shell does so behind a "="
+    except RuntimeError as error:
+        raise argparse.ArgumentTypeError(f"{value!r} starts with the home of an unknown user") from error
+
+
 def _file(value: str) -> Path:
-    file = Path(value)
+    file = _path(value)
     if file.is_dir() or not file.absolute().parent.is_dir():
         raise argparse.ArgumentTypeError(f"{value!r} is not a file in an existing directory")
     _check_writable(value, file.absolute().parent)
@@ -107,7 +114,7 @@ def _check_writable(value: str, folder: Path) -> None:
 
 
 def _folder(value: str) -> Path:
-    folder = Path(value)
+    folder = _path(value)
     if folder.exists() and not folder.is_dir():
         raise argparse.ArgumentTypeError(f"{value!r} is not a directory")
     return folder

@@ -140,7 +140,7 @@ def read_settings(config: pytest.Config) -> Settings:
 def _from_ini(config: pytest.Config, path: str) -> str:
     """A path of the ini file as it is from here. It is relative to that file, so that it is the same everywhere."""
     folder = config.rootpath if config.inipath is None else config.inipath.parent
-    return path if os.path.isabs(path) or folder == Path.cwd() else os.path.relpath(folder / path)
+    return path if path[:1] in ("/", "~") or folder == Path.cwd() else os.path.relpath(folder / path)
 
 
 #: Options that only tests with a certain fixture notice.

@@ -226,8 +226,9 @@ def test_a_file_system_that_refuses_costs_no_result(code: int, tmp_path: Path, m
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(os, "replace", refuse)
-    with pytest.warns(UserWarning, match="cannot store"):
+    with pytest.warns(UserWarning, match="cannot store") as warned:
         assert audited(linear(), cache=tmp_path).verdict is Verdict.NOT_MASKED
+    assert sum("cannot store" in str(each.message) for each in warned) == 1
     assert not [file for file in tmp_path.rglob("*") if file.suffix in (".part", ".result")]
 
 

@@ -59,6 +59,48 @@ def test_a_missing_folder_in_an_ini_file(pytester: pytest.Pytester, subfolder: P
     result.stderr.fnmatch_lines([f"*ini value gradmask_json: '{there}' is not a file in an existing directory*"])
 
 
+@pytest.mark.parametrize("by", ["option", "ini file"])
+def test_a_file_below_the_home(
+    pytester: pytest.Pytester, subfolder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, by: str
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    pytester.makeini("[pytest]\ngradmask_json = ~/out.json" if by == "ini file" else "[pytest]")
+    pytester.runpytest("--gradmask", *(["--gradmask-json=~/out.json"] if by == "option" else []))
+    assert (tmp_path / "out.json").is_file()
+    assert not [*subfolder.rglob("*.json")]
+
+
+def test_a_home_of_nobody(pytester: pytest.Pytester) -> None:
+    result = pytester.runpytest("--gradmask-json=~nobody-of-this-name/out.json")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["*--gradmask-json: '~nobody-*' starts with the home of an unknown user"])
+
+
+@pytest.mark.longer
+def test_a_folder_that_cannot_be_written_to(pytester: pytest.Pytester) -> None:
+    pytester.makeconftest(
+        """
+        def pytest_configure(config):
+            def mkdir(name):
+                raise PermissionError(f"no {name}")
+
+            config.cache.mkdir = mkdir
+        """
+    )
+    pytester.makepyfile(
+        """
+        from tests.toys import IMAGES, linear
+
+        def test_it(gradmask):
+            model = linear()
+            gradmask.audit(model, IMAGES[:3], model(IMAGES[:3]).argmax(1))
+        """
+    )
+    result = pytester.runpytest("--gradmask", "--gradmask-device=cpu", "-W", "default")
+    result.assert_outcomes(passed=1, warnings=2)  # the other: it asserts nothing
+    result.stdout.fnmatch_lines(["*gradmask cache: results are not stored, and audits are not counted (no gradmask)"])
+
+
 @pytest.mark.parametrize("option", ["--setup-plan", "--setup-only", "--collect-only"])
 def test_a_run_without_tests_writes_nothing(pytester: pytest.Pytester, option: str) -> None:
     pytester.makepyfile(TEST)
