@@ -153,9 +153,7 @@ def check_again(defense: Oracle, recording: Recording) -> list[Finding]:
             defense.reseed(recording.seed)
             with defense.frozen():
                 now = defense(recording.points)
-    except (
-        Exception
-    ) as error:  # the defense is not ours: it may refuse after a number of queries, or its memory may be full
+    except Exception as error:  # of the defense: it may refuse after many queries, or its memory may be full
         raised = f"after the attacks, points that it answered before raise {type(error).__name__}: {error}"
         return [Finding(STATEFUL, raised, undermines_attacks=True)]
     differing = differing_points(now, recording.answers, rounding(defense))

@@ -106,7 +106,7 @@ def run_probe(
     try:
         findings = list(probe(oracle, images, labels, threat=threat, generator=generator))
         invalid = next((found for found in findings if not isinstance(found, Finding)), None)
-    except Exception as error:
+    except Exception as error:  # the probe is the user's
         return [Finding("probe-fails", f"{name} raises {type(error).__name__}: {error}", undermines_attacks=True)]
     if invalid is not None:
         return [Finding("probe-fails", f"{name} returns {invalid!r}, which is not a Finding", undermines_attacks=True)]

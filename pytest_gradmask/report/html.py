@@ -140,7 +140,7 @@ def _picture(make: Callable[..., charts.Picture], *data: Any) -> dict[str, str]:
     """A chart, or the error that prevents it: a page without one of its charts is better than no page."""
     try:
         return make(*data)._asdict()
-    except Exception as error:
+    except Exception as error:  # of the library that draws
         return {"error": f"{type(error).__name__}: {error}"}
 
 

@@ -120,7 +120,8 @@ def test_blocks_of_signs_are_halved() -> None:
     assert signs[8] == [-1] + [1] * 7
 
 
-def test_images_without_a_misclassified_point_are_returned_unchanged() -> None:
+def test_images_without_a_misclassified_point() -> None:
+    """Images without a misclassified point are returned unchanged."""
     images, labels = draw(4, *SHAPE), torch.zeros(4, dtype=torch.long)
     found = rays(Constant(1.0, 0.0), images, labels, threat=ThreatModel(0.1), steps=30, generator=seeded())
     assert torch.equal(found, images)

@@ -89,7 +89,8 @@ def test_projection_onto_the_span(pairs: int) -> None:
     torch.testing.assert_close(cosine, torch.ones(3))
 
 
-def test_projection_of_what_depends_on_each_other_or_is_no_number() -> None:
+def test_projection_of_odd_directions() -> None:
+    """Projection of what depends on each other or is no number."""
     directions = torch.randn(4, 6, 1, 4, 4, generator=seeded())
     directions[:, 1] = directions[:, 0]
     differences = torch.ones(4, 6)

@@ -199,7 +199,8 @@ def test_a_mask_in_a_forward_is_bypassed() -> None:
     assert result.accuracy_under("bpda").value == 0
 
 
-def test_masking_without_a_bypass_is_found_by_other_adaptive_attacks() -> None:
+def test_masking_without_a_bypass_is_found() -> None:
+    """Masking without a bypass is found by other adaptive attacks."""
     budget = replace(TINY, square_queries=300, zero_order_pairs=20, zero_order_steps=10)
     result = audited(Defense(Inside().eval(), bypass=()), threat=ThreatModel(0.2), budget=budget)
     assert result.verdict is Verdict.MASKED
@@ -315,7 +316,8 @@ def test_no_correct_image_settles_nothing_and_attacks_nothing() -> None:
     assert result.clean_accuracy.count == 0
 
 
-def test_images_misclassified_without_an_attack_are_never_attacked() -> None:
+def test_misclassified_images_are_never_attacked() -> None:
+    """Images misclassified without an attack are never attacked."""
     model = linear()
     labels = predictions(model, IMAGES)
     labels[:3] = (labels[:3] + 1) % 4
@@ -425,7 +427,8 @@ def test_an_undefended_model_of_another_kind_is_not_masked(model: Defense | nn.M
     assert audited(model).verdict is Verdict.NOT_MASKED
 
 
-def test_a_masking_front_end_before_a_half_precision_model_is_found() -> None:
+def test_a_mask_before_a_half_precision_model() -> None:
+    """A masking front end before a half precision model is found."""
     assert audited(masked(KillGradient).half()).verdict is Verdict.MASKED
 
 

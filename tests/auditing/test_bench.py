@@ -27,7 +27,8 @@ def on(model: nn.Module | Defense) -> Any:
 
 
 @pytest.mark.parametrize("attack", ["pgd", "apgd-ce", "bpda", "square"])
-def test_an_attack_runs_alike_each_time_and_counts_its_own_passes(attack: str) -> None:
+def test_an_attack_runs_alike_each_time(attack: str) -> None:
+    """An attack runs alike each time and counts its own passes."""
     with on(masked(KillGradient)) as prepared:
         run = prepared.runner(attack)
         first, second = run(), run()
@@ -56,7 +57,8 @@ def test_randomized_defenses_are_sampled() -> None:
 
 
 @pytest.mark.parametrize("attack", ["bpda", "apgd"])
-def test_an_attack_that_does_not_run_is_an_error_that_names_those_that_do(attack: str) -> None:
+def test_an_attack_that_does_not_run_is_an_error(attack: str) -> None:
+    """An attack that does not run is an error that names those that do."""
     with on(linear()) as prepared, pytest.raises(InputError, match=rf"attack='{attack}': .* use one of pgd, apgd-ce"):
         prepared.runner(attack)
 

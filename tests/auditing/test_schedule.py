@@ -42,7 +42,8 @@ def verdict_first(script: Script, *, randomized: bool = False, events: list[Even
     return own
 
 
-def test_gradient_attacks_wait_for_images_that_one_side_alone_breaks() -> None:
+def test_gradient_attacks_wait() -> None:
+    """Gradient attacks wait for images that one side alone breaks."""
     script = Script({"pgd": {0}, "bpda": {1, 2, 3}, "placebo": {3, 4}, "apgd-ce": {1, 5}, "apgd-t": {2}})
     events: list[Event] = []
     own = verdict_first(script, events=events)
@@ -64,7 +65,8 @@ def test_gradient_attacks_wait_for_images_that_one_side_alone_breaks() -> None:
     assert len(script.given) == 9, "nothing is left to be tried"
 
 
-def test_what_neither_or_both_sides_break_needs_no_further_gradient_attack() -> None:
+def test_images_that_need_no_further_gradient_attack() -> None:
+    """What neither or both sides break needs no further gradient attack."""
     script = Script({"bpda": {1, 2}, "placebo": {1, 2}, "apgd-ce": {1}})
     own = verdict_first(script)
     assert {name for name, _ in script.given}.isdisjoint(GRADIENT)

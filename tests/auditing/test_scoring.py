@@ -246,7 +246,8 @@ class Witness:
         return (images + 0.15 * (labels == 0).view(-1, 1, 1, 1)).detach()
 
 
-def test_an_attack_is_given_labels_threat_and_random_numbers_of_its_own() -> None:
+def test_an_attack_gets_arguments_of_its_own() -> None:
+    """An attack is given labels, threat and random numbers of its own."""
     labels = torch.tensor([0, 1, 0, 0, 1, 0])
     attack = Witness()
     result = scorer(labels=labels).run(witnessed(attack), {1, 2, 3}, " again")
@@ -260,7 +261,8 @@ def test_an_attack_is_given_labels_threat_and_random_numbers_of_its_own() -> Non
     assert 0.01 <= result.seconds < 10
 
 
-def test_a_batch_that_is_halved_keeps_its_indices_and_draws_other_numbers() -> None:
+def test_a_halved_batch_keeps_its_indices() -> None:
+    """A batch that is halved keeps its indices and draws other numbers."""
     attack = Witness(at_most=2)
     result = scorer().run(witnessed(attack), range(6))
     assert result.broken == (0, 1, 2, 3, 4, 5)
@@ -300,7 +302,8 @@ def test_a_failure_tells_what_was_wrong_and_how_long_it_took() -> None:
     assert 0.01 <= result.seconds < 10
 
 
-def test_chunks_are_one_result_and_after_one_that_fails_no_other_runs() -> None:
+def test_chunks_are_one_result() -> None:
+    """Chunks are one result, and after one that fails no other runs."""
     images, labels = IMAGES[:1].repeat(250, 1, 1, 1), LABELS[:1].repeat(250)
     attack = Witness()
     bench = scorer(images=images, labels=labels)

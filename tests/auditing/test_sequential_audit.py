@@ -79,7 +79,9 @@ def test_the_seed_decides_which_images_are_looked_at_first() -> None:
     assert first.images != other.images
 
 
-def test_an_attack_that_crashes_in_the_first_batch_is_no_pass_in_the_second() -> None:
+def test_a_crash_in_the_first_batch_stays() -> None:
+    """An attack that crashes in the first batch is no pass in the second."""
+
     class Fragile(nn.Module):
         """Raises in its second half of gradients, at a time of its own."""
 

@@ -43,7 +43,8 @@ def simulate(audits: int, total: int, chances: Sequence[float], placebo: float, 
 @pytest.mark.longer
 @pytest.mark.parametrize("chance", [0.01, 0.05, 0.3])
 @pytest.mark.usefixtures("quick")
-def test_without_masking_at_most_one_audit_in_a_hundred_says_masked(chance: float) -> None:
+def test_rate_of_wrong_masked(chance: float) -> None:
+    """Without masking, at most one audit in a hundred says MASKED."""
     # The smallest of margins, so that the test alone has to prevent false alarms.
     # The placebo has the budget of all four attacks.
     counts = simulate(2000, total=100, chances=[chance] * 4, placebo=1 - (1 - chance) ** 4, margin=0.001)
@@ -58,7 +59,8 @@ def test_a_gap_of_20_points_is_found_on_200_images() -> None:
 
 
 @pytest.mark.parametrize(("total", "margin"), [(30, 0.25), (200, 0.05), (500, 0.02)])
-def test_a_gap_as_large_as_the_margin_is_called_none_at_most_once_in_a_hundred(total: int, margin: float) -> None:
+def test_rate_of_wrong_not_masked(total: int, margin: float) -> None:
+    """A gap as large as the margin is called none at most once in a hundred."""
     chance = 0.0
     for broken in range(round(margin * total) + 1):
         attacks = [AttackResult("bpda", "adaptive", broken=tuple(range(broken))), AttackResult("placebo", "placebo")]

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Collection, Generator, Sequence
 from dataclasses import replace
-from itertools import product
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
-from scipy.stats import binomtest
 
 from audits.calibration import randomized
-from audits.calibration.__main__ import DOCS, FILE, with_a_gap, without_masking
 from audits.calibration.attempts import repeat
 from audits.calibration.exact import (
     by_new_rule,
@@ -27,7 +22,7 @@ from audits.calibration.exact import (
     not_masked_chances,
     thresholds,
 )
-from audits.calibration.populations import FINDERS, Counts, Population, costs, draw, patterns
+from audits.calibration.populations import FINDERS, Counts, Population, draw, patterns
 from audits.calibration.randomized import RandomizedPopulation
 from audits.calibration.simulation import (
     ADAPTIVE,
@@ -43,7 +38,6 @@ from audits.calibration.simulation import (
     simulate,
 )
 from pytest_gradmask.auditing.audit_run import AuditRun
-from pytest_gradmask.auditing.budgets import BUDGETS
 from pytest_gradmask.auditing.events import ignore
 from pytest_gradmask.auditing.plan import PlannedAttack
 from pytest_gradmask.auditing.prepare import Prepared
@@ -51,26 +45,13 @@ from pytest_gradmask.auditing.scoring import Scorer, empty_result
 from pytest_gradmask.auditing.surface import AttackSurface
 from pytest_gradmask.defense import Defense
 from pytest_gradmask.randomized.streams import RandomStream
-from pytest_gradmask.verdict.interim import InterimAnalysis, attempt_share, plan_analyses
+from pytest_gradmask.verdict.interim import InterimAnalysis, plan_analyses
 from pytest_gradmask.verdict.paired import above_p, below_p, rejected_below
 from pytest_gradmask.verdict.results import AttackResult, Prediction
 from pytest_gradmask.verdict.rule import decide
-from pytest_gradmask.verdict.stats import clopper_pearson, mean_p
+from pytest_gradmask.verdict.stats import clopper_pearson
+from tests.audits.calibration_toys import CI, SURE, UNEQUAL, agrees, exceeds
 from tests.toys import CPU, TINY, KillGradient, masked
-
-CI = costs(BUDGETS["ci"])
-#: Costs of which not all are whole restarts of the placebo at the budget `TINY`.
-UNEQUAL: dict[str, Any] = {"costs": (12, 30, 60, 100), "restart": 2 * (TINY.apgd_steps + 1)}
-SURE = 0.999
-
-
-def exceeds(events: int, trials: int, rate: float) -> bool:
-    """Whether so many events are too many for a true rate of ``rate`` or less."""
-    return bool(clopper_pearson(events, trials, SURE)[0] > rate)
-
-
-def agrees(events: int, trials: int, rate: float) -> bool:
-    return bool(binomtest(events, trials, rate).pvalue > 1 - SURE)
 
 
 def uncorrected(evidence: Evidence) -> Counts:
@@ -195,68 +176,6 @@ def test_what_the_placebo_breaks_too_is_no_obstacle(images: int, margin: float, 
     old, new = not_masked_chances(images, margin, 0.02)
     assert new > old + gain
     assert not_masked_chances(images, margin, 0.0) == pytest.approx((1, 1))
-
-
-# the populations
-
-
-@pytest.mark.parametrize("correlation", [0.0, 0.3, 1.0])
-def test_tries_have_the_chance_and_the_correlation_they_are_said_to_have(correlation: float) -> None:
-    seen = patterns(Population(0.5, 0.1, correlation))
-    assert seen.chance.sum() == pytest.approx(1)
-    survivors = np.where(seen.survives, seen.chance, 0) / 0.5
-    # After one attack the placebo has had the budget of one try.
-    tries = np.column_stack([seen.broken, seen.stage <= 0])
-    assert (survivors @ tries).tolist() == pytest.approx([0.1] * 5)
-    both = float(survivors @ (tries[:, 0] & tries[:, 4]))
-    assert (both - 0.01) / 0.09 == pytest.approx(correlation)
-
-
-def test_the_placebo_has_the_budget_of_all_attacks_so_far_in_whole_restarts() -> None:
-    population = Population(0.5, 0.1, **UNEQUAL)
-    assert population.placebo_budgets() == pytest.approx([0.12, 0.48, 1.08, 2.04])
-    assert replace(population, placebo_share=0.5).placebo_budgets() == pytest.approx([0.06, 0.24, 0.54, 1.02])
-
-
-@pytest.mark.parametrize("correlation", [0.0, 0.5])
-def test_mean_passes_are_those_that_images_face(correlation: float) -> None:
-    population = Population.breaking(0.7, correlation, costs=(30, 60), placebo_gets="mean")
-    seen = patterns(population)
-    assert float(seen.chance @ seen.broken.any(1)) == pytest.approx(0.6 * 0.7)
-    soft = population.placebo / (population.placebo + correlation * (1 - population.placebo))
-    generator = np.random.default_rng(0)
-    # The pass that breaks an image, where each pass breaks it with the same chance.
-    hazard = 1 - (1 - population.placebo / soft) ** (1 / 60)
-    broken_at = np.where(generator.random(200_000) < soft, generator.geometric(hazard, 200_000), 10**9)
-    means = [np.minimum(broken_at, cost).mean() for cost in (30, 60)]
-    assert population.placebo_budgets() == pytest.approx([means[0] / 60, sum(means) / 60], rel=0.02)
-    assert replace(population, placebo_gets="unbroken").placebo_budgets() == pytest.approx([0.5, 1.5])
-
-
-def test_randomized_audits_are_measured_as_by_decide() -> None:
-    generator = np.random.default_rng(0)
-    for runs in (1, 7):
-        population = RandomizedPopulation(runs)
-        sampled = randomized.draw(population, 60, generator)
-        clean, predictions, attacks = randomized.results(population, sampled, 60)
-        decision = decide(clean, attacks, (), margin=0.02, confidence=CONFIDENCE, predictions=predictions)
-        each = randomized.differences(population, sampled, 60, 7)
-        assert decision.gap is not None
-        assert decision.gap.estimate == pytest.approx(each.mean())
-        assert decision.gap.p_value == pytest.approx(min(1.0, mean_p(each.tolist(), 0.0, -1.0) / attempt_share(1)))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("finders", FINDERS)
-def test_the_true_gap_is_what_many_images_show(finders: Any) -> None:
-    population = Population(0.6, 0.05, 0.2, gap=0.1, finders=finders, **CI)
-    seen = patterns(population)
-    clean, attacks = results(seen, draw(population, 100_000, 1, seed=0)[0], 3, 3)
-    decision = decide(clean, attacks, (), margin=0.05, confidence=CONFIDENCE)
-    assert decision.gap is not None
-    assert decision.gap.estimate == pytest.approx(seen.gap(3), abs=0.005)
-    assert seen.gap(3) == pytest.approx(0.1, abs=0.01)
-    assert patterns(Population(0.6, 0.0, gap=0.1, finders=finders)).gap(3) == pytest.approx(0.1)
 
 
 # the procedure
@@ -411,82 +330,3 @@ def test_a_series_goes_on_after_any_other_verdict() -> None:
     assert (found.counted, found.uncounted) == ([0, 0], [0, 0])
     found = repeat(Population(0.5, 0.0), (50, 60), NOT_MASKED, 0.25, 100, 0, images="more")
     assert (found.counted, found.uncounted) == ([100, 100], [100, 100])
-
-
-# the page
-
-
-def stored() -> dict[str, Any]:
-    return cast(dict[str, Any], json.loads(FILE.read_text()))
-
-
-@pytest.mark.longer
-def test_stored_rates_are_those_of_the_rules_of_today() -> None:
-    fresh = [*with_a_gap(200, sizes=(20,)), *without_masking(200, sizes=(100,), correlations=(0.0,))]
-    kept = [*stored()["with_a_gap"], *stored()["without_masking"]]
-    keys = ("images", "margin", "survival", "effect", "correlation", "gap", "finders")
-    matched = 0
-    for row in fresh:
-        (same,) = [k for k in kept if all(k[key] == row[key] for key in keys) and k.get("costs") == row.get("costs")]
-        for mode in ("exhaustive", "in_turn"):
-            for ours, theirs in zip(row[mode], same[mode], strict=True):
-                low, high = clopper_pearson(theirs, same["audits"], SURE)
-                assert clopper_pearson(ours, row["audits"], SURE)[0] <= high
-                assert clopper_pearson(ours, row["audits"], SURE)[1] >= low
-        matched += 1
-    assert matched == len(fresh) > 50
-
-
-def test_stored_rates_are_as_promised() -> None:
-    null, gaps, early = (stored()[name] for name in ("without_masking", "with_a_gap", "early_stopping"))
-    points = stored()["candidate_points"]
-    assert all(row["audits"] >= 10_000 for row in (*null, *early))
-    sizes, effects = ({row[key] for row in null} for key in ("images", "effect"))
-    assert (sizes, effects) == ({20, 100, 500}, {0.0, 0.01, 0.02, 0.05, 0.1})
-    fair = [row for row in early if row["placebo_gets"] == "unbroken"]
-    for mode in ("exhaustive", "in_turn"):
-        # The largest of many rates is above its true value by chance alone.
-        assert not any(exceeds(row[mode][MASKED], row["audits"], 0.01) for row in (*null, *fair))
-        assert not any(
-            exceeds(row[mode][NOT_MASKED], row["audits"], 0.01) for row in gaps if row["gap"] >= row["margin"]
-        )
-        assert not any(exceeds(row[mode], row["audits"], 0.01) for row in points if row["runs"] == 7)
-
-
-def test_stored_attempts_together_have_the_error_of_one() -> None:
-    rows = stored()["repeated_attempts"]
-    assert {(row["gap"] > 0, row["images"]) for row in rows} == set(product((False, True), ("new", "more")))
-    for row in rows:
-        assert row["users"] >= 10_000
-        assert not exceeds(row["counted"][-1], row["users"], 0.01)
-        assert exceeds(row["uncounted"][-1], row["users"], 0.01)
-
-
-def test_stored_rates_show_what_the_old_placebo_did() -> None:
-    early, points = stored()["early_stopping"], stored()["candidate_points"]
-    small = [row for row in early if row["placebo_gets"] == "mean" and row["broken"] >= 0.5]
-    assert all(exceeds(row["exhaustive"][MASKED], row["audits"], 0.01) for row in small if row["correlation"] == 0)
-    assert all(
-        exceeds(row["exhaustive"], row["audits"], 0.01) for row in points if (row["runs"], row["between"]) == (1, 0.1)
-    )
-
-
-def test_page_in_docs_shows_the_stored_result() -> None:
-    pytest.importorskip("matplotlib")
-    from audits.calibration.page import markdown
-
-    page = (DOCS / "calibration.md").read_text()
-    assert page == markdown(stored())
-    assert (DOCS / "figures" / "power.svg").exists()
-    changed = stored()
-    changed["with_a_gap"][-1]["exhaustive"] = [0, 0, changed["with_a_gap"][-1]["audits"]]
-    assert markdown(changed) != page
-
-
-def test_the_picture_is_drawn_alike_each_time(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
-    from audits.calibration.page import draw
-
-    for folder in ("first", "second"):
-        draw(stored()["power"], tmp_path / folder)
-    assert (tmp_path / "first" / "power.svg").read_bytes() == (tmp_path / "second" / "power.svg").read_bytes()

@@ -55,7 +55,8 @@ def test_what_a_mask_is(tmp_path: Path, pgd: float, bpda: float, masked: bool) -
     assert load(tmp_path).last("one").masked is masked
 
 
-def test_the_measurement_on_most_images_counts_and_the_start_does_not(tmp_path: Path) -> None:
+def test_the_measurement_on_most_images_counts(tmp_path: Path) -> None:
+    """The measurement on most images counts and the start does not."""
     result = run("one", pgd=0.75, steps=(0, 100, 200))
     more = {"clean": 0.75, "pgd": 0.5, "bpda": 0.25, "residual_sd": 0.01, "residual_gain_gradient": 2.0}
     result["measurement"].append({"step": 100, "images": 200, "running": more})
@@ -67,12 +68,14 @@ def test_the_measurement_on_most_images_counts_and_the_start_does_not(tmp_path: 
     assert evidence.longest(depth=49) == 0.2
 
 
-def test_a_run_that_was_only_measured_at_its_start_is_no_evidence(tmp_path: Path) -> None:
+def test_a_run_measured_at_its_start_is_no_evidence(tmp_path: Path) -> None:
+    """A run that was only measured at its start is no evidence."""
     keep(tmp_path, run("one", pgd=0.75, steps=(0,)))
     assert load(tmp_path).runs == {}
 
 
-def test_every_stored_training_is_in_the_table_of_everything_tried() -> None:
+def test_every_stored_training_is_in_the_table() -> None:
+    """Every stored training is in the table of everything tried."""
     evidence = load()
     assert sorted(found.recipe.name for found in evidence.all()) == sorted(evidence.runs)
     assert len(evidence.runs) >= 16

@@ -98,7 +98,8 @@ def test_subtracts_its_residual() -> None:
     assert not torch.allclose(front_end(images), images, atol=1e-2)
 
 
-def test_a_normalized_one_adds_no_more_than_a_deviation_of_what_it_sees() -> None:
+def test_a_normalized_one_adds_at_most_a_deviation() -> None:
+    """A normalized one adds no more than a deviation of what it sees."""
     front_end = perturbed(IdentityStart(4, 4, normalized=True))
     images = data().images
     wanted = images - front_end.std * front_end.residual((images - front_end.mean) / front_end.std)
@@ -207,7 +208,8 @@ def test_stronger_attacks_leave_no_more_than_there_was() -> None:
     assert figures["apgd_restarts"] <= figures["apgd"]
 
 
-def test_an_untrained_front_end_has_the_residual_that_was_asked_for() -> None:
+def test_residual_of_an_untrained_front_end() -> None:
+    """An untrained front end has the residual that was asked for."""
     images = data().images
     front_end = random_front_end(images, 0.02, depth=5, normalized=True, seed=0)
     assert (images - front_end(images)).std().item() == pytest.approx(0.02, rel=1e-3)

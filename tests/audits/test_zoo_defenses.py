@@ -96,7 +96,8 @@ def test_thermometer_codes_decode_up_to_resolution() -> None:
         torch.testing.assert_close(decoder(16)(encoder.soft(images)), images - 0.5 / 16)
 
 
-def test_bypass_of_thermometer_is_fitted_and_of_quantization_identity() -> None:
+def test_bypasses_of_thermometer_and_quantization() -> None:
+    """Bypass of thermometer is fitted and of quantization identity."""
     codes = nn.Sequential(Thermometer(), decoder(), linear(shape=(3, 8, 8))).eval()
     found = find_bypass(codes, draw(4, 3, 8, 8))
     assert list(found) == ["0"]
@@ -122,7 +123,8 @@ def test_both_jpegs_agree(quality: int) -> None:
     assert (ours(grey) - theirs(grey)).abs().mean() < (theirs(grey) - grey).abs().mean()
 
 
-def test_jpeg_tables_are_those_of_the_standard_at_50_and_ones_at_100() -> None:
+def test_jpeg_tables_are_those_of_the_standard() -> None:
+    """JPEG tables are those of the standard at quality 50, and ones at 100."""
     assert quantization_tables(50)[0, 0, :3].tolist() == [16, 11, 10]
     assert quantization_tables(50)[1, 3, 3] == 99
     assert (quantization_tables(100) == 1).all()
@@ -139,7 +141,8 @@ def variation(images: Tensor) -> Tensor:
     return images.diff(dim=2).abs().mean((1, 2, 3)) + images.diff(dim=3).abs().mean((1, 2, 3))
 
 
-def test_total_variation_falls_with_the_weight_and_a_constant_stays() -> None:
+def test_total_variation_falls_with_the_weight() -> None:
+    """Total variation falls with the weight and a constant stays."""
     images = DATA.images[:8]
     little, much = variation(TotalVariation(0.02)(images)), variation(TotalVariation(0.1)(images))
     assert (much < little).all()
@@ -246,7 +249,9 @@ def test_the_order_of_the_largest_stays(wrapper: Callable[[nn.Module], nn.Module
     assert torch.equal(predictions(wrapper(backbone), DATA.images), predictions(backbone, DATA.images))
 
 
-def test_reverse_sigmoid_falls_where_it_should_rise_and_only_there() -> None:
+def test_where_reverse_sigmoid_falls() -> None:
+    """Reverse sigmoid falls where it should rise, and only there."""
+
     class FixedLogits(nn.Module):
         def forward(self, logits: Tensor) -> Tensor:
             return logits

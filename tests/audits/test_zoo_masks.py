@@ -162,7 +162,8 @@ def test_a_reference_on_a_detector_breaks_what_is_accepted() -> None:
 # defenses that must not pass
 
 
-def test_a_memory_answers_near_queries_with_the_first_answer_and_others_itself() -> None:
+def test_a_memory_repeats_its_answer_to_near_queries() -> None:
+    """A memory answers near queries with the first answer, and others itself."""
     memory, images = QueryMemory(linear(), neighbours=3), draw(4, 3, 8, 8)
     untouched = copy.deepcopy(memory)
     first = memory(images)
@@ -174,7 +175,8 @@ def test_a_memory_answers_near_queries_with_the_first_answer_and_others_itself()
     assert untouched.queries is None
 
 
-def test_batch_statistics_depend_on_the_batch_and_the_backbone_does_not() -> None:
+def test_batch_statistics_depend_on_the_batch() -> None:
+    """Batch statistics depend on the batch and the backbone does not."""
     for model, same in (
         (load_model("vgg-adversarial"), True),
         (adapt_batch_norms(load_model("vgg-adversarial")), False),

@@ -10,62 +10,26 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from audits.defenses.shattered import Detached, GradientKiller, Quantization
 from audits.honest.wrong_gradient import size_for_cosine, wrong_gradient
-from pytest_gradmask import assert_attack_passes_binarization_test, load_model
 from pytest_gradmask.attacks.bypass.bpda import bypassed
 from pytest_gradmask.attacks.losses import logit_margin
 from pytest_gradmask.attacks.pgd import apgd, pgd
-from pytest_gradmask.binarization.run import BinarizationTest, binarization_test
-from pytest_gradmask.binarization.single_image import Outcome
+from pytest_gradmask.binarization.run import BinarizationTest
 from pytest_gradmask.defense import Defense
-from pytest_gradmask.errors import DefenseError, InputError
-from pytest_gradmask.loading.datasets import load_dataset
+from pytest_gradmask.errors import InputError
 from pytest_gradmask.loading.models.composites import Composite, Mixture, RandomizedEnsemble
-from pytest_gradmask.loading.models.front_ends import calibrated_front_end
-from pytest_gradmask.threat import Norm, ThreatModel
+from pytest_gradmask.threat import ThreatModel
+from tests.binarization.binarization_toys import IMAGES, PGD, THREAT, convnet, half_fgsm, on_toy
 from tests.toys import (
     Detach,
     KillGradient,
     Noisy,
     Quantize,
     Softmax,
-    draw,
     global_state,
     masked,
     predictions,
-    seeded,
 )
-
-IMAGES = draw(8, 3, 8, 8)
-THREAT = ThreatModel(0.1)
-PGD = partial(pgd, steps=10)
-
-
-def convnet(features: int = 32, seed: int = 0) -> nn.Sequential:
-    """Two convolutions and a linear layer, for 3 x 8 x 8 images."""
-    model = nn.Sequential(
-        nn.Conv2d(3, 16, 3, padding=1),
-        nn.ReLU(),
-        nn.Conv2d(16, features, 3, padding=1),
-        nn.ReLU(),
-        nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(),
-        nn.Linear(features, 4),
-    )
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.normal_(0, 0.3, generator=seeded(seed))
-    return model.eval()
-
-
-def on_toy(
-    defense: nn.Module | Defense, attack: Callable[..., Tensor] = PGD, seed: int = 0, **arguments: Any
-) -> BinarizationTest:
-    labels = torch.arange(len(IMAGES)) % 4
-    return binarization_test(
-        attack, defense, IMAGES, labels, **{"threat": THREAT, "generator": seeded(seed), **arguments}
-    )
 
 
 def unmoved(_model: nn.Module, images: Tensor, _labels: Tensor, **_: Any) -> Tensor:
@@ -111,13 +75,6 @@ def test_attack_without_search_fails(attack: Callable[..., Tensor], threat: Thre
     assert result.fails
     assert result.passed == 0
     assert result.queries == 0
-
-
-def half_fgsm(model: nn.Module, images: Tensor, labels: Tensor, *, threat: ThreatModel, **_: Any) -> Tensor:
-    """One step of half of eps along the gradient of the logit margin."""
-    points = images.clone().requires_grad_(True)
-    (gradient,) = torch.autograd.grad(logit_margin(model(points), labels).sum(), points)
-    return threat.project(images + threat.eps / 2 * threat.step(gradient), images)
 
 
 @both_norms
@@ -318,154 +275,3 @@ def test_no_trace_is_left() -> None:
     assert [(module.training, len(module._forward_hooks)) for module in model.modules()] == flags
     assert not any(module._forward_pre_hooks or "forward" in module.__dict__ for module in model.modules())
     assert all(parameter.requires_grad and parameter.grad is None for parameter in model.parameters())
-
-
-def test_exception_of_the_attack_is_named() -> None:
-    def broken(*_: Any, **__: Any) -> Tensor:
-        raise ZeroDivisionError("mine")
-
-    with pytest.raises(InputError, match="attack: raised ZeroDivisionError: mine"):
-        on_toy(convnet(), broken)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"attack": None}, "attack=None: must be a function"),
-        ({"attack": lambda *_, **__: None}, "attack: returned NoneType for images of shape"),
-        ({"attack": lambda model, images, labels, **_: images[0]}, r"attack: returned \(3, 8, 8\)"),
-        ({"generator": 3}, "generator=3: must be a CPU generator"),
-        ({"through": "me"}, "through='me': must be a torch.nn.Module"),
-        ({"separation": 0.0}, "separation=0.0: must be a share of eps"),
-        ({"separation": 1.0}, "separation=1.0: must be a share of eps"),
-        ({"inner": 1}, "inner=1: must be a whole number of at least 2"),
-        ({"boundary": 0}, "boundary=0: must be a whole number of at least 1"),
-        ({"forwards": 0}, "forwards=0: must be a whole number of at least 1"),
-        ({"forwards": 1.5}, "forwards=1.5: must be a whole number"),
-        ({"confidence": 1.0}, "confidence=1.0: must be between 0.5 and 1"),
-    ],
-)
-def test_bad_arguments_are_refused(arguments: dict[str, Any], message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        on_toy(convnet(), **arguments)
-
-
-def test_input_that_audits_refuse_is_refused() -> None:
-    with pytest.raises(InputError, match="images: dtype is uint8"):
-        binarization_test(PGD, convnet(), IMAGES.byte(), torch.zeros(8).long(), threat=THREAT, generator=seeded())
-    with pytest.raises(DefenseError, match="train mode"):
-        on_toy(convnet().train())
-    with torch.inference_mode(), pytest.raises(InputError, match="inference_mode"):
-        on_toy(convnet())
-
-
-def outcomes(**counts: int) -> tuple[Outcome, ...]:
-    return tuple(kind for kind, count in counts.items() for _ in range(count))  # type: ignore[misc]
-
-
-@pytest.mark.parametrize(
-    ("counts", "ok", "fails"),
-    [
-        ({"passed": 8}, True, False),
-        ({"passed": 7, "trivial": 1}, True, False),
-        ({"passed": 6, "trivial": 2}, False, False),
-        ({"passed": 7, "failed": 1}, False, False),
-        ({"passed": 19, "failed": 1}, True, False),
-        ({"passed": 18, "failed": 2}, False, False),
-        ({"passed": 4, "failed": 4}, False, True),
-        ({"failed": 8}, False, True),
-        ({"failed": 2}, False, True),
-        ({"failed": 1}, False, False),
-        ({"trivial": 4, "unseparable": 4}, False, False),
-    ],
-    ids=str,
-)
-def test_ok_and_fails_by_counts(counts: dict[str, int], ok: bool, fails: bool) -> None:
-    result = BinarizationTest(outcomes=outcomes(**counts), confidence=0.99)
-    assert (result.ok, result.fails) == (ok, fails)
-    assert result.tested == counts.get("passed", 0) + counts.get("failed", 0)
-
-
-def asserted(model: nn.Module, attack: Callable[..., Tensor] = PGD, count: int = 8) -> None:
-    labels = predictions(model, IMAGES[:count])
-    assert_attack_passes_binarization_test(attack, model, IMAGES[:count], labels, threat=THREAT, generator=seeded())
-
-
-def test_assertion_is_silent_if_the_attack_passes() -> None:
-    asserted(convnet())
-
-
-def test_message_of_the_assertion() -> None:
-    with pytest.raises(AssertionError) as failure:
-        asserted(masked(KillGradient, convnet()))
-    message = str(failure.value)
-    assert message.startswith("expected pgd to pass the binarization test on Sequential, but it found 0 of 8 embedded")
-    assert "0.0% [0.0%, 43.8%] at 99% confidence" in message
-    assert "through=bypassed(...)" in message
-
-
-def test_assertion_fails_on_too_few_images() -> None:
-    with pytest.raises(AssertionError, match=r"(?s)found 3 of 3 .*does not prove a failure.*More than 3 images"):
-        asserted(convnet(), count=3)
-
-
-@pytest.fixture(scope="module")
-def resnet() -> nn.Module:
-    return load_model("resnet-standard")
-
-
-def on_resnet(model: nn.Module, through: nn.Module | None = None) -> BinarizationTest:
-    data = load_dataset("embedded", samples=8)
-    attack = partial(apgd, steps=20)
-    return binarization_test(
-        attack, model, data.images, data.labels, threat=ThreatModel(), generator=seeded(), through=through
-    )
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("norm", ["Linf", "L2", "L1"])
-def test_apgd_passes_on_trained_classifier(resnet: nn.Module, norm: Norm) -> None:
-    threat = ThreatModel(8 / 255 if norm == "Linf" else 0.5, norm)
-    data = load_dataset("embedded", samples=8)
-    assert_attack_passes_binarization_test(
-        partial(apgd, steps=20), resnet, data.images, data.labels, threat=threat, generator=seeded()
-    )
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("mask", ["gradient-killer", "detached", "deep"])
-def test_mask_before_trained_classifier(resnet: nn.Module, mask: str) -> None:
-    if mask == "deep":
-        images = load_dataset("embedded").images
-        front: nn.Module = calibrated_front_end(images, residual_std=0.01, seed=0, depth=65, width=16)
-    else:
-        front = {"gradient-killer": GradientKiller, "detached": Detached}[mask]()
-    model = nn.Sequential(front, resnet).eval()
-    assert on_resnet(model).fails
-    assert on_resnet(model, through=bypassed(model, {"0": None})).ok
-
-
-@pytest.mark.slow
-def test_bpda_does_not_reach_what_rounding_adds(resnet: nn.Module) -> None:
-    """The search without gradients makes use of the steps of a quantization; BPDA with the identity cannot see them."""
-    model = nn.Sequential(Quantization(), resnet).eval()
-    blind, around = on_resnet(model), on_resnet(model, through=bypassed(model, {"0": None}))
-    assert blind.fails
-    assert blind.passed == 0 < around.passed
-    assert not around.ok
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("steps", [20, 50])
-def test_wrong_gradient_in_trained_classifier(resnet: nn.Module, steps: int) -> None:
-    data, threat = load_dataset("embedded", samples=8), ThreatModel()
-    layer = resnet.get_submodule("1.layer1")
-
-    def tested(attack: Callable[..., Tensor]) -> BinarizationTest:
-        return binarization_test(attack, resnet, data.images, data.labels, threat=threat, generator=seeded())
-
-    size = size_for_cosine(resnet, layer, data.images, data.labels, 0.5)
-    with wrong_gradient(layer, size):
-        assert tested(partial(apgd, steps=steps)).fails
-    assert tested(partial(apgd, steps=steps)).ok
-    assert tested(half_fgsm).passed == 0

@@ -116,7 +116,8 @@ def test_what_has_compared_nothing_is_no_attempt(tmp_path: Path) -> None:
     assert attempts(tmp_path, {}) == [1]
 
 
-def test_an_interruption_keeps_the_attempt_of_an_audit_that_ended_before(tmp_path: Path) -> None:
+def test_an_interruption_keeps_earlier_attempts(tmp_path: Path) -> None:
+    """An interruption keeps the attempt of an audit that ended before."""
     Attempt(1).release()
     take_attempt(tmp_path, "question", "audit")
     take_attempt(tmp_path, "question", "audit").release()

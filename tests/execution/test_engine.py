@@ -94,7 +94,8 @@ def test_exhaustive_audit_is_the_same_wherever_attacks_run() -> None:
     assert timeless(there) == timeless(here)
 
 
-def test_adaptive_attacks_are_cancelled_once_the_verdict_is_certain() -> None:
+def test_adaptive_attacks_are_cancelled() -> None:
+    """Adaptive attacks are cancelled once the verdict is certain."""
     engine = Elsewhere()
     audit = audited(masked(KillGradient), engine=engine)
     assert audit.verdict is Verdict.MASKED

@@ -71,7 +71,8 @@ def test_until_an_adaptive_attack_has_run_both_ends_are_possible() -> None:
     assert clock.left(1800) == 100 * 21 + placebo + 680 * 9
 
 
-def test_after_a_decisive_attack_the_deferred_ones_run_on_what_it_has_broken() -> None:
+def test_deferred_attacks_after_a_decisive_one() -> None:
+    """After a decisive attack, the deferred ones run on what it has broken."""
     clock = after_pgd(Clock(total=20))
     clock.begin(started(BPDA, 20), 600)
     clock.attack_ended(ended(BPDA, 20, 40, broken=20), 700)
@@ -81,7 +82,8 @@ def test_after_a_decisive_attack_the_deferred_ones_run_on_what_it_has_broken() -
     assert clock.left(2000) == 60 * 21
 
 
-def test_few_images_cannot_exclude_masking_so_there_is_no_check() -> None:
+def test_no_attack_check_of_few_images() -> None:
+    """Few images cannot exclude masking: no attack check."""
     clock = after_pgd(Clock(total=10, margin=0.25), images=10)
     clock.begin(started(PLACEBO, 10, seen=10), 1200)
     assert clock.left(1200) == 60 * 11
@@ -90,7 +92,8 @@ def test_few_images_cannot_exclude_masking_so_there_is_no_check() -> None:
     assert enough.left(1200) == 60 * 11 + 680 * 9
 
 
-def test_the_placebo_gets_what_adaptive_attacks_have_had_also_beyond_the_plan() -> None:
+def test_the_placebo_follows_adaptive_attacks_beyond_the_plan() -> None:
+    """The placebo gets what adaptive attacks have had, also beyond the plan."""
     clock = after_pgd(Clock(total=20))
     clock.begin(started(BPDA, 20), 600)
     clock.attack_ended(ended(BPDA, 20, 4000), 1800)  # 400 passes an image, which a placebo needs 600 forwards for
@@ -129,7 +132,8 @@ def test_earlier_audits_say_what_a_step_takes() -> None:
     assert clock.left(600) == 3 * 60 * 3
 
 
-def test_before_the_first_attack_the_last_audit_says_how_long_this_one_takes() -> None:
+def test_the_first_estimate_is_from_the_last_audit() -> None:
+    """Before the first attack, the last audit says how long this one takes."""
     clock = Clock(total=20, earlier={AUDIT: 10})
     clock.begin(Message("preflight"), 5)
     assert clock.left(5) == 200
@@ -199,7 +203,8 @@ def replayed(timeline: Mapping[str, Any], earlier: Mapping[str, float]) -> tuple
 
 
 @pytest.mark.parametrize("budget", ["smoke", "ci"])
-def test_estimates_are_within_a_factor_of_two_for_most_of_the_run(budget: str) -> None:
+def test_most_estimates_are_within_a_factor_of_two(budget: str) -> None:
+    """Estimates are within a factor of two for most of the run."""
     timelines = [each for each in TIMELINES if each["budget"] == budget]
     assert len(timelines) >= 4
     again, other, last = [], [], dict[str, float]()

@@ -27,6 +27,8 @@ from pytest_gradmask.report.evidence import collection
 TESTS = (
     DEFENSES
     + """
+    from pytest_gradmask import DefenseError
+
     def test_masked(gradmask):
         model = masked()
         assert_gradient_masking(gradmask.audit(model, *batch(model)))
@@ -34,7 +36,7 @@ TESTS = (
     def test_train_mode(gradmask):
         model = linear()
         images, labels = batch(model)
-        with pytest.raises(Exception, match="train mode"):
+        with pytest.raises(DefenseError, match="train mode"):
             gradmask.audit(model.train(), images, labels)
 
     @pytest.mark.gradmask

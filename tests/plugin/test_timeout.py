@@ -230,7 +230,8 @@ def test_the_timer_of_another_plugin_rings_inside() -> None:
     assert rung == [True]
 
 
-def test_our_time_is_up_after_the_timer_of_another_plugin_has_rung() -> None:
+def test_our_timer_after_that_of_another_plugin() -> None:
+    """Our time is up after the timer of another plugin has rung."""
     with other_timer(lambda rung: rung.append(True), 0.1) as rung:
         with pytest.raises(AuditTimeoutError, match=r"more than 0\.5 s"), time_limit(0.5):
             time.sleep(30)

@@ -55,7 +55,8 @@ def test_a_small_difference_is_no_finding() -> None:
         pytest.param("bpda", ["bypass-beats-white-box"], id="bpda"),
     ],
 )
-def test_an_attack_that_breaks_what_gradients_do_not_is_a_finding(name: str, wanted: list[str]) -> None:
+def test_an_attack_that_beats_gradients_is_a_finding(name: str, wanted: list[str]) -> None:
+    """An attack that breaks what gradients do not is a finding."""
     results = audit(**{name: range(10)})
     assert ids(results) == wanted
     message = compare_attacks(results, 100, 0.99)[0].message
@@ -74,7 +75,8 @@ def test_operations_that_hide_the_gradient_are_named() -> None:
     assert [found.id for found in compare_attacks(other, 100, 0.99, hidden_by=hidden_by)] == ["bypass-beats-white-box"]
 
 
-def test_what_the_placebo_breaks_too_is_budget_and_no_finding_of_its_own() -> None:
+def test_what_the_placebo_breaks_too_is_no_finding() -> None:
+    """What the placebo breaks too is budget and no finding of its own."""
     assert ids(audit(square=range(10), bpda=range(10), placebo=range(10))) == ["not-converged"]
 
 

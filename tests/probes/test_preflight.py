@@ -254,7 +254,8 @@ def test_images_are_not_changed() -> None:
 PIXELS = 255 * torch.rand(4, 3, 8, 8)
 
 
-def test_eps_for_images_in_0_1_is_far_below_a_grey_level_of_0_255() -> None:
+def test_an_eps_for_images_of_another_scale() -> None:
+    """Eps for images in [0, 1] is far below a grey level of images in [0, 255]."""
     (finding,) = small_eps(ThreatModel(eps=8 / 255, bounds=(0, 255)), PIXELS)
     assert (finding.id, finding.undermines_attacks) == ("tiny-eps", True)
     assert "0.031 grey levels" in finding.message

@@ -88,7 +88,7 @@ def test_each_argument_with_each_odd_value(name: str, monkeypatch: pytest.Monkey
         for number, make in enumerate(ODD):
             try:
                 end_of(name, {argument: make})
-            except Exception as error:
+            except Exception as error:  # each is listed, so that one run shows them all
                 escaped.append(f"{argument}=#{number}: {type(error).__name__}: {str(error)[:100]}")
     assert not escaped, "\n".join(escaped)
 

@@ -40,7 +40,8 @@ def test_a_claim_above_what_attacks_leave_is_refuted(hidden: Any) -> None:
     assert ".." not in message
 
 
-def test_a_claim_below_it_is_compatible_also_if_the_gradient_is_masked(hidden: Any, honest: Any) -> None:
+def test_a_lower_claim_is_compatible_with_a_mask(hidden: Any, honest: Any) -> None:
+    """A claim below it is compatible also if the gradient is masked."""
     for audit in (hidden, honest):
         assert_claim(audit, robust_accuracy=audit.robust_accuracy.high, source="a paper")
         assert_claim(audit, robust_accuracy=0, source="a paper")

@@ -81,7 +81,8 @@ def test_the_overview_begins_with_a_card_for_each_verdict() -> None:
     assert all(f'id="{link}"' in text for _, link, *_ in cards(text))
 
 
-def test_a_card_names_what_hides_the_gradient_instead_of_its_first_reason() -> None:
+def test_a_card_names_what_hides_the_gradient() -> None:
+    """A card names what hides the gradient instead of its first reason."""
     site = {"name": "torch.round", "file": "mine.py", "line": 8, "count": 1}
     finding = {"id": "hidden-gradient", "message": "it is", "undermines_attacks": False, "link": ""}
     known = plain_audit(verdict="MASKED", operations=[site], findings=[finding])

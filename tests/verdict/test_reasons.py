@@ -113,7 +113,8 @@ def test_a_gap_needs_adaptive_attacks_and_a_placebo_only() -> None:
     assert gap.excess == 6
 
 
-def test_what_the_placebo_breaks_beyond_gradient_attacks_counts_against_them() -> None:
+def test_what_the_placebo_alone_breaks_is_a_reason() -> None:
+    """What the placebo breaks beyond gradient attacks counts against them."""
     unconverged = (
         "the gradient attacks have not converged: the placebo alone breaks another {} percentage points; "
         "use a larger budget"

@@ -83,7 +83,8 @@ def test_without_its_attacks_there_is_no_autoattack_accuracy(audit: Audit) -> No
 
 
 @pytest.mark.parametrize("status", ["failed", "skipped", "skipped-early"])
-def test_unless_each_of_its_attacks_ran_there_is_no_autoattack_accuracy(audit: Audit, status: Status) -> None:
+def test_autoattack_accuracy_needs_all_its_attacks(audit: Audit, status: Status) -> None:
+    """Unless each of its attacks ran, there is no AutoAttack accuracy."""
     attacks = [replace(result, status=status) if result.name == "square" else result for result in audit.attacks]
     assert replace(audit, attacks=tuple(attacks)).autoattack_accuracy is None
 

@@ -79,9 +79,8 @@ def test_a_harmless_gap_is_not_masked() -> None:
 
 
 @pytest.mark.parametrize(("survivors", "expected"), [(0, Verdict.NOT_MASKED), (1, Verdict.INCONCLUSIVE)])
-def test_a_finding_is_moot_where_gradient_attacks_leave_surely_less_than_the_margin(
-    survivors: int, expected: Verdict
-) -> None:
+def test_a_finding_is_moot_where_little_is_left(survivors: int, expected: Verdict) -> None:
+    """A finding is moot where gradient attacks leave surely less than the margin."""
     # At 99 %, none of 20 is surely below 25 points, one of 20 is not.
     assert judge(20, evidence(gradient=range(survivors, 20)), [UNDERMINED]).verdict is expected
 
@@ -192,7 +191,8 @@ def test_what_a_gradient_attack_breaks_too_is_no_gap() -> None:
 
 
 @pytest.mark.parametrize("findings", [[], [UNDERMINED]])
-def test_neither_a_failed_adaptive_attack_nor_a_finding_stops_masked(findings: list[Finding]) -> None:
+def test_what_does_not_stop_masked(findings: list[Finding]) -> None:
+    """Neither a failed adaptive attack nor a finding stops MASKED."""
     attacks = [*evidence(adaptive=range(20)), failed("zero-order", "adaptive")]
     assert judge(20, attacks, findings).verdict is Verdict.MASKED
 

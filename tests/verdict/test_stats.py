@@ -84,7 +84,8 @@ def test_images_to_exclude_suffices_and_one_fewer_does_not(margin: float, rate: 
 
 
 @pytest.mark.parametrize("rate", [0.05, 0.2])
-def test_no_number_of_images_excludes_a_margin_that_the_rate_reaches(rate: float) -> None:
+def test_a_margin_that_the_rate_reaches(rate: float) -> None:
+    """No number of images excludes a margin that the rate reaches."""
     assert images_to_exclude(0.05, rate, 0.99) is None
 
 
@@ -114,7 +115,8 @@ def test_bounds_of_a_difference_know_nothing_without_values() -> None:
 
 
 @pytest.mark.parametrize("confidence", [0.9, 0.99])
-def test_bounds_of_a_difference_are_where_the_test_starts_to_reject(confidence: float) -> None:
+def test_bounds_of_a_difference_invert_the_test(confidence: float) -> None:
+    """Bounds of a difference are where the test starts to reject."""
     values = [0.4, 0.5, -0.1, 0.0, 0.3] * 12
     low, high = difference_bounds(values, confidence)
     assert mean_p(values, low, -1) < 1 - confidence < mean_p(values, low + 1e-5, -1)
@@ -135,9 +137,8 @@ def test_p_of_a_mean_sees_a_difference() -> None:
 
 
 @given(st.lists(st.floats(0, 1), max_size=60), st.sampled_from([0.9, 0.99]))
-def test_bounds_of_an_accuracy_hold_its_estimate_and_contain_the_binomial_ones(
-    chances: list[float], confidence: float
-) -> None:
+def test_bounds_of_an_accuracy_are_wide_enough(chances: list[float], confidence: float) -> None:
+    """Bounds of an accuracy hold its estimate and contain the binomial ones."""
     low, high = accuracy_bounds(chances, confidence)
     assert 0 <= low <= high <= 1
     if chances:
