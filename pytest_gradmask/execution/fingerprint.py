@@ -12,9 +12,7 @@ from __future__ import annotations
 import collections
 import enum
 import functools
-import hashlib
 import logging
-import os
 import random
 import re
 import types
@@ -28,11 +26,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pytest_gradmask.errors import GradmaskError
 from pytest_gradmask.execution.bytecode import code_digest
+from pytest_gradmask.execution.hashes import FingerprintError, content_of_plain, hash_of_plain, hash_of_tensor, hashed
 from pytest_gradmask.execution.layout import attributes, hides_state
 from pytest_gradmask.execution.packages import is_installed, is_installed_file, package_identity
 from pytest_gradmask.execution.references import Reached, reached
+
+__all__ = ["FingerprintError", "fingerprint"]
 
 #: Attributes of modules that do not change what they compute, or that are hashed separately.
 _BOOKKEEPING = {
@@ -69,10 +69,6 @@ _NamedField: type = type(collections.namedtuple("_", "field").field)  # type: ig
 _Handler = Callable[[Any], Iterable[object]]
 
 
-class FingerprintError(GradmaskError):
-    """An object cannot be hashed; the message names it."""
-
-
 def fingerprint(*values: object) -> str:
     """Hash plain data, tensors, modules, functions, classes and objects made of them; 64 hexadecimal digits.
 
@@ -105,7 +101,7 @@ class _Traversal:
         }
         self._kinds: dict[type, _Handler] = {
             torch.nn.Module: self._module,
-            Tensor: lambda tensor: (_tensor(tensor),),
+            Tensor: lambda tensor: (hash_of_tensor(tensor),),
             np.ndarray: self._array,
             np.generic: lambda value: (repr(value.dtype), value.tobytes()),
             list: list.__iter__,
@@ -118,7 +114,7 @@ class _Traversal:
             set: lambda value: sorted(_Traversal().total(entry) for entry in set.__iter__(value)),
             frozenset: lambda value: sorted(_Traversal().total(entry) for entry in frozenset.__iter__(value)),
             enum.Enum: lambda value: (value.name, value._value_),
-            **{kind: functools.partial(_plain_content, kind) for kind in (int, float, complex, str, bytes)},
+            **{kind: functools.partial(content_of_plain, kind) for kind in (int, float, complex, str, bytes)},
             PurePath: lambda path: (str(path),),
             types.MethodType: lambda method: (method.__func__, method.__self__),
             functools.partial: lambda part: (part.func, part.args, part.keywords),
@@ -145,57 +141,57 @@ class _Traversal:
             definition, installed = self._pending.popleft()
             handle = next(handle for kind, handle in self._definitions.items() if isinstance(definition, kind))
             digest = self._leniently if installed else self.digest
-            parts.append(_hash(*(digest(entry) for entry in handle(definition))))
-        return _hash(*parts)
+            parts.append(hashed(*(digest(entry) for entry in handle(definition))))
+        return hashed(*parts)
 
     def digest(self, value: object) -> bytes:
         """Hash of one value, by its kind."""
         kind = type(value)
         if kind in _PLAIN:
-            return _plain(value)
+            return hash_of_plain(value)
         if isinstance(value, Reached):
             digest = self._leniently if value.in_package else self.digest
-            return _hash(".".join(value.names), digest(value.value))
+            return hashed(".".join(value.names), digest(value.value))
         if id(value) in self._numbers:
-            return _hash("again", str(self._numbers[id(value)]))
+            return hashed("again", str(self._numbers[id(value)]))
         if len(self._numbers) > _MOST_OBJECTS:
             raise FingerprintError(f"more than {_MOST_OBJECTS} objects")
         number = self._numbers[id(value)] = len(self._numbers)
         self._alive.append(value)
         if isinstance(value, tuple(self._definitions)):
             self._pending.append((value, _is_of_a_package(value)))
-            return _hash("defined", str(number))
+            return hashed("defined", str(number))
         if isinstance(value, (types.BuiltinFunctionType, types.MethodWrapperType)):
             bound = isinstance(value, types.MethodWrapperType) or _is_bound(value)
             return self._hash_all("builtin", (str(value.__qualname__), value.__self__ if bound else _package(value)))
         if isinstance(value, _NAMED):
-            return _hash(kind.__name__, getattr(value, "__qualname__", value.__name__))
+            return hashed(kind.__name__, getattr(value, "__qualname__", value.__name__))
         if kind.__module__ in ("typing", "typing_extensions") or isinstance(
             value, (types.GenericAlias, types.UnionType)
         ):
-            return _hash("typing", repr(value))
+            return hashed("typing", repr(value))
         for base, handle in self._kinds.items():
             if isinstance(value, base):
-                return _hash(self._hash_all(base.__name__, handle(value)), self._beyond(value, base))
+                return hashed(self._hash_all(base.__name__, handle(value)), self._beyond(value, base))
         return self._object(value)
 
     def _hash_all(self, name: str, values: Iterable[object]) -> bytes:
-        return _hash(name, *(self.digest(value) for value in values))
+        return hashed(name, *(self.digest(value) for value in values))
 
     def _leniently(self, value: object) -> bytes:
         """Hash of an entry of an installed class or function: whatever of it may be the user's, by replacement."""
         if isinstance(value, (list, tuple, dict, set, frozenset, types.MappingProxyType)) and len(value) > 1000:
-            return _hash("of a package", type(value).__name__)
+            return hashed("of a package", type(value).__name__)
         if isinstance(value, Reached):
             return self.digest(value)
         if type(value) not in _PLAIN and not isinstance(value, (*self._definitions, *_FOLLOWED)):
             kind = type(value)
             if is_installed(kind.__module__):
-                return _hash("of a package", kind.__module__, kind.__qualname__)
+                return hashed("of a package", kind.__module__, kind.__qualname__)
         try:
             return self.digest(value)
         except FingerprintError:
-            return _hash("of a package", type(value).__qualname__)
+            return hashed("of a package", type(value).__qualname__)
 
     def _function(self, function: types.FunctionType) -> Iterator[object]:
         code = function.__code__
@@ -261,34 +257,6 @@ _FOLLOWED = (
     types.MethodType, functools.partial, functools._lru_cache_wrapper, property, classmethod, staticmethod, Tensor,
     torch.nn.Module, list, tuple, dict, set, frozenset, types.MappingProxyType, np.ndarray,
 )  # fmt: skip
-
-
-def _hash(*parts: str | bytes) -> bytes:
-    total = hashlib.sha256()
-    for part in parts:
-        data = part.encode(errors="surrogatepass") if isinstance(part, str) else part
-        total.update(len(data).to_bytes(8, "little"))
-        total.update(data)
-    return total.digest()
-
-
-def _plain(value: object) -> bytes:
-    if isinstance(value, str) and len(value) > 1 and value in os.environ:  # it may be the name of a variable
-        return _hash("str", value, os.environ[value])
-    return _hash(type(value).__name__, repr(value))
-
-
-def _plain_content(kind: type, value: Any) -> Iterable[object]:
-    return (kind.__repr__(value),)  # type: ignore[call-arg]
-
-
-def _tensor(tensor: Tensor) -> bytes:
-    if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_meta or tensor.is_nested:
-        raise FingerprintError(f"a tensor of layout {tensor.layout}")
-    with torch._C.DisableTorchFunctionSubclass():
-        values = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous()
-        data = values.reshape(-1).view(torch.uint8).numpy() if values.numel() else np.zeros(0, np.uint8)
-        return _hash("tensor", repr((values.dtype, tuple(values.shape))), data.tobytes())
 
 
 def _items(mapping: dict[Any, Any]) -> Iterator[object]:

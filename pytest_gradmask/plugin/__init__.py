@@ -12,17 +12,9 @@ from pytest_gradmask.loading.class_folders import note_on
 from pytest_gradmask.plugin import hookspecs
 from pytest_gradmask.plugin.benchmarks import benchmark_attack
 from pytest_gradmask.plugin.explain import explain_finding
-from pytest_gradmask.plugin.fixtures import (
-    backbone,
-    composite,
-    ensemble,
-    eval_batch,
-    gradmask,
-    gradmask_model,
-    threat_model,
-    transfer_matrix,
-)
+from pytest_gradmask.plugin.fixtures import eval_batch, gradmask, threat_model, transfer_matrix
 from pytest_gradmask.plugin.marker import DESCRIPTION, is_audit, read_marker
+from pytest_gradmask.plugin.models import backbone, composite, ensemble, gradmask_model
 from pytest_gradmask.plugin.options import add_options
 from pytest_gradmask.plugin.settings import check_options_are_used, read_settings
 from pytest_gradmask.plugin.starter import write_starter

@@ -1,4 +1,4 @@
-"""The fixtures of audits, data and models. Each imports what needs torch when it is first used."""
+"""The fixtures of audits and data. Each imports what needs torch when it is first used."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pytest_gradmask.plugin.evaluation import data_of
 from pytest_gradmask.plugin.extensions import more_probes, with_attacks
 from pytest_gradmask.plugin.machines import running_engine, share_of_cpus
 from pytest_gradmask.plugin.marker import TestSettings, read_marker
-from pytest_gradmask.plugin.progress import progress_line, uncaptured
+from pytest_gradmask.plugin.progress import progress_line
 from pytest_gradmask.plugin.settings import reproducing
 from pytest_gradmask.plugin.stash import AUDITS, EXPECTED, SETTINGS, TRANSFERS, UNCHECKED
 from pytest_gradmask.plugin.timeout import time_limit
@@ -292,43 +292,3 @@ def eval_batch(request: pytest.FixtureRequest) -> EvalBatch:
     """Evaluation images and labels, as chosen by ``--gradmask-data`` and ``--gradmask-samples``."""
     data = data_of(request)
     return EvalBatch(data.images.clone(), data.labels.clone())  # a test may change its copy in place
-
-
-@pytest.fixture
-def gradmask_model(request: pytest.FixtureRequest) -> nn.Module:
-    """The model of ``--gradmask-model``, on the CPU and in eval mode. Parametrize it indirectly to use other models.
-
-    If the test also uses ``eval_batch``, the model must have the classes of these images.
-    """
-    from pytest_gradmask.loading.sources import check_classes
-
-    spec = getattr(request, "param", request.config.stash[SETTINGS].model)
-    if spec is None:
-        raise pytest.UsageError("the fixture gradmask_model needs --gradmask-model=MODEL, or its ini value")
-    model = _model(request, spec)
-    if "eval_batch" in request.fixturenames:
-        data = data_of(request)
-        check_classes(spec, model, data.images, data.classes, data.source)
-    return model
-
-
-def _model(request: pytest.FixtureRequest, spec: str) -> nn.Module:
-    from pytest_gradmask.loading.sources import load_model
-
-    download = request.config.stash[SETTINGS].download
-    with uncaptured(request.config, wanted=download):
-        return load_model(spec, download=download)
-
-
-def _model_fixture(name: str, default: str, what: str) -> Callable[..., Any]:
-    @pytest.fixture(name=name)
-    def model(request: pytest.FixtureRequest) -> nn.Module:
-        return _model(request, getattr(request, "param", default))
-
-    model.__doc__ = f"{what} of the trained fixtures, by default {default}; parametrize indirectly for another."
-    return model
-
-
-backbone = _model_fixture("backbone", "resnet-standard", "A classifier")
-composite = _model_fixture("composite", "resnet-standard-composite", "A front end before a classifier")
-ensemble = _model_fixture("ensemble", "standard-ensemble", "A randomized ensemble of composites")
