@@ -58,6 +58,7 @@ class PlannedAttack:
             of both sides alone has broken. On all others it cannot change the masking gap.
         skip: if not empty, why it cannot run on this defense.
         cost: about how many forwards an image takes that nothing breaks. A backward counts as two. 0 if unknown.
+        graphs: how many graphs of the defense it holds in memory at once.
     """
 
     name: str
@@ -72,6 +73,7 @@ class PlannedAttack:
     deferred: bool = False
     skip: str = ""
     cost: float = 0.0
+    graphs: int = 1
 
     @property
     def queries(self) -> bool:
@@ -214,6 +216,7 @@ def _gradient_attacks(surface: AttackSurface, budget: Budget) -> list[PlannedAtt
             # DLR compares three logits. Of two, the logit margin is what is left of it.
             as_checked=None if name == "apgd-ce" else partial(apgd, steps=budget.apgd_steps, loss=logit_margin),
             cost=3.0 * eot * steps[name],
+            graphs=eot if name in ("apgd-t", "fab-t") else 1,
         )
         for name, run in runs.items()
     ]

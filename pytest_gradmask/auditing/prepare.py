@@ -16,6 +16,7 @@ from pytest_gradmask.auditing.scoring import Scorer, subseed
 from pytest_gradmask.auditing.surface import AttackSurface, all_modules, find_attack_surface
 from pytest_gradmask.defense import Defense
 from pytest_gradmask.execution.cache import Cache
+from pytest_gradmask.execution.chunks import graph_bytes
 from pytest_gradmask.execution.deadline import Deadline
 from pytest_gradmask.execution.engine import LOCAL, Engine
 from pytest_gradmask.execution.first_state import FirstState
@@ -105,9 +106,12 @@ def prepared(
             ensemble = surface.oracle(surface.attacked) if defense.members else None
             sampler, unusual = plan_sampler(oracle, ensemble, images, pilot=budget.pilot_samples, margin=margin)
             findings += unusual
+        attacked = surface.oracle(surface.attacked)
+        with attacked.frozen():  # its random numbers are those of a defense that was not asked
+            graph = 0 if surface.black_box else graph_bytes(attacked, images)
         scorer = Scorer(
             oracle=oracle, images=images, labels=labels, threat=threat, seed=seed, sampler=sampler, cache=cache,
             key=key, engine=engine, precision=precision,
-            deadline=deadline,
+            deadline=deadline, graph=graph,
         )  # fmt: skip
         yield Prepared(surface, scorer, tuple(findings), checked.predictions, checked.rejected)

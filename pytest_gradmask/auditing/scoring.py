@@ -17,6 +17,7 @@ from pytest_gradmask.auditing.plan import PlannedAttack
 from pytest_gradmask.errors import DeadlineError, InputError, LostWorkerError
 from pytest_gradmask.execution.batching import in_batches
 from pytest_gradmask.execution.cache import Cache
+from pytest_gradmask.execution.chunks import chunk_size
 from pytest_gradmask.execution.deadline import INTERRUPTED, Deadline
 from pytest_gradmask.execution.engine import LOCAL, Engine
 from pytest_gradmask.execution.fingerprint import fingerprint
@@ -25,9 +26,6 @@ from pytest_gradmask.execution.precision import Precision, tensor_float
 from pytest_gradmask.randomized.prediction import Sampler, is_correct
 from pytest_gradmask.threat import PerturbationSet, contained, per_image
 from pytest_gradmask.verdict.results import AttackResult, Prediction
-
-#: Images an attack gets at a time, if memory allows. A CPU gains nothing from more.
-_CHUNK = {"cpu": 100, "cuda": 1000}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +45,7 @@ class Scorer:
         engine: where attacks run.
         precision: in which the defense computes under attack. What an attack returns is scored in the defense's own.
         deadline: of the audit. An attack that it interrupts counts as skipped early; None for no deadline.
+        graph: bytes that the graph of one image takes, see `graph_bytes`.
     """
 
     oracle: Oracle
@@ -60,6 +59,7 @@ class Scorer:
     engine: Engine = LOCAL
     precision: Precision = "own"
     deadline: Deadline | None = None
+    graph: int = 0
 
     def clean(self, indices: Sequence[int] | None = None) -> tuple[list[bool], dict[int, Prediction]]:
         """Whether each image, or each at these indices, is classified correctly without an attack; and predictions.
@@ -105,7 +105,10 @@ class Scorer:
             return lambda: skipped
         if self.cache is None:
             return self._start(attack, attacked, stream_name, running)
-        cache, key = self.cache, fingerprint(self.key, attack.name, attack.kind, attack.run, attacked, stream_name)
+        cache = self.cache
+        key = fingerprint(
+            self.key, attack.name, attack.kind, attack.run, attacked, stream_name, self._chunk_size(attack)
+        )
         found = cache.attack(key)
         if found is not None:
             return lambda: found
@@ -135,8 +138,7 @@ class Scorer:
             stream_name=f"{attack.name}{stream_name}",
         )  # fmt: skip
         indices = torch.tensor(attacked, dtype=torch.long, device=self.images.device)
-        size = _CHUNK.get(indices.device.type, 100)
-        chunks = self._chunks(indices, size)
+        chunks = self._chunks(indices, self._chunk_size(attack))
         run = self.engine.start(job, ((start, self.images[some], self.labels[some]) for start, some in chunks))
         running.callback(run.close)
 
@@ -152,6 +154,9 @@ class Scorer:
             return _in_audit(_joined(result, parts))
 
         return finish
+
+    def _chunk_size(self, attack: PlannedAttack) -> int:
+        return chunk_size(self.images, self.graph, attack.graphs)
 
     def _chunks(self, indices: Tensor, size: int) -> Iterator[tuple[int, Tensor]]:
         """Images to attack together, each time with the number of images before them."""

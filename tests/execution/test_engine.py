@@ -74,7 +74,7 @@ DEFENSES: dict[str, Callable[[], nn.Module | Defense]] = {
 
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pytest_gradmask.auditing.scoring._CHUNK", {"cpu": 10})
+    monkeypatch.setattr("pytest_gradmask.auditing.scoring.chunk_size", lambda *_: 10)
 
 
 @pytest.mark.longer

@@ -52,7 +52,7 @@ def cluster() -> Iterator[str]:
 
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pytest_gradmask.auditing.scoring._CHUNK", {"cpu": 10})
+    monkeypatch.setattr("pytest_gradmask.auditing.scoring.chunk_size", lambda *_: 10)
 
 
 DEFENSES: dict[str, Callable[[], nn.Module]] = {
