@@ -306,8 +306,9 @@ def test_chunks_are_one_result() -> None:
     """Chunks are one result, and after one that fails no other runs."""
     images, labels = IMAGES[:1].repeat(250, 1, 1, 1), LABELS[:1].repeat(250)
     attack = Witness()
-    bench = scorer(images=images, labels=labels)
+    bench = dataclasses.replace(scorer(images=images, labels=labels), graph=2**20)  # as much as an image of CIFAR-10
     result = bench.run(witnessed(attack), range(250))
+    assert [len(each[0]) for each in attack.given] == [100, 100, 50]
     assert (result.forwards, result.backwards, result.broken) == (250, 250, tuple(range(250)))
     assert 0.01 * len(attack.given) <= result.seconds < 10
     runs: list[int] = []
