@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.caching import cache_gain
+from benchmarks.chunks import SIZES, chunk_costs
 from benchmarks.defenses import find
 from benchmarks.gpu import DRY, WHOLE, parts, unmeasured
 from benchmarks.growth import AXES, growth, passes
@@ -122,6 +123,12 @@ def _passes(options: argparse.Namespace) -> Records:
         yield f"passes-{budget}", passes(budget)
 
 
+def _chunks(options: argparse.Namespace) -> Records:
+    for name in options.names or SIZES:
+        _say("chunks", name)
+        yield f"chunks-{name}", chunk_costs(name, device=options.device)
+
+
 def _startup(_: argparse.Namespace) -> Records:
     yield "startup", startup_cost()
 
@@ -141,6 +148,10 @@ _COMMANDS = {
         "how cost grows; names of what grows (images, pixels, classes, members, width), or none for all",
     ),
     "passes": (_passes, "forwards for each image of an audit in which nothing breaks; budgets, or none for all"),
+    "chunks": (
+        _chunks,
+        "time and memory by the number of images that are attacked at a time; names of networks, or none for all",
+    ),
     "startup": (_startup, "the plugin, installed but not used"),
 }
 
@@ -167,7 +178,7 @@ def _parser() -> argparse.ArgumentParser:
         add = command.add_argument
         add(
             "names",
-            nargs="*" if measure in (_startup, _gpu, _growth, _passes) else "+",
+            nargs="*" if measure in (_startup, _gpu, _growth, _passes, _chunks) else "+",
             metavar="MODEL",
             help="a fixture such as resnet-standard-composite, or a known defense",
         )

@@ -17,6 +17,7 @@ from torch import nn
 from benchmarks.memory import apart
 from benchmarks.records import clock
 from pytest_gradmask import Defense, InputError, RandomizedEnsemble, ThreatModel, audit
+from pytest_gradmask.auditing.research import get_budget
 
 #: What is varied, and its values. All else is as in `_audit`.
 AXES: dict[str, tuple[int, ...]] = {
@@ -62,15 +63,26 @@ def passes(budget: str, *, images: int = 4) -> dict[str, Any]:
         images: of the audit that is counted.
 
     Returns:
-        ``attacks``: the forwards of each attack; ``forwards``: their sum.
+        ``attacks``: the forwards of each attack; ``forwards``: their sum; ``first``: what share of them an audit makes
+        that ends with its verdict, on as many images as the budget has.
     """
+    many = get_budget(budget).samples
+    attacks, first = _passes(budget, images, exhaustive=True), _passes(budget, many, exhaustive=False)
+    forwards = sum(attacks.values())
+    return {
+        "budget": budget, "images": images, "attacks": attacks, "forwards": forwards,
+        "first": sum(first.values()) / forwards,
+    }  # fmt: skip
+
+
+def _passes(budget: str, images: int, *, exhaustive: bool) -> dict[str, float]:
+    """Forwards of each attack, for each of so many images."""
     torch.manual_seed(0)
-    model, batch = _network(16, 10), torch.rand(images, 3, 32, 32)
+    model, batch = _network(16, 10), torch.rand(images, 3, 8, 8)  # the number of passes does not depend on the size
     with torch.no_grad():
         labels = model(batch).argmax(1)
-    found = audit(Defense(model), batch, labels, threat=ThreatModel(1e-6), budget=budget, exhaustive=True)
-    attacks = {each.name: (each.forwards + 2 * each.backwards) / images for each in found.attacks if each.attacked}
-    return {"budget": budget, "images": images, "attacks": attacks, "forwards": sum(attacks.values())}
+    found = audit(Defense(model), batch, labels, threat=ThreatModel(1e-6), budget=budget, exhaustive=exhaustive)
+    return {each.name: (each.forwards + 2 * each.backwards) / images for each in found.attacks if each.attacked}
 
 
 def _slope(points: list[tuple[float, float]]) -> float:

@@ -27,8 +27,8 @@ def text(results: Path = RESULTS) -> str:
     """The page."""
     sections = {
         "verdict": _verdicts, "step": _steps, "strength": _strengths, "cache": _cache, "memory": _memory,
-        "growth": _growth, "passes": _passes, "startup": _startup, "queries": _queries, "losses": _losses,
-        "surrogates": _surrogates, "waits": _waits,
+        "growth": _growth, "passes": _passes, "chunks": _chunks, "startup": _startup, "queries": _queries,
+        "losses": _losses, "surrogates": _surrogates, "waits": _waits,
     }  # fmt: skip
     parts = [(HERE / "introduction.md").read_text().rstrip()]
     for prefix, section in sections.items():
@@ -190,6 +190,7 @@ def _passes(records: Sequence[Record]) -> str:
         (
             f"`{record['budget']}`", f"{record['forwards']:,.0f}",
             f"`{max(record['attacks'], key=record['attacks'].__getitem__)}`",
+            f"{100 * record['first']:.0f}",
             *(f"{record['forwards'] * _PLANNED_IMAGES / (speed * _PLANNED_GPUS * 3600):,.1f}" for speed in _SPEEDS),
         )
         for record in records
@@ -201,10 +202,41 @@ def _passes(records: Sequence[Record]) -> str:
         "that is not exhaustive ends with its verdict. A defense that can be bypassed faces more attacks, and a "
         "randomized one more forwards in each step. The hours are calculated, not measured: all of ImageNet's "
         f"{_PLANNED_IMAGES:,} validation images on {_PLANNED_GPUS} GPUs, by the forwards that each makes in a second. "
-        "`python -m benchmarks gpu` measures those of three models.",
+        "`python -m benchmarks gpu` measures those of three models. *Until the verdict* is what an audit of this "
+        "network makes that ends with its verdict, in % of an exhaustive one. An exhaustive audit begins anew, also if "
+        "such an audit is in the cache: to continue that one could save no more than this share.",
         table(
-            ("budget", "forwards an image", "the dearest attack", *(f"hours at {speed:,}" for speed in _SPEEDS)), rows
+            (
+                "budget",
+                "forwards an image",
+                "the dearest attack",
+                "until the verdict, %",
+                *(f"hours at {speed:,}" for speed in _SPEEDS),
+            ),
+            rows,
         ),
+    )
+
+
+def _chunks(records: Sequence[Record]) -> str:
+    rows = [
+        (
+            record["model"], str(record["side"]), f"{record['graph']:.3g}", f"{record['chunk']:,}",
+            ", ".join(f"{row['images']:,}" for row in record["rows"]),
+            ", ".join(f"{row['microseconds']:,.0f}" for row in record["rows"]),
+            ", ".join(f"{row['mebibytes']:,.0f}" for row in record["rows"]),
+        )
+        for record in sorted(records, key=lambda record: float(record["graph"]))
+    ]  # fmt: skip
+    headings = (
+        "network", "pixels of a side", "graph of an image, MiB", "images at a time", "measured with",
+        "µs for an image and step", "MiB",
+    )  # fmt: skip
+    return _section(
+        "Images at a time",
+        "An audit attacks so many images at a time that memory suffices ([the rule](scaling.md#images-at-a-time)). The "
+        "time is that of APGD. Memory is what the attack adds to a process that has the network.",
+        table(headings, rows),
     )
 
 

@@ -18,6 +18,7 @@ Running and scoring attacks:
     - `Scorer` runs a planned attack and scores what it returns, as an audit does. `subseed` derives the seed of one
       named random stream.
     - `bench` prepares a defense for attacks that are timed or compared one at a time.
+    - `chunk_size` says how many images an attack gets at a time, by what the `graph_bytes` of an image are.
     - `BUDGETS` holds the named budgets. `get_budget` finds one of them.
 
 Randomized defenses:
@@ -68,6 +69,7 @@ from pytest_gradmask.auditing.scoring import Scorer, subseed
 from pytest_gradmask.auditing.surface import known_models
 from pytest_gradmask.binarization.classifier import CLOSENESS
 from pytest_gradmask.defense import Outputs, as_defense
+from pytest_gradmask.execution.chunks import chunk_size, graph_bytes
 from pytest_gradmask.execution.files import replaced
 from pytest_gradmask.execution.generators import random_state_kept, seeded_by
 from pytest_gradmask.execution.isolation import moved, no_trace
@@ -114,12 +116,14 @@ __all__ = [
     "available",
     "bench",
     "calibrated_front_end",
+    "chunk_size",
     "clopper_pearson",
     "cross_entropy",
     "decide",
     "draws_shared",
     "folded",
     "get_budget",
+    "graph_bytes",
     "hopeless",
     "isolated",
     "joint_margins",

@@ -31,8 +31,8 @@ _COPIES = 16
 def graph_bytes(forward: Callable[[Tensor], object], images: Tensor) -> int:
     """Bytes of memory that one more image takes until the backward pass: what autograd keeps of the forward pass.
 
-    Measured as the difference between two images and one, so that weights and constants do not count. 0 if no gradient
-    reaches the images, or if the forward pass raises: an audit reports that elsewhere.
+    Measured as the difference between two images and one, so that weights and constants do not count. 0 if the forward
+    pass raises, which an audit reports elsewhere, or if the tensors of the device are not in memory of their own.
 
     Args:
         forward: from images to logits; it is called twice.

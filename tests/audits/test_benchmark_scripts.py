@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from torch import nn
 
 from benchmarks.__main__ import main
 from benchmarks.caching import cache_gain
+from benchmarks.chunks import chunk_costs
 from benchmarks.growth import growth, passes
 from benchmarks.memory import Apart
 from benchmarks.page import PAGE, _by_hand, text
@@ -142,6 +144,38 @@ def test_passes_are_counted_where_nothing_breaks() -> None:
     # APGD-20 makes a forward and a backward at the start and in each step, and upstream a last forward.
     assert 60 <= found["attacks"]["apgd-ce"] <= 70
     assert found["attacks"]["square"] >= 200
+    assert 0.05 < found["first"] < 0.5
+
+
+def test_images_at_a_time_are_timed_and_planned(monkeypatch: pytest.MonkeyPatch) -> None:
+    def apart(run: Callable[..., object], name: str, *arguments: object, device: str) -> Apart:
+        assert device == "cpu"
+        return Apart(run(name, *arguments), 500.0 + (arguments[0] if isinstance(arguments[0], int) else 0))
+
+    monkeypatch.setattr("benchmarks.chunks.apart", apart)
+    found = chunk_costs("two-layers", sizes=(10, 400))
+    assert [(row["images"], row["mebibytes"]) for row in found["rows"]] == [(10, 10), (400, 400)]
+    small, large = (row["microseconds"] for row in found["rows"])
+    assert small > 3 * large > 0  # most of the time of ten tiny images is not theirs
+    assert found["chunk"] > 1000
+    with pytest.raises(InputError, match="'three-layers' is not known; it can be two-layers"):
+        chunk_costs("three-layers")
+
+
+def test_the_page_on_scaling_has_the_stored_figures() -> None:
+    found = {record["model"]: record for record in stored("chunks-")}
+    page = (PAGE.parent / "scaling.md").read_text()
+    rows = {
+        "two-layers": "two linear layers, 8 x 8 pixels",
+        "resnet-standard-composite": "ResNet with a front end, CIFAR-10",
+        "resnet-50": "ResNet-50, 224 x 224",
+    }
+    for name, shown in rows.items():
+        graph = found[name]["graph"]
+        size = f"{graph:.3g} MiB" if graph > 1 else f"{graph * 1024:.1g} KiB"
+        assert f"| {shown} | {size} | {found[name]['chunk']:,} |" in page
+    shares = [round(100 * record["first"]) for record in stored("passes-")]
+    assert f"made {min(shares)} to {max(shares)} % of the forwards" in (PAGE.parent / "statistics.md").read_text()
 
 
 @pytest.mark.slow  # a process for each value, which imports torch
