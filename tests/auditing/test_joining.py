@@ -24,7 +24,7 @@ def of_three_guided(script: Script, *, quick: bool, by_user: bool = False, first
     """Two batches of a defense with three guided attacks: ``bpda``, ``transfer-backbone`` and ``inner-logits``."""
     script.images = first + 10
     model = masked(KillGradient)
-    own_attacks = [Attack(KillGradient, "own", kind="adaptive")] if by_user else []
+    own_attacks = [Attack(lambda model, images, labels: images, "own", kind="adaptive")] if by_user else []
     surface = AttackSurface(
         defense=Defense(model, attacks=own_attacks), stream=RandomStream(0, CPU), classes=4, randomized=False,
         attacked=model, approximations={"0": None}, inner="1",
