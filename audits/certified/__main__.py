@@ -32,7 +32,9 @@ attack of an audit; {norms}; bare and behind masks; {seeds} seeds), {certified:,
 
 **No mask can lift the floor.** Each mask leaves the outputs, or at least the classes, as they are. So the accuracy
 under all attacks of an audit without any hint lies between the floor and what attacks leave of the bare classifier,
-give or take chance. Figures are means over the seeds of exhaustive audits, in % of all images.
+give or take chance. `steep` multiplies the logits: it hides the gradient of the cross-entropy alone, and AutoAttack's
+other losses see through it, so `NOT_MASKED` is right. Figures are means over the seeds of exhaustive audits, in % of
+all images.
 
 | classifier | mask | verdicts | floor | all attacks | gradient attacks | above the bare classifier, points |
 | --- | --- | --- | --- | --- | --- | --- |"""

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from pytest_gradmask.execution.batching import out_of_memory
+from pytest_gradmask.execution.compiled import eagerly
 
 _GIB = 2**30
 #: Of the memory of a device, what the graphs of one chunk may fill. The rest is for the model, the gradients on their
@@ -52,7 +53,7 @@ def _kept(forward: Callable[[Tensor], object], images: Tensor) -> int:
         kept.append(tensor.detach())
         return tensor
 
-    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    with eagerly(), torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         forward(images.clone().requires_grad_(True))
     storages = [tensor.untyped_storage() for tensor in kept]
     return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())

@@ -147,7 +147,11 @@ def test_no_mask_lifts_the_floor(mask: str) -> None:
     bare = audited("narrow", "", images=100)
     assert found["crossed"] == 0
     assert found["floor"] <= found["all"] <= bare["all"] + 0.05
-    assert found["verdict"] != ("MASKED" if not mask else "NOT_MASKED")
+    if mask == "steep":  # it hides the gradient of the cross-entropy alone, and AutoAttack has other losses
+        assert found["verdict"] != "MASKED"
+        assert found["gradient"] <= bare["all"] + 0.05
+    else:
+        assert found["verdict"] != ("NOT_MASKED" if mask else "MASKED")
 
 
 def test_the_page_is_that_of_the_stored_result() -> None:

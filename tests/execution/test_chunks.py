@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from pytest_gradmask import Defense, ThreatModel, Verdict
 from pytest_gradmask.execution import chunks
 from pytest_gradmask.execution.chunks import chunk_size, graph_bytes
-from tests.toys import Detach, KillGradient, Noisy, audited, convolutional, draw, linear, masked
+from tests.toys import Detach, KillGradient, Noisy, audited, convolutional, draw, linear, masked, predictions
 
 _MIB = 2**20
 
@@ -58,6 +58,20 @@ def test_larger_images_cost_more_and_weights_cost_nothing() -> None:
     assert large == 16 * small == 3 * 32 * 32 * 4  # a convolution keeps its input
     narrow, wide = (nn.Sequential(nn.Flatten(), nn.Linear(192, width)).eval() for width in (2, 2000))
     assert graph_bytes(narrow, draw(1, 3, 8, 8)) == graph_bytes(wide, draw(1, 3, 8, 8))
+
+
+def test_no_version_of_compiled_code_is_spent() -> None:
+    runs: list[int] = []
+
+    def backend(graph: Any, _: Any) -> Any:
+        runs.append(1)
+        return graph.forward
+
+    model = torch.compile(linear(), backend=backend)
+    assert graph_bytes(model, draw(2, 3, 8, 8)) == graph_bytes(linear(), draw(2, 3, 8, 8))
+    assert not runs
+    model(draw(2, 3, 8, 8))
+    assert runs
 
 
 def test_a_defense_without_a_graph_or_that_raises_costs_nothing() -> None:
@@ -157,8 +171,11 @@ def test_the_verdict_is_the_same_with_other_chunks(case: str, monkeypatch: pytes
 def test_a_randomized_defense_has_the_random_numbers_it_had_before_it_was_measured(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    images = draw(24, 3, 8, 8)
+    labels = predictions(linear(), images)  # its own would be random
+
     def run() -> Any:
-        return audited(Noisy(linear(), 0.05).eval(), draw(24, 3, 8, 8)).predictions
+        return audited(Noisy(linear(), 0.05).eval(), images, labels=labels).predictions
 
     measured = run()
     monkeypatch.setattr("pytest_gradmask.auditing.prepare.graph_bytes", lambda *_: 0)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import nn
+
+from pytest_gradmask.execution.compiled import eagerly
 
 Enter = Callable[[str, tuple[Any, ...]], Any]
 Leave = Callable[[str, Any], None]
@@ -18,20 +20,11 @@ Leave = Callable[[str, Any], None]
 def plainly() -> Iterator[None]:
     """Inside, compiled code and code in checkpoints run as if they were neither.
 
-    Compiled code (`torch.compile`) may call hooks at another time or not at all. Each hook also counts against the
-    number of versions that torch compiles, and beyond that limit the model of the user would stay slow. Code in a
-    checkpoint (`torch.utils.checkpoint`) runs again in the backward pass, when a replaced forward is no longer there.
+    Compiled code (`torch.compile`) may call hooks at another time or not at all. Code in a checkpoint
+    (`torch.utils.checkpoint`) runs again in the backward pass, when a replaced forward is no longer there.
     """
-    with _eagerly(), _without_checkpoints():
+    with eagerly(), _without_checkpoints():
         yield
-
-
-def _eagerly() -> AbstractContextManager[Any]:
-    compiler = sys.modules.get("torch._dynamo")  # not imported: nothing is compiled, and importing it takes seconds
-    if compiler is None or torch.compiler.is_compiling():
-        return nullcontext()
-    stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
-    return stance
 
 
 class _NoCheckpoint:
