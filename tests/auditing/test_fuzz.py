@@ -20,7 +20,7 @@ from tests.toys import global_state
 
 
 @pytest.mark.longer
-@pytest.mark.parametrize("cases", [200, pytest.param(10_000, marks=pytest.mark.nightly)])
+@pytest.mark.parametrize("cases", [100, pytest.param(10_000, marks=pytest.mark.nightly)])
 def test_a_verdict_or_an_error_of_ours(cases: int, record_property: Callable[[str, object], None]) -> None:
     ends: Counter[str] = Counter()
 
