@@ -49,10 +49,11 @@ def _devices(record: Record) -> str:
     audits = record["audits"]
     rows = [(f"`{each['test'].removeprefix('audits/')}`", each["cpu"], each["pretend"]) for each in audits]
     others = [row for row in rows if row[1] != row[2]]
+    skipped = sum(row[1:] == ("skipped", "skipped") for row in rows)
     introduction = (
         "The default audits, on the CPU and on a pretend device, whose tensors may not mix with the CPU's, as on a GPU "
         f"(`tests/devices/pretend.py`): `python -m tests.reliability devices`. **{len(rows) - len(others)} of "
-        f"{len(rows)} tests** have the same outcome and the same verdicts."
+        f"{len(rows)} tests** have the same outcome and the same verdicts ({skipped} of them are skipped on both)."
     )
     differ = table(("test", "CPU", "pretend device"), others) if others else ""
     measured = dict.fromkeys(map(_measured, audits))
