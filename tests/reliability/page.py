@@ -53,7 +53,8 @@ def _devices(record: Record) -> str:
     introduction = (
         "The default audits, on the CPU and on a pretend device, whose tensors may not mix with the CPU's, as on a GPU "
         f"(`tests/devices/pretend.py`): `python -m tests.reliability devices`. **{len(rows) - len(others)} of "
-        f"{len(rows)} tests** have the same outcome and the same verdicts ({skipped} of them are skipped on both)."
+        f"{len(rows)} tests** have the same outcome and the same verdicts. {skipped} are skipped, or fail as expected, "
+        "on both."
     )
     differ = table(("test", "CPU", "pretend device"), others) if others else ""
     measured = dict.fromkeys(map(_measured, audits))
