@@ -44,10 +44,8 @@ def chunk_costs(name: str, *, device: str = "cpu", sizes: tuple[int, ...] = ()) 
     start = apart(_attacked, name, 0, device, device=device)
     rows = []
     for images in sizes or SIZES[name]:
-        cost = apart(_attacked, name, images, device, device=device)
-        rows.append(
-            {"images": images, "microseconds": 1e6 * cost.result, "mebibytes": cost.mebibytes - start.mebibytes}
-        )
+        cost = apart(_attacked, name, images, device, device=device).above(start)
+        rows.append({"images": images, "microseconds": 1e6 * cost.result, "mebibytes": cost.mebibytes})
     graph, chunk = apart(_planned, name, device, device=device).result
     return {"model": name, "side": _network(name)[1].shape[-1], "graph": graph / 2**20, "chunk": chunk, "rows": rows}
 

@@ -49,8 +49,8 @@ def growth(axis: str, *, device: str = "cpu", values: tuple[int, ...] = ()) -> d
     start = apart(_nothing, axis, 0, device, device=device)
     rows = []
     for value in values or AXES[axis]:
-        cost = apart(_audit, axis, value, device, device=device)
-        rows.append({"value": value, "seconds": cost.result, "mebibytes": cost.mebibytes - start.mebibytes})
+        cost = apart(_audit, axis, value, device, device=device).above(start)
+        rows.append({"value": value, "seconds": cost.result, "mebibytes": cost.mebibytes})
     logs = [(math.log(row["value"]), math.log(row["seconds"])) for row in rows]
     return {"axis": axis, "rows": rows, "exponent": _slope(logs), "last": _slope(logs[-2:])}
 

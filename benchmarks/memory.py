@@ -69,6 +69,10 @@ class Apart:
     result: Any
     mebibytes: float
 
+    def above(self, base: Apart) -> Apart:
+        """The same, with the memory above that of another process."""
+        return Apart(self.result, self.mebibytes - base.mebibytes)
+
 
 def apart(run: Callable[..., Any], *arguments: Any, device: str = "cpu") -> Apart:
     """Call a function in a new process."""

@@ -23,12 +23,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pytest_gradmask.attacks.bypass.bpda import FromImages, bypassed
+    from pytest_gradmask.attacks.bypass.bpda import bypassed
     from pytest_gradmask.attacks.pgd import apgd, pgd
     from pytest_gradmask.auditing.budgets import Budget
     from pytest_gradmask.auditing.run import audit
     from pytest_gradmask.binarization.run import BinarizationTest, binarization_test
-    from pytest_gradmask.defense import Attack, Defense
+    from pytest_gradmask.defense import Attack, Defense, FromImages
     from pytest_gradmask.errors import (
         AuditTimeoutError,
         CheckpointError,
@@ -77,7 +77,7 @@ _HOMES = {
     "DependencyError": "errors",
     "EngineError": "errors",
     "Finding": "verdict.results",
-    "FromImages": "attacks.bypass.bpda",
+    "FromImages": "defense",
     "Gap": "verdict.results",
     "GradmaskError": "errors",
     "InputError": "errors",

@@ -25,6 +25,24 @@ _MODEL = (
 
 
 @dataclass(frozen=True, slots=True)
+class FromImages:
+    """An approximation of everything between the defense's images and the input of a submodule.
+
+    It is for code in a ``forward`` that is not a submodule itself. With ``bypass={"net": FromImages()}``, the backward
+    pass treats the input of ``net`` as the images themselves, or as ``function(images)``.
+
+    Attributes:
+        function: differentiable, from the images to a tensor of the shape of the submodule's input; None: the identity.
+    """
+
+    function: Callable[[Tensor], Tensor] | None = None
+
+    def __post_init__(self) -> None:
+        if self.function is not None:
+            check_callable("function", self.function, "a function of the images, or None for the identity")
+
+
+@dataclass(frozen=True, slots=True)
 class Attack:
     """An attack of your own, written for this defense.
 
@@ -203,9 +221,7 @@ def _entries(argument: str, value: Any) -> list[tuple[Any, Any]]:
 
 
 def _is_approximation(value: object) -> bool:
-    if value is None or (callable(value) and not is_a(value, type)):
-        return True
-    return type(value).__name__ == "FromImages"  # of a folder above this module, which cannot import it
+    return value is None or is_a(value, FromImages) or (callable(value) and not is_a(value, type))
 
 
 def as_defense(defense: Defense | nn.Module) -> Defense:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pytest_gradmask.attacks.oracle import Oracle
 from pytest_gradmask.probes.differences import RESOLVED, Comparison, Subject, backward, compare, differences
@@ -144,7 +144,7 @@ class DerivativeCheck:
     def double_subjects(self) -> list[Subject]:
         """A copy of the defense in float64, with each step to try."""
         model = double_copy(self.oracle.model)
-        inside = partial(_inside, self.oracle, model)
+        inside = partial(_inside, self.oracle)
         return [
             Subject(model=model, inside=inside, dtype=torch.float64, step=step, kink=_KINK, disagree=_DISAGREE)
             for step in _STEPS
@@ -316,8 +316,8 @@ class _Confirmed:
 
 
 @contextmanager
-def _inside(oracle: Oracle, model: nn.Module) -> Iterator[None]:
-    with oracle.drawing(), computing_in_double(model):
+def _inside(oracle: Oracle) -> Iterator[None]:
+    with oracle.drawing(), computing_in_double():
         yield
 
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
+
+from pytest_gradmask.execution.compiled import eagerly
 
 _SMALL = (torch.float16, torch.bfloat16, torch.float32)
 _CASTS = (Tensor.float, Tensor.half, Tensor.bfloat16)
@@ -64,14 +66,12 @@ def double_copy(model: nn.Module) -> nn.Module:
 
 
 @contextmanager
-def computing_in_double(model: nn.Module) -> Iterator[None]:
-    """Inside, the Python code of a model computes in float64; compiled code is left out in favour of its source."""
-    compiled = any(type(module).__name__ == "OptimizedModule" for module in model.modules())
-    eager = torch.compiler.set_stance("force_eager") if compiled else nullcontext()
+def computing_in_double() -> Iterator[None]:
+    """Inside, Python code computes in float64; compiled code is left out in favour of its source."""
     default = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     try:
-        with eager, _InDouble():
+        with eagerly(), _InDouble():
             yield
     finally:
         torch.set_default_dtype(default)

@@ -12,7 +12,7 @@ from typing import Any
 from benchmarks.records import stored
 from pytest_gradmask import InputError
 from pytest_gradmask.auditing.research import versions
-from tests.reliability.measurement import RESULTS, Record, run, tests
+from tests.reliability.measurement import RESULTS, Record, renewed, run, tests
 
 _PLACES: Mapping[str, Sequence[str]] = {
     "cpu": ("--gradmask-device=cpu",),
@@ -30,9 +30,8 @@ def devices(files: Sequence[str] = (), results: Path = RESULTS) -> Record:
         for test in sorted(names)
     ]
     kept = [each for record in stored("devices", results) if files for each in record["audits"]]
-    again = {each["test"].partition("::")[0] for each in found}
-    kept = [each for each in kept if each["test"].partition("::")[0] not in again]
-    return {"audits": sorted([*kept, *found], key=lambda each: str(each["test"]))}
+    both = renewed(kept, found, lambda each: each["test"].partition("::")[0])
+    return {"audits": sorted(both, key=lambda each: str(each["test"]))}
 
 
 def _said(options: Sequence[str], files: Sequence[str]) -> dict[str, str]:

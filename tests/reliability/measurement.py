@@ -10,7 +10,7 @@ import sys
 import tempfile
 import tomllib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -42,9 +42,14 @@ def nightly(files: Sequence[str] = (), results: Path = RESULTS) -> Record:
         numbers = versions("torch", "pytest", "hypothesis", "pytest-xdist")
         found = [{**each, "versions": numbers} for each in tests(file)]
     kept = [each for record in stored("nightly", results) if files for each in record["tests"]]
-    again = {(each["file"], each["test"]) for each in found}
-    both = [*(each for each in kept if (each["file"], each["test"]) not in again), *found]
+    both = renewed(kept, found, lambda each: (each["file"], each["test"]))
     return {"tests": sorted(both, key=lambda each: str(each["file"]))}
+
+
+def renewed(kept: Sequence[Record], found: Sequence[Record], key: Callable[[Record], object]) -> list[Record]:
+    """Stored entries and new ones, without the stored ones that have the key of a new one."""
+    again = {key(each) for each in found}
+    return [*(each for each in kept if key(each) not in again), *found]
 
 
 def tests(junit: Path) -> Iterator[Record]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,27 +16,10 @@ from torch import Tensor, nn
 
 from pytest_gradmask.attacks.bypass.approximations import Approximation
 from pytest_gradmask.attacks.bypass.hooks import checkpoints_kept, plainly
-from pytest_gradmask.checks import check_callable, check_is, is_a, listed
+from pytest_gradmask.checks import check_is, is_a, listed
+from pytest_gradmask.defense import FromImages
 
 Forward = Callable[..., Any]
-
-
-@dataclass(frozen=True, slots=True)
-class FromImages:
-    """An approximation of everything between the defense's images and the input of a submodule.
-
-    It is for code in a ``forward`` that is not a submodule itself. With ``bypass={"net": FromImages()}``, the backward
-    pass treats the input of ``net`` as the images themselves, or as ``function(images)``.
-
-    Attributes:
-        function: differentiable, from the images to a tensor of the shape of the submodule's input; None: the identity.
-    """
-
-    function: Approximation | None = None
-
-    def __post_init__(self) -> None:
-        if self.function is not None:
-            check_callable("function", self.function, "a function of the images, or None for the identity")
 
 
 class _StraightThrough(torch.autograd.Function):

@@ -17,13 +17,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pytest_gradmask.attacks.bypass.approximations import Approximation, fit_affine
-from pytest_gradmask.attacks.bypass.bpda import FromImages, bypassed
+from pytest_gradmask.attacks.bypass.bpda import bypassed
 from pytest_gradmask.attacks.bypass.hooks import hooked, plainly
 from pytest_gradmask.attacks.bypass.search import CLOSENESS
 from pytest_gradmask.attacks.losses import logit_margin
 from pytest_gradmask.attacks.oracle import TINY_PROBABILITY, Oracle, as_logits
 from pytest_gradmask.attacks.pgd import pgd
-from pytest_gradmask.defense import Outputs
+from pytest_gradmask.defense import FromImages, Outputs
 from pytest_gradmask.execution.batching import out_of_memory
 from pytest_gradmask.threat import PerturbationSet
 

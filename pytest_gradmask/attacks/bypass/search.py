@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from pytest_gradmask.attacks.bypass.approximations import Approximation, dequantized, fit_affine, fit_convolution
-from pytest_gradmask.attacks.bypass.bpda import FromImages, bypassed
+from pytest_gradmask.attacks.bypass.bpda import bypassed
 from pytest_gradmask.attacks.bypass.hooks import hooked
 from pytest_gradmask.attacks.oracle import parameter_dtype
+from pytest_gradmask.defense import FromImages
 
 #: Number of images for the search, and number of forward passes if a defense is randomized.
 SEARCH_IMAGES, SEARCH_FORWARDS = 8, 16

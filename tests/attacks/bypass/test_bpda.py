@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pytest_gradmask.attacks.bypass.bpda import FromImages, bypassed, described, removed
+from pytest_gradmask.attacks.bypass.bpda import bypassed, described, removed
+from pytest_gradmask.defense import FromImages
 from pytest_gradmask.loading.models.composites import Composite
 from pytest_gradmask.loading.models.front_ends import DnCNN, calibrate
 from tests.toys import (

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from pytest_gradmask.attacks.bypass.approximations import dequantized, fit_affine, fit_convolution
-from pytest_gradmask.attacks.bypass.bpda import FromImages, bypassed
+from pytest_gradmask.attacks.bypass.bpda import bypassed
 from pytest_gradmask.attacks.bypass.search import find_bypass
+from pytest_gradmask.defense import FromImages
 from pytest_gradmask.loading.models.backbones import Normalize
 from pytest_gradmask.loading.models.composites import RandomizedEnsemble
 from tests.attacks.bypass.test_bpda import Inline, every_front_end, gradient, quantized

@@ -6,6 +6,7 @@ import inspect
 import threading
 from collections.abc import Callable
 from functools import partial
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -18,8 +19,8 @@ from pytest_gradmask import load_model
 from pytest_gradmask.attacks.bypass.operations.model import OperationsBypassed
 from pytest_gradmask.attacks.bypass.operations.search import ValuesChangedError, find_operations
 from pytest_gradmask.attacks.bypass.operations.sites import Site
-from tests.attacks.bypass.operations import masks
-from tests.attacks.bypass.operations.masks import MASKS, Masked
+from tests.attacks.bypass.operations import masks_of_gradients
+from tests.attacks.bypass.operations.masks import MASKS, PARTS, Masked
 
 #: Warnings of torch about the code of some masks.
 pytestmark = [
@@ -44,17 +45,17 @@ def gradient(model: nn.Module, images: Tensor = IMAGES) -> Tensor:
     return torch.zeros_like(point) if found is None else found
 
 
-def marked() -> dict[int, set[str]]:
+def marked(module: ModuleType) -> dict[int, set[str]]:
     """The operations named in comments, by line."""
     found = {}
-    for number, line in enumerate(inspect.getsource(masks).splitlines(), 1):
+    for number, line in enumerate(inspect.getsource(module).splitlines(), 1):
         _, hides, names = line.partition("# hides: ")
-        if hides and "NAME" not in names:
+        if hides:
             found[number] = set(names.split(", "))
     return found
 
 
-MARKED = marked()
+MARKED = {module.__name__: (module.__file__, marked(module)) for module in PARTS}
 
 
 @pytest.mark.parametrize("name", MASKS)
@@ -62,9 +63,10 @@ def test_natural_gradient_is_found_and_its_line_named(name: str) -> None:
     model = Masked(MASKS[name])
     sites = find_operations(model, IMAGES)
     assert sites, "nothing was found"
+    file, lines = MARKED[MASKS[name].__module__]
     for site in sites:
-        assert site.operation in MARKED.get(site.line, set()), f"{site} is not what hides the gradient"
-        assert site.file == masks.__file__
+        assert site.operation in lines.get(site.line, set()), f"{site} is not what hides the gradient"
+        assert site.file == file
     natural = gradient(OperationsBypassed(model, sites))
     similarity = cosine_similarity(natural.flatten(), gradient(Masked(lambda x: x)).flatten(), dim=0)
     assert similarity > 0.75
@@ -299,7 +301,7 @@ def test_torch_is_as_before(raises: bool) -> None:
         torch.set_grad_enabled(True)  # the defense itself switched it off
     assert (torch.autograd.Function.apply, torch.is_grad_enabled(), saved_tensors_hooks.__enter__) == before
     assert torch.overrides._get_current_function_mode_stack() == []
-    assert type(masks._Zero.apply(IMAGES.clone().requires_grad_(True)).grad_fn).__name__ == "_ZeroBackward"
+    assert type(masks_of_gradients._Zero.apply(IMAGES.clone().requires_grad_(True)).grad_fn).__name__ == "_ZeroBackward"
 
 
 def test_other_threads_keep_their_functions() -> None:
@@ -309,12 +311,12 @@ def test_other_threads_keep_their_functions() -> None:
     def front_end(x: Tensor) -> Tensor:
         inside.set()
         assert seen.wait(10)
-        return masks._Zero.apply(x)  # type: ignore[no-any-return]
+        return masks_of_gradients._Zero.apply(x)  # type: ignore[no-any-return]
 
     def other() -> None:
         assert inside.wait(10)
         point = IMAGES.clone().requires_grad_(True)
-        gradients.append(torch.autograd.grad(masks._Zero.apply(point).sum(), point)[0])
+        gradients.append(torch.autograd.grad(masks_of_gradients._Zero.apply(point).sum(), point)[0])
         seen.set()
 
     thread = threading.Thread(target=other)

@@ -127,14 +127,14 @@ def test_what_was_chosen_is_the_most_probable(name: str, arguments: Any, options
     assert torch.allclose(found.weights.sum(-1), torch.ones(indices.shape))
 
 
-def test_first_dimension_is_chosen_along_as_well_as_the_last() -> None:
+def test_choices_along_the_first_dimension() -> None:
     along, across = choice("argsort", SCORES, 1).weights, choice("argsort", SCORES.T, 0).weights
     assert along is not None
     assert across is not None
     assert torch.allclose(along.transpose(0, 1), across)
 
 
-def test_ranks_rise_with_the_element_itself_and_fall_with_others() -> None:
+def test_gradient_of_ranks() -> None:
     point = torch.tensor([[0.3, 0.1, 0.2, 0.4]], requires_grad=True)
     weights = choice("argsort", point).weights
     assert weights is not None
@@ -159,7 +159,7 @@ def test_number_by_its_size_is_a_sign() -> None:
     assert quotient.equal(sign)
 
 
-def test_hamming_distance_has_the_gradient_of_the_sum_of_differences() -> None:
+def test_gradient_of_the_hamming_distance() -> None:
     bits, code = torch.tensor([[1.0, 0.0, 1.0]], requires_grad=True), torch.zeros(1, 3)
     distance = SURROGATES["cdist"].build((bits, code), {"p": 0})
     assert isinstance(distance, Tensor)
