@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pytest_gradmask.attacks import autoattack
 from pytest_gradmask.attacks.arc import arc
+from pytest_gradmask.attacks.asked_once import asked_once
 from pytest_gradmask.attacks.bypass.bpda import bypassed, removed
 from pytest_gradmask.attacks.bypass.inner_logits import InnerLogits
 from pytest_gradmask.attacks.bypass.operations.search import scripted_parts
@@ -201,6 +202,8 @@ def _gradient_attacks(surface: AttackSurface, budget: Budget) -> list[PlannedAtt
     if surface.classes > 3:
         runs["apgd-t"] = on_average(partial(autoattack.apgd_t, steps=budget.apgd_steps, targets=targets), eot)
     runs["fab-t"] = on_average(partial(autoattack.fab_t, steps=budget.fab_steps, targets=targets), eot)
+    if not surface.randomized:
+        runs = {name: asked_once(run) for name, run in runs.items()}
     # A step of FAB looks at each class, and searches along a line.
     steps = {"apgd-ce": budget.apgd_steps, "apgd-dlr": budget.apgd_steps, "apgd-t": budget.apgd_steps * targets}
     steps["fab-t"] = 2 * budget.fab_steps * targets
