@@ -9,16 +9,22 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrizations
-from torch.utils.checkpoint import checkpoint
 
 from pytest_gradmask import load_model
-from pytest_gradmask.loading.datasets import load_dataset
 from pytest_gradmask.probes import derivative
 from pytest_gradmask.probes.derivative import wrong_gradient
-from pytest_gradmask.threat import ThreatModel
-from pytest_gradmask.verdict.results import Finding
-from tests.probes.probe_toys import ON_GRID, Ripple, Scale
+from tests.probes.gradient_toys import (
+    DATA,
+    THREAT,
+    WRONG,
+    AddVector,
+    Apply,
+    CannotBeCopied,
+    StraightThrough,
+    check,
+    in_the_middle,
+)
+from tests.probes.probe_toys import ON_GRID
 from tests.toys import (
     IMAGES,
     Detach,
@@ -26,7 +32,6 @@ from tests.toys import (
     Noisy,
     Quantize,
     RaisingBackward,
-    Softmax,
     audited,
     convolutional,
     global_state,
@@ -36,121 +41,6 @@ from tests.toys import (
     seeded,
 )
 
-THREAT = ThreatModel(8 / 255)
-DATA = load_dataset("embedded")
-
-
-class AddVector(torch.autograd.Function):
-    """The identity, whose backward pass adds a fixed vector, 1.5 times as long as the gradient."""
-
-    @staticmethod
-    def forward(ctx: Any, inputs: Tensor) -> Tensor:
-        return inputs.clone()
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        (gradient,) = gradients
-        vector = torch.randn(gradient.shape[1:], generator=seeded(3)).to(gradient)
-        norms = gradient.flatten(1).norm(dim=1).view(-1, *[1] * (gradient.dim() - 1))
-        return gradient + 1.5 * norms * (vector / vector.norm())  # type: ignore[no-any-return]
-
-
-class OneDirection(torch.autograd.Function):
-    """The identity in the newer form with a context set up apart; its gradient is rolled."""
-
-    @staticmethod
-    def forward(inputs: Tensor) -> Tensor:
-        return inputs.clone()
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        pass
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        return gradients[0].roll(1, -1)
-
-
-class Apply(nn.Module):
-    """A module that calls an autograd function."""
-
-    def __init__(self, function: Callable[..., Tensor]) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        return self.function(inputs)
-
-
-class TensorHook(nn.Module):
-    def forward(self, inputs: Tensor) -> Tensor:
-        inputs = inputs * 1
-        if inputs.requires_grad:
-            inputs.register_hook(lambda gradient: gradient.flip(-1))
-        return inputs
-
-
-class DetachedBranch(nn.Module):
-    def forward(self, inputs: Tensor) -> Tensor:
-        return inputs + 3 * inputs.detach().flip(-1)
-
-
-class NoGradBranch(nn.Module):
-    def forward(self, inputs: Tensor) -> Tensor:
-        with torch.no_grad():
-            branch = 3 * inputs.flip(-1)
-        return inputs + branch
-
-
-class InPlaceData(nn.Module):
-    """Changes its output behind the back of autograd."""
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        outputs = inputs * 1
-        outputs.data.add_(3 * inputs.detach().flip(-1))
-        return outputs
-
-
-class StraightThrough(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, inputs: Tensor) -> Tensor:
-        return torch.round(inputs * 16) / 16
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        return gradients[0]
-
-
-def flip_gradient(_: nn.Module, inputs: Any, __: Any) -> tuple[Tensor]:
-    return (inputs[0].flip(-1),)
-
-
-def add_hook() -> nn.Module:
-    module = Scale(1.0)
-    module.register_full_backward_hook(flip_gradient)
-    return module
-
-
-WRONG: dict[str, tuple[Callable[[], nn.Module], str]] = {
-    "function": (lambda: Apply(AddVector.apply), "autograd.Function AddVector"),
-    "function-with-setup": (lambda: Apply(OneDirection.apply), "autograd.Function OneDirection"),
-    "backward-hook": (add_hook, "hook flip_gradient"),
-    "tensor-hook": (TensorHook, "TensorHook.forward, which sets the hook TensorHook.forward.<locals>.<lambda>"),
-    "detached-branch": (DetachedBranch, "DetachedBranch.forward"),
-    "no-grad-branch": (NoGradBranch, "NoGradBranch.forward"),
-    "in-place": (InPlaceData, "InPlaceData.forward"),
-}
-
-
-def check(model: nn.Module, images: Tensor = ON_GRID, seed: int = 0, **arguments: Any) -> list[Finding]:
-    return wrong_gradient(oracle(model, **arguments), images, THREAT, seeded(seed))
-
-
-def in_the_middle(module: nn.Module) -> nn.Sequential:
-    """A small network with this module behind its first stage."""
-    layers = list(convolutional())
-    return nn.Sequential(*layers[:2], module, *layers[2:]).eval()
-
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize(("make", "name"), WRONG.values(), ids=WRONG.keys())
@@ -158,7 +48,7 @@ def test_wrong_gradients_are_found_and_named(make: Callable[[], nn.Module], name
     (finding,) = check(in_the_middle(make()), seed=seed)
     assert finding.id == "wrong-gradient"
     assert finding.undermines_attacks
-    assert f"they part at 2, {name} (tests/probes/test_derivative.py:" in finding.message
+    assert f"they part at 2, {name} (tests/probes/gradient_toys.py:" in finding.message
 
 
 @pytest.mark.parametrize("make", [make for make, _ in WRONG.values()], ids=WRONG.keys())
@@ -177,26 +67,6 @@ def test_a_vector_added_in_a_resnet_is_named() -> None:
     (finding,) = check(model, DATA.images)
     assert finding.undermines_attacks
     assert "they part at 1.layer1.1, autograd.Function AddVector" in finding.message
-
-
-class CannotBeCopied(nn.Module):
-    def __deepcopy__(self, memo: Any) -> nn.Module:
-        raise TypeError("one of a kind")
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        return inputs * 1
-
-
-class InNumpy(torch.autograd.Function):
-    """The identity in float32, by code that is not torch's."""
-
-    @staticmethod
-    def forward(ctx: Any, inputs: Tensor) -> Tensor:
-        return torch.from_numpy(inputs.numpy().astype("float32"))
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        return gradients[0]
 
 
 class WrongInFloat32(nn.Module):
@@ -287,116 +157,6 @@ def test_a_gradient_of_zero_is_for_another_probe(front: Callable[[], nn.Module])
 
 def test_a_backward_pass_that_raises_is_for_another_probe() -> None:
     assert check(masked(lambda: Apply(RaisingBackward.apply))) == []
-
-
-class Reentrant(nn.Module):
-    def __init__(self, *, reentrant: bool) -> None:
-        super().__init__()
-        self.model, self.reentrant = convolutional(), reentrant
-
-    def forward(self, images: Tensor) -> Tensor:
-        return checkpoint(self.model, images, use_reentrant=self.reentrant)  # type: ignore[no-any-return]
-
-
-class Casts(nn.Module):
-    """Asks for float32 and bfloat16, and has a constant that is neither parameter nor buffer."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.model, self.weight = convolutional(), torch.eye(3).view(3, 3, 1, 1)
-
-    def forward(self, images: Tensor) -> Tensor:
-        mixed = nn.functional.conv2d(images.float(), self.weight.to(torch.float32))
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            return self.model(mixed).float()  # type: ignore[no-any-return]
-
-
-class Recurrent(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.cell, self.head = nn.LSTM(24, 16, batch_first=True), nn.Linear(16, 4)
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.head(self.cell(images.permute(0, 2, 1, 3).flatten(2))[0].mean(1))  # type: ignore[no-any-return]
-
-
-class Encoder(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        layer = nn.TransformerEncoderLayer(24, 4, 32, batch_first=True)
-        self.encoder, self.head = nn.TransformerEncoder(layer, 1, enable_nested_tensor=False), nn.Linear(24, 4)
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.head(self.encoder(images.permute(0, 2, 1, 3).flatten(2)).mean(1))  # type: ignore[no-any-return]
-
-
-def network(activation: nn.Module, *, wrap: Callable[[nn.Module], nn.Module] = lambda module: module) -> nn.Module:
-    return nn.Sequential(
-        wrap(nn.Conv2d(3, 8, 3, padding=1)), nn.BatchNorm2d(8), activation, nn.MaxPool2d(2), nn.ReLU(inplace=True),
-        wrap(nn.Conv2d(8, 8, 3)), nn.GroupNorm(2, 8), activation, nn.Flatten(), nn.Linear(32, 4),
-    )  # fmt: skip
-
-
-class Hooked(nn.Module):
-    """A forward hook that calls another module, and a backward hook that only looks."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.model, other = convolutional(), nn.Conv2d(8, 8, 1)
-        self.model[0].register_forward_hook(lambda module, inputs, output: output + other(output))
-        self.model[2].register_full_backward_hook(lambda module, inputs, outputs: None)
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.model(images)  # type: ignore[no-any-return]
-
-
-HONEST: dict[str, Callable[[], nn.Module]] = {
-    "linear": linear,
-    "convolutional": convolutional,
-    "float64": lambda: convolutional().double(),
-    "bfloat16": lambda: convolutional().bfloat16(),
-    "small logits": lambda: nn.Sequential(convolutional(), Scale(1e-6)),
-    "large logits": lambda: nn.Sequential(convolutional(), Scale(1e6)),
-    "large offset": lambda: nn.Sequential(convolutional(), Scale(1.0, 1e4)),
-    "clamp": lambda: nn.Sequential(Apply(lambda images: images.clamp(0, 1)), convolutional()),
-    "ripple": lambda: nn.Sequential(Ripple(20, 1e5), linear()),
-    "gelu": lambda: network(nn.GELU()),
-    "silu": lambda: network(nn.SiLU()),
-    "softplus": lambda: network(nn.Softplus()),
-    "relu": lambda: network(nn.ReLU()),
-    "weight norm": lambda: network(nn.ReLU(), wrap=parametrizations.weight_norm),
-    "spectral norm": lambda: network(nn.ReLU(), wrap=parametrizations.spectral_norm),
-    "lstm": Recurrent,
-    "attention": Encoder,
-    "checkpoint": lambda: Reentrant(reentrant=False),
-    "re-entrant checkpoint": lambda: Reentrant(reentrant=True),
-    "casts": Casts,
-    "hooks": Hooked,
-    "not copied": lambda: nn.Sequential(CannotBeCopied(), convolutional()),
-    "not in float64": lambda: nn.Sequential(Apply(InNumpy.apply), convolutional()),
-    "noise": lambda: Noisy(convolutional(), 0.5),
-    "batch norm across the batch": lambda: nn.Sequential(nn.BatchNorm2d(3, track_running_stats=False), convolutional()),
-    "first in float32": lambda: in_the_middle(Apply(InNumpy.apply)),
-}
-
-
-@pytest.mark.parametrize("images", [ON_GRID, 0 * ON_GRID, 0 * ON_GRID + 1], ids=["drawn", "black", "white"])
-@pytest.mark.parametrize("make", HONEST.values(), ids=HONEST.keys())
-def test_honest_models_have_no_finding(make: Callable[[], nn.Module], images: Tensor) -> None:
-    torch.manual_seed(0)
-    model = make().eval().requires_grad_(False)
-    target = oracle(model)
-    with target.frozen():
-        assert wrong_gradient(target, images, THREAT, seeded()) == []
-
-
-@pytest.mark.parametrize("name", ["resnet-standard", "vgg-adversarial", "vit-standard", "vgg-standard-composite"])
-def test_trained_models_have_no_finding(name: str) -> None:
-    assert check(load_model(name).requires_grad_(False), DATA.images) == []
-
-
-def test_probabilities_have_no_finding() -> None:
-    assert check(Softmax(convolutional()).eval(), outputs="probabilities") == []
 
 
 @pytest.mark.parametrize("model", [convolutional(), in_the_middle(Apply(AddVector.apply))], ids=["honest", "wrong"])
