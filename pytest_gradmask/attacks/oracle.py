@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from itertools import chain
@@ -18,6 +18,7 @@ from pytest_gradmask.errors import DeadlineError, DefenseError, GradmaskError
 from pytest_gradmask.execution.batching import out_of_memory
 from pytest_gradmask.execution.first_state import FirstState
 from pytest_gradmask.execution.precision import Precision, autocast
+from pytest_gradmask.execution.second_try import at_second_try
 from pytest_gradmask.execution.time_limit import check_time
 from pytest_gradmask.loading.models.composites import Mixture
 from pytest_gradmask.randomized.streams import RandomStream
@@ -169,7 +170,8 @@ class Oracle(nn.Module):
         self.forwards += passes * len(images)
         self.calls += passes
         self.largest = max(self.largest, len(images))
-        raw = self._forward(model, images.to(self.dtype, copy=True))  # the model may write into its input
+        # The model may write into its input.
+        raw = self._forward(model, lambda: images.to(self.dtype, copy=True))
         if raw.shape != (len(images), self._classes or raw.shape[-1]):
             raise DefenseError(
                 f"{type(model).__name__} maps {len(images)} images to shape {tuple(raw.shape)}, but others to "
@@ -187,11 +189,15 @@ class Oracle(nn.Module):
             logits.register_hook(partial(self._count_backward, passes))
         return logits
 
-    def _forward(self, model: nn.Module, images: Tensor) -> Tensor:
-        check_time()
-        self.refresh()
-        with self._stream.active(), autocast(self.precision, images.device):
-            return output_of(type(model).__name__, model, images)
+    def _forward(self, model: nn.Module, copied: Callable[[], Tensor]) -> Tensor:
+        def ask() -> Tensor:
+            check_time()
+            self.refresh()
+            images = copied()
+            with self._stream.active(), autocast(self.precision, images.device):
+                return output_of(type(model).__name__, model, images)
+
+        return at_second_try(ask)
 
     def refresh(self) -> None:
         """Make the defense as good as a fresh copy, where its first state is given."""
@@ -227,7 +233,7 @@ class Oracle(nn.Module):
         self.forwards += self._passes * len(image)
         point = image.to(self.dtype, copy=True).requires_grad_(True)
         with torch.enable_grad():
-            raw = self._forward(self.model, point + 0)  # the model may write into its input
+            raw = self._forward(self.model, lambda: point + 0)  # the model may write into its input
         if not raw.requires_grad:
             return False
         self.backwards += self._passes * len(image)

@@ -22,9 +22,11 @@ from pytest_gradmask.auditing.schedule import AttackSchedule
 from pytest_gradmask.auditing.scoring import subseed
 from pytest_gradmask.auditing.surface import NO_GRADIENT
 from pytest_gradmask.execution.batching import on_fewer, out_of_memory
+from pytest_gradmask.execution.second_try import faults_noticed
 from pytest_gradmask.loading.adapters import adapted_alike
 from pytest_gradmask.probes.comparisons import compare_attacks
 from pytest_gradmask.probes.consistency import STATEFUL, Original, Recording, check_again, check_consistency
+from pytest_gradmask.probes.faults import raises_at_times
 from pytest_gradmask.probes.labels import check_labels
 from pytest_gradmask.probes.suite import Probe, probe_defense, run_probe
 from pytest_gradmask.threat import ball_of
@@ -50,6 +52,7 @@ class AuditRun:
     attempt: int = 1
     schedule: AttackSchedule = field(init=False)
     findings: list[Finding] = field(init=False)
+    faults: list[str] = field(init=False)  # what searches and probes raised once, and not when they tried again
     attacks_checked: bool = False
     recording: Recording | None = None
     changed: bool = False  # whether the defense answers otherwise than in the recording
@@ -63,7 +66,7 @@ class AuditRun:
             predictions, labels = (rejection.counted(each[answered]) for each in (predictions, labels))
         found = check_labels(predictions, labels, ready.surface.classes, self.confidence)
         known = [] if self.fresh is None else [self.fresh.on_fresh_copies()]
-        self.findings = [*ready.findings, *known, *found]
+        self.findings, self.faults = [*ready.findings, *known, *found], [*ready.faults]
         self.schedule = AttackSchedule(
             self.ready.scorer, self.ready.surface, self.budget, quick=not self.exhaustive, progress=self.progress
         )
@@ -86,7 +89,7 @@ class AuditRun:
                 continue
             deadline = self.ready.scorer.deadline
             if not probed and (deadline is None or not deadline.over):
-                self.findings += [*self._ask_in_many_ways(), *self._probe()]
+                self.findings += self._examine()
                 probed = True
                 if self._begins_again():
                     return None
@@ -161,22 +164,34 @@ class AuditRun:
             return verdict
         self.attacks_checked = True
         images, labels = self._correct()
-        self.findings += check_attacks(
-            self.ready.surface, self.schedule.planned, images, labels, threat=self.ready.scorer.threat,
-            seed=self.ready.scorer.seed, progress=self.progress,
-            saturated=any(finding.id == "saturated-logits" for finding in self.findings),
-        )  # fmt: skip
+        with faults_noticed() as faults:
+            self.findings += check_attacks(
+                self.ready.surface, self.schedule.planned, images, labels, threat=self.ready.scorer.threat,
+                seed=self.ready.scorer.seed, progress=self.progress,
+                saturated=any(finding.id == "saturated-logits" for finding in self.findings),
+            )  # fmt: skip
+        self.faults += faults
         return self._decide(analysis).verdict
 
     def _decide(self, analysis: InterimAnalysis, *more: Finding) -> Decision:
         results = self.schedule.results() if any(self.schedule.clean) else []
         interrupted = self.schedule.interrupted
         return decide(
-            self.schedule.clean, results, [*self.findings, *more], margin=self.margin, confidence=self.confidence,
+            self.schedule.clean, results, [*self._all_findings(), *more],
+            margin=self.margin, confidence=self.confidence,
             predictions=self.schedule.predictions, analysis=analysis,
             complete=self.complete, interrupted=interrupted,
             unsettled=self.schedule.unsettled if interrupted else 0,
         )  # fmt: skip
+
+    def _all_findings(self) -> list[Finding]:
+        return [*self.findings, *raises_at_times(self.faults)]
+
+    def _examine(self) -> list[Finding]:
+        with faults_noticed() as faults:
+            found = [*self._ask_in_many_ways(), *self._probe()]
+        self.faults += faults
+        return found
 
     def _probe(self) -> list[Finding]:
         """Findings of all probes. They use the first images that are classified correctly."""
@@ -229,8 +244,9 @@ class AuditRun:
 
         try:
             found, self.recording = on_fewer(ask, len(images))
-        except Exception:  # a forward that raises is for the attacks to report
-            return []
+        except Exception as error:  # of the defense, or memory has run out
+            message = f"it cannot be asked in several ways, as it raises {type(error).__name__}: {error}"
+            return [Finding("behaves-differently", message, undermines_attacks=True)]
         return found
 
     def _ask_again(self) -> None:
@@ -261,7 +277,7 @@ class AuditRun:
             clean=tuple(schedule.clean),
             attacks=tuple(results),
             gap=decision.gap,
-            findings=(*self.findings, *compared),
+            findings=(*self._all_findings(), *compared),
             images_needed=decision.images_needed,
             margin=self.margin,
             confidence=self.confidence,

@@ -22,6 +22,7 @@ from pytest_gradmask.execution.engine import LOCAL, Engine
 from pytest_gradmask.execution.first_state import FirstState
 from pytest_gradmask.execution.isolation import moved, no_trace
 from pytest_gradmask.execution.precision import Precision
+from pytest_gradmask.execution.second_try import faults_noticed
 from pytest_gradmask.probes.adaptation import check_adapted
 from pytest_gradmask.probes.preflight import small_eps
 from pytest_gradmask.randomized.prediction import plan_sampler
@@ -40,6 +41,7 @@ class Prepared:
         findings: of the preflight.
         predictions: classes of all clean images, by the first forward; int64, N.
         rejected: whether the defense rejects each clean image; empty for a defense without a reject option.
+        faults: what the searches raised once, and not when they were tried again.
     """
 
     surface: AttackSurface
@@ -47,6 +49,7 @@ class Prepared:
     findings: tuple[Finding, ...]
     predictions: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
     rejected: tuple[bool, ...] = ()
+    faults: tuple[str, ...] = ()
 
 
 @contextmanager
@@ -97,21 +100,22 @@ def prepared(
         oracle = Oracle(defense.model, stream, defense.outputs, rejection=rejection, first_state=first_state)
         with stream.active():
             defense, oracle, checked = check_adapted(defense, oracle, images, labels)
-        surface = find_attack_surface(
-            defense, images, stream=stream, classes=checked.classes, randomized=checked.randomized, threat=threat,
-            eot=budget.eot, rejection=rejection, first_state=first_state,
-        )  # fmt: skip
+        with faults_noticed() as faults:
+            surface = find_attack_surface(
+                defense, images, stream=stream, classes=checked.classes, randomized=checked.randomized, threat=threat,
+                eot=budget.eot, rejection=rejection, first_state=first_state,
+            )  # fmt: skip
+            attacked = surface.oracle(surface.attacked)
+            with attacked.frozen():  # its random numbers are those of a defense that was not asked
+                graph = 0 if surface.black_box else graph_bytes(attacked, images)
         sampler, findings = None, [*small_eps(threat, images), *checked.findings, *surface.findings]
         if checked.randomized:
             ensemble = surface.oracle(surface.attacked) if defense.members else None
             sampler, unusual = plan_sampler(oracle, ensemble, images, pilot=budget.pilot_samples, margin=margin)
             findings += unusual
-        attacked = surface.oracle(surface.attacked)
-        with attacked.frozen():  # its random numbers are those of a defense that was not asked
-            graph = 0 if surface.black_box else graph_bytes(attacked, images)
         scorer = Scorer(
             oracle=oracle, images=images, labels=labels, threat=threat, seed=seed, sampler=sampler, cache=cache,
             key=key, engine=engine, precision=precision,
             deadline=deadline, graph=graph,
         )  # fmt: skip
-        yield Prepared(surface, scorer, tuple(findings), checked.predictions, checked.rejected)
+        yield Prepared(surface, scorer, tuple(findings), checked.predictions, checked.rejected, tuple(faults))

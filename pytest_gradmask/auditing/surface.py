@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -22,11 +23,14 @@ from pytest_gradmask.defense import Defense
 from pytest_gradmask.errors import GradmaskError, InputError
 from pytest_gradmask.execution.batching import on_fewer, out_of_memory
 from pytest_gradmask.execution.first_state import FirstState
+from pytest_gradmask.execution.second_try import at_second_try
 from pytest_gradmask.loading.models.black_box import is_black_box
 from pytest_gradmask.loading.models.composites import Mixture
 from pytest_gradmask.randomized.streams import RandomStream
 from pytest_gradmask.threat import PerturbationSet, ThreatModel
 from pytest_gradmask.verdict.results import Finding
+
+Found = TypeVar("Found")
 
 #: Ids of findings.
 SEARCH_FAILED = "search-failed"
@@ -179,23 +183,26 @@ def _searched(surface: AttackSurface, few: Tensor, threat: PerturbationSet) -> A
         message = "the defense is a plain function: there is no gradient to judge, and attacks ask for outputs alone"
         return replace(surface, black_box=True, findings=(Finding(NO_GRADIENT, message, undermines_attacks=True),))
     findings: list[Finding] = []
-    with searching("operations that hide the gradient", findings):
-        forwards = SEARCH_FORWARDS if surface.eot > 1 else 1
-        operations = find_operations(attacked, points_of_search(few, threat), forwards=forwards, stream=stream)
-        surface = replace(surface, operations=operations)
-    with searching("parts to bypass", findings):
-        surface = replace(surface, approximations=_approximations(surface, few, findings))
+    points, forwards = points_of_search(few, threat), SEARCH_FORWARDS if surface.eot > 1 else 1
+    search = partial(find_operations, attacked, points, forwards=forwards, stream=stream)
+    operations = searched("operations that hide the gradient", search, findings)
+    surface = replace(surface, operations=operations or {})
+    approximations = searched("parts to bypass", partial(_approximations, surface, few, findings), findings)
+    surface = replace(surface, approximations=approximations or {})
     if not known:
         surface = replace(surface, scoreless=not randomized and _scoreless(surface.oracle(), few, threat))
-        with searching("inner logits", findings), stream.active():
-            inner = find_inner_logits(
-                defense.model, few, defense.outputs, forwards=SEARCH_FORWARDS if randomized else 1
-            )
-            surface = replace(surface, inner=inner)
+        inner = searched("inner logits", partial(_inner_logits, surface, few), findings)
+        surface = replace(surface, inner=inner or "")
     if not known and defense.bypassed_modules() is None:
-        with searching("inner classifiers", findings):
-            surface = replace(surface, inner_classifiers=_inner_classifiers(surface, few, threat))
+        inside = searched("inner classifiers", partial(_inner_classifiers, surface, few, threat), findings)
+        surface = replace(surface, inner_classifiers=inside or ())
     return replace(surface, findings=tuple(findings))
+
+
+def _inner_logits(surface: AttackSurface, images: Tensor) -> str:
+    defense, forwards = surface.defense, SEARCH_FORWARDS if surface.randomized else 1
+    with surface.stream.active():
+        return find_inner_logits(defense.model, images, defense.outputs, forwards=forwards)
 
 
 def _inner_classifiers(surface: AttackSurface, images: Tensor, threat: PerturbationSet) -> tuple[InnerClassifier, ...]:
@@ -228,14 +235,13 @@ def all_modules(defense: Defense) -> Sequence[nn.Module]:
     return (*known_models(defense), *modules_in(defense.bypassed_modules() or {}))
 
 
-@contextmanager
-def searching(what: str, findings: list[Finding]) -> Iterator[None]:
-    """Turn exceptions inside the block into a finding: the search for ``what`` has found nothing.
+def searched(what: str, search: Callable[[], Found], findings: list[Finding]) -> Found | None:
+    """What a search for ``what`` finds. If it raises, also when it is tried again, None and a finding.
 
     Out-of-memory errors and the errors of this package are passed on unchanged.
     """
     try:
-        yield
+        return at_second_try(search)
     except GradmaskError:
         raise
     except Exception as error:  # our search in the user's code: neither may end the audit
@@ -243,6 +249,7 @@ def searching(what: str, findings: list[Finding]) -> Iterator[None]:
             raise
         message = f"the search for {what} found nothing, because it raised {type(error).__name__}: {error}"
         findings.append(Finding(SEARCH_FAILED, message))
+        return None
 
 
 def _approximations(surface: AttackSurface, images: Tensor, findings: list[Finding]) -> dict[str, object]:
@@ -274,8 +281,9 @@ def _search(surface: AttackSurface, images: Tensor, findings: list[Finding]) -> 
         return find_bypass(surface.attacked, images, forwards=SEARCH_FORWARDS if surface.eot > 1 else 1)
     found: dict[str, object] = {}
     for number, member in enumerate(surface.defense.members):
-        with searching(f"parts of members[{number}] to bypass", findings):
-            found |= {f"members.{number}.{name}": new for name, new in find_bypass(member, images).items()}
+        what = f"parts of members[{number}] to bypass"
+        parts = searched(what, partial(find_bypass, member, images), findings) or {}
+        found |= {f"members.{number}.{name}": new for name, new in parts.items()}
     return found
 
 

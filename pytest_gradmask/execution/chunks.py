@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from pytest_gradmask.execution.batching import out_of_memory
 from pytest_gradmask.execution.compiled import eagerly
+from pytest_gradmask.execution.second_try import at_second_try
 
 _GIB = 2**30
 #: Of the memory of a device, what the graphs of one chunk may fill. The rest is for the model, the gradients on their
@@ -40,7 +42,8 @@ def graph_bytes(forward: Callable[[Tensor], object], images: Tensor) -> int:
         images: at least one, N x ...; the first is taken.
     """
     try:
-        one, two = (_kept(forward, images[:1].repeat(number, *[1] * (images.ndim - 1))) for number in (1, 2))
+        few = [images[:1].repeat(number, *[1] * (images.ndim - 1)) for number in (1, 2)]
+        one, two = (at_second_try(partial(_kept, forward, some)) for some in few)
     except Exception as error:  # the code of the defense may raise anything
         return _memory(images.device) if out_of_memory(error) else 0
     return max(0, two - one)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from pytest_gradmask.attacks.oracle import Oracle
+from pytest_gradmask.execution.second_try import at_second_try
 from pytest_gradmask.probes.differences import RESOLVED, Comparison, Subject, backward, compare, differences
 from pytest_gradmask.probes.double import RoundingToSingle, computing_in_double, double_copy
 from pytest_gradmask.probes.locate import locate
@@ -73,7 +74,7 @@ def wrong_gradient(oracle: Oracle, images: Tensor, threat: ThreatModel, generato
         # A copy may be impossible for reasons that are nobody's fault, and the user cannot help what it warns of.
         with suppress(Exception), oracle.without_rejection(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            found = attempt()
+            found = at_second_try(attempt)
             if found is not None:
                 return found
     return []
@@ -222,7 +223,7 @@ class DerivativeCheck:
         logits: list[Tensor] = []
 
         def recorded(inputs: Sequence[Tensor]) -> list[Tensor]:
-            logits.append(self.oracle(inputs[0]))
+            logits[:] = [self.oracle(inputs[0])]
             return logits
 
         (gradient,) = backward(recorded, [points], [seen.weights[0]])

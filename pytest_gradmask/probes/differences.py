@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pytest_gradmask.execution.second_try import at_second_try
+
 #: From tensors to tensors.
 Function = Callable[[Sequence[Tensor]], list[Tensor]]
 
@@ -97,7 +99,8 @@ def backward(function: Function, inputs: Sequence[Tensor], weights: Sequence[Ten
     By ``.backward()`` where ``autograd.grad`` is refused, as by re-entrant checkpoints.
     """
     try:
-        return _backward(function, inputs, weights, partial(torch.autograd.grad, allow_unused=True))
+        taken = partial(torch.autograd.grad, allow_unused=True)
+        return at_second_try(partial(_backward, function, inputs, weights, taken))
     except RuntimeError:
         return _backward(function, inputs, weights, _accumulated)
 

@@ -128,7 +128,8 @@ def test_a_run_that_ends_at_the_first_failure(
         after = moments.randrange(1, _CALLS)
         found = Outcome(project, f"{fault}-{tries}-{number}", fault, "-n2", "--maxfail=1", after=after)
         found.check(undisturbed)
-        assert found.status != 0
+        # Searches and probes try again what raised, and the report says so.
+        assert found.status != 0 or (fault == "raise" and "flaky" in json.dumps(found.raw))
         reported += len(found.verdicts)
     record_property("tries", tries)
     record_property(

@@ -25,6 +25,7 @@ from pytest_gradmask.attacks.oracle import TINY_PROBABILITY, Oracle, as_logits
 from pytest_gradmask.attacks.pgd import pgd
 from pytest_gradmask.defense import FromImages, Outputs
 from pytest_gradmask.execution.batching import out_of_memory
+from pytest_gradmask.execution.second_try import at_second_try
 from pytest_gradmask.threat import PerturbationSet
 
 #: At most so many are returned. More of them mostly repeat what the best ones break.
@@ -212,7 +213,8 @@ def _agrees(view: _View, candidate: InnerClassifier, images: Tensor, answers: Te
     """Whether it knows the classes of the defense, and mostly agrees with its answers, a row for each forward."""
     try:
         with torch.no_grad():
-            logits, classes = view(candidate, images), int(answers.max()) + 1
+            logits = at_second_try(partial(view, candidate, images))
+            classes = int(answers.max()) + 1
     except Exception as error:  # called in another way than the defense calls it
         if out_of_memory(error):
             raise
@@ -248,20 +250,25 @@ def _behaviour(view: _View, model: nn.Module, points: Sequence[Tensor]) -> _Beha
     """None if it cannot be differentiated."""
     outputs, gradients = [], []
     for part in points:
-        point = part.clone().requires_grad_(True)
         try:
             with plainly(), torch.enable_grad():
-                logits = view(model, point + 0)
-                margins = logit_margin(logits, logits.argmax(1)).sum()
-                (gradient,) = torch.autograd.grad(margins, point, allow_unused=True)
+                logits, gradient = at_second_try(partial(_logits_and_gradient, view, model, part))
         except Exception as error:  # code of the user
             if out_of_memory(error):
                 raise
             return None
         gradients.append(torch.zeros_like(part) if gradient is None else gradient.nan_to_num())
-        outputs.append(logits.detach().log_softmax(1))
+        outputs.append(logits.log_softmax(1))
     # Probabilities of the defense are no smaller than that either, see `as_logits`.
     return _Behaviour(torch.cat(outputs).clamp_min(math.log(TINY_PROBABILITY)), torch.cat(gradients))
+
+
+def _logits_and_gradient(view: _View, model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor | None]:
+    point = images.clone().requires_grad_(True)
+    logits = view(model, point + 0)  # the model may write into its input
+    margins = logit_margin(logits, logits.argmax(1)).sum()
+    (gradient,) = torch.autograd.grad(margins, point, allow_unused=True)
+    return logits.detach(), gradient
 
 
 def _transferred_margin(

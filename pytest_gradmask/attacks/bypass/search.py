@@ -19,6 +19,7 @@ from pytest_gradmask.attacks.bypass.bpda import bypassed
 from pytest_gradmask.attacks.bypass.hooks import hooked
 from pytest_gradmask.attacks.oracle import parameter_dtype
 from pytest_gradmask.defense import FromImages
+from pytest_gradmask.execution.second_try import at_second_try
 
 #: Number of images for the search, and number of forward passes if a defense is randomized.
 SEARCH_IMAGES, SEARCH_FORWARDS = 8, 16
@@ -73,7 +74,7 @@ def find_bypass(model: nn.Module, images: Tensor, *, forwards: int = 1, seed: in
     """
     images = images.detach().to(parameter_dtype(model), copy=True)
     try:
-        observed = _observe(model, images, forwards)
+        observed = at_second_try(partial(_observe, model, images, forwards))
     except Exception:  # some models refuse images that need a gradient
         observed = _observe(model, images, forwards, differentiate=False)
     front_ends = [name for name, behaviour in observed.items() if behaviour.near_identity]
@@ -182,13 +183,17 @@ def _find_code_before_submodules(
             left.append(name)
 
     rewired = bypassed(model, found)
+
+    def ask(point: Tensor) -> Any:
+        entered.clear()
+        left.clear()
+        return rewired(point)
+
     with hooked(model, enter, leave), torch.enable_grad():
         for _ in range(forwards):
-            entered.clear()
-            left.clear()
             point = images.clone().requires_grad_(True)
             try:
-                output = rewired(point)
+                output = at_second_try(partial(ask, point))
             except Exception:  # some models refuse images that need a gradient
                 return more
             whole = cache(partial(_backward_works, rewired, output))
@@ -263,7 +268,9 @@ def _random_vjp(output: Tensor, source: Tensor) -> Tensor | None:
     if not output.requires_grad:
         return torch.zeros_like(source)
     try:
-        (gradient,) = torch.autograd.grad(output, source, _direction(output), retain_graph=True, allow_unused=True)
+        (gradient,) = at_second_try(
+            lambda: torch.autograd.grad(output, source, _direction(output), retain_graph=True, allow_unused=True)
+        )
     except Exception:  # code of the user, or a part that must not be differentiated alone
         return None
     return torch.zeros_like(source) if gradient is None else gradient
@@ -277,7 +284,7 @@ def _backward_works(model: nn.Module, output: Any) -> bool:
     try:
         for parameter, _ in parameters:
             parameter.grad = None
-        output.backward(_direction(output))
+        at_second_try(lambda: output.backward(_direction(output), retain_graph=True))
     except Exception:  # code of the user
         return False
     finally:

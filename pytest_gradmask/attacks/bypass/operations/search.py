@@ -15,6 +15,7 @@ from pytest_gradmask.attacks.bypass.operations.model import OperationsBypassed
 from pytest_gradmask.attacks.bypass.operations.sites import Site
 from pytest_gradmask.attacks.bypass.operations.watch import Watch
 from pytest_gradmask.attacks.oracle import parameter_dtype
+from pytest_gradmask.execution.second_try import at_second_try
 from pytest_gradmask.randomized.streams import RandomStream
 from pytest_gradmask.threat import PerturbationSet
 
@@ -136,7 +137,7 @@ def _gradient_at(model: nn.Module, sites: Collection[Site], images: Tensor, repe
 def _or_zeros(gradient: Callable[[], Tensor], images: Tensor) -> Tensor:
     """A gradient; zeros where taking it raises, as that of an operation without a derivative does."""
     try:
-        return gradient()
+        return at_second_try(gradient)
     except Exception:  # code of the user
         return torch.zeros_like(images)
 
