@@ -202,7 +202,7 @@ def _gradient_attacks(surface: AttackSurface, budget: Budget) -> list[PlannedAtt
     if surface.classes > 3:
         runs["apgd-t"] = on_average(partial(autoattack.apgd_t, steps=budget.apgd_steps, targets=targets), eot)
     runs["fab-t"] = on_average(partial(autoattack.fab_t, steps=budget.fab_steps, targets=targets), eot)
-    if not surface.randomized:
+    if not surface.randomized and surface.first_state is None:  # a stateful one may answer the same twice otherwise
         runs = {name: asked_once(run) for name, run in runs.items()}
     # A step of FAB looks at each class, and searches along a line.
     steps = {"apgd-ce": budget.apgd_steps, "apgd-dlr": budget.apgd_steps, "apgd-t": budget.apgd_steps * targets}
