@@ -103,6 +103,7 @@ class Oracle(nn.Module):
         calls: number of passes so far in either direction, of batches of any size.
         largest: number of images in the largest batch so far.
         precision: in which the model computes.
+        one_by_one: whether each image of a batch is asked by itself.
         ends: when it stops to answer, in seconds since the epoch; None for never.
 
     Raises:
@@ -137,6 +138,7 @@ class Oracle(nn.Module):
         self.calls = 0
         self.largest = 0
         self.precision: Precision = "own"
+        self.one_by_one = False
         self.ends: float | None = None
         # Attacks of other libraries read this flag, and some set the model back to it afterwards.
         self.training = False  # eval() would change the flags of the model, which belong to the user
@@ -162,6 +164,8 @@ class Oracle(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits, float32, N x K. If the graph of the model does not reach the images, their gradient is zero."""
+        if self.one_by_one and len(images) > 1:
+            return torch.cat([self._query(self.model, self._passes, image) for image in images.split(1)])
         return self._query(self.model, self._passes, images)
 
     def _query(self, model: nn.Module, passes: int, images: Tensor) -> Tensor:

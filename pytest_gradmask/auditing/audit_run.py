@@ -7,10 +7,11 @@ from contextlib import closing
 from dataclasses import dataclass, field, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pytest_gradmask.attacks.bypass.bpda import described
 from pytest_gradmask.attacks.bypass.operations.sites import described_sites
+from pytest_gradmask.attacks.oracle import Oracle
 from pytest_gradmask.attacks.rejection import under_attack
 from pytest_gradmask.auditing.attack_check import ATTACK_FAILS, check_attacks
 from pytest_gradmask.auditing.budgets import Budget
@@ -55,6 +56,7 @@ class AuditRun:
     faults: list[str] = field(init=False)  # what searches and probes raised once, and not when they tried again
     attacks_checked: bool = False
     recording: Recording | None = None
+    one_by_one: bool = False  # whether memory has no room for the points that are asked in several ways
     changed: bool = False  # whether the defense answers otherwise than in the recording
     complete: bool = True  # whether all adaptive attacks have run on the newest batch
 
@@ -234,9 +236,9 @@ class AuditRun:
 
         def ask(count: int) -> tuple[list[Finding], Recording | None]:
             return check_consistency(
-                surface.oracle(), surface.oracle(surface.attacked), images[:count], labels[:count],
+                self._asked(), self._asked(surface.attacked), images[:count], labels[:count],
                 threat=self.ready.scorer.threat, original=original,
-                fresh=lambda copy: surface.oracle(adapted_alike(copy, surface.defense.model)),
+                fresh=lambda copy: self._asked(adapted_alike(copy, surface.defense.model)),
                 randomized=surface.randomized,
                 batch_dependent=any(finding.id == "batch-dependence" for finding in self.findings),
                 seed=subseed(self.ready.scorer.seed, "consistency"),
@@ -245,15 +247,24 @@ class AuditRun:
         try:
             found, self.recording = on_fewer(ask, len(images))
         except Exception as error:  # of the defense, or memory has run out
-            message = f"it cannot be asked in several ways, as it raises {type(error).__name__}: {error}"
-            return [Finding("behaves-differently", message, undermines_attacks=True)]
-        return found
+            if self.one_by_one or not out_of_memory(error):
+                message = f"it cannot be asked in several ways, as it raises {type(error).__name__}: {error}"
+                return [Finding("behaves-differently", message, undermines_attacks=True)]
+        else:
+            return found
+        self.one_by_one = True  # only after the handler: the exception keeps tensors alive
+        return self._ask_in_many_ways()
+
+    def _asked(self, model: nn.Module | None = None) -> Oracle:
+        oracle = self.ready.surface.oracle(model)
+        oracle.one_by_one = self.one_by_one
+        return oracle
 
     def _ask_again(self) -> None:
         """Add what has changed about the answers of the defense since the attacks began, once."""
         if self.recording is None or self.changed:
             return
-        found = check_again(self.ready.surface.oracle(), self.recording)
+        found = check_again(self._asked(), self.recording)
         self.findings, self.changed = [*self.findings, *found], bool(found)
 
     def _correct(self) -> tuple[Tensor, Tensor]:

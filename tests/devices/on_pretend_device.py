@@ -222,6 +222,20 @@ def test_batches_are_halved_where_memory_is_short(make: Callable[[], nn.Module],
     assert not [attack.note for attack in found.attacks if attack.status == "failed"]
 
 
+class RoundsWithoutAutograd(nn.Module):
+    def forward(self, images: Tensor) -> Tensor:
+        return images if torch.is_grad_enabled() else (images * 4).round() / 4
+
+
+def test_with_memory_for_one_image_it_is_asked_in_several_ways() -> None:
+    model = Wide(nn.Sequential(RoundsWithoutAutograd(), linear()), 30).eval()
+    labels = predictions(model, IMAGES)
+    with pretend.faulty(numbers=IMAGES.numel()):
+        found = audit(model, IMAGES, labels, threat=ThreatModel(0.1), budget=TINY, device=pretend.NAME)
+    (finding,) = [each for each in found.findings if each.id == "behaves-differently"]
+    assert "with autograd and without" in finding.message
+
+
 def test_without_memory_for_one_image_the_fix_is_named() -> None:
     model = Wide(linear(), 31).eval()
     with pretend.faulty(numbers=IMAGES.numel()), pytest.raises(DefenseError, match="more memory than there is"):
