@@ -19,7 +19,6 @@ from torch import nn
 from benchmarks.memory import apart
 from benchmarks.records import clock
 from pytest_gradmask import Defense, InputError, RandomizedEnsemble, ThreatModel, audit
-from pytest_gradmask.auditing import plan
 from pytest_gradmask.auditing.research import get_budget
 
 #: What is varied, and its values. All else is as in `_audit`.
@@ -91,7 +90,7 @@ def _passes(budget: str, images: int, *, exhaustive: bool) -> dict[str, float]:
 
 def _every_query() -> AbstractContextManager[object]:
     """Inside, attacks make queries that repeat the one before. In so small a ball they soon do, and in others not."""
-    return patch.object(plan, "asked_once", lambda attack: attack)
+    return patch("pytest_gradmask.auditing.plan.asked_once", lambda attack: attack)
 
 
 def _slope(points: list[tuple[float, float]]) -> float:
