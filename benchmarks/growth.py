@@ -7,10 +7,8 @@ no audit of that size costs more.
 from __future__ import annotations
 
 import math
-from contextlib import AbstractContextManager
 from copy import deepcopy
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from scipy.stats import linregress
@@ -19,7 +17,7 @@ from torch import nn
 from benchmarks.memory import apart
 from benchmarks.records import clock
 from pytest_gradmask import Defense, InputError, RandomizedEnsemble, ThreatModel, audit
-from pytest_gradmask.auditing.research import get_budget
+from pytest_gradmask.auditing.research import every_query, get_budget
 
 #: What is varied, and its values. All else is as in `_audit`.
 AXES: dict[str, tuple[int, ...]] = {
@@ -83,14 +81,9 @@ def _passes(budget: str, images: int, *, exhaustive: bool) -> dict[str, float]:
     model, batch = _network(16, 10), torch.rand(images, 3, 8, 8)  # the number of passes does not depend on the size
     with torch.no_grad():
         labels = model(batch).argmax(1)
-    with _every_query():
+    with every_query():  # in so small a ball attacks soon repeat themselves, and in others not
         found = audit(Defense(model), batch, labels, threat=ThreatModel(1e-6), budget=budget, exhaustive=exhaustive)
     return {each.name: (each.forwards + 2 * each.backwards) / images for each in found.attacks if each.attacked}
-
-
-def _every_query() -> AbstractContextManager[object]:
-    """Inside, attacks make queries that repeat the one before. In so small a ball they soon do, and in others not."""
-    return patch("pytest_gradmask.auditing.plan.asked_once", lambda attack: attack)
 
 
 def _slope(points: list[tuple[float, float]]) -> float:
@@ -113,7 +106,7 @@ def _audit(axis: str, value: int, device: str) -> float:
     defense = Defense(model, members=members if axis == "members" else [], name=axis)
     now = clock(device)
     started = now()
-    with _every_query():
+    with every_query():  # as in `_passes`
         found = audit(defense, images, labels, threat=ThreatModel(1e-6), budget="smoke", exhaustive=True, device=device)
     taken = now() - started
     if not all(len(attack.attacked) >= 0.9 * len(labels) for attack in found.attacks if attack.status == "done"):

@@ -11,6 +11,7 @@ Attacks:
     - `arc`, `joint_margins` and `member_by_member` attack randomized ensembles whose members are known.
     - `autoattack` is the module that calls AutoAttack's own attacks and checks.
     - `hopeless` says which images an attack that needs many queries gives up.
+    - Inside of `every_query`, attacks also make the queries that repeat the one before.
 
 Running and scoring attacks:
     - `PlannedAttack` is an attack that is ready to run, and `Run` the type of its function. `known_models` lists all
@@ -56,6 +57,7 @@ from __future__ import annotations
 
 from pytest_gradmask.attacks import autoattack
 from pytest_gradmask.attacks.arc import arc
+from pytest_gradmask.attacks.asked_once import every_query
 from pytest_gradmask.attacks.ensembles import joint_margins, member_by_member
 from pytest_gradmask.attacks.hopeless import hopeless
 from pytest_gradmask.attacks.losses import Loss, cross_entropy, logit_margin
@@ -121,6 +123,7 @@ __all__ = [
     "cross_entropy",
     "decide",
     "draws_shared",
+    "every_query",
     "folded",
     "get_budget",
     "graph_bytes",

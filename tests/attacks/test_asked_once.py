@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pytest_gradmask.attacks.asked_once import AskedOnce, asked_once
+from pytest_gradmask.attacks.asked_once import AskedOnce, asked_once, every_query
 from pytest_gradmask.threat import Norm
 from tests.attacks.test_autoattack import NORMS, WRAPPERS, ball, problem
 from tests.toys import KillGradient, draw, linear, oracle, seeded
@@ -68,3 +68,14 @@ def test_another_batch_is_passed_on() -> None:
     for batch in (images, images[:2], images[:2].flip(0), images[:2].flip(0), images):
         torch.testing.assert_close(once(batch), model.model(batch))
     assert model.forwards == 4 + 2 + 2 + 4
+
+
+def test_every_query_is_made_where_they_are_counted() -> None:
+    model = oracle(linear(4))
+    once, images = AskedOnce(model), draw(2, 3, 8, 8)
+    with every_query():
+        assert torch.equal(once(images), once(images))
+    assert model.forwards == 4
+    once(images)
+    once(images)
+    assert model.forwards == 6
