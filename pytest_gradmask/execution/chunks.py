@@ -54,7 +54,7 @@ def _kept(forward: Callable[[Tensor], object], images: Tensor) -> int:
 
     def keep(tensor: Tensor) -> Tensor:
         kept.append(tensor.detach())
-        return tensor
+        return kept[-1]  # with its graph, it would be part of what it belongs to, and never be freed
 
     with eagerly(), torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         forward(images.clone().requires_grad_(True))
