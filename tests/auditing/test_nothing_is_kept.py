@@ -6,6 +6,7 @@ import gc
 import warnings
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 
 import pytest
 import torch
@@ -81,15 +82,18 @@ def tensors() -> int:
 
 
 def kept(work: Callable[[], object]) -> int:
+    """How many tensors each repetition leaves; less than 0 if others, of earlier tests, are freed meanwhile."""
     work()  # constants are made once
-    before = tensors()
-    work()
-    return tensors() - before
+    counts = [tensors()]
+    for _ in range(2):
+        work()
+        counts.append(tensors())
+    return min(after - before for before, after in pairwise(counts))
 
 
 @pytest.mark.parametrize("name", WORK)
 def test_no_tensor_is_kept(name: str) -> None:
-    assert kept(WORK[name]) == 0
+    assert kept(WORK[name]) <= 0
 
 
 def test_one_that_is_kept_is_counted() -> None:
