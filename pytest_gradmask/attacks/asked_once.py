@@ -10,15 +10,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from pytest_gradmask.attacks.protocol import AttackFunction
-from pytest_gradmask.threat import PerturbationSet
+from pytest_gradmask.attacks.protocol import AttackFunction, on_wrapped
 
 _EVERY: ContextVar[bool] = ContextVar("every", default=False)
 
@@ -79,16 +77,13 @@ class AskedOnce(nn.Module):
                 return last.logits.clone()
             if last.gradient is not None:
                 return _Again.apply(images, self.model, last)  # type: ignore[no-any-return]
-        if not differentiates:
-            logits: Tensor = self.model(images)
-            self._last = _Answer(images.detach().clone(), logits.detach().clone())
-            return logits
         point = images.view_as(images)
-        logits = self.model(point)
+        logits: Tensor = self.model(point)
         self._last = answer = _Answer(images.detach().clone(), logits.detach().clone())
-        # The weights come first in a backward pass, so that both belong to the same one.
-        logits.register_hook(answer.keep_weights)
-        point.register_hook(answer.keep_gradient)
+        if differentiates:
+            # The weights come first in a backward pass, so that both belong to the same one.
+            logits.register_hook(answer.keep_weights)
+            point.register_hook(answer.keep_gradient)
         return logits
 
 
@@ -114,16 +109,4 @@ class _Again(torch.autograd.Function):
 
 def asked_once(attack: AttackFunction) -> AttackFunction:
     """The attack on a deterministic model, without queries that repeat the one before. It returns the same."""
-    return partial(_run, attack)
-
-
-def _run(
-    attack: AttackFunction,
-    model: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    *,
-    threat: PerturbationSet,
-    generator: torch.Generator,
-) -> Tensor:
-    return attack(AskedOnce(model), images, labels, threat=threat, generator=generator)
+    return on_wrapped(attack, AskedOnce)

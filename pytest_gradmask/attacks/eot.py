@@ -6,12 +6,13 @@ replaces a randomized defense by its mean over several forward passes.
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
-from pytest_gradmask.attacks.protocol import AttackFunction
+from pytest_gradmask.attacks.protocol import AttackFunction, on_wrapped
 from pytest_gradmask.errors import InputError
-from pytest_gradmask.threat import PerturbationSet
 
 
 class Averaged(nn.Module):
@@ -47,12 +48,4 @@ def averaged(model: nn.Module, passes: int) -> nn.Module:
 
 def on_average(attack: AttackFunction, passes: int) -> AttackFunction:
     """The attack on the mean of a randomized model over ``passes`` forward passes; see `averaged`."""
-    if passes == 1:
-        return attack
-
-    def run(
-        model: nn.Module, images: Tensor, labels: Tensor, *, threat: PerturbationSet, generator: torch.Generator
-    ) -> Tensor:
-        return attack(averaged(model, passes), images, labels, threat=threat, generator=generator)
-
-    return run
+    return attack if passes == 1 else on_wrapped(attack, partial(averaged, passes=passes))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from functools import partial
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -43,3 +44,14 @@ class AttackFunction(Protocol):
             One perturbed image for each image, in the same order and of the same shape. Where the attack failed,
             any image inside the ball.
         """
+
+
+def on_wrapped(attack: AttackFunction, wrap: Callable[[nn.Module], nn.Module]) -> AttackFunction:
+    """The attack on what ``wrap`` makes of the model."""
+    return partial(_on_wrapped, attack, wrap)
+
+
+def _on_wrapped(
+    attack: AttackFunction, wrap: Callable[[nn.Module], nn.Module], model: nn.Module, *batch: Tensor, **arguments: Any
+) -> Tensor:
+    return attack(wrap(model), *batch, **arguments)

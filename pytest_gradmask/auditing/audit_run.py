@@ -91,7 +91,8 @@ class AuditRun:
                 continue
             deadline = self.ready.scorer.deadline
             if not probed and (deadline is None or not deadline.over):
-                self.findings += self._examine()
+                with faults_noticed(self.faults):
+                    self.findings += [*self._ask_in_many_ways(), *self._probe()]
                 probed = True
                 if self._begins_again():
                     return None
@@ -166,13 +167,12 @@ class AuditRun:
             return verdict
         self.attacks_checked = True
         images, labels = self._correct()
-        with faults_noticed() as faults:
+        with faults_noticed(self.faults):
             self.findings += check_attacks(
                 self.ready.surface, self.schedule.planned, images, labels, threat=self.ready.scorer.threat,
                 seed=self.ready.scorer.seed, progress=self.progress,
                 saturated=any(finding.id == "saturated-logits" for finding in self.findings),
             )  # fmt: skip
-        self.faults += faults
         return self._decide(analysis).verdict
 
     def _decide(self, analysis: InterimAnalysis, *more: Finding) -> Decision:
@@ -188,12 +188,6 @@ class AuditRun:
 
     def _all_findings(self) -> list[Finding]:
         return [*self.findings, *raises_at_times(self.faults)]
-
-    def _examine(self) -> list[Finding]:
-        with faults_noticed() as faults:
-            found = [*self._ask_in_many_ways(), *self._probe()]
-        self.faults += faults
-        return found
 
     def _probe(self) -> list[Finding]:
         """Findings of all probes. They use the first images that are classified correctly."""

@@ -100,7 +100,8 @@ def prepared(
         oracle = Oracle(defense.model, stream, defense.outputs, rejection=rejection, first_state=first_state)
         with stream.active():
             defense, oracle, checked = check_adapted(defense, oracle, images, labels)
-        with faults_noticed() as faults:
+        faults: list[str] = []
+        with faults_noticed(faults):
             surface = find_attack_surface(
                 defense, images, stream=stream, classes=checked.classes, randomized=checked.randomized, threat=threat,
                 eot=budget.eot, rejection=rejection, first_state=first_state,

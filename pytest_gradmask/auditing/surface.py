@@ -176,27 +176,29 @@ def find_attack_surface(
 
 def _searched(surface: AttackSurface, few: Tensor, threat: PerturbationSet) -> AttackSurface:
     """The same with what the searches find on a few images."""
-    defense, attacked, stream, randomized = surface.defense, surface.attacked, surface.stream, surface.randomized
-    known = bool(defense.members)
+    defense, known = surface.defense, bool(surface.defense.members)
     _check_members(surface, few)
     if all(is_black_box(model) for model in defense.members or [defense.model]):
         message = "the defense is a plain function: there is no gradient to judge, and attacks ask for outputs alone"
         return replace(surface, black_box=True, findings=(Finding(NO_GRADIENT, message, undermines_attacks=True),))
     findings: list[Finding] = []
-    points, forwards = points_of_search(few, threat), SEARCH_FORWARDS if surface.eot > 1 else 1
-    search = partial(find_operations, attacked, points, forwards=forwards, stream=stream)
-    operations = searched("operations that hide the gradient", search, findings)
+    operations = searched("operations that hide the gradient", partial(_operations, surface, few, threat), findings)
     surface = replace(surface, operations=operations or {})
     approximations = searched("parts to bypass", partial(_approximations, surface, few, findings), findings)
     surface = replace(surface, approximations=approximations or {})
     if not known:
-        surface = replace(surface, scoreless=not randomized and _scoreless(surface.oracle(), few, threat))
+        surface = replace(surface, scoreless=not surface.randomized and _scoreless(surface.oracle(), few, threat))
         inner = searched("inner logits", partial(_inner_logits, surface, few), findings)
         surface = replace(surface, inner=inner or "")
     if not known and defense.bypassed_modules() is None:
         inside = searched("inner classifiers", partial(_inner_classifiers, surface, few, threat), findings)
         surface = replace(surface, inner_classifiers=inside or ())
     return replace(surface, findings=tuple(findings))
+
+
+def _operations(surface: AttackSurface, images: Tensor, threat: PerturbationSet) -> dict[Site, int]:
+    points, forwards = points_of_search(images, threat), SEARCH_FORWARDS if surface.eot > 1 else 1
+    return find_operations(surface.attacked, points, forwards=forwards, stream=surface.stream)
 
 
 def _inner_logits(surface: AttackSurface, images: Tensor) -> str:

@@ -20,12 +20,11 @@ _FAULTS: ContextVar[list[str] | None] = ContextVar("faults", default=None)
 
 
 @contextmanager
-def faults_noticed() -> Iterator[list[str]]:
-    """Inside, `at_second_try` tries again. The list has what was raised once, and not the next time, in words."""
-    faults: list[str] = []
+def faults_noticed(faults: list[str]) -> Iterator[None]:
+    """Inside, `at_second_try` tries again. The list gets what was raised once, and not the next time, in words."""
     token = _FAULTS.set(faults)
     try:
-        yield faults
+        yield
     finally:
         _FAULTS.reset(token)
 

@@ -53,9 +53,7 @@ def test_where_the_softmax_saturates_another_loss_may_pass() -> None:
 
 
 @pytest.mark.parametrize("saturated", [False, True])
-def test_another_loss_does_not_pass_where_the_gradient_is_masked(
-    saturated: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_another_loss_where_the_gradient_is_masked(saturated: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     found = [Finding("saturated-logits", "")] if saturated else []
     monkeypatch.setattr(audit_run, "probe_defense", lambda *_, **__: found)  # the test alone has to see the mask
     result = audited(Defense(masked(KillGradient), bypass=[]), threat=ThreatModel(1e-6))
@@ -111,7 +109,7 @@ def test_more_images_are_tried_where_few_can_be_tested(
 
 
 @pytest.mark.parametrize("margin", [budget.margin for budget in BUDGETS.values()])
-def test_an_attack_check_never_needs_more_images_than_the_gap(margin: float) -> None:
+def test_images_of_an_attack_check(margin: float) -> None:
     """A ``NOT_MASKED`` takes more than twice the 7 images of a pass, so small audits do not end for want of them."""
     assert upper_bound(0, 0, 14, 0.99, margin=margin) > margin
     passed: tuple[Outcome, ...] = ("passed",) * 7

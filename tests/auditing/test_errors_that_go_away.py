@@ -93,7 +93,7 @@ def outcomes(
     [(5, 41), pytest.param(1, 4, marks=pytest.mark.longer), pytest.param(1, 1, marks=pytest.mark.nightly)],
     ids=["few calls", "some calls", "all calls"],
 )
-def test_an_error_that_is_raised_once_is_not_hidden(
+def test_an_error_that_is_raised_once(
     make: Callable[..., nn.Module], eps: float, first: int, step: int, record_property: Callable[[str, object], None]
 ) -> None:
     hidden, seen = [], 0
@@ -130,7 +130,7 @@ class OnlyWithoutAutograd(RaisesForward):
 
 
 @pytest.mark.longer
-def test_an_error_does_not_hide_how_a_defense_behaves() -> None:
+def test_an_error_while_it_is_asked_in_several_ways() -> None:
     labels = predictions(OnlyWithoutAutograd(Countdown(), MODEL).eval(), IMAGES)
     countdown, wrong = Countdown(), []
     for countdown.at in range(36, 76, 2):  # while it is asked in several ways
@@ -170,7 +170,8 @@ def test_the_second_try() -> None:
     flaky = RuntimeError("flaky")
     with pytest.raises(RuntimeError, match="flaky"):
         at_second_try(fails(1, flaky))  # nobody notices
-    with faults_noticed() as faults:
+    faults: list[str] = []
+    with faults_noticed(faults):
         assert at_second_try(fails(0, flaky)) == 1
         assert faults == []
         assert at_second_try(fails(1, flaky)) == 2
