@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import PurePath
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from pytest_gradmask.attacks.users_set import named_if_it_fails
 from pytest_gradmask.checks import as_number, check_callable, check_is, check_whole, is_a, refuse
 from pytest_gradmask.errors import InputError
 from pytest_gradmask.threat import PerturbationSet, ThreatModel, contained
@@ -81,30 +81,15 @@ def check_set_on(threat: PerturbationSet, images: Tensor) -> None:
     """Raise `InputError` unless the methods of a set work on these images, and say that they belong to it."""
     if isinstance(threat, ThreatModel):
         return
-    generator = torch.Generator().manual_seed(0)
-    points: dict[str, Tensor] = {"images": images}
-    calls: dict[str, Callable[[], Tensor]] = {
-        "random_start()": lambda: threat.random_start(images, generator),
-        "step()": lambda: images + threat.eps * threat.step(torch.ones_like(images), at=images),
-        "project()": lambda: threat.project(points["step()"], images),
+    named, generator = named_if_it_fails(threat), torch.Generator().manual_seed(0)
+    steps = images + threat.eps * named.step(torch.ones_like(images), at=images)
+    points = {
+        "a clean image": images,
+        "what random_start() returns": named.random_start(images, generator),
+        "what project() returns": named.project(steps, images),
     }
-    for name, call in calls.items():
-        try:
-            points[name] = call()
-            fits = points[name].shape == images.shape and points[name].dtype == images.dtype
-        except Exception as error:  # the methods are not ours
-            raise InputError(f"threat: {name} raised {type(error).__name__}: {error}") from error
-        if not fits:
-            raise InputError(f"threat: {name} does not return tensors of the shape and type of the images")
-    for name in ("images", "random_start()", "project()"):
-        try:
-            inside = contained(threat, points[name], images)
-        except InputError:
-            raise
-        except Exception as error:
-            raise InputError(f"threat: contains() raised {type(error).__name__}: {error}") from error
-        if not inside.all():
-            what = "the clean images" if name == "images" else f"what {name} returns"
+    for what, of_images in points.items():
+        if not contained(named, of_images, images).all():
             raise InputError(f"threat: contains() says that {what} is outside of the set")
 
 

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from pytest_gradmask.attacks.rejection import RejectOption
+from pytest_gradmask.attacks.users_code import errors_attributed_to
 from pytest_gradmask.defense import Outputs
-from pytest_gradmask.errors import DeadlineError, DefenseError, GradmaskError
-from pytest_gradmask.execution.batching import out_of_memory
+from pytest_gradmask.errors import DeadlineError, DefenseError
 from pytest_gradmask.execution.first_state import FirstState
 from pytest_gradmask.execution.precision import Precision, autocast
 from pytest_gradmask.execution.second_try import at_second_try
@@ -56,27 +56,6 @@ def output_of(name: str, model: nn.Module, images: Tensor) -> Tensor:
     """
     with errors_attributed_to(name, images):
         return model(images)  # type: ignore[no-any-return]
-
-
-@contextmanager
-def errors_attributed_to(name: str, images: Tensor) -> Iterator[None]:
-    """Turn exceptions inside the block into an error with the name of the model.
-
-    Out-of-memory errors and the errors of this package are passed on unchanged.
-
-    Raises:
-        DefenseError: the block raises another exception.
-    """
-    try:
-        yield
-    except GradmaskError:
-        raise
-    except Exception as error:
-        if out_of_memory(error):
-            raise
-        raise DefenseError(
-            f"{name} raised {type(error).__name__} on images of shape {tuple(images.shape)}: {error}"
-        ) from error
 
 
 class Oracle(nn.Module):

@@ -20,8 +20,9 @@ from pytest_gradmask.attacks.evaluate import (
     should_sync,
 )
 from pytest_gradmask.attacks.losses import Loss, cross_entropy
-from pytest_gradmask.attacks.oracle import errors_attributed_to
 from pytest_gradmask.attacks.protocol import Classifier
+from pytest_gradmask.attacks.users_code import errors_attributed_to
+from pytest_gradmask.attacks.users_set import named_if_it_fails
 from pytest_gradmask.threat import PerturbationSet, per_image
 
 
@@ -69,7 +70,7 @@ def pgd(
         step_size=step_size, steps=steps, restarts=restarts, eot=eot,
     )  # fmt: skip
     alpha = 2.5 * threat.eps / steps if step_size is None else step_size
-    best = BestIterates.start(images)
+    threat, best = named_if_it_fails(threat), BestIterates.start(images)
     with errors_attributed_to("the model or the loss", images):
         for _ in range(restarts):
             _pgd_run(
@@ -134,7 +135,7 @@ def apgd(
         model, images, labels, threat=threat, generator=generator, loss=loss, stop_early=stop_early, steps=steps,
         restarts=restarts, eot=eot,
     )  # fmt: skip
-    best = BestIterates.start(images)
+    threat, best = named_if_it_fails(threat), BestIterates.start(images)
     with errors_attributed_to("the model or the loss", images):
         for _ in range(restarts):
             _apgd_run(

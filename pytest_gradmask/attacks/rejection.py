@@ -16,13 +16,16 @@ attack of Bryniarski et al. 2021, arXiv:2106.15023).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from pytest_gradmask.attacks.users_code import errors_attributed_to
 from pytest_gradmask.defense import Rejects
+from pytest_gradmask.execution.second_try import at_second_try
 
 
 class RejectOption:
@@ -60,7 +63,7 @@ class RejectOption:
             rejection = logits[:, self.rejects]
             classes = torch.cat([logits[:, : self.rejects], logits[:, self.rejects + 1 :]], 1)
         else:
-            rejection = as_score(self.rejects(raw))
+            rejection = as_score(at_second_try(partial(_asked, self.rejects, raw)))
             classes = logits - logits.amax(1, keepdim=True)
         if self._label is not None:
             return _joint(classes, rejection, self._label)
@@ -96,6 +99,11 @@ def under_attack(rejection: RejectOption | None, labels: Tensor) -> Iterator[Ten
         return
     with rejection.under_attack(labels) as counted:
         yield counted
+
+
+def _asked(rejects: Callable[[Tensor], Tensor], raw: Tensor) -> Tensor:
+    with errors_attributed_to("rejects", raw):
+        return rejects(raw)
 
 
 def as_score(rejected: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from pytest_gradmask.attacks.bypass.bpda import described
 from pytest_gradmask.attacks.bypass.operations.sites import described_sites
 from pytest_gradmask.attacks.oracle import Oracle
 from pytest_gradmask.attacks.rejection import under_attack
+from pytest_gradmask.attacks.users_set import as_given
 from pytest_gradmask.auditing.attack_check import ATTACK_FAILS, check_attacks
 from pytest_gradmask.auditing.budgets import Budget
 from pytest_gradmask.auditing.events import Progress
@@ -22,6 +23,7 @@ from pytest_gradmask.auditing.prepare import Prepared
 from pytest_gradmask.auditing.schedule import AttackSchedule
 from pytest_gradmask.auditing.scoring import subseed
 from pytest_gradmask.auditing.surface import NO_GRADIENT
+from pytest_gradmask.errors import InputError
 from pytest_gradmask.execution.batching import on_fewer, out_of_memory
 from pytest_gradmask.execution.second_try import faults_noticed
 from pytest_gradmask.loading.adapters import adapted_alike
@@ -214,7 +216,7 @@ class AuditRun:
             message = f"differentiating it raises {type(error).__name__}: {error}"
             found = [Finding(NO_GRADIENT, message, undermines_attacks=True)]
         for probe in self.probes:
-            found += run_probe(probe, surface.oracle(), images, labels, threat, generator)
+            found += run_probe(probe, surface.oracle(), images, labels, as_given(threat), generator)
         return found
 
     def _ask_in_many_ways(self) -> list[Finding]:
@@ -240,6 +242,8 @@ class AuditRun:
 
         try:
             found, self.recording = on_fewer(ask, len(images))
+        except InputError:  # the set of perturbations is the user's
+            raise
         except Exception as error:  # of the defense, or memory has run out
             if self.one_by_one or not out_of_memory(error):
                 message = f"it cannot be asked in several ways, as it raises {type(error).__name__}: {error}"

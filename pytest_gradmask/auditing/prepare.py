@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from pytest_gradmask.attacks.oracle import Oracle
 from pytest_gradmask.attacks.rejection import RejectOption
+from pytest_gradmask.attacks.users_set import named_if_it_fails
 from pytest_gradmask.auditing.budgets import Budget
 from pytest_gradmask.auditing.scoring import Scorer, subseed
 from pytest_gradmask.auditing.surface import AttackSurface, all_modules, find_attack_surface
@@ -94,6 +95,7 @@ def prepared(
     Raises:
         DefenseError, InputError: the defense cannot be audited; the message says what to change.
     """
+    threat = named_if_it_fails(threat)
     with isolated(all_modules(defense), images.device):
         stream = RandomStream(subseed(seed, "defense"), images.device)
         rejection = None if defense.rejects is None else RejectOption(defense.rejects)

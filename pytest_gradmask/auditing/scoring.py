@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pytest_gradmask.attacks.oracle import Oracle
 from pytest_gradmask.attacks.rejection import under_attack
+from pytest_gradmask.attacks.users_set import as_given
 from pytest_gradmask.auditing.plan import PlannedAttack
 from pytest_gradmask.errors import DeadlineError, InputError, LostWorkerError
 from pytest_gradmask.execution.batching import in_batches
@@ -231,7 +232,8 @@ class AttackJob:
             with random_state_kept(images.device), tensor_float(attack.model.precision):
                 # For attacks that draw from the global generators in spite of ``generator``.
                 seed_everything(subseed(self.seed, f"global generators under {name}"))
-                returned = attack.run(attack.model, images, safe, threat=self.threat, generator=generator)
+                threat = as_given(self.threat) if attack.by_user else self.threat
+                returned = attack.run(attack.model, images, safe, threat=threat, generator=generator)
             _check_returned(returned, images)
             returned = returned.detach()
             valid = contained(self.threat, returned, images)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from pytest_gradmask.attacks.evaluate import value_and_grad
 from pytest_gradmask.attacks.losses import logit_margin
 from pytest_gradmask.attacks.oracle import Oracle
+from pytest_gradmask.errors import InputError
 from pytest_gradmask.execution.first_state import FirstState
 from pytest_gradmask.execution.second_try import at_second_try
 from pytest_gradmask.probes.answers import alike, described, differing_points, enough, rounding
@@ -193,6 +194,8 @@ def _points(
             seen = at_second_try(partial(value_and_grad, oracle, moved, labels, logit_margin, 1))
             step = threat.eps / 2 * threat.step(seen.gradient.nan_to_num(0, 0, 0))
             moved = threat.project(moved + step, images)
+    except InputError:  # of the set
+        raise
     except Exception:  # another probe says so
         moved = threat.random_start(images, generator)
     return torch.stack([images, corners, moved.detach()], 1).flatten(0, 1)

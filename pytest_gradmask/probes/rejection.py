@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pytest_gradmask.attacks.oracle import errors_attributed_to
 from pytest_gradmask.attacks.rejection import RejectOption
+from pytest_gradmask.attacks.users_code import errors_attributed_to
 from pytest_gradmask.defense import Defense, Rejects
 from pytest_gradmask.errors import InputError
 from pytest_gradmask.randomized.prediction import label_wins
@@ -73,7 +73,7 @@ def examine_rejections(rejects: Rejects, raw: Tensor, logits: Tensor) -> tuple[l
             )
         )
     if callable(rejects):
-        with torch.enable_grad():
+        with torch.enable_grad(), errors_attributed_to("rejects", raw):
             differentiable = rejects(raw.detach().requires_grad_(True)).requires_grad
         if not differentiable:
             findings.append(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -9,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pytest_gradmask import Audit, ThreatModel, Verdict, audit
-from pytest_gradmask.errors import DefenseError
+from pytest_gradmask import Audit, Defense, ThreatModel, Verdict, audit
+from pytest_gradmask.errors import DefenseError, GradmaskError
 from pytest_gradmask.execution.second_try import at_second_try, faults_noticed
 from tests.toys import IMAGES, TINY, KillGradient, linear, predictions
 
@@ -61,24 +62,56 @@ class RaisesBackward(RaisesForward):
         return self.model(_Backward.apply(images, self.countdown))  # type: ignore[no-any-return]
 
 
+class RaisesAsASet:
+    """A norm ball of the user's: each of its methods counts as a call."""
+
+    def __init__(self, countdown: Countdown, eps: float) -> None:
+        self.countdown, self.ball, self.eps, self.bounds = countdown, ThreatModel(eps), eps, (0.0, 1.0)
+
+    def project(self, perturbed: Tensor, images: Tensor, /) -> Tensor:
+        self.countdown.tick()
+        return self.ball.project(perturbed, images)
+
+    def random_start(self, images: Tensor, generator: torch.Generator, /) -> Tensor:
+        self.countdown.tick()
+        return self.ball.random_start(images, generator)
+
+    def step(self, gradient: Tensor, *, at: Tensor | None = None) -> Tensor:
+        self.countdown.tick()
+        return self.ball.step(gradient, at=at)
+
+    def contains(self, perturbed: Tensor, images: Tensor, /) -> Tensor:
+        self.countdown.tick()
+        return self.ball.contains(perturbed, images)
+
+
+class Rejects:
+    """Rejects nothing; each call counts."""
+
+    def __init__(self, countdown: Countdown) -> None:
+        self.countdown = countdown
+
+    def __call__(self, outputs: Tensor) -> Tensor:
+        self.countdown.tick()
+        return outputs.softmax(1).amax(1) < 0.1
+
+
 def is_visible(found: Audit) -> bool:
     """Whether anything in the result of an audit says what was raised."""
     said = [finding.message for finding in found.findings] + [attack.note for attack in found.attacks]
     return any("flaky" in words for words in said)
 
 
-def outcomes(
-    make: Callable[..., nn.Module], eps: float, first: int, step: int
-) -> Iterator[tuple[int, Audit | DefenseError]]:
-    """What an audit ends with where the defense raises at a call, for every so many of its calls."""
+def outcomes(run: Callable[[Countdown], Audit], first: int, step: int) -> Iterator[tuple[int, Audit | GradmaskError]]:
+    """What an audit ends with where one of the calls raises, for every so many of them."""
     countdown = Countdown()
     countdown.at = first
     while True:
         countdown.calls = 0
-        found: Audit | DefenseError
+        found: Audit | GradmaskError
         try:
-            found = audit(make(countdown, MODEL).eval(), IMAGES, LABELS, threat=ThreatModel(eps), budget=TINY)
-        except DefenseError as error:
+            found = run(countdown)
+        except GradmaskError as error:
             found = error
         if countdown.calls < countdown.at:
             return
@@ -96,11 +129,14 @@ def outcomes(
 def test_an_error_that_is_raised_once(
     make: Callable[..., nn.Module], eps: float, first: int, step: int, record_property: Callable[[str, object], None]
 ) -> None:
+    def run(countdown: Countdown) -> Audit:
+        return audit(make(countdown, MODEL).eval(), IMAGES, LABELS, threat=ThreatModel(eps), budget=TINY)
+
     hidden, seen = [], 0
-    for call, found in outcomes(make, eps, first, step):
+    for call, found in outcomes(run, first, step):
         seen += 1
-        if isinstance(found, DefenseError):
-            visible = "flaky" in str(found)
+        if isinstance(found, GradmaskError):
+            visible = isinstance(found, DefenseError) and "flaky" in str(found)
         else:
             visible = is_visible(found)
             assert found.verdict is not Verdict.MASKED
@@ -112,6 +148,41 @@ def test_an_error_that_is_raised_once(
     assert hidden == []
     record_property("tries", seen)
     record_property("result", f"{make.__name__}, at eps {eps:g}: each error is in the report")
+
+
+EVERY = [(2, 23), pytest.param(1, 1, marks=pytest.mark.nightly)]
+
+
+@pytest.mark.parametrize(("first", "step"), EVERY, ids=["few calls", "all calls"])
+@pytest.mark.parametrize("model", [MODEL, nn.Sequential(KillGradient(), MODEL)], ids=["honest", "masked"])
+def test_an_error_of_a_set_is_not_blamed_on_the_defense(model: nn.Module, first: int, step: int) -> None:
+    def run(countdown: Countdown) -> Audit:
+        return audit(model.eval(), IMAGES, LABELS, threat=RaisesAsASet(countdown, 0.1), budget=TINY)
+
+    ended = list(outcomes(run, first, step))
+    assert ended
+    for _, found in ended:
+        if isinstance(found, GradmaskError):
+            assert re.match(r"threat: \w+\(\) raised RuntimeError: flaky", str(found))
+        else:
+            notes = [attack.note for attack in found.attacks if "flaky" in attack.note]
+            assert notes
+            assert all(note.startswith("InputError: threat: ") for note in notes)
+
+
+@pytest.mark.parametrize(("first", "step"), EVERY, ids=["few calls", "all calls"])
+def test_an_error_of_a_reject_option_says_so(first: int, step: int) -> None:
+    def run(countdown: Countdown) -> Audit:
+        return audit(
+            Defense(MODEL.eval(), rejects=Rejects(countdown)), IMAGES, LABELS, threat=ThreatModel(0.1), budget=TINY
+        )
+
+    ended = list(outcomes(run, first, step))
+    assert ended
+    for _, found in ended:
+        said = [str(found)] if isinstance(found, GradmaskError) else [finding.message for finding in found.findings]
+        said += [] if isinstance(found, GradmaskError) else [attack.note for attack in found.attacks]
+        assert any(re.search(r"rejects.* raised RuntimeError.*flaky", words) for words in said)
 
 
 def test_an_honest_defense_raises_nothing() -> None:

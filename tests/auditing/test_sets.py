@@ -283,7 +283,7 @@ class Wrong(Patch):
         (Wrong(project=lambda perturbed, images: perturbed), r"what project\(\) returns is outside"),
         (
             Wrong(contains=lambda perturbed, images: torch.zeros(len(images), dtype=torch.bool)),
-            "the clean images is outside of the set",
+            "a clean image is outside of the set",
         ),
     ],
     ids=str,

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from pytest_gradmask.attacks.users_set import as_given
 from pytest_gradmask.auditing.bench import Bench
 from pytest_gradmask.auditing.scoring import subseed
 from pytest_gradmask.execution.files import replaced
@@ -65,7 +66,7 @@ def save(bench: Bench, rerun: Rerun, numbers: Sequence[int], file: Path) -> dict
     with torch.no_grad():
         before, after = (scorer.oracle(some).argmax(1) for some in (images, rerun.returned))
     flags = [index in broken for index in chosen]
-    threat = scorer.threat
+    threat = as_given(scorer.threat)
     file.parent.mkdir(parents=True, exist_ok=True)
     with replaced(file) as part, part.open("wb") as stream:
         np.savez_compressed(
