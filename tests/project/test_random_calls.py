@@ -16,7 +16,8 @@ import torch
 
 import pytest_gradmask as gradmask
 from pytest_gradmask.printable import printable
-from tests.project.api import CALLS, ODD
+from tests.project.api import CALLS
+from tests.project.odd_values import ODD
 
 NOT_CALLED = {
     *("AttackResult", "Audit", "BinarizationTest", "Dataset", "Finding", "Gap", "Prediction", "Proportion", "Verdict"),
