@@ -10,6 +10,7 @@ import json
 import os
 import random
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -200,6 +201,16 @@ def descendants(pid: int) -> Iterator[tuple[int, str]]:
             continue
 
 
+def below(process: subprocess.Popen[str], title: str) -> list[int]:
+    """Processes below one whose name contains a title. While processes start and end, the list misses some of them."""
+    for _ in range(200):
+        if found := [pid for pid, name in descendants(process.pid) if title in name]:
+            return found
+        assert process.poll() is None, f"it ended before a {title} was seen"
+        time.sleep(0.05)
+    raise AssertionError(f"no {title} below {process.pid}: {list(descendants(process.pid))}")
+
+
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks for processes in /proc")
 @tries
 @pytest.mark.parametrize("victim", ["worker", "head", "node"])
@@ -214,9 +225,7 @@ def test_a_killed_cluster_changes_no_verdict(
         name = f"{victim}-{tries}-{number}"
         with project.running(name, "--gradmask-engine=ray", "-v") as process:
             in_the_midst(process, moments)
-            found = [pid for pid, title in descendants(process.pid) if titles[victim] in title]
-            assert found
-            os.kill(moments.choice(found), signal.SIGKILL)
+            os.kill(moments.choice(below(process, titles[victim])), signal.SIGKILL)
             started = time.monotonic()
             process.communicate(timeout=300)
             assert time.monotonic() - started < 200
