@@ -36,6 +36,7 @@ from tests.toys import IMAGES, TINY, KillGradient, linear, predictions
 
 CALLS = []
 FAULT = Path(os.environ.get("FAULT", "no fault"))
+PAUSE = float(os.environ.get("PAUSE", "0"))
 
 def happens():
     # Once in all processes: in the one that can delete the file.
@@ -58,6 +59,7 @@ class Slow(nn.Sequential):
             happens()
         except FileNotFoundError:
             pass
+        time.sleep(PAUSE)
         return super().forward(images)
 
 @pytest.mark.gradmask(budget=TINY, eps=0.1, exhaustive=True)
@@ -220,10 +222,10 @@ def test_a_killed_cluster_changes_no_verdict(
     """The head is the process that keeps the cluster's state, the node the one that starts workers."""
     pytest.importorskip("ray", reason="needs Ray: pip install 'pytest-gradmask[ray]'")
     titles = {"worker": "ray::", "head": "gcs_server", "node": "raylet"}
-    moments, ended = random.Random(0), 0
+    moments, ended, pause = random.Random(0), 0, "0.01"  # an audit then takes longer than a cluster does to start
     for number in range(tries):
         name = f"{victim}-{tries}-{number}"
-        with project.running(name, "--gradmask-engine=ray", "-v") as process:
+        with project.running(name, "--gradmask-engine=ray", "-v", PAUSE=pause) as process:
             in_the_midst(process, moments)
             os.kill(moments.choice(below(process, titles[victim])), signal.SIGKILL)
             started = time.monotonic()
@@ -234,7 +236,7 @@ def test_a_killed_cluster_changes_no_verdict(
         else:  # Ray ends the process of pytest when its node is lost; what was finished is in the cache
             ended += 1
             assert victim == "node"
-        assert project.whole(name) == undisturbed
+        assert project.whole(name, PAUSE=pause) == undisturbed
     record_property("tries", tries)
     ends = f"{ended} runs were ended by Ray with an exit status that is not 0; " if ended else ""
     record_property("result", f"{victim}: {ends}all verdicts, after a second run at the latest, are the same")

@@ -102,9 +102,9 @@ class Project:
         found["audits"] = {audit["test"]: {**timeless_json(audit), "cached": None} for audit in found["audits"]}
         return found
 
-    def whole(self, name: str, *options: str) -> Audits:
+    def whole(self, name: str, *options: str, **more: str) -> Audits:
         """The audits of a run without a disturbance."""
-        with self.running(name, *options) as process:
+        with self.running(name, *options, **more) as process:
             out, _ = process.communicate(timeout=300)
             assert process.returncode == 0, out
         found = self.report(name)
