@@ -1,8 +1,8 @@
 """Results in a cache count only while the defense answers as it did when they were stored.
 
 A fingerprint sees weights, attributes and code, but not all that a defense may depend on, such as a file that it reads.
-So beside the results there are recorded answers: logits of some images, clean and perturbed, and their gradients. The
-defense is asked for them again before any result is used.
+So beside the results there are recorded answers for some images, clean and perturbed: logits without and with autograd,
+and gradients. The defense is asked for them again before any result is used.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from pytest_gradmask.threat import PerturbationSet
 _IMAGES = 8
 #: How often a defense is asked whose answers do not follow a seed.
 _TIMES = 32
-#: Largest difference, relative to the largest value, that counts as rounding: of logits and of gradients, and on GPUs.
-_ROUNDING = {"logits": 1e-5, "gradients": 1e-3}
+#: Largest difference, relative to the largest value, that counts as rounding, and on GPUs.
+_ROUNDING = {"scores": 1e-5, "logits": 1e-5, "gradients": 1e-3}
 _ROUNDING_CUDA = 5e-3
 _ROUNDINGS = 16
 #: Standard errors between two means that chance does not explain, even for hundreds of logits.
@@ -66,7 +66,8 @@ def key_of_recorded(
         asks = _asks(defense, _points(images[:_IMAGES], threat, seed), subseed(seed, "recorded answers"))
         differing = [] if recorded is None else _differing(recorded, asks)
         if recorded is None or differing:
-            answers = {name: _recorded(ask) for name, ask in asks.items()}
+            recorded = {name: _recorded(ask) for name, ask in asks.items()}
+            cache.store_answers(entry, recorded)  # before the warning, which may be raised as an error
             if differing:
                 warnings.warn(
                     f"gradmask cache: {defense.name} has changed in a way that its code, weights and attributes do not "
@@ -74,8 +75,6 @@ def key_of_recorded(
                     "depends on something that is read while it runs, such as a file. It is audited again",
                     stacklevel=3,
                 )
-            cache.store_answers(entry, answers)
-            recorded = answers
     return fingerprint(key, recorded)
 
 
@@ -85,10 +84,10 @@ def _points(images: Tensor, threat: PerturbationSet, seed: int) -> Tensor:
     return torch.cat([images, threat.project(images + threat.eps * threat.step(signs), images)])
 
 
-def _asks(defense: Defense, points: Tensor, seed: int) -> dict[str, Callable[[bool], Answers]]:
+def _asks(defense: Defense, points: Tensor, seed: int) -> dict[str, Callable[[], Answers]]:
     """For the defense and each other model that attacks may ask: a function that asks a fresh copy of it."""
     rejection = None if defense.rejects is None else RejectOption(defense.rejects)
-    asks: dict[str, Callable[[bool], Answers]] = {}
+    asks: dict[str, Callable[[], Answers]] = {}
     for number, model in enumerate(known_models(defense)):
         ways = {"outputs": defense.outputs, "rejection": rejection} if number == 0 else {}
         name = "its answers" if number == 0 else f"those of model {number}"
@@ -96,36 +95,52 @@ def _asks(defense: Defense, points: Tensor, seed: int) -> dict[str, Callable[[bo
     return asks
 
 
-def _ask_fresh(model: nn.Module, ways: Any, points: Tensor, seed: int, differentiate: bool) -> Answers:
+def _ask_fresh(model: nn.Module, ways: Any, points: Tensor, seed: int) -> Answers:
     """Ask a copy, so that the model itself does not change. A copy may lack what the model needs to answer."""
-    answers: Answers = {"raised": ""}
+    answers: Answers = {"scores": ""}
     for fresh in (keep_original(model).copy, model):
-        if fresh is not None and "raised" in answers:
-            answers = _ask(
-                partial(Oracle, fresh, RandomStream(seed, points.device), **ways), points, seed, differentiate
-            )
+        if fresh is not None and any(isinstance(answers.get(name), str) for name in ("scores", "logits")):
+            answers = _ask(partial(Oracle, fresh, RandomStream(seed, points.device), **ways), points, seed)
     return answers
 
 
-def _ask(make: Callable[[], Oracle], points: Tensor, seed: int, differentiate: bool) -> Answers:
-    """Logits and gradients of the points, 2 N x at most `_VALUES`; what the model raises is an answer, too."""
+def _ask(make: Callable[[], Oracle], points: Tensor, seed: int) -> Answers:
+    """What a model answers to the points.
+
+    Returns:
+        ``scores`` (logits without autograd), ``logits`` (with it) and ``gradients``, each 2 N x at most `_VALUES`; or
+        the name of the error that it raises. And ``dtype``.
+    """
     found: Answers = {}
     try:
         oracle = make()
-        with torch.set_grad_enabled(differentiate):
-            asked = points.clone().requires_grad_(differentiate)
-            logits = oracle(asked)
-            found = {"logits": _condensed(logits), "dtype": str(oracle.dtype).removeprefix("torch.")}
-        if differentiate:
-            generator = torch.Generator().manual_seed(seed)
-            weights = torch.randn(logits.shape, generator=generator).to(logits)
-            with random_state_kept(points.device):
-                seed_everything(seed)  # a backward pass may be random
-                [gradient] = torch.autograd.grad((weights * logits).sum(), asked)
-            found["gradients"] = _condensed(gradient)
+        found["dtype"] = str(oracle.dtype).removeprefix("torch.")
+        with torch.no_grad():
+            found["scores"] = _condensed_logits(oracle(points.clone()))
     except Exception as error:  # the audit itself says so
-        found["raised"] = type(error).__name__
+        found["scores"] = type(error).__name__
+    asked = points.clone().requires_grad_(True)
+    try:
+        with torch.enable_grad():
+            logits = make()(asked)
+        found["logits"] = _condensed_logits(logits)
+    except Exception as error:
+        found["logits"] = type(error).__name__
+        return found
+    weights = torch.randn(logits.shape, generator=torch.Generator().manual_seed(seed)).to(logits)
+    try:
+        with random_state_kept(points.device):
+            seed_everything(seed)  # a backward pass may be random
+            [gradient] = torch.autograd.grad((weights * logits).sum(), asked)
+        found["gradients"] = _condensed(gradient)
+    except Exception as error:
+        found["gradients"] = type(error).__name__
     return found
+
+
+def _condensed_logits(logits: Tensor) -> Tensor:
+    """The same, on a scale on which no single logit is larger than all others together, if they are summed."""
+    return _condensed(logits if logits.shape[1] <= _VALUES else logits.double().nan_to_num(0, 1e30, -1e30).asinh())
 
 
 def _condensed(values: Tensor) -> Tensor:
@@ -137,60 +152,86 @@ def _condensed(values: Tensor) -> Tensor:
     return sums
 
 
-def _recorded(ask: Callable[[bool], Answers]) -> Answers:
+def _recorded(ask: Callable[[], Answers]) -> Answers:
     """What to record: the answers, or their distribution if the defense does not follow a seed."""
-    one, other = ask(True), ask(True)
-    if "logits" in one and not _same("logits", one, other):
+    one, other = ask(), ask()
+    if not all(_same(name, one, other) for name in ("scores", "logits")):
         return _plain(_distribution(ask))
     if "gradients" in one and not _same("gradients", one, other):
         del one["gradients"]
     return _plain(one)
 
 
-def _distribution(ask: Callable[[bool], Answers]) -> Answers:
-    several = [ask(False) for _ in range(_TIMES)]
-    logits = torch.stack([answers["logits"] for answers in several if "logits" in answers])
-    return {"means": logits.mean(0), "deviations": logits.std(0)}
+def _distribution(ask: Callable[[], Answers]) -> Answers:
+    """Means and standard deviations of what it answers when it is asked many times."""
+    several = [ask() for _ in range(_TIMES)]
+    found: Answers = {}
+    for name in _ROUNDING:
+        values = [answers[name] for answers in several if isinstance(answers.get(name), Tensor)]
+        if values:
+            samples = torch.stack([_direction(value) if name == "gradients" else value for value in values])
+            found |= {f"means of {name}": samples.mean(0), f"deviations of {name}": samples.std(0)}
+    return found
+
+
+def _direction(gradients: Tensor) -> Tensor:
+    """Their directions: sizes may have no mean. Of a gradient of zero, zeros."""
+    sizes: Tensor = gradients.norm(dim=1, keepdim=True)
+    return gradients / sizes.clamp_min(1e-300)
 
 
 def _plain(answers: Answers) -> Answers:
     return {name: value.tolist() if isinstance(value, Tensor) else value for name, value in answers.items()}
 
 
-def _differing(recorded: Mapping[str, Answers], asks: Mapping[str, Callable[[bool], Answers]]) -> Sequence[str]:
+def _differing(recorded: Mapping[str, Answers], asks: Mapping[str, Callable[[], Answers]]) -> Sequence[str]:
     return [name for name, ask in asks.items() if name not in recorded or not _as_recorded(recorded[name], ask)]
 
 
-def _as_recorded(recorded: Answers, ask: Callable[[bool], Answers]) -> bool:
+def _as_recorded(recorded: Answers, ask: Callable[[], Answers]) -> bool:
     recorded = {
         name: torch.tensor(value).double() if isinstance(value, list) else value for name, value in recorded.items()
     }
-    if "means" in recorded:
+    if "scores" not in recorded:
         return _same_distribution(recorded, _distribution(ask))
-    now = ask("gradients" in recorded)
-    if now.get("raised") != recorded.get("raised") and "gradients" in {*recorded, *now}:
-        return False
-    kept = [name for name in ("logits", "gradients") if name in recorded]
-    return all(_same(name, now, recorded) for name in kept)
+    now = ask()
+    return all(_same(name, now, recorded) for name in _ROUNDING if name in recorded)
 
 
 def _same(name: str, some: Answers, others: Answers) -> bool:
-    if name not in some or name not in others or some[name].shape != others[name].shape:
+    one, other = some.get(name), others.get(name)
+    if not (isinstance(one, Tensor) and isinstance(other, Tensor)):
+        return one == other  # nothing, or the name of an error
+    if one.shape != other.shape:
         return False
-    one, other = some[name], others[name]
     tolerance = max(_ROUNDING[name], _ROUNDINGS * torch.finfo(getattr(torch, some["dtype"])).eps)
     if torch.cuda.is_available():  # where a GPU computes, sums depend on the order
         tolerance = max(tolerance, _ROUNDING_CUDA)
-    size = other.nan_to_num(0, 0, 0).abs().max().clamp_min(1e-30)
-    same = (one == other) | (one.isnan() & other.isnan()) | ((one - other).abs() <= tolerance * size)
-    return bool(same.all())
+    return bool((_equal(one, other) | ((one - other).abs() <= tolerance * _size(name, other))).all())
+
+
+def _equal(one: Tensor, other: Tensor) -> Tensor:
+    return (one == other) | (one.isnan() & other.isnan())
+
+
+def _size(name: str, values: Tensor) -> Tensor:
+    """Largest finite value of each class or, of gradients, of each point: one of them may be far larger than others."""
+    return values.nan_to_num(0, 0, 0).abs().amax(1 if name == "gradients" else 0, keepdim=True).clamp_min(1e-30)
 
 
 def _same_distribution(one: Answers, other: Answers) -> bool:
-    if one["means"].shape != other["means"].shape:
+    return one.keys() == other.keys() and all(
+        _same_samples(name, *((found[f"means of {name}"], found[f"deviations of {name}"]) for found in (one, other)))
+        for name in _ROUNDING
+        if f"means of {name}" in one
+    )
+
+
+def _same_samples(name: str, one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> bool:
+    means, deviations = zip(one, other, strict=True)
+    if means[0].shape != means[1].shape:
         return False
-    variance = (one["deviations"] ** 2 + other["deviations"] ** 2) / _TIMES
-    size = one["means"].abs().max()
-    close = (one["means"] - other["means"]).abs() <= _STANDARD_ERRORS * variance.sqrt() + _ROUNDING["gradients"] * size
-    spread = [each["deviations"].square().mean().sqrt() for each in (one, other)]
-    return bool(close.all()) and bool(max(spread) <= 2 * min(spread))
+    errors = _STANDARD_ERRORS * ((deviations[0] ** 2 + deviations[1] ** 2) / _TIMES).sqrt()
+    close = (means[0] - means[1]).abs() <= errors + _ROUNDING["gradients"] * _size(name, means[0])
+    spread = [each.nan_to_num(0, 0, 0).square().mean().sqrt() for each in deviations]
+    return bool((_equal(*means) | close).all()) and bool(max(spread) <= 2 * min(spread))

@@ -61,6 +61,49 @@ class Raises(nn.Module):
         raise RuntimeError("no")
 
 
+class Then(nn.Module):
+    """A model, and then a function of images and logits."""
+
+    def __init__(self, function: Callable[[Tensor, Tensor], Tensor], model: nn.Module | None = None) -> None:
+        super().__init__()
+        self.model, self.function = model or linear(), function
+        self.eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.function(images, self.model(images))
+
+
+def constant(value: float) -> Callable[[Tensor, Tensor], Tensor]:
+    """One more class, whose logit is always the same."""
+    return lambda _, logits: torch.cat([logits, torch.full((len(logits), 1), value)], 1)
+
+
+def shifted(by: float, value: float = -1e9) -> Callable[[Tensor, Tensor], Tensor]:
+    """One logit moved, beside a class that is masked out."""
+    return lambda images, logits: constant(value)(images, logits + torch.tensor([by, *[0.0] * (logits.shape[1] - 1)]))
+
+
+def steep(factor: float) -> nn.Module:
+    """The gradient of dark images is huge, that of others is multiplied by a factor; logits are the same."""
+
+    def forward(images: Tensor, logits: Tensor) -> Tensor:
+        dark = (images.flatten(1).mean(1) <= IMAGES.flatten(1).mean(1).min() + 1e-4).float()[:, None]
+        slope = dark * 1e5 + (1 - dark) * factor
+        return logits.detach() + slope * (logits - logits.detach())
+
+    return Then(forward)
+
+
+def scores_only(images: Tensor, logits: Tensor) -> Tensor:  # noqa: ARG001
+    return logits if torch.is_grad_enabled() else logits.flip(1)
+
+
+def raises_without_autograd(images: Tensor, logits: Tensor) -> Tensor:  # noqa: ARG001
+    if not torch.is_grad_enabled():
+        raise RuntimeError("no")
+    return logits
+
+
 SAME: dict[str, Callable[[], nn.Module]] = {
     "linear": linear,
     "convolutional": convolutional,
@@ -71,6 +114,12 @@ SAME: dict[str, Callable[[], nn.Module]] = {
     "gradient by no seed": lambda: nn.Sequential(RandomBackward(), linear()).eval(),
     "backward raises": lambda: nn.Sequential(Raises(), linear()).eval(),
     "half precision": lambda: linear().to(torch.bfloat16),
+    "a class is masked out": lambda: Then(constant(-1e9)),
+    "noise by no seed beside an infinite logit": lambda: Then(constant(-float("inf")), Noise(0.3)),
+    "noise by no seed, raises without autograd": lambda: Then(raises_without_autograd, Noise(0.3)),
+    "noise and gradient by no seed": lambda: nn.Sequential(RandomBackward(), Noise(0.3)).eval(),
+    "many classes, one masked out": lambda: Then(constant(-float("inf")), linear(100)),
+    "steep at one image": lambda: steep(1.0),
 }
 
 
@@ -98,6 +147,14 @@ OTHER: dict[str, tuple[Callable[[], nn.Module], Callable[[], nn.Module]]] = {
     "none or noise": (linear, lambda: Noise(0.3).eval()),
     "more classes": (linear, lambda: linear(5)),
     "raises": (linear, lambda: nn.Sequential(Raises(), linear()).eval()),
+    "raises no more": (lambda: nn.Sequential(Raises(), linear()).eval(), linear),
+    "only without autograd": (linear, lambda: Then(scores_only)),
+    "raises without autograd": (linear, lambda: Then(raises_without_autograd)),
+    "beside a class that is masked out": (lambda: Then(shifted(0.0)), lambda: Then(shifted(5.0))),
+    "beside many classes": (lambda: Then(shifted(0), linear(100)), lambda: Then(shifted(5), linear(100))),
+    "beside noise and a masked class": (lambda: Then(shifted(0), Noise(0.1)), lambda: Then(shifted(5), Noise(0.1))),
+    "gradient beside a steep one": (lambda: steep(1.0), lambda: steep(0.0)),
+    "gradient beside noise by no seed": (lambda: Noise(0.01), lambda: nn.Sequential(KillGradient(), Noise(0.01))),
 }
 
 
@@ -108,6 +165,15 @@ def test_what_answers_otherwise_loses_them(
     first = key(before(), tmp_path)
     with pytest.warns(UserWarning, match="it has changed in a way that its code, weights and attributes do not show"):
         assert key(after(), tmp_path) != first
+
+
+def test_a_warning_that_is_an_error_is_raised_once(tmp_path: Path) -> None:
+    key(linear(), tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(UserWarning, match="has changed"):
+            key(linear(seed=1), tmp_path)
+        key(linear(seed=1), tmp_path)
 
 
 def test_a_source_that_answers_otherwise_is_noticed(tmp_path: Path) -> None:
@@ -214,5 +280,5 @@ def test_a_second_run_asks_a_fiftieth(tmp_path: Path, monkeypatch: pytest.Monkey
         asked.clear()
         audited(masked(Quantize, convolutional()), cache=tmp_path, budget="smoke")
         totals.append(sum(asked))
-    assert totals[1] == 16
+    assert totals[1] == 32
     assert totals[0] > 50 * totals[1]

@@ -233,10 +233,15 @@ def test_a_killed_cluster_changes_no_verdict(
             assert time.monotonic() - started < 200
         if process.returncode == 0:
             assert project.report(name)["audits"] == undisturbed
-        else:  # Ray ends the process of pytest when its node is lost; what was finished is in the cache
+        else:
+            # Ray ends the process of pytest when its node is lost, which may die with its agents, or the head. Where
+            # it goes on, an attack that was lost makes an audit inconclusive. What was finished is in the cache.
             ended += 1
-            assert victim == "node"
+            report = project.folder / f"{name}.json"
+            audits = json.loads(report.read_text())["audits"] if report.exists() else []
+            for audit in audits:
+                assert audit["verdict"] in ("INCONCLUSIVE", undisturbed[audit["test"]]["verdict"])
         assert project.whole(name, PAUSE=pause) == undisturbed
     record_property("tries", tries)
-    ends = f"{ended} runs were ended by Ray with an exit status that is not 0; " if ended else ""
+    ends = f"{ended} runs ended with an exit status that is not 0, none with a wrong verdict; " if ended else ""
     record_property("result", f"{victim}: {ends}all verdicts, after a second run at the latest, are the same")
