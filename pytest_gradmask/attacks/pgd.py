@@ -6,6 +6,7 @@ On another model they are transfer attacks.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import torch
@@ -36,7 +37,7 @@ def pgd(
     generator: torch.Generator,
     step_size: float | None = None,
     restarts: int = 1,
-    loss: Loss = cross_entropy,
+    loss: Loss | Sequence[Loss] = cross_entropy,
     eot: int = 1,
     stop_early: bool = False,
 ) -> Tensor:
@@ -51,7 +52,7 @@ def pgd(
         generator: draws the random starts; a CPU generator.
         step_size: in input units; by default ``2.5 * eps / steps``.
         restarts: independent starts; the best iterate of all is returned.
-        loss: what to maximise.
+        loss: what to maximise. Of several, each restart takes the next one.
         eot: passes over which loss and gradient are averaged in each step, for randomized defenses. If ``model`` is
             an `Oracle` with known members, there is one pass of each member instead, weighted.
         stop_early: stop attacking an image once ``model`` misclassifies it. Without this, the search goes on to
@@ -65,17 +66,18 @@ def pgd(
         InputError: an argument is unusable.
         DefenseError: the model or the loss raises.
     """
+    losses = (loss,) if callable(loss) else loss
     check_attack(
-        model, images, labels, threat=threat, generator=generator, loss=loss, stop_early=stop_early,
+        model, images, labels, threat=threat, generator=generator, losses=losses, stop_early=stop_early,
         step_size=step_size, steps=steps, restarts=restarts, eot=eot,
     )  # fmt: skip
     alpha = 2.5 * threat.eps / steps if step_size is None else step_size
     threat, best = named_if_it_fails(threat), BestIterates.start(images)
     with errors_attributed_to("the model or the loss", images):
-        for _ in range(restarts):
+        for restart in range(restarts):
             _pgd_run(
-                model, images, labels, threat=threat, steps=steps, generator=generator, alpha=alpha, loss=loss, eot=eot,
-                stop_early=stop_early, best=best,
+                model, images, labels, threat=threat, steps=steps, generator=generator, alpha=alpha,
+                loss=losses[restart % len(losses)], eot=eot, stop_early=stop_early, best=best,
             )  # fmt: skip
             if best.all_fooled():
                 break
@@ -119,7 +121,7 @@ def apgd(
     steps: int,
     generator: torch.Generator,
     restarts: int = 1,
-    loss: Loss = cross_entropy,
+    loss: Loss | Sequence[Loss] = cross_entropy,
     eot: int = 1,
     stop_early: bool = True,
 ) -> Tensor:
@@ -131,13 +133,14 @@ def apgd(
     Raises:
         InputError, DefenseError: see `pgd`.
     """
+    losses = (loss,) if callable(loss) else loss
     check_attack(
-        model, images, labels, threat=threat, generator=generator, loss=loss, stop_early=stop_early, steps=steps,
+        model, images, labels, threat=threat, generator=generator, losses=losses, stop_early=stop_early, steps=steps,
         restarts=restarts, eot=eot,
     )  # fmt: skip
     threat, best = named_if_it_fails(threat), BestIterates.start(images)
     with errors_attributed_to("the model or the loss", images):
-        for _ in range(restarts):
+        for restart in range(restarts):
             _apgd_run(
                 model,
                 images,
@@ -145,7 +148,7 @@ def apgd(
                 threat=threat,
                 steps=steps,
                 generator=generator,
-                loss=loss,
+                loss=losses[restart % len(losses)],
                 eot=eot,
                 stop_early=stop_early,
                 best=best,

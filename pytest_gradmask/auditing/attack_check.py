@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pytest_gradmask.auditing.events import Message, Progress, Step
-from pytest_gradmask.auditing.plan import PlannedAttack
+from pytest_gradmask.auditing.planned import PlannedAttack
 from pytest_gradmask.auditing.scoring import subseed
 from pytest_gradmask.auditing.surface import AttackSurface
 from pytest_gradmask.binarization.run import BinarizationTest, binarization_test

@@ -18,7 +18,7 @@ from pytest_gradmask.auditing.attack_check import ATTACK_FAILS, check_attacks
 from pytest_gradmask.auditing.budgets import Budget
 from pytest_gradmask.auditing.events import Progress
 from pytest_gradmask.auditing.fresh import Stateful, stateful
-from pytest_gradmask.auditing.plan import OPERATIONS
+from pytest_gradmask.auditing.plan_adaptive import OPERATIONS
 from pytest_gradmask.auditing.prepare import Prepared
 from pytest_gradmask.auditing.schedule import AttackSchedule
 from pytest_gradmask.auditing.scoring import subseed

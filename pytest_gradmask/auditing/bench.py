@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from pytest_gradmask.auditing.budgets import Budget, get_budget
-from pytest_gradmask.auditing.plan import PlannedAttack, Run, plan_attacks
+from pytest_gradmask.auditing.plan import plan_attacks
+from pytest_gradmask.auditing.planned import PlannedAttack, Run
 from pytest_gradmask.auditing.prepare import prepared
 from pytest_gradmask.auditing.scoring import Scorer
 from pytest_gradmask.auditing.surface import AttackSurface

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from pytest_gradmask.auditing.plan import PlannedAttack
+from pytest_gradmask.auditing.planned import PlannedAttack
 from pytest_gradmask.auditing.scoring import empty_result
 from pytest_gradmask.verdict.results import AttackResult, Prediction
 

@@ -65,7 +65,7 @@ from pytest_gradmask.attacks.oracle import Oracle
 from pytest_gradmask.attacks.rejection import RejectOption, under_attack
 from pytest_gradmask.auditing.bench import bench
 from pytest_gradmask.auditing.budgets import BUDGETS, get_budget
-from pytest_gradmask.auditing.plan import PlannedAttack, Run
+from pytest_gradmask.auditing.planned import PlannedAttack, Run
 from pytest_gradmask.auditing.prepare import isolated
 from pytest_gradmask.auditing.scoring import Scorer, subseed
 from pytest_gradmask.auditing.surface import known_models

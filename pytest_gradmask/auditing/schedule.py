@@ -10,7 +10,8 @@ from pytest_gradmask.auditing.attack_check import check_step
 from pytest_gradmask.auditing.budgets import Budget
 from pytest_gradmask.auditing.events import AttackEnded, AttackStarted, Progress, Step
 from pytest_gradmask.auditing.joining import OUTDONE, joined, outdone_by_others, skipped_early
-from pytest_gradmask.auditing.plan import PlannedAttack, plan_attacks, plan_placebo
+from pytest_gradmask.auditing.plan import plan_attacks, plan_placebo
+from pytest_gradmask.auditing.planned import PlannedAttack
 from pytest_gradmask.auditing.scoring import Scorer
 from pytest_gradmask.auditing.surface import AttackSurface
 from pytest_gradmask.execution.deadline import INTERRUPTED
@@ -215,7 +216,7 @@ class AttackSchedule:
         survivors = batch.survivors - batch.decided("placebo")
         if batch.placebos and (passes <= 0 or not survivors or batch.placebos[-1].status != "done"):
             return
-        placebo = plan_placebo(self._surface, self._budget, passes)
+        placebo = plan_placebo(self._surface, self._budget, passes, turn=len(batch.placebos))
         had = sum(result.passes for result in batch.placebos)
         # Under the same name it would repeat the random starts of its earlier runs.
         again = f" after {had} passes" if batch.placebos else ""

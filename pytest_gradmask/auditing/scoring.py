@@ -14,7 +14,7 @@ from torch import Tensor
 from pytest_gradmask.attacks.oracle import Oracle
 from pytest_gradmask.attacks.rejection import under_attack
 from pytest_gradmask.attacks.users_set import as_given
-from pytest_gradmask.auditing.plan import PlannedAttack
+from pytest_gradmask.auditing.planned import PlannedAttack
 from pytest_gradmask.errors import DeadlineError, InputError, LostWorkerError
 from pytest_gradmask.execution.batching import in_batches
 from pytest_gradmask.execution.cache import Cache

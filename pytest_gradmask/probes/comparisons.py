@@ -52,6 +52,7 @@ def compare_attacks(
         *transfer_beats_white_box(results, confidence),
         *hidden_gradient(results, hidden_by, confidence),
         *bypass_beats_white_box([result for result in results if result.name not in hidden_by], confidence),
+        *misleading_loss(results, confidence),
         *transfer_failure(results, confidence),
         *not_converged(results, tried, total),
     ]
@@ -73,6 +74,12 @@ def bypass_beats_white_box(results: Sequence[AttackResult], confidence: float) -
     """A gradient that skips submodules breaks significantly more than the true one (Athalye et al. 2018)."""
     seen = _beyond_gradients(results, ["bypass"], confidence)
     return [Finding("bypass-beats-white-box", f"with a gradient that skips submodules, {seen}")] if seen else []
+
+
+def misleading_loss(results: Sequence[AttackResult], confidence: float) -> list[Finding]:
+    """Attacks that follow the same gradient in another way break significantly more than gradient attacks."""
+    seen = _beyond_gradients(results, ["gradient"], confidence)
+    return [Finding("misleading-loss", f"with its own gradient, but followed in another way, {seen}")] if seen else []
 
 
 def hidden_gradient(

@@ -240,6 +240,11 @@ def _check_output(defense: Defense, output: object, images: Tensor) -> None:
             f"{defense.name} returns {type(output).__name__}, not a tensor of logits; wrap it in a module that "
             "returns the logits alone"
         )
+    if output.is_nested or output.layout is not torch.strided:
+        kind, plain = ("a nested tensor", "torch.stack(logits.unbind())") if output.is_nested else (
+            f"logits of layout {output.layout}", "logits.to_dense()"
+        )  # fmt: skip
+        raise DefenseError(f"{defense.name} returns {kind}; use {plain}")
     if output.ndim != 2 or len(output) != len(images) or output.shape[1] < 2:
         raise DefenseError(
             f"{defense.name} maps images of shape {tuple(images.shape)} to shape {tuple(output.shape)}; logits must "
@@ -248,8 +253,6 @@ def _check_output(defense: Defense, output: object, images: Tensor) -> None:
         )
     if not output.is_floating_point():
         raise DefenseError(f"{defense.name} returns {output.dtype}; logits must be floating point: use logits.float()")
-    if output.layout is not torch.strided:
-        raise DefenseError(f"{defense.name} returns logits of layout {output.layout}; use logits.to_dense()")
     if output.device != images.device:
         raise DefenseError(
             f"{defense.name} returns logits on {output.device} for images on {images.device}; "

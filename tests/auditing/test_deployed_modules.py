@@ -14,7 +14,7 @@ from pytest_gradmask.attacks.bypass.bpda import bypassed
 from pytest_gradmask.attacks.bypass.inner_logits import find_inner_logits
 from pytest_gradmask.attacks.bypass.search import find_bypass
 from pytest_gradmask.attacks.oracle import parameter_dtype
-from pytest_gradmask.auditing.plan import OPERATIONS
+from pytest_gradmask.auditing.plan_adaptive import OPERATIONS
 from pytest_gradmask.auditing.surface import SEARCH_FAILED, find_attack_surface
 from pytest_gradmask.defense import Defense
 from pytest_gradmask.errors import DefenseError

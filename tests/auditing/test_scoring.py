@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from pytest_gradmask.auditing.plan import PlannedAttack
+from pytest_gradmask.auditing.planned import PlannedAttack
 from pytest_gradmask.auditing.scoring import AttackJob, Scorer, subseed
 from pytest_gradmask.randomized.prediction import Sampler
 from pytest_gradmask.threat import ThreatModel

@@ -39,7 +39,7 @@ from audits.calibration.simulation import (
 )
 from pytest_gradmask.auditing.audit_run import AuditRun
 from pytest_gradmask.auditing.events import ignore
-from pytest_gradmask.auditing.plan import PlannedAttack
+from pytest_gradmask.auditing.planned import PlannedAttack
 from pytest_gradmask.auditing.prepare import Prepared
 from pytest_gradmask.auditing.scoring import Scorer, empty_result
 from pytest_gradmask.auditing.surface import AttackSurface

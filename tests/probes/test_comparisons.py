@@ -17,6 +17,7 @@ ACCESS: dict[str, Access] = {
     "square": "scores",
     "zero-order": "scores",
     "rays": "labels",
+    "pgd-reversed": "gradient",
 }
 
 
@@ -53,6 +54,7 @@ def test_a_small_difference_is_no_finding() -> None:
         pytest.param("rays", ["black-box-beats-white-box", "transfer-failure"]),
         pytest.param("transfer_backbone", ["transfer-beats-white-box"], id="transfer"),
         pytest.param("bpda", ["bypass-beats-white-box"], id="bpda"),
+        pytest.param("pgd_reversed", ["misleading-loss"], id="reversed"),
     ],
 )
 def test_an_attack_that_beats_gradients_is_a_finding(name: str, wanted: list[str]) -> None:
@@ -105,7 +107,7 @@ def test_an_attack_that_did_not_finish_says_nothing() -> None:
 @pytest.mark.parametrize(
     ("access", "wanted"),
     [
-        ("gradient", []),
+        ("gradient", ["misleading-loss"]),
         ("surrogate", ["transfer-beats-white-box"]),
         ("bypass", ["bypass-beats-white-box"]),
         ("scores", ["black-box-beats-white-box", "transfer-failure"]),
