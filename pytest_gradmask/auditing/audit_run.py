@@ -16,6 +16,7 @@ from pytest_gradmask.attacks.rejection import under_attack
 from pytest_gradmask.attacks.users_set import as_given
 from pytest_gradmask.auditing.attack_check import ATTACK_FAILS, check_attacks
 from pytest_gradmask.auditing.budgets import Budget
+from pytest_gradmask.auditing.elsewhere import masked_elsewhere
 from pytest_gradmask.auditing.events import Progress
 from pytest_gradmask.auditing.fresh import Stateful, stateful
 from pytest_gradmask.auditing.plan_adaptive import OPERATIONS
@@ -52,6 +53,7 @@ class AuditRun:
     progress: Progress
     original: Original | None = None  # nothing is compared without it
     fresh: Stateful | None = None  # on fresh copies of it, attacks run and are scored
+    search_first: tuple[int, ...] = ()  # images at which the searches have looked first
     attempt: int = 1
     schedule: AttackSchedule = field(init=False)
     findings: list[Finding] = field(init=False)
@@ -79,7 +81,8 @@ class AuditRun:
         """The loop of an audit: attack a batch of images, decide, go on until the verdict is decided.
 
         Returns:
-            None where the defense turned out to be stateful, and ``fresh`` has it: the audit then begins again.
+            None where the audit has to begin again: the defense turned out to be stateful, and ``fresh`` has it, or
+            searches have to look at other images, which ``search_first`` then has.
         """
         schedule, probed = self.schedule, False
         if not any(schedule.every_clean):  # it may have answered earlier queries before it was scored
@@ -123,7 +126,9 @@ class AuditRun:
                 break
         if not schedule.interrupted:
             self._ask_again()
-        return None if self._begins_again() else self._report(analysis)
+        if self._begins_again() or self._searches_again(analysis):
+            return None
+        return self._report(analysis)
 
     def _begins_again(self) -> bool:
         """Whether the defense is found to be stateful, and its attacks should have run on fresh copies."""
@@ -133,6 +138,18 @@ class AuditRun:
         self.fresh = stateful(self.ready, found, self.original.first_state, self.recording)
         self.original = replace(self.original, first_state=None)  # asked once
         return self.fresh is not None
+
+    def _searches_again(self, analysis: InterimAnalysis) -> bool:
+        """Whether a mask is seen at images that the searches have not looked at. They look there once."""
+        if self.search_first or self.schedule.interrupted or not any(self.schedule.clean):
+            return False
+        # A defense that changes with its queries would begin another audit in its new state, and seem to have no other.
+        changes = any(finding.id == STATEFUL for finding in self.findings)
+        if changes or self._decide(analysis).verdict is Verdict.MASKED:
+            return False
+        with faults_noticed(self.faults):
+            self.search_first = masked_elsewhere(self.ready, self.schedule, self.findings)
+        return bool(self.search_first)
 
     def _plan(self) -> list[tuple[InterimAnalysis, int]]:
         """The analyses, each with the number of images after which it has as many correct ones as it needs."""

@@ -76,6 +76,7 @@ def prepared(
     first_state: FirstState | None = None,
     precision: Precision = "own",
     deadline: Deadline | None = None,
+    search_first: Sequence[int] = (),
 ) -> Iterator[Prepared]:
     """Isolate a defense, check it, and find out what its attacker knows and how its answers are scored.
 
@@ -91,6 +92,7 @@ def prepared(
         first_state: of a defense that changes with its queries, if every query is to ask a fresh copy.
         precision: in which the defense computes under attack.
         deadline: of the audit.
+        search_first: indices of images that the searches look at before others.
 
     Raises:
         DefenseError, InputError: the defense cannot be audited; the message says what to change.
@@ -106,7 +108,7 @@ def prepared(
         with faults_noticed(faults):
             surface = find_attack_surface(
                 defense, images, stream=stream, classes=checked.classes, randomized=checked.randomized, threat=threat,
-                eot=budget.eot, rejection=rejection, first_state=first_state,
+                eot=budget.eot, rejection=rejection, first_state=first_state, first=search_first,
             )  # fmt: skip
             attacked = surface.oracle(surface.attacked)
             with attacked.frozen():  # its random numbers are those of a defense that was not asked

@@ -160,22 +160,29 @@ def audit(
         with opening as running:
             progress(Message("preflight"))
             original, fresh, result = keep_original(defense.model), None, None
+            search_first: tuple[int, ...] = ()
             while result is None:
+                also = ("fresh copies", search_first) if fresh else search_first
                 with prepared(
                     defense, images, labels, threat=threat, budget=budget, margin=margin, seed=seed, cache=store,
-                    key=fingerprint(key, "fresh copies") if fresh else key, engine=running,
+                    key=fingerprint(key, also) if also else key, engine=running, search_first=search_first,
                     first_state=fresh.first_state if fresh else None, precision=precision,
                     deadline=due,
                 ) as ready:  # fmt: skip
                     run = AuditRun(
                         ready=ready, budget=budget, margin=margin, confidence=confidence, exhaustive=exhaustive,
                         attempt=attempt, probes=tuple(probes), progress=progress, original=original, fresh=fresh,
+                        search_first=search_first,
                     )  # fmt: skip
-                    result, fresh = run.until_decided(), run.fresh
+                    before, result = search_first, run.until_decided()
+                    fresh, search_first = run.fresh, run.search_first
                     if fresh is None:
                         _warn_if_stateful(ready)
-                    elif result is None:
-                        progress(Message(f"{defense.name} is stateful: all over again, on fresh copies"))
+                    if result is None:
+                        why = "is stateful: all over again, on fresh copies"
+                        if search_first != before:
+                            why = "hides its gradient at images that no search looked at: all over again, with these"
+                        progress(Message(f"{defense.name} {why}"))
             if fresh is not None:
                 fresh.first_state.put_back()
     except Exception as error:

@@ -14,7 +14,7 @@ from pytest_gradmask.attacks.bypass.bpda import bypassed, modules_in, removed
 from pytest_gradmask.attacks.bypass.inner_classifiers import InnerClassifier, find_inner_classifiers
 from pytest_gradmask.attacks.bypass.inner_logits import InnerLogits, find_inner_logits
 from pytest_gradmask.attacks.bypass.operations.model import OperationsBypassed
-from pytest_gradmask.attacks.bypass.operations.search import find_operations, points_of_search
+from pytest_gradmask.attacks.bypass.operations.search import find_operations, hidden_at, points_of_search
 from pytest_gradmask.attacks.bypass.operations.sites import Site
 from pytest_gradmask.attacks.bypass.search import SEARCH_FORWARDS, SEARCH_IMAGES, find_bypass
 from pytest_gradmask.attacks.oracle import Oracle, output_of, parameter_dtype
@@ -136,6 +136,7 @@ def find_attack_surface(
     eot: int,
     rejection: RejectOption | None = None,
     first_state: FirstState | None = None,
+    first: Sequence[int] = (),
 ) -> AttackSurface:
     """What an adaptive attacker uses: what the user says, or else what a search finds.
 
@@ -150,6 +151,7 @@ def find_attack_surface(
         eot: forwards to average in each step on a randomized defense.
         rejection: of a defense that may reject an image.
         first_state: of a defense of which every query asks a fresh copy.
+        first: indices of images that the searches look at before others.
 
     Raises:
         InputError: the user bypasses a submodule that no member contains.
@@ -171,7 +173,17 @@ def find_attack_surface(
         norm_ball=isinstance(threat, ThreatModel),
         pictures=images.ndim == 4,
     )
-    return on_fewer(lambda few: _searched(surface, images[:few], threat), len(images[:SEARCH_IMAGES]))
+    rest = [index for index in range(len(images)) if index not in first]
+    sample = images[[*first, *rest][:SEARCH_IMAGES]]
+    return on_fewer(lambda few: _searched(surface, sample[:few], threat), len(sample))
+
+
+def hidden_elsewhere(surface: AttackSurface, images: Tensor, threat: PerturbationSet) -> Tensor:
+    """At which images operations hide the gradient that no attack bypasses, since the search looked at others; bool."""
+    if surface.black_box:
+        return torch.zeros(len(images), dtype=torch.bool)
+    points = points_of_search(images, threat)
+    return hidden_at(surface.attacked, points, surface.operations, stream=surface.stream)
 
 
 def _searched(surface: AttackSurface, few: Tensor, threat: PerturbationSet) -> AttackSurface:

@@ -21,8 +21,8 @@ from pytest_gradmask.threat import PerturbationSet
 
 #: Two gradients with at least this cosine, and norms that differ by less than `_NORM`, are the same.
 _COSINE, _NORM = 0.999, 0.02
-#: Images on which one site after another is tried.
-_FEW = 4
+#: Images on which one site after another is tried, and images in a batch of `hidden_at`.
+_FEW, _BATCH = 4, 8
 #: With more sites than this, those that matter are not told apart.
 _MOST = 64
 
@@ -74,6 +74,28 @@ def find_operations(
     return dict(sorted(found.items()))
 
 
+def hidden_at(
+    model: nn.Module, images: Tensor, known: Collection[Site], *, stream: RandomStream | None = None
+) -> Tensor:
+    """At which points natural gradients of all operations give another gradient than those of some of them; bool, N.
+
+    Args:
+        model: the defense, in eval mode.
+        images: N x C x H x W, or points around images. They are asked in small batches.
+        known: the operations that are given natural gradients already.
+        stream: random numbers of the defense.
+    """
+    images = images.detach().to(parameter_dtype(model), copy=True)
+    repeats = nullcontext if stream is None else partial(_repeating, stream)
+    hidden = []
+    for some in images.split(_BATCH):
+        natural, chosen, _ = _natural(model, some, repeats)
+        now = partial(_gradient_at, model, known) if known else partial(_own_gradient, model)
+        own = _or_zeros(partial(now, some, repeats), some)
+        hidden.append(natural.flatten(1).any(1) & ~_agree(own, natural) & bool(chosen))
+    return torch.cat(hidden)
+
+
 def scripted_parts(model: nn.Module) -> list[str]:
     """The outermost submodules in TorchScript, by name. Their operations cannot be watched."""
     if isinstance(model, torch.jit.ScriptModule):
@@ -94,10 +116,7 @@ def _repeating(stream: RandomStream) -> Iterator[None]:
 
 def _fewest(model: nn.Module, images: Tensor, repeats: Repeats, known: Container[Site]) -> dict[Site, int]:
     """The fewest sites with the gradient of all of them, in one forward pass."""
-    natural, watch = _followed(model, None, images, repeats)
-    chosen = [site for site in watch.seen if site not in watch.opaque]
-    if watch.opaque:
-        natural, watch = _followed(model, chosen, images, repeats)
+    natural, chosen, watch = _natural(model, images, repeats)
     own = _or_zeros(partial(_own_gradient, model, images, repeats), images) if chosen else natural
     if not chosen or not bool(natural.any()) or _same(own, natural):
         return {}
@@ -111,6 +130,15 @@ def _fewest(model: nn.Module, images: Tensor, repeats: Repeats, known: Container
         if _same(_or_zeros(partial(_gradient_at, model, fewer, images, repeats), images), natural):
             chosen = fewer
     return {site: watch.seen[site] for site in chosen}
+
+
+def _natural(model: nn.Module, images: Tensor, repeats: Repeats) -> tuple[Tensor, list[Site], Watch]:
+    """The gradient with natural ones at all sites that can be replaced, and these sites."""
+    natural, watch = _followed(model, None, images, repeats)
+    chosen = [site for site in watch.seen if site not in watch.opaque]
+    if watch.opaque:
+        natural, watch = _followed(model, chosen, images, repeats)
+    return natural, chosen, watch
 
 
 def _followed(
@@ -152,10 +180,15 @@ def _gradient(output: Tensor, point: Tensor) -> Tensor:
 
 def _same(first: Tensor, second: Tensor) -> bool:
     """Whether two gradients agree on every image."""
+    return bool(_agree(first, second).all())
+
+
+def _agree(first: Tensor, second: Tensor) -> Tensor:
     one, other = first.double().flatten(1), second.double().flatten(1)
     norms, others = one.norm(dim=1), other.norm(dim=1)
     aligned = (one * other).sum(1) >= _COSINE * norms * others
-    return bool((aligned & ((norms - others).abs() <= _NORM * others)).all())
+    agree: Tensor = aligned & ((norms - others).abs() <= _NORM * others)
+    return agree
 
 
 def _check_values(model: nn.Module, watched: nn.Module, images: Tensor, repeats: Repeats) -> None:
