@@ -21,7 +21,7 @@ from pytest_gradmask.execution.cache import Cache
 from pytest_gradmask.execution.chunks import chunk_size
 from pytest_gradmask.execution.deadline import INTERRUPTED, Deadline
 from pytest_gradmask.execution.engine import LOCAL, Engine
-from pytest_gradmask.execution.fingerprint import fingerprint
+from pytest_gradmask.execution.fingerprint import FingerprintError, fingerprint
 from pytest_gradmask.execution.generators import random_state_kept, seed_everything
 from pytest_gradmask.execution.precision import Precision, tensor_float
 from pytest_gradmask.randomized.prediction import Sampler, is_correct
@@ -107,9 +107,12 @@ class Scorer:
         if self.cache is None:
             return self._start(attack, attacked, stream_name, running)
         cache = self.cache
-        key = fingerprint(
-            self.key, attack.name, attack.kind, attack.run, attacked, stream_name, self._chunk_size(attack)
-        )
+        try:
+            key = fingerprint(
+                self.key, attack.name, attack.kind, attack.run, attacked, stream_name, self._chunk_size(attack)
+            )
+        except FingerprintError:  # an attack of the user's holds something now that it did not hold before
+            return self._start(attack, attacked, stream_name, running)
         found = cache.attack(key)
         if found is not None:
             return lambda: found

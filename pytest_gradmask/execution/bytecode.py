@@ -20,6 +20,10 @@ _FILLERS = ("CACHE", "EXTENDED_ARG", "NOP", "PUSH_NULL")
 _REFLECTIVE = {"eval", "exec", "globals", "import_module", "locals", "modules", "vars", "__dict__", "__import__"}
 
 
+#: What reaches all names of a module, also such as are computed.
+_ALL_NAMES = {"eval", "exec", "globals", "__globals__", "f_globals"}
+
+
 @dataclass(frozen=True, slots=True)
 class References:
     """What code refers to beyond its arguments.
@@ -27,14 +31,16 @@ class References:
     Attributes:
         names: global names, each with the attributes that are read from it, as in ``("config", "MASK")``.
         imports: of statements inside the code: the module, the level of a relative import, and the imported names.
-        texts: its constants that are texts.
+        texts: its constants that are texts or bytes.
         reflective: whether names may be hidden in these texts.
+        looks_up_any_name: whether it may reach any name of its module.
     """
 
     names: tuple[tuple[str, ...], ...]
     imports: tuple[tuple[str, int, tuple[str, ...]], ...]
-    texts: tuple[str, ...]
+    texts: tuple[str | bytes, ...]
     reflective: bool
+    looks_up_any_name: bool
 
 
 @functools.lru_cache(maxsize=65536)
@@ -65,7 +71,7 @@ def references(code: types.CodeType) -> References:
     """What code and the code of its inner functions and classes refer to."""
     names: dict[tuple[str, ...], None] = {}
     imports: dict[tuple[str, int, tuple[str, ...]], None] = {}
-    texts: dict[str, None] = {}
+    texts: dict[str | bytes, None] = {}
     used: set[str] = set()
     for each in _with_inner(code):
         texts.update((const, None) for const in _texts(each.co_consts))
@@ -77,7 +83,10 @@ def references(code: types.CodeType) -> References:
             elif found.opname == "IMPORT_NAME":
                 level, wanted = instructions[index - 2].argval, instructions[index - 1].argval
                 imports[(found.argval, level if isinstance(level, int) else 0, tuple(wanted or ()))] = None
-    return References(tuple(names), tuple(imports), tuple(texts), not used.isdisjoint(_REFLECTIVE))
+    return References(
+        tuple(names), tuple(imports), tuple(texts),
+        reflective=not used.isdisjoint(_REFLECTIVE), looks_up_any_name=not used.isdisjoint(_ALL_NAMES),
+    )  # fmt: skip
 
 
 def _with_inner(code: types.CodeType) -> Iterator[types.CodeType]:
@@ -87,9 +96,9 @@ def _with_inner(code: types.CodeType) -> Iterator[types.CodeType]:
             yield from _with_inner(const)
 
 
-def _texts(consts: tuple[object, ...]) -> Iterator[str]:
+def _texts(consts: tuple[object, ...]) -> Iterator[str | bytes]:
     for const in consts:
-        if isinstance(const, str):
+        if isinstance(const, (str, bytes)):
             yield const
         elif isinstance(const, (tuple, frozenset)):
             yield from _texts(tuple(const))

@@ -10,6 +10,7 @@ such as an open file: these have no fingerprint.
 from __future__ import annotations
 
 import collections
+import dataclasses
 import enum
 import functools
 import logging
@@ -28,26 +29,23 @@ from torch import Tensor
 
 from pytest_gradmask.execution.bytecode import code_digest
 from pytest_gradmask.execution.hashes import FingerprintError, content_of_plain, hash_of_plain, hash_of_tensor, hashed
-from pytest_gradmask.execution.layout import attributes, hides_state
+from pytest_gradmask.execution.layout import attributes, beside_content, hides_state, of_dynamo
+from pytest_gradmask.execution.origin import is_bound, is_filled, is_of_a_package, is_of_numpy, package_of, state
 from pytest_gradmask.execution.packages import is_installed, is_installed_file, package_identity
 from pytest_gradmask.execution.references import Reached, reached
 
 __all__ = ["FingerprintError", "fingerprint"]
 
-#: Attributes of modules that do not change what they compute, or that are hashed separately.
-_BOOKKEEPING = {
-    "_parameters",
-    "_buffers",
-    "_modules",
-    "training",
-    "_is_full_backward_hook",
-    "_non_persistent_buffers_set",
-}
 #: Entries of classes that do not change what they compute, or that count what was made before in the process.
 _CLASS_BOOKKEEPING = {
     "__abstractmethods__", "__annotate__", "__annotate_func__", "__annotations__", "__annotations_cache__",
     "__dataclass_fields__", "__dataclass_params__", "__dict__", "__doc__", "__firstlineno__", "__module__",
     "__slotnames__", "__static_attributes__", "__weakref__", "_abc_impl", "_autograd_function_id",
+}  # fmt: skip
+#: Entries of modules of code that say where they come from.
+_MODULE_BOOKKEEPING = {
+    "__annotate__", "__annotations__", "__builtins__", "__cached__", "__conditional_annotations__", "__doc__",
+    "__file__", "__loader__", "__name__", "__package__", "__path__", "__spec__",
 }  # fmt: skip
 #: Entries of `torch.nn.Module` that PyTorch itself replaces at the first `torch.compile` of a process. They run while a
 #: module is made, and not in one that is made already.
@@ -81,6 +79,13 @@ def fingerprint(*values: object) -> str:
         raise
     except Exception as error:  # objects are not ours, and may refuse to be read
         raise FingerprintError(f"something that cannot be read ({type(error).__name__}: {error})") from error
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class _Setting:
+    """An object that is hashed by its content, if it can be, also where it is of an installed type."""
+
+    value: object
 
 
 class _Traversal:
@@ -127,10 +132,12 @@ class _Traversal:
             _NamedField: lambda field: field.__reduce__()[1],
             re.Pattern: lambda pattern: (pattern.pattern, pattern.flags),
             np.dtype: lambda dtype: (repr(dtype),),
-            random.Random: lambda generator: (generator.getstate(),),
+            random.Random: lambda generator: (state(generator, random._inst, random.Random.getstate),),
             np.random.Generator: lambda generator: (generator.bit_generator.state,),
-            np.random.RandomState: lambda generator: (generator.get_state(legacy=False),),
-            torch.Generator: lambda generator: (generator.get_state(),),
+            np.random.RandomState: lambda generator: (
+                state(generator, np.random.mtrand._rand, lambda own: own.get_state(legacy=False)),
+            ),
+            torch.Generator: lambda generator: (state(generator, torch.default_generator, torch.Generator.get_state),),
             logging.Logger: lambda logger: (logger.name,),
         }
 
@@ -159,17 +166,22 @@ class _Traversal:
         number = self._numbers[id(value)] = len(self._numbers)
         self._alive.append(value)
         if isinstance(value, tuple(self._definitions)):
-            self._pending.append((value, _is_of_a_package(value)))
+            self._pending.append((value, is_of_a_package(value)))
             return hashed("defined", str(number))
         if isinstance(value, (types.BuiltinFunctionType, types.MethodWrapperType)):
-            bound = isinstance(value, types.MethodWrapperType) or _is_bound(value)
-            return self._hash_all("builtin", (str(value.__qualname__), value.__self__ if bound else _package(value)))
+            bound = isinstance(value, types.MethodWrapperType) or is_bound(value)
+            return self._hash_all("builtin", (str(value.__qualname__), value.__self__ if bound else package_of(value)))
+        if kind.__name__ == "cython_function_or_method" and is_installed(str(getattr(value, "__module__", ""))):
+            return hashed("cython", str(getattr(value, "__qualname__", "")), package_of(value))
+        if isinstance(value, np.ufunc) and not is_of_numpy(value):
+            raise FingerprintError(f"a NumPy function made of {value.__name__}")
         if isinstance(value, _NAMED):
             return hashed(kind.__name__, getattr(value, "__qualname__", value.__name__))
         if kind.__module__ in ("typing", "typing_extensions") or isinstance(
             value, (types.GenericAlias, types.UnionType)
         ):
-            return hashed("typing", repr(value))
+            parts = ("__origin__", "__args__", "__metadata__", "__supertype__", "__bound__", "__constraints__")
+            return self._hash_all("typing", (repr(value), *(getattr(value, part, None) for part in parts)))
         for base, handle in self._kinds.items():
             if isinstance(value, base):
                 return hashed(self._hash_all(base.__name__, handle(value)), self._beyond(value, base))
@@ -184,7 +196,9 @@ class _Traversal:
             return hashed("of a package", type(value).__name__)
         if isinstance(value, Reached):
             return self.digest(value)
-        if type(value) not in _PLAIN and not isinstance(value, (*self._definitions, *_FOLLOWED)):
+        if isinstance(value, _Setting):
+            value = value.value
+        elif type(value) not in _PLAIN and not isinstance(value, (*self._definitions, *_FOLLOWED)):
             kind = type(value)
             if is_installed(kind.__module__):
                 return hashed("of a package", kind.__module__, kind.__qualname__)
@@ -196,10 +210,15 @@ class _Traversal:
     def _function(self, function: types.FunctionType) -> Iterator[object]:
         code = function.__code__
         yield from (function.__qualname__, code_digest(code), function.__defaults__, function.__kwdefaults__)
-        yield from (cell.cell_contents for cell in function.__closure__ or () if _is_filled(cell))
-        yield from _items(function.__dict__)
+        closure = [cell.cell_contents for cell in function.__closure__ or () if is_filled(cell)]
+        # A decorator of a package, around a function of the user's: its settings are the user's as well.
+        decorates = any(isinstance(each, types.FunctionType) and not is_of_a_package(each) for each in closure)
+        yield from map(_Setting, closure) if decorates and is_of_a_package(function) else closure
+        yield from (
+            entry for name, value in function.__dict__.items() if not of_dynamo(name) for entry in (name, value)
+        )
         if is_installed_file(code.co_filename):
-            yield _package(function)
+            yield package_of(function)
         else:
             yield from reached(function)
 
@@ -209,7 +228,7 @@ class _Traversal:
             return
         yield from (kind.__qualname__, type(kind), *kind.__bases__)
         if is_installed(kind.__module__):
-            yield _package(kind)
+            yield package_of(kind)
         ignored = _CLASS_BOOKKEEPING | (_REPLACED_BY_COMPILE if kind is torch.nn.Module else set())
         for name in sorted(vars(kind).keys() - ignored):
             yield from (name, vars(kind)[name])
@@ -219,8 +238,9 @@ class _Traversal:
         if is_installed(module.__name__):
             yield package_identity(module.__name__.partition(".")[0])
             return
+        yield None if type(module) is types.ModuleType else type(module)
         for name, value in sorted(vars(module).items()):
-            if not (name.startswith("__") and name.endswith("__")):
+            if name not in _MODULE_BOOKKEEPING:
                 yield from (name, value)
 
     def _module(self, module: torch.nn.Module) -> Iterable[object]:
@@ -234,13 +254,7 @@ class _Traversal:
 
     def _beyond(self, value: object, base: type) -> bytes:
         """Hash of what an object of a subclass has beside the content of the base class."""
-        held = dict(attributes(value))
-        if base is torch.nn.Module:
-            held = {name: _hooks(name, entry) for name, entry in held.items() if name not in _BOOKKEEPING}
-            # An empty dictionary of hooks changes nothing. A hook is code and is hashed.
-            held = {name: entry for name, entry in held.items() if not (name.startswith("_") and _is_empty(entry))}
-        elif base is functools.cached_property or base in (logging.Logger, PurePath, enum.Enum):
-            held = {}
+        held = beside_content(value, base)
         if type(value) in (base, torch.nn.Parameter) and not held:
             return b""
         return self._hash_all("beyond", (type(value), held))
@@ -260,38 +274,5 @@ _FOLLOWED = (
 
 
 def _items(mapping: dict[Any, Any]) -> Iterator[object]:
-    return (entry for pair in dict.items(mapping) for entry in pair)
-
-
-def _hooks(name: str, value: object) -> object:
-    """A dictionary of hooks without its keys, which count the hooks that the process has made so far."""
-    if name.startswith("_") and "hooks" in name and isinstance(value, dict):
-        return [] if "state_dict" in name else list(value.values())
-    return value
-
-
-def _is_empty(value: object) -> bool:
-    return isinstance(value, (dict, list)) and not value
-
-
-def _is_bound(function: types.BuiltinFunctionType) -> bool:
-    return not (function.__self__ is None or isinstance(function.__self__, (types.ModuleType, type)))
-
-
-def _is_filled(cell: types.CellType) -> bool:
-    try:
-        _ = cell.cell_contents
-    except ValueError:
-        return False
-    return True
-
-
-def _is_of_a_package(definition: Any) -> bool:
-    if isinstance(definition, types.FunctionType):
-        return is_installed_file(definition.__code__.co_filename)
-    return isinstance(definition, type) and is_installed(definition.__module__)
-
-
-def _package(definition: Any) -> str:
-    package = str(definition.__module__).partition(".")[0]
-    return f"{definition.__module__} {package_identity(package) if is_installed(package) else ''}"
+    kind = collections.OrderedDict if isinstance(mapping, collections.OrderedDict) else dict  # it has its own order
+    return (entry for pair in kind.items(mapping) for entry in pair)

@@ -30,8 +30,10 @@ def hashed(*parts: str | bytes) -> bytes:
 
 def hash_of_plain(value: object) -> bytes:
     """Hash of a number, a text or another plain value."""
-    if isinstance(value, str) and len(value) > 1 and value in os.environ:  # it may be the name of a variable
-        return hashed("str", value, os.environ[value])
+    name = value.decode(errors="surrogateescape") if isinstance(value, bytes) else value
+    # A text may be the name of a variable. Shells set "_" to the path of the last command.
+    if isinstance(name, str) and name != "_" and "\0" not in name and name in os.environ:
+        return hashed(type(value).__name__, name, os.environ[name])
     return hashed(type(value).__name__, repr(value))
 
 

@@ -2,10 +2,34 @@
 
 from __future__ import annotations
 
+import enum
+import functools
+import logging
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from pathlib import PurePath
+
+import torch
 
 _POINTER = struct.calcsize("P")
+#: Attributes of every module, and those of them that do not change what it computes or that are hashed separately.
+_OWN = frozenset(vars(torch.nn.Module()))
+_BOOKKEEPING = {
+    "_parameters",
+    "_buffers",
+    "_modules",
+    "training",
+    "_is_full_backward_hook",
+    "_non_persistent_buffers_set",
+}
+#: What objects of these classes hold beside their content, but their classes make themselves.
+_KNOWN: Mapping[type, frozenset[str]] = {
+    enum.Enum: frozenset({"_name_", "_value_", "__objclass__", "_sort_order_", "name", "value", "_hash_"}),
+    functools.cached_property: frozenset({"func", "attrname", "lock", "__doc__", "__module__"}),
+    PurePath: frozenset(
+        name for kind in type(PurePath()).__mro__ for name in getattr(kind, "__slots__", ()) if name.startswith("_")
+    ),
+}
 
 
 def attributes(value: object) -> Iterator[tuple[str, object]]:
@@ -20,6 +44,34 @@ def attributes(value: object) -> Iterator[tuple[str, object]]:
                 yield slot, descriptor.__get__(value, type(value))  # type: ignore[union-attr]
             except AttributeError:
                 continue
+
+
+def beside_content(value: object, base: type) -> dict[str, object]:
+    """The attributes that an object has beside the content of a base class, and that change what it computes."""
+    held = {name: entry for name, entry in attributes(value) if not of_dynamo(name)}
+    if base is torch.nn.Module:
+        return dict(_of_module(held))
+    if base is logging.Logger:
+        return {}
+    return {name: entry for name, entry in held.items() if name not in _KNOWN.get(base, ())}
+
+
+def of_dynamo(name: str) -> bool:
+    """Whether an attribute is a note of PyTorch's compiler: often an address, which differs in each process."""
+    return name.startswith("_torchdynamo")
+
+
+def _of_module(held: Mapping[str, object]) -> Iterator[tuple[str, object]]:
+    for name, entry in held.items():
+        if name in _OWN and "hooks" in name and isinstance(entry, dict):
+            # The keys count the hooks that the process has made so far. Those of the state dict run in no forward.
+            of = held.get(name.removesuffix("_with_kwargs").removesuffix("_always_called"))
+            places = list(of) if isinstance(of, dict) else []
+            hooks = [(places.index(key) if key in places else None, hook) for key, hook in entry.items()]
+            if hooks and "state_dict" not in name:
+                yield name, hooks
+        elif name not in _BOOKKEEPING:
+            yield name, entry
 
 
 def hides_state(kind: type) -> bool:

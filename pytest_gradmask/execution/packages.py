@@ -49,6 +49,8 @@ def is_installed(module: str) -> bool:
     package = module.partition(".")[0]
     if package in sys.builtin_module_names:
         return True
+    if package == "__main__":  # under a profiler, its file is that of the profiler
+        return False
     found = sys.modules.get(module) or sys.modules.get(package)
     file = getattr(found, "__file__", None)
     if file is None:  # a namespace package, or a module made by a program

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pytest_gradmask.execution.bytecode import code_digest, references
+from pytest_gradmask.execution.hashes import FingerprintError
 from pytest_gradmask.execution.packages import is_installed, is_installed_file, package_identity
 
 
@@ -46,15 +47,21 @@ def reached(function: types.FunctionType) -> Iterator[Reached]:
     package = str(namespace.get("__package__") or "")
     for module, level, wanted in found.imports:
         yield from _imported(module if not level else _absolute(module, level, package), wanted)
+    if found.looks_up_any_name:
+        yield Reached(("globals",), {name: value for name, value in namespace.items() if not _is_dunder(name)})
     # A text may name an environment variable, and in code that looks names up a global or a module.
     yield Reached(("texts",), tuple(found.texts))
     if found.reflective:
-        for text in found.texts:
+        for text in (text for text in found.texts if isinstance(text, str)):
             for word in _WORD.findall(text):
                 if word in namespace:
                     yield _reached((word,), namespace)
                 elif word in sys.modules and not is_installed(word):
                     yield Reached((word,), sys.modules[word])
+
+
+def _is_dunder(name: str) -> bool:
+    return name.startswith("__") and name.endswith("__")
 
 
 def _reached(names: tuple[str, ...], namespace: Mapping[str, Any]) -> Reached:
@@ -87,9 +94,15 @@ def _imported(module: str, wanted: tuple[str, ...]) -> Iterator[Reached]:
     """What an import statement inside a function gives. A module that is not loaded yet is read, and not run."""
     loaded = sys.modules.get(module)
     if loaded is None:
-        yield Reached((module,), _unloaded(module, set()))
-    elif not wanted or is_installed(module):
+        names = module.split(".")
+        for each in (".".join(names[:count]) for count in range(1, len(names) + 1)):  # its packages run before it
+            yield Reached((each,), sys.modules.get(each, _unloaded(each, set())))
+    elif is_installed(module):
         yield Reached((module,), loaded)
+        yield from (Reached((module, name), _attribute(loaded, name), in_package=True) for name in wanted)
+    elif not wanted:  # the statement gives the outermost package
+        top = module.partition(".")[0]
+        yield from (Reached((name,), sys.modules[name]) for name in sorted({module, top}) if name in sys.modules)
     else:
         for name in wanted:
             value = _attribute(loaded, name)
@@ -111,7 +124,7 @@ def _unloaded(module: str, seen: set[str]) -> object:
     loader = _loader(module)
     if loader is None:
         return ABSENT
-    if is_installed_file(str(loader.path)):
+    if module in sys.builtin_module_names or is_installed_file(str(getattr(loader, "path", "") or "")):
         return module, package_identity(module.partition(".")[0])
     try:
         code = loader.get_code(module)
@@ -128,18 +141,34 @@ def _unloaded(module: str, seen: set[str]) -> object:
     return tuple(found)
 
 
-def _loader(module: str) -> importlib.machinery.SourceFileLoader | None:
-    """Of a module with a source file, without an import of the packages that it is in."""
+def _loader(module: str) -> Any:
+    """What would load a module, without an import of the packages that it is in; None if nothing would.
+
+    Raises:
+        FingerprintError: it gives no code.
+    """
     path: Any = None
     spec = None
     names = module.split(".")
     for count in range(1, len(names) + 1):
-        try:
-            spec = importlib.machinery.PathFinder.find_spec(".".join(names[:count]), path)
-        except (ImportError, OSError, ValueError):
-            return None
+        spec = _spec(".".join(names[:count]), path)
         if spec is None:
             return None
         path = spec.submodule_search_locations
     loader = None if spec is None else spec.loader
-    return loader if isinstance(loader, importlib.machinery.SourceFileLoader) else None
+    if loader is None or isinstance(loader, importlib.machinery.ExtensionFileLoader):
+        return None
+    if not (hasattr(loader, "get_code") and hasattr(loader, "is_package")):
+        raise FingerprintError(f"the module {module}, of which {type(loader).__name__} gives no code")
+    return loader
+
+
+def _spec(module: str, path: Any) -> importlib.machinery.ModuleSpec | None:
+    for finder in sys.meta_path:
+        try:
+            spec = finder.find_spec(module, path)
+        except (AttributeError, ImportError, OSError, ValueError):
+            continue
+        if spec is not None:
+            return spec
+    return None

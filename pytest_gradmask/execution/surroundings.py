@@ -73,28 +73,40 @@ _SETTINGS: tuple[tuple[Callable[[], Any], Callable[[Any], object]], ...] = (
     (os.environ.copy, _set_environment),
 )
 #: Where functions may be replaced by others.
-_NAMESPACES: tuple[Any, ...] = (
+NAMESPACES: tuple[Any, ...] = (
     torch, torch.autograd, torch.nn.functional, torch.Tensor, torch.nn.Module, torch.nn.modules.module,
 )  # fmt: skip
+
+
+class Unreadable(str):
+    """Why a setting could not be read."""
+
+
+def readable(read: Callable[[], object]) -> object:
+    """A setting; or the error, as text, where older and newer functions for it were mixed, which PyTorch refuses."""
+    try:
+        return read()
+    except RuntimeError as error:
+        return Unreadable(str(error))
 
 
 @contextmanager
 def surroundings_restored() -> Iterator[None]:
     """On exit, restore all of them, and also NumPy's, loggers, warnings filters and functions of PyTorch."""
-    before = [read() for read, _ in _SETTINGS]
-    functions = [dict(vars(namespace)) for namespace in _NAMESPACES]
+    before = [readable(read) for read, _ in _SETTINGS]
+    functions = [dict(vars(namespace)) for namespace in NAMESPACES]
     hooks = _hooks_of_all_modules()
     loggers = _loggers()
     with warnings.catch_warnings(), np.errstate(), np.printoptions():  # an import may add warnings filters
         try:
             yield
         finally:
-            for namespace, kept in zip(_NAMESPACES, functions, strict=True):
+            for namespace, kept in zip(NAMESPACES, functions, strict=True):
                 now = vars(namespace)
                 for name in [name for name, value in kept.items() if callable(value) and now.get(name) is not value]:
                     setattr(namespace, name, kept[name])
             for (read, write), value in zip(_SETTINGS, before, strict=True):
-                if read() != value:  # some setters are slow even when nothing changes
+                if readable(read) != value and not isinstance(value, Unreadable):  # some setters are slow
                     write(value)
             for dictionary, entries in hooks:
                 if dictionary != entries:

@@ -252,3 +252,19 @@ def test_a_gradient_attack_follows_the_defense_itself() -> None:
     assert Attack(sign_step).access == "gradient"
     with pytest.raises(InputError, match=r"access='logits': must be one of gradient, surrogate, bypass"):
         Attack(sign_step, access="logits")  # type: ignore[arg-type]
+
+
+def test_an_attack_that_opens_a_file_is_cached_as_long_as_it_can_be(tmp_path: Path) -> None:
+    """From its first call on, it cannot be hashed."""
+
+    class Logs:
+        def __init__(self) -> None:
+            self.file: Any = None
+
+        def __call__(self, model: nn.Module, images: torch.Tensor, *_: object, **__: object) -> torch.Tensor:
+            self.file = self.file or (tmp_path / "log").open("a")
+            return idle(model, images)
+
+    with_cache = audited(Defense(linear(), attacks=[Attack(Logs(), name="logs")]), budget=FEEBLE, cache=tmp_path)
+    without = audited(Defense(linear(), attacks=[Attack(Logs(), name="logs")]), budget=FEEBLE)
+    assert with_cache.verdict is without.verdict

@@ -61,6 +61,54 @@ in_config(
 )
 in_config("global by its name", "MASK = 0.0", "MASK = {}", "x * (1 - globals()['MASK'])", "from config import MASK")
 in_config("name in evaluated text", "MASK = 0.0", "MASK = {}", "x * (1 - eval('MASK'))", "from config import MASK")
+FUNCTION = """
+class Scale(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x): return x * (1 - {})
+    @staticmethod
+    def backward(ctx, gradient): return gradient
+f = Scale.apply
+"""
+in_config(
+    "autograd function by its apply", FUNCTION.format(0.0), FUNCTION, "f(x)", "from config import f"
+)  # fmt: skip
+ORDER = "import collections\nSTEPS = collections.OrderedDict(a=lambda x: x + {}, b=lambda x: x * 0.5)\n"
+in_config(
+    "order of an ordered dict", ORDER.replace("{}", "0.7"), ORDER.replace("{}", "0.7") + "STEPS.move_to_end('a')  # {}",
+    "functools.reduce(lambda x, f: f(x), STEPS.values(), x)", "from config import STEPS",
+)  # fmt: skip
+BOX = "from typing import Generic, TypeVar\nT = TypeVar('T')\nclass Box(Generic[T]): by = {}\nKind = Box[int]"
+in_config("class behind an alias", BOX.format(0.0), BOX, "x * (1 - Kind().by)", "from config import Kind")
+MEMBER = "import enum\nclass Kind(enum.Enum):\n    A = 1\nKind.A.by = {}"
+in_config("attribute of an enum member", MEMBER.format(0.0), MEMBER, "x * (1 - Kind.A.by)", "from config import Kind")
+in_config(
+    "name in a text of another function", "MASK = 0.0", "MASK = {}", "x * (1 - get('MASK'))",
+    "from config import MASK\ndef get(name): return globals()[name]",
+)  # fmt: skip
+in_config(
+    "text that is evaluated", "MASK = 0.0", "MASK = {}", "x * (1 - eval(TEXT))",
+    "from config import MASK\nTEXT = 'MASK'",
+)  # fmt: skip
+in_config(
+    "namespace of a function", "MASK = 0.0", "MASK = {}", "x * (1 - f.__globals__['MA' + 'SK'])",
+    "from config import MASK\ndef f(): pass",
+)  # fmt: skip
+MADE = """
+import sys, types
+class Module(types.ModuleType):
+    by = property(lambda self: {})
+sys.modules[__name__].__class__ = Module
+"""
+in_config("class of a module", MADE.format(0.0), MADE, "x * (1 - getattr(config, 'b' + 'y'))", "import config")
+in_config(
+    "attributes that a module makes", "def __getattr__(name): return 0.0", "def __getattr__(name): return {}",
+    "x * (1 - getattr(config, 'b' + 'y'))", "import config",
+)  # fmt: skip
+in_config(
+    "setting of a decorator", "import contextlib\nclass C(contextlib.ContextDecorator):\n    by = 0.0",
+    "import contextlib\nclass C(contextlib.ContextDecorator):\n    by = {}", "f(x)",
+    "import config, contextlib\nmanager = config.C()\n@functools.wraps(print)\ndef f(x): return x * (1 - manager.by)",
+)  # fmt: skip
 BASE = "class Base(nn.Module):\n    {body}\n    def scale(self, x): return x * (1 - self.by)\n"
 in_config(
     "attribute of an imported base", BASE.replace("{body}", "by = 0.0"), BASE.replace("{body}", "by = {}"),
@@ -98,6 +146,15 @@ def folder_without_init(world: World) -> Iterator[nn.Module]:
     for by in (0.0, world.amount):
         world.write("spread.config", f"MASK = {by}")
         yield world.front("x * (1 - spread.config.MASK)", "import spread.config").Front()
+
+
+@seen
+def package_of_an_import_in_forward(world: World) -> Iterator[nn.Module]:
+    for by in (0.0, world.amount):
+        world.write("package.__init__", f"MASK = {by}")
+        world.write("package.inner", "")
+        header = "def importer():\n    import package.inner\n    return package.MASK"
+        yield world.front("x * (1 - importer())", header).Front()
 
 
 @seen

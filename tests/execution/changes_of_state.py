@@ -271,3 +271,55 @@ def state_of_the_operating_system(world: World) -> Iterator[nn.Module]:
     (world.folder / "flag").touch()
     yield module.Front()
     assert os.path.exists(world.folder / "flag")
+
+
+class Keyed(nn.Module):
+    """Reads the keys of an attribute whose name is like those of hooks, and whether others are there at all."""
+
+    def __init__(self, by: float) -> None:
+        super().__init__()
+        self._class_hooks = {by: None}
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * (1 - next(iter(self._class_hooks)))
+
+
+@seen
+def dictionary_named_like_hooks(world: World) -> Iterator[nn.Module]:
+    for by in (0.0, world.amount):
+        yield Keyed(by)
+
+
+@seen
+def method_of_tensors_replaced(world: World) -> Iterator[nn.Module]:
+    yield less(lambda x: x.frac() + 0)
+    by = world.amount
+    world.patch.setattr(Tensor, "frac", lambda self: self * (1 - by))
+    yield less(lambda x: x.frac() + 0)
+
+
+class _Halves(torch.utils._python_dispatch.TorchDispatchMode):
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        return found * 0.5 if func is torch.ops.aten.frac.default else found
+
+
+@seen
+def dispatch_mode(world: World) -> Iterator[nn.Module]:  # noqa: ARG001
+    yield less(lambda x: x.frac())
+    with _Halves():  # type: ignore[no-untyped-call]
+        yield less(lambda x: x.frac())
+
+
+@seen
+def variable_of_one_letter(world: World) -> Iterator[nn.Module]:
+    for by in (0.0, world.amount):
+        world.patch.setenv("Q", str(by))
+        yield less(lambda x: x * (1 - float(os.environ["Q"])))
+
+
+@seen
+def variable_in_bytes(world: World) -> Iterator[nn.Module]:
+    for by in (0.0, world.amount):
+        world.patch.setenv("GRADMASK_BY", str(by))
+        yield less(lambda x: x * (1 - float(os.environb[b"GRADMASK_BY"])))

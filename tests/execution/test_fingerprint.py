@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cProfile
 import decimal
 import functools
 import io
@@ -26,7 +27,7 @@ from torch import nn
 from pytest_gradmask import Defense, load_model
 from pytest_gradmask.execution import packages
 from pytest_gradmask.execution.fingerprint import FingerprintError, fingerprint
-from pytest_gradmask.execution.packages import package_identity
+from pytest_gradmask.execution.packages import is_installed, package_identity
 from tests.toys import KillGradient, Noisy, Quantize, convolutional, linear, masked
 
 
@@ -71,6 +72,19 @@ def changed(change: Callable[[nn.Module], object]) -> nn.Module:
     return model
 
 
+def _drawn() -> Holder:
+    """The generators of all, after some numbers: audits seed them."""
+    random.random(), np.random.random(), torch.rand(1)
+    return Holder([random.uniform, np.random.normal, torch.default_generator])
+
+
+def hooked(*with_kwargs: bool) -> nn.Module:
+    model = linear()
+    for each in with_kwargs:
+        model.register_forward_hook(lambda *arguments: None if len(arguments) > 3 else arguments[2], with_kwargs=each)
+    return model
+
+
 SAME: dict[str, Callable[[], object]] = {
     "weights": lambda: convolutional(),
     "defense": lambda: Defense(masked(KillGradient), bypass=["0"]),
@@ -94,6 +108,9 @@ SAME: dict[str, Callable[[], object]] = {
     "logger": lambda: Holder(logging.getLogger("some")),
     "sentinel": lambda: Holder(SENTINEL),
     "typing": lambda: Holder([list[int], int | None, Callable[[int], int]]),
+    "global generators": _drawn,
+    "compiled": lambda: torch.compile(linear(), backend="eager"),
+    "universal functions": lambda: Holder([np.add, np.maximum]),
 }
 
 
@@ -132,6 +149,8 @@ OTHER: dict[str, tuple[object, object]] = {
     "method of a builtin": (b"x".decode, b"y".decode),
     "shared or equal": (shared(), [torch.zeros(2), torch.zeros(2)]),
     "mode": (nn.Dropout(), nn.Dropout().eval()),
+    "hook with arguments": (hooked(True, False), hooked(False, True)),
+    "union": (Holder(int | Slotted), Holder(int | Plain)),
 }
 
 
@@ -181,10 +200,11 @@ class WrongError(Exception):
     """Also has a state that is not in its attributes."""
 
 
-#: The last five have their state in C. Newer Pythons define some of these like ordinary classes.
+#: Most of the last ones have their state in C. Newer Pythons define some of these like ordinary classes.
 UNHASHABLE: tuple[object, ...] = (
     threading.Lock(), iter([]), torch.zeros(2).to_sparse(), torch.zeros(2, device="meta"), iter([]).__next__,
     io.StringIO("x"), Text("x"), WrongError("x"), itertools.count(), decimal.Decimal(1),
+    np.frompyfunc(lambda value: value, 1, 1),
 )  # fmt: skip
 
 
@@ -331,3 +351,10 @@ def test_what_compile_does_to_all_modules_changes_no_fingerprint() -> None:
         check=False, timeout=300,
     )  # fmt: skip
     assert run.returncode == 0, run.stderr[-2000:]
+
+
+def test_the_script_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under a profiler, the main module has the file of the profiler."""
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", cProfile.__file__)
+    assert is_installed("cProfile")
+    assert not is_installed("__main__")

@@ -7,14 +7,16 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from pytest_gradmask.execution import surroundings
 from tests.execution.isolation_toys import Inside
-from tests.toys import KillGradient, audited, global_state, masked, seed_all
+from tests.toys import KillGradient, audited, global_state, linear, masked, seed_all
 
 
 def test_random_states(inside: Inside, model: nn.Module) -> None:
@@ -124,3 +126,16 @@ def test_tracer(inside: Inside, model: nn.Module) -> None:
     finally:
         sys.settrace(before)
     assert found is trace
+
+
+def test_settings_that_cannot_be_read_are_left_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """PyTorch refuses to read a precision by its older function once a newer one has set it."""
+    written: list[object] = []
+
+    def refuses() -> str:
+        raise RuntimeError("mix of the legacy and new APIs")
+
+    monkeypatch.setattr(surroundings, "_SETTINGS", (*surroundings._SETTINGS, (refuses, written.append)))
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", refuses)
+    assert [audited(linear(), cache=tmp_path).cached for _ in range(2)] == [False, True]
+    assert written == []
