@@ -124,7 +124,7 @@ def _ask(make: Callable[[], Oracle], points: Tensor, seed: int) -> Answers:
         with torch.enable_grad():
             logits = make()(asked)
         found["logits"] = _condensed_logits(logits)
-    except Exception as error:
+    except Exception as error:  # with autograd it may raise something else
         found["logits"] = type(error).__name__
         return found
     weights = torch.randn(logits.shape, generator=torch.Generator().manual_seed(seed)).to(logits)
@@ -133,7 +133,7 @@ def _ask(make: Callable[[], Oracle], points: Tensor, seed: int) -> Answers:
             seed_everything(seed)  # a backward pass may be random
             [gradient] = torch.autograd.grad((weights * logits).sum(), asked)
         found["gradients"] = _condensed(gradient)
-    except Exception as error:
+    except Exception as error:  # its backward pass is not ours
         found["gradients"] = type(error).__name__
     return found
 
