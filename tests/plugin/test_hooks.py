@@ -69,7 +69,7 @@ def test_a_conftest_adds_attacks_probes_and_reports(pytester: pytest.Pytester, w
     assert audit["robust_accuracy"]["tenths"]["kind"] == "adaptive"
     assert "suspicious" in {finding["id"] for finding in audit["findings"]}
     (line,) = (pytester.path / "seen.txt").read_text().splitlines()
-    assert line.startswith("MASKED pgd apgd-ce fab-t tenths ")
+    assert line.startswith("MASKED pgd apgd-ce fab-t apgd-margin tenths ")
 
 
 def test_without_the_conftest_the_verdict_differs(pytester: pytest.Pytester) -> None:
