@@ -155,7 +155,9 @@ EVERY = [(2, 23), pytest.param(1, 1, marks=pytest.mark.nightly)]
 
 @pytest.mark.parametrize(("first", "step"), EVERY, ids=["few calls", "all calls"])
 @pytest.mark.parametrize("model", [MODEL, nn.Sequential(KillGradient(), MODEL)], ids=["honest", "masked"])
-def test_an_error_of_a_set_is_not_blamed_on_the_defense(model: nn.Module, first: int, step: int) -> None:
+def test_an_error_of_a_set_is_not_blamed_on_the_defense(
+    model: nn.Module, first: int, step: int, record_property: Callable[[str, object], None]
+) -> None:
     def run(countdown: Countdown) -> Audit:
         return audit(model.eval(), IMAGES, LABELS, threat=RaisesAsASet(countdown, 0.1), budget=TINY)
 
@@ -168,10 +170,14 @@ def test_an_error_of_a_set_is_not_blamed_on_the_defense(model: nn.Module, first:
             notes = [attack.note for attack in found.attacks if "flaky" in attack.note]
             assert notes
             assert all(note.startswith("InputError: threat: ") for note in notes)
+    record_property("tries", len(ended))
+    record_property("result", "each error names the method of the set")
 
 
 @pytest.mark.parametrize(("first", "step"), EVERY, ids=["few calls", "all calls"])
-def test_an_error_of_a_reject_option_says_so(first: int, step: int) -> None:
+def test_an_error_of_a_reject_option_says_so(
+    first: int, step: int, record_property: Callable[[str, object], None]
+) -> None:
     def run(countdown: Countdown) -> Audit:
         return audit(
             Defense(MODEL.eval(), rejects=Rejects(countdown)), IMAGES, LABELS, threat=ThreatModel(0.1), budget=TINY
@@ -183,6 +189,8 @@ def test_an_error_of_a_reject_option_says_so(first: int, step: int) -> None:
         said = [str(found)] if isinstance(found, GradmaskError) else [finding.message for finding in found.findings]
         said += [] if isinstance(found, GradmaskError) else [attack.note for attack in found.attacks]
         assert any(re.search(r"rejects.* raised RuntimeError.*flaky", words) for words in said)
+    record_property("tries", len(ended))
+    record_property("result", "each error names the reject option")
 
 
 def test_an_honest_defense_raises_nothing() -> None:
