@@ -107,7 +107,7 @@ def check_attack(
     *,
     threat: object,
     generator: object,
-    losses: object,
+    loss: object,
     stop_early: object,
     step_size: object = None,
     **counts: object,
@@ -125,11 +125,9 @@ def check_attack(
         check_whole(name, value, 1)
     if not is_a(generator, torch.Generator) or generator.device.type != "cpu":  # type: ignore[attr-defined]
         raise refuse("generator", generator, "a CPU generator, as in torch.Generator().manual_seed(0)")
-    if not is_a(losses, list, tuple) or not losses:
-        raise refuse("loss", losses, "a function of logits and labels, or several of them")
-    assert isinstance(losses, list | tuple)
-    for loss in losses:
-        check_callable("loss", loss, "a function of logits and labels")
+    losses = loss if isinstance(loss, list | tuple) else [loss]
+    for each in losses or [loss]:
+        check_callable("loss", each, "a function of logits and labels")
     check_is("stop_early", stop_early, "True or False", bool)
     if step_size is not None and ((number := as_number(step_size)) is None or number <= 0):
         raise refuse("step_size", step_size, "a number above 0, in input units")

@@ -6,8 +6,10 @@ On another model they are transfer attacks.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
+from itertools import cycle, islice
 
 import torch
 from torch import Tensor
@@ -66,20 +68,27 @@ def pgd(
         InputError: an argument is unusable.
         DefenseError: the model or the loss raises.
     """
-    losses = (loss,) if callable(loss) else loss
     check_attack(
-        model, images, labels, threat=threat, generator=generator, losses=losses, stop_early=stop_early,
+        model, images, labels, threat=threat, generator=generator, loss=loss, stop_early=stop_early,
         step_size=step_size, steps=steps, restarts=restarts, eot=eot,
     )  # fmt: skip
     alpha = 2.5 * threat.eps / steps if step_size is None else step_size
-    threat, best = named_if_it_fails(threat), BestIterates.start(images)
+    run = partial(
+        _pgd_run, model, images, labels, threat=named_if_it_fails(threat), steps=steps, generator=generator,
+        alpha=alpha, eot=eot, stop_early=stop_early,
+    )  # fmt: skip
+    return _restarted(run, images, loss, restarts, until_fooled=True)
+
+
+def _restarted(
+    run: Callable[..., None], images: Tensor, loss: Loss | Sequence[Loss], restarts: int, *, until_fooled: bool
+) -> Tensor:
+    """The best iterates of several runs, which take the losses in turn; of fewer, if these may end once all fool."""
+    best = BestIterates.start(images)
     with errors_attributed_to("the model or the loss", images):
-        for restart in range(restarts):
-            _pgd_run(
-                model, images, labels, threat=threat, steps=steps, generator=generator, alpha=alpha,
-                loss=losses[restart % len(losses)], eot=eot, stop_early=stop_early, best=best,
-            )  # fmt: skip
-            if best.all_fooled():
+        for one in islice(cycle([loss] if callable(loss) else loss), restarts):
+            run(loss=one, best=best)
+            if until_fooled and best.all_fooled():
                 break
     return best.adv_best
 
@@ -133,29 +142,15 @@ def apgd(
     Raises:
         InputError, DefenseError: see `pgd`.
     """
-    losses = (loss,) if callable(loss) else loss
     check_attack(
-        model, images, labels, threat=threat, generator=generator, losses=losses, stop_early=stop_early, steps=steps,
+        model, images, labels, threat=threat, generator=generator, loss=loss, stop_early=stop_early, steps=steps,
         restarts=restarts, eot=eot,
     )  # fmt: skip
-    threat, best = named_if_it_fails(threat), BestIterates.start(images)
-    with errors_attributed_to("the model or the loss", images):
-        for restart in range(restarts):
-            _apgd_run(
-                model,
-                images,
-                labels,
-                threat=threat,
-                steps=steps,
-                generator=generator,
-                loss=losses[restart % len(losses)],
-                eot=eot,
-                stop_early=stop_early,
-                best=best,
-            )
-            if stop_early and best.all_fooled():
-                break
-    return best.adv_best
+    run = partial(
+        _apgd_run, model, images, labels, threat=named_if_it_fails(threat), steps=steps, generator=generator, eot=eot,
+        stop_early=stop_early,
+    )  # fmt: skip
+    return _restarted(run, images, loss, restarts, until_fooled=stop_early)
 
 
 @dataclass(kw_only=True, slots=True)

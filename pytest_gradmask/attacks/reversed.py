@@ -7,7 +7,8 @@ decisions are those of the classifier. Chen et al. (2022, arXiv:2205.12134) misl
 
 from __future__ import annotations
 
-import torch
+from typing import Any
+
 from torch import Tensor
 
 from pytest_gradmask.attacks.losses import cross_entropy
@@ -26,21 +27,10 @@ def falling(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def pgd_reversed(
-    model: Classifier,
-    images: Tensor,
-    labels: Tensor,
-    *,
-    threat: PerturbationSet,
-    steps: int,
-    generator: torch.Generator,
-    eot: int = 1,
-    stop_early: bool = True,
+    model: Classifier, images: Tensor, labels: Tensor, *, threat: PerturbationSet, **arguments: Any
 ) -> Tensor:
     """PGD that minimises the cross-entropy, in large steps. Arguments, result and errors are those of `pgd`.
 
     The result is the iterate nearest to a misclassification. On a defense whose loss leads there, it breaks nothing.
     """
-    return pgd(
-        model, images, labels, threat=threat, steps=steps, generator=generator, step_size=_STEP * threat.eps,
-        loss=falling, eot=eot, stop_early=stop_early,
-    )  # fmt: skip
+    return pgd(model, images, labels, threat=threat, step_size=_STEP * threat.eps, loss=falling, **arguments)

@@ -173,8 +173,7 @@ def find_attack_surface(
         norm_ball=isinstance(threat, ThreatModel),
         pictures=images.ndim == 4,
     )
-    rest = [index for index in range(len(images)) if index not in first]
-    sample = images[[*first, *rest][:SEARCH_IMAGES]]
+    sample = images[list(dict.fromkeys([*first, *range(len(images))]))[:SEARCH_IMAGES]]
     return on_fewer(lambda few: _searched(surface, sample[:few], threat), len(sample))
 
 

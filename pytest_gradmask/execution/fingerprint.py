@@ -29,9 +29,9 @@ from torch import Tensor
 
 from pytest_gradmask.execution.bytecode import code_digest
 from pytest_gradmask.execution.hashes import FingerprintError, content_of_plain, hash_of_plain, hash_of_tensor, hashed
-from pytest_gradmask.execution.layout import attributes, beside_content, hides_state, of_dynamo
+from pytest_gradmask.execution.layout import attributes, beside_content, entries_of_module, hides_state
 from pytest_gradmask.execution.origin import is_bound, is_filled, is_of_a_package, is_of_numpy, package_of, state
-from pytest_gradmask.execution.packages import is_installed, is_installed_file, package_identity
+from pytest_gradmask.execution.packages import is_installed, package_identity
 from pytest_gradmask.execution.references import Reached, reached
 
 __all__ = ["FingerprintError", "fingerprint"]
@@ -41,11 +41,6 @@ _CLASS_BOOKKEEPING = {
     "__abstractmethods__", "__annotate__", "__annotate_func__", "__annotations__", "__annotations_cache__",
     "__dataclass_fields__", "__dataclass_params__", "__dict__", "__doc__", "__firstlineno__", "__module__",
     "__slotnames__", "__static_attributes__", "__weakref__", "_abc_impl", "_autograd_function_id",
-}  # fmt: skip
-#: Entries of modules of code that say where they come from.
-_MODULE_BOOKKEEPING = {
-    "__annotate__", "__annotations__", "__builtins__", "__cached__", "__conditional_annotations__", "__doc__",
-    "__file__", "__loader__", "__name__", "__package__", "__path__", "__spec__",
 }  # fmt: skip
 #: Entries of `torch.nn.Module` that PyTorch itself replaces at the first `torch.compile` of a process. They run while a
 #: module is made, and not in one that is made already.
@@ -210,14 +205,13 @@ class _Traversal:
     def _function(self, function: types.FunctionType) -> Iterator[object]:
         code = function.__code__
         yield from (function.__qualname__, code_digest(code), function.__defaults__, function.__kwdefaults__)
+        installed = is_of_a_package(function)
         closure = [cell.cell_contents for cell in function.__closure__ or () if is_filled(cell)]
         # A decorator of a package, around a function of the user's: its settings are the user's as well.
         decorates = any(isinstance(each, types.FunctionType) and not is_of_a_package(each) for each in closure)
-        yield from map(_Setting, closure) if decorates and is_of_a_package(function) else closure
-        yield from (
-            entry for name, value in function.__dict__.items() if not of_dynamo(name) for entry in (name, value)
-        )
-        if is_installed_file(code.co_filename):
+        yield from map(_Setting, closure) if installed and decorates else closure
+        yield from _items(dict(attributes(function)))
+        if installed:
             yield package_of(function)
         else:
             yield from reached(function)
@@ -239,9 +233,7 @@ class _Traversal:
             yield package_identity(module.__name__.partition(".")[0])
             return
         yield None if type(module) is types.ModuleType else type(module)
-        for name, value in sorted(vars(module).items()):
-            if name not in _MODULE_BOOKKEEPING:
-                yield from (name, value)
+        yield from _items(entries_of_module(vars(module)))
 
     def _module(self, module: torch.nn.Module) -> Iterable[object]:
         tensors = (*module._parameters.items(), *module._buffers.items())

@@ -22,6 +22,11 @@ _BOOKKEEPING = {
     "_is_full_backward_hook",
     "_non_persistent_buffers_set",
 }
+#: Entries of modules of code that say where they come from.
+_ABOUT_MODULES = {
+    "__annotate__", "__annotations__", "__builtins__", "__cached__", "__conditional_annotations__", "__doc__",
+    "__file__", "__loader__", "__name__", "__package__", "__path__", "__spec__",
+}  # fmt: skip
 #: What objects of these classes hold beside their content, but their classes make themselves.
 _KNOWN: Mapping[type, frozenset[str]] = {
     enum.Enum: frozenset({"_name_", "_value_", "__objclass__", "_sort_order_", "name", "value", "_hash_"}),
@@ -33,10 +38,13 @@ _KNOWN: Mapping[type, frozenset[str]] = {
 
 
 def attributes(value: object) -> Iterator[tuple[str, object]]:
-    """Name and value of each attribute and filled slot of an object itself."""
+    """Name and value of each attribute and filled slot of an object itself.
+
+    Left out are the notes of PyTorch's compiler: often addresses, which differ in each process.
+    """
     held = getattr(value, "__dict__", None)
     if isinstance(held, dict):
-        yield from held.items()
+        yield from ((name, entry) for name, entry in held.items() if not str(name).startswith("_torchdynamo"))
     for base in type(value).__mro__:
         for slot in _slots(base):
             descriptor = base.__dict__.get(slot)
@@ -48,7 +56,7 @@ def attributes(value: object) -> Iterator[tuple[str, object]]:
 
 def beside_content(value: object, base: type) -> dict[str, object]:
     """The attributes that an object has beside the content of a base class, and that change what it computes."""
-    held = {name: entry for name, entry in attributes(value) if not of_dynamo(name)}
+    held = dict(attributes(value))
     if base is torch.nn.Module:
         return dict(_of_module(held))
     if base is logging.Logger:
@@ -56,9 +64,9 @@ def beside_content(value: object, base: type) -> dict[str, object]:
     return {name: entry for name, entry in held.items() if name not in _KNOWN.get(base, ())}
 
 
-def of_dynamo(name: str) -> bool:
-    """Whether an attribute is a note of PyTorch's compiler: often an address, which differs in each process."""
-    return name.startswith("_torchdynamo")
+def entries_of_module(namespace: Mapping[str, object]) -> dict[str, object]:
+    """The entries of a module of code, sorted, without those that say where it comes from."""
+    return {name: namespace[name] for name in sorted(namespace) if name not in _ABOUT_MODULES}
 
 
 def _of_module(held: Mapping[str, object]) -> Iterator[tuple[str, object]]:

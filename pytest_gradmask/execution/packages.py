@@ -61,7 +61,7 @@ def is_installed(module: str) -> bool:
 
 
 def _comes_with_python(package: str) -> bool:
-    return package in sys.stdlib_module_names and package != "__main__"
+    return package in sys.stdlib_module_names
 
 
 @functools.cache

@@ -13,6 +13,7 @@ from typing import Any
 
 from pytest_gradmask.execution.bytecode import code_digest, references
 from pytest_gradmask.execution.hashes import FingerprintError
+from pytest_gradmask.execution.layout import entries_of_module
 from pytest_gradmask.execution.packages import is_installed, is_installed_file, package_identity
 
 
@@ -48,7 +49,7 @@ def reached(function: types.FunctionType) -> Iterator[Reached]:
     for module, level, wanted in found.imports:
         yield from _imported(module if not level else _absolute(module, level, package), wanted)
     if found.looks_up_any_name:
-        yield Reached(("globals",), {name: value for name, value in namespace.items() if not _is_dunder(name)})
+        yield Reached(("globals",), entries_of_module(namespace))
     # A text may name an environment variable, and in code that looks names up a global or a module.
     yield Reached(("texts",), tuple(found.texts))
     if found.reflective:
@@ -58,10 +59,6 @@ def reached(function: types.FunctionType) -> Iterator[Reached]:
                     yield _reached((word,), namespace)
                 elif word in sys.modules and not is_installed(word):
                     yield Reached((word,), sys.modules[word])
-
-
-def _is_dunder(name: str) -> bool:
-    return name.startswith("__") and name.endswith("__")
 
 
 def _reached(names: tuple[str, ...], namespace: Mapping[str, Any]) -> Reached:
@@ -96,7 +93,7 @@ def _imported(module: str, wanted: tuple[str, ...]) -> Iterator[Reached]:
     if loaded is None:
         names = module.split(".")
         for each in (".".join(names[:count]) for count in range(1, len(names) + 1)):  # its packages run before it
-            yield Reached((each,), sys.modules.get(each, _unloaded(each, set())))
+            yield Reached((each,), _loaded_or_code(each, set()))
     elif is_installed(module):
         yield Reached((module,), loaded)
         yield from (Reached((module, name), _attribute(loaded, name), in_package=True) for name in wanted)
@@ -114,6 +111,10 @@ def _absolute(module: str, level: int, package: str) -> str:
         return importlib.util.resolve_name("." * level + module, package)
     except ImportError:
         return module
+
+
+def _loaded_or_code(module: str, seen: set[str]) -> object:
+    return sys.modules[module] if module in sys.modules else _unloaded(module, seen)
 
 
 def _unloaded(module: str, seen: set[str]) -> object:
@@ -137,7 +138,7 @@ def _unloaded(module: str, seen: set[str]) -> object:
     for name, level, wanted in references(code).imports:
         imported = _absolute(name, level, package) if level else name
         each_name = (imported, *(f"{imported}.{inner}" for inner in wanted))
-        found += [sys.modules[each] if each in sys.modules else _unloaded(each, seen) for each in each_name]
+        found += [_loaded_or_code(each, seen) for each in each_name]
     return tuple(found)
 
 

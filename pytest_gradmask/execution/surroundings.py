@@ -106,7 +106,8 @@ def surroundings_restored() -> Iterator[None]:
                 for name in [name for name, value in kept.items() if callable(value) and now.get(name) is not value]:
                     setattr(namespace, name, kept[name])
             for (read, write), value in zip(_SETTINGS, before, strict=True):
-                if readable(read) != value and not isinstance(value, Unreadable):  # some setters are slow
+                # Some setters are slow even when nothing changes.
+                if not isinstance(value, Unreadable) and readable(read) != value:
                     write(value)
             for dictionary, entries in hooks:
                 if dictionary != entries:

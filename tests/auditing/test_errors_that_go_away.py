@@ -155,9 +155,11 @@ EVERY = [(2, 23), pytest.param(1, 1, marks=pytest.mark.nightly)]
 
 @pytest.mark.parametrize(("first", "step"), EVERY, ids=["few calls", "all calls"])
 @pytest.mark.parametrize("model", [MODEL, nn.Sequential(KillGradient(), MODEL)], ids=["honest", "masked"])
-def test_an_error_of_a_set_is_not_blamed_on_the_defense(
+def test_an_error_of_a_set(
     model: nn.Module, first: int, step: int, record_property: Callable[[str, object], None]
 ) -> None:
+    """It is not blamed on the defense."""
+
     def run(countdown: Countdown) -> Audit:
         return audit(model.eval(), IMAGES, LABELS, threat=RaisesAsASet(countdown, 0.1), budget=TINY)
 
@@ -175,9 +177,7 @@ def test_an_error_of_a_set_is_not_blamed_on_the_defense(
 
 
 @pytest.mark.parametrize(("first", "step"), EVERY, ids=["few calls", "all calls"])
-def test_an_error_of_a_reject_option_says_so(
-    first: int, step: int, record_property: Callable[[str, object], None]
-) -> None:
+def test_an_error_of_a_reject_option(first: int, step: int, record_property: Callable[[str, object], None]) -> None:
     def run(countdown: Countdown) -> Audit:
         return audit(
             Defense(MODEL.eval(), rejects=Rejects(countdown)), IMAGES, LABELS, threat=ThreatModel(0.1), budget=TINY

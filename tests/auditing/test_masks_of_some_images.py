@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pytest_gradmask import ThreatModel, Verdict, audit
-from tests.toys import draw, seeded
+from tests.auditing.known_radii import shares_of_radius
+from tests.toys import seeded
 
 EPS, CLASSES, MARKED = 2 / 255, 4, 15
 WEIGHTS = torch.randn(CLASSES, 3072, generator=seeded(0))
@@ -55,12 +56,7 @@ class Marked(nn.Module):
 @functools.cache
 def some_robust() -> tuple[Tensor, Tensor]:
     """100 images that the radius suffices to misclassify, the first of them marked, and 100 for which it does not."""
-    images = draw(8000, 3, 32, 32) * 0.9 + 0.05
-    scores = (images.flatten(1) - 0.5) @ WEIGHTS.T
-    labels, rows = scores.argmax(1), torch.arange(len(images))
-    sizes = torch.stack([(WEIGHTS[labels] - weight).abs().sum(1) for weight in WEIGHTS], 1)
-    share = (scores[rows, labels][:, None] - scores) / (EPS * sizes + 1e-9)
-    share = share.scatter(1, labels[:, None], float("inf")).amin(1)
+    images, labels, share = shares_of_radius(WEIGHTS, EPS, 8000)
     weak, robust = ((share > 0.6) & (share < 0.9)).nonzero()[:100, 0], (share > 1.15).nonzero()[:100, 0]
     chosen = torch.cat([weak, robust])
     images, labels = images[chosen], labels[chosen]

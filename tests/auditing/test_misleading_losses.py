@@ -13,6 +13,7 @@ from torch.nn import functional
 from pytest_gradmask import Audit, ThreatModel, Verdict, audit
 from pytest_gradmask.attacks.losses import cross_entropy, logit_margin
 from pytest_gradmask.attacks.pgd import apgd, pgd
+from tests.auditing.known_radii import shares_of_radius
 from tests.toys import IMAGES, TINY, draw, linear, predictions, seeded
 
 EPS = 2 / 255
@@ -48,12 +49,7 @@ class Shaped(nn.Module):
 @functools.cache
 def breakable() -> tuple[Tensor, Tensor]:
     """Images, and their classes, that a perturbation of 50 to 90 % of the radius misclassifies."""
-    images = draw(4000, 3, 32, 32) * 0.9 + 0.05
-    scores = (images.flatten(1) - 0.5) @ WEIGHTS.T
-    labels, rows = scores.argmax(1), torch.arange(len(images))
-    sizes = torch.stack([(WEIGHTS[labels] - weight).abs().sum(1) for weight in WEIGHTS], 1)
-    share = (scores[rows, labels][:, None] - scores) / (EPS * sizes + 1e-9)
-    share = share.scatter(1, labels[:, None], float("inf")).amin(1)
+    images, labels, share = shares_of_radius(WEIGHTS, EPS, 4000)
     chosen = ((share > 0.5) & (share < 0.9)).nonzero()[:40, 0]
     return images[chosen], labels[chosen]
 

@@ -254,7 +254,7 @@ def test_a_gradient_attack_follows_the_defense_itself() -> None:
         Attack(sign_step, access="logits")  # type: ignore[arg-type]
 
 
-def test_an_attack_that_opens_a_file_is_cached_as_long_as_it_can_be(tmp_path: Path) -> None:
+def test_an_attack_that_opens_a_file(tmp_path: Path) -> None:
     """From its first call on, it cannot be hashed."""
 
     class Logs:

@@ -89,10 +89,8 @@ def hidden_at(
     repeats = nullcontext if stream is None else partial(_repeating, stream)
     hidden = []
     for some in images.split(_BATCH):
-        natural, chosen, _ = _natural(model, some, repeats)
-        now = partial(_gradient_at, model, known) if known else partial(_own_gradient, model)
-        own = _or_zeros(partial(now, some, repeats), some)
-        hidden.append(natural.flatten(1).any(1) & ~_agree(own, natural) & bool(chosen))
+        own, natural, _, _ = _own_and_natural(model, some, repeats, known)
+        hidden.append(natural.flatten(1).any(1) & ~_agree(own, natural))
     return torch.cat(hidden)
 
 
@@ -116,8 +114,7 @@ def _repeating(stream: RandomStream) -> Iterator[None]:
 
 def _fewest(model: nn.Module, images: Tensor, repeats: Repeats, known: Container[Site]) -> dict[Site, int]:
     """The fewest sites with the gradient of all of them, in one forward pass."""
-    natural, chosen, watch = _natural(model, images, repeats)
-    own = _or_zeros(partial(_own_gradient, model, images, repeats), images) if chosen else natural
+    own, natural, chosen, watch = _own_and_natural(model, images, repeats)
     if not chosen or not bool(natural.any()) or _same(own, natural):
         return {}
     _check_values(model, OperationsBypassed(model, chosen), images, repeats)
@@ -132,13 +129,20 @@ def _fewest(model: nn.Module, images: Tensor, repeats: Repeats, known: Container
     return {site: watch.seen[site] for site in chosen}
 
 
-def _natural(model: nn.Module, images: Tensor, repeats: Repeats) -> tuple[Tensor, list[Site], Watch]:
-    """The gradient with natural ones at all sites that can be replaced, and these sites."""
+def _own_and_natural(
+    model: nn.Module, images: Tensor, repeats: Repeats, known: Collection[Site] = ()
+) -> tuple[Tensor, Tensor, list[Site], Watch]:
+    """The gradient of a defense, and that with natural ones at all sites that can be replaced; and these sites.
+
+    Where there is no such site, both are the same. The first has natural gradients at the ``known`` sites.
+    """
     natural, watch = _followed(model, None, images, repeats)
     chosen = [site for site in watch.seen if site not in watch.opaque]
     if watch.opaque:
         natural, watch = _followed(model, chosen, images, repeats)
-    return natural, chosen, watch
+    take = partial(_gradient_at, model, known) if known else partial(_own_gradient, model)
+    own = _or_zeros(partial(take, images, repeats), images) if chosen else natural
+    return own, natural, chosen, watch
 
 
 def _followed(
