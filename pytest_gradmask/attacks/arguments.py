@@ -125,7 +125,7 @@ def check_attack(
         check_whole(name, value, 1)
     if not is_a(generator, torch.Generator) or generator.device.type != "cpu":  # type: ignore[attr-defined]
         raise refuse("generator", generator, "a CPU generator, as in torch.Generator().manual_seed(0)")
-    losses = loss if isinstance(loss, list | tuple) else [loss]
+    losses: Any = loss if is_a(loss, list, tuple) else [loss]
     for each in losses or [loss]:
         check_callable("loss", each, "a function of logits and labels")
     check_is("stop_early", stop_early, "True or False", bool)
