@@ -20,6 +20,7 @@ from benchmarks.losses import losses
 from benchmarks.memory import peak_memories
 from benchmarks.queries import margin_growth
 from benchmarks.records import RESULTS, machine, store
+from benchmarks.searches import searches
 from benchmarks.startup import startup_cost
 from benchmarks.steps import step_costs
 from benchmarks.strength import strengths
@@ -88,6 +89,13 @@ def _queries(options: argparse.Namespace) -> Records:
         yield f"queries-{name}", grown
 
 
+def _searches(options: argparse.Namespace) -> Records:
+    data = load_dataset(options.data, samples=options.samples, seed=options.seed)
+    for name in options.names:
+        found = searches(name, find(name), data, device=options.device, seed=options.seed, progress=partial(_say, name))
+        yield f"searches-{name}", found
+
+
 def _losses(options: argparse.Namespace) -> Records:
     data = load_dataset(options.data, samples=options.samples, seed=options.seed)
     for name in options.names:
@@ -140,6 +148,7 @@ _COMMANDS = {
     "cache": (_cache, "a second audit of an unchanged defense, beside the first"),
     "memory": (_memory, "peak memory of an audit, beside AutoAttack's"),
     "queries": (_queries, "how margins grow under attacks that need many queries"),
+    "searches": (_searches, "searches of Square and zero-order PGD in bfloat16, beside the defense's own precision"),
     "gpu": (_gpu, "throughput, overhead, repeatability and verdicts on a GPU; goes on where it was cut off"),
     "losses": (_losses, "other losses, starts and averaged gradients, at equal passes"),
     "surrogates": (_surrogates, "a surrogate trained by queries, beside the attacks that need only queries"),

@@ -28,7 +28,7 @@ def text(results: Path = RESULTS) -> str:
     sections = {
         "verdict": _verdicts, "step": _steps, "strength": _strengths, "cache": _cache, "memory": _memory,
         "growth": _growth, "passes": _passes, "chunks": _chunks, "startup": _startup, "queries": _queries,
-        "losses": _losses, "surrogates": _surrogates, "waits": _waits,
+        "searches": _searches, "losses": _losses, "surrogates": _surrogates, "waits": _waits,
     }  # fmt: skip
     parts = [(HERE / "introduction.md").read_text().rstrip()]
     for prefix, section in sections.items():
@@ -274,6 +274,37 @@ def _queries(records: Sequence[Record]) -> str:
         "nothing; the others are known masks.",
         table(("defense", "attack", "survive PGD", "broken", "of these given up", "queries spent, at most, %"), rows),
     )
+
+
+def _searches(records: Sequence[Record]) -> str:
+    rows = []
+    for record in records:
+        for attack in dict.fromkeys(row["attack"] for row in record["rows"]):
+            own, rough = (row for row in record["rows"] if row["attack"] == attack)
+            lost, won = set(own["broken"]) - set(rough["broken"]), set(rough["broken"]) - set(own["broken"])
+            counts = (record["survivors"], len(own["broken"]), len(rough["broken"]), len(lost), len(won))
+            seconds = (
+                f"{own['seconds']:.1f}",
+                f"{rough['seconds']:.1f}",
+                f"**{own['seconds'] / rough['seconds']:.1f}**",
+            )
+            used = "yes" if record["chosen"] == "bfloat16" else "no"
+            rows.append((record["defense"], attack, *map(str, counts), *seconds, used))
+    return _section(
+        "Searches in bfloat16",
+        "Queries of Square and zero-order PGD that only compare points are answered in bfloat16 where the processor "
+        "has matrix units for it and the answers are nearly the same. Square asks again in the defense's own precision "
+        "near the border, and no image counts as broken by a rough answer. The images that survive PGD at the budget "
+        "`ci`, in both precisions; *lost* are broken only in the defense's own, *won* only with bfloat16. *Used* says "
+        "what an audit chooses.",
+        table(
+            (
+                "defense", "attack", "survive PGD", "broken", "with bfloat16", "lost", "won", "s", "with bfloat16, s",
+                "times as fast", "used",
+            ),
+            rows,
+        ),
+    )  # fmt: skip
 
 
 def _losses(records: Sequence[Record]) -> str:

@@ -35,8 +35,8 @@ def margin_growth(
     """For each image that survives PGD, the share of the clean margin that is gone at `TIMES`; 1 and more is broken."""
     growth: dict[str, list[dict[str, Any]]] = {}
     with bench(defense, data.images, data.labels, budget=budget, device=device, seed=seed) as prepared:
-        pgd = prepared.scorer.run(prepared.attacks["pgd"], _correct(prepared.clean))
-        survivors = sorted(set(_correct(prepared.clean)) - pgd.decided)
+        pgd = prepared.scorer.run(prepared.attacks["pgd"], correct(prepared.clean))
+        survivors = sorted(set(correct(prepared.clean)) - pgd.decided)
         for attack in ATTACKS:
             progress(f"{attack} on {len(survivors)} images")
             watch = _Watch()
@@ -49,7 +49,8 @@ def margin_growth(
     return {"defense": name, "budget": budget, "seed": seed, "survivors": len(survivors), "growth": growth}
 
 
-def _correct(clean: list[bool]) -> list[int]:
+def correct(clean: list[bool]) -> list[int]:
+    """Indices of the images that are classified correctly."""
     return [index for index, correct in enumerate(clean) if correct]
 
 

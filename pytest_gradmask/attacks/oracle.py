@@ -17,7 +17,7 @@ from pytest_gradmask.attacks.users_code import errors_attributed_to
 from pytest_gradmask.defense import Outputs
 from pytest_gradmask.errors import DeadlineError, DefenseError
 from pytest_gradmask.execution.first_state import FirstState
-from pytest_gradmask.execution.precision import Precision, autocast
+from pytest_gradmask.execution.precision import Precision, autocast, guiding_precision
 from pytest_gradmask.execution.second_try import at_second_try
 from pytest_gradmask.execution.time_limit import check_time
 from pytest_gradmask.loading.models.composites import Mixture
@@ -177,7 +177,7 @@ class Oracle(nn.Module):
             check_time()
             self.refresh()
             images = copied()
-            with self._stream.active(), autocast(self.precision, images.device):
+            with self._stream.active(), autocast(guiding_precision() or self.precision, images.device):
                 return output_of(type(model).__name__, model, images)
 
         return at_second_try(ask)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from pytest_gradmask.attacks.evaluate import SYNC_EVERY, BestIterates, logit_margins_and_fooled, should_sync
 from pytest_gradmask.attacks.hopeless import GiveUp, never
 from pytest_gradmask.attacks.losses import Loss, logit_margin
+from pytest_gradmask.execution.precision import guiding
 from pytest_gradmask.threat import PerturbationSet, ThreatModel, per_image, pixel_eps
 
 #: What an infinite difference of losses counts as.
@@ -97,7 +98,8 @@ def zero_order(
                 else:
                     noise = direction = threat.step(direction, at=x_adv)
                 plus, minus = ((x_adv + sign * radius * noise).clamp(*threat.bounds) for sign in (1, -1))
-                losses = loss(model(torch.cat([plus, minus])), active_labels.repeat(2))
+                with guiding():
+                    losses = loss(model(torch.cat([plus, minus])), active_labels.repeat(2))
                 directions.append(direction)
                 differences.append(losses[: len(active)] - losses[len(active) :])
             prior = _projection(torch.stack(directions, 1), torch.stack(differences, 1))

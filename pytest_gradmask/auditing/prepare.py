@@ -14,6 +14,7 @@ from pytest_gradmask.attacks.rejection import RejectOption
 from pytest_gradmask.attacks.users_set import named_if_it_fails
 from pytest_gradmask.auditing.budgets import Budget
 from pytest_gradmask.auditing.scoring import Scorer, subseed
+from pytest_gradmask.auditing.search_precision import search_precision
 from pytest_gradmask.auditing.surface import AttackSurface, all_modules, find_attack_surface
 from pytest_gradmask.defense import Defense
 from pytest_gradmask.execution.cache import Cache
@@ -74,7 +75,7 @@ def prepared(
     key: str = "",
     engine: Engine = LOCAL,
     first_state: FirstState | None = None,
-    precision: Precision = "own",
+    precision: Precision = "auto",
     deadline: Deadline | None = None,
     search_first: Sequence[int] = (),
 ) -> Iterator[Prepared]:
@@ -113,6 +114,10 @@ def prepared(
             attacked = surface.oracle(surface.attacked)
             with attacked.frozen():  # its random numbers are those of a defense that was not asked
                 graph = 0 if surface.black_box else graph_bytes(attacked, images)
+            own: Precision = "own" if precision == "auto" else precision
+            search = own
+            if precision == "auto" and not (surface.black_box or checked.randomized or first_state):
+                search = search_precision(oracle, images, threat=threat, seed=subseed(seed, "search precision"))
         sampler, findings = None, [*small_eps(threat, images), *checked.findings, *surface.findings]
         if checked.randomized:
             ensemble = surface.oracle(surface.attacked) if defense.members else None
@@ -120,7 +125,6 @@ def prepared(
             findings += unusual
         scorer = Scorer(
             oracle=oracle, images=images, labels=labels, threat=threat, seed=seed, sampler=sampler, cache=cache,
-            key=key, engine=engine, precision=precision,
-            deadline=deadline, graph=graph,
+            key=key, engine=engine, precision=own, search_precision=search, deadline=deadline, graph=graph,
         )  # fmt: skip
         yield Prepared(surface, scorer, tuple(findings), checked.predictions, checked.rejected, tuple(faults))

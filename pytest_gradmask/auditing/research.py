@@ -16,8 +16,8 @@ Attacks:
 Running and scoring attacks:
     - `PlannedAttack` is an attack that is ready to run, and `Run` the type of its function. `known_models` lists all
       modules that a defense consists of.
-    - `Scorer` runs a planned attack and scores what it returns, as an audit does. `subseed` derives the seed of one
-      named random stream.
+    - `Scorer` runs a planned attack and scores what it returns, as an audit does. `Precision` is the type of the
+      precision in which the defense computes. `subseed` derives the seed of one named random stream.
     - `bench` prepares a defense for attacks that are timed or compared one at a time.
     - `chunk_size` says how many images an attack gets at a time, by what the `graph_bytes` of an image are.
     - `BUDGETS` holds the named budgets. `get_budget` finds one of them.
@@ -75,6 +75,7 @@ from pytest_gradmask.execution.chunks import chunk_size, graph_bytes
 from pytest_gradmask.execution.files import replaced
 from pytest_gradmask.execution.generators import random_state_kept, seeded_by
 from pytest_gradmask.execution.isolation import moved, no_trace
+from pytest_gradmask.execution.precision import Precision
 from pytest_gradmask.execution.versions import versions
 from pytest_gradmask.loading.checkpoints import available, load_checkpoint
 from pytest_gradmask.loading.models.backbones import CIFAR10_MEAN, CIFAR10_STD
@@ -105,6 +106,7 @@ __all__ = [
     "Oracle",
     "Outputs",
     "PlannedAttack",
+    "Precision",
     "RandomStream",
     "RejectOption",
     "Run",

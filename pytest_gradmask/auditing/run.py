@@ -64,7 +64,7 @@ def audit(
     probes: Sequence[Probe] = (),
     cache: str | Path | None = None,
     engine: str | Engine = "local",
-    precision: Precision = "own",
+    precision: Precision = "auto",
     deadline: float | None = None,
     progress: Progress = ignore,
 ) -> Audit:
@@ -98,7 +98,9 @@ def audit(
         engine: where attacks run: ``"local"``, or ``"ray"`` or ``"ray:ADDRESS"`` for a Ray cluster (see
             `engine.ray_address`), or an engine that is open already. The result is the same.
         precision: in which the defense computes under attack: its ``"own"``, ``"tf32"`` (TensorFloat-32, on GPUs of
-            NVIDIA) or ``"bfloat16"`` (by autocast). Probes, and scores of what attacks return, are always in its own.
+            NVIDIA) or ``"bfloat16"`` (by autocast). ``"auto"`` is its own, but bfloat16 for queries of Square and
+            zero-order PGD that only guide their search, on processors that are fast at it and where the answers are
+            nearly the same. Probes, and scores of what attacks return, are always in its own.
         deadline: seconds after which the audit ends with what it knows by then; None for never. If the verdict is not
             decided, it is ``INCONCLUSIVE``, with bounds of the gap so far. Attacks are interrupted between two queries;
             what comes before the first of them is not.
@@ -175,6 +177,7 @@ def audit(
                         search_first=search_first,
                     )  # fmt: skip
                     before, result = search_first, run.until_decided()
+                    provenance["search_precision"] = ready.scorer.search_precision
                     fresh, search_first = run.fresh, run.search_first
                     if fresh is None:
                         _warn_if_stateful(ready)

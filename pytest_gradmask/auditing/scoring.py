@@ -23,7 +23,7 @@ from pytest_gradmask.execution.deadline import INTERRUPTED, Deadline
 from pytest_gradmask.execution.engine import LOCAL, Engine
 from pytest_gradmask.execution.fingerprint import FingerprintError, fingerprint
 from pytest_gradmask.execution.generators import random_state_kept, seed_everything
-from pytest_gradmask.execution.precision import Precision, tensor_float
+from pytest_gradmask.execution.precision import Precision, searching_in, tensor_float
 from pytest_gradmask.randomized.prediction import Sampler, is_correct
 from pytest_gradmask.threat import PerturbationSet, contained, per_image
 from pytest_gradmask.verdict.results import AttackResult, Prediction
@@ -45,6 +45,7 @@ class Scorer:
         key: fingerprint of everything that a run depends on besides its attack and images.
         engine: where attacks run.
         precision: in which the defense computes under attack. What an attack returns is scored in the defense's own.
+        search_precision: in which it answers queries that only guide a search.
         deadline: of the audit. An attack that it interrupts counts as skipped early; None for no deadline.
         graph: bytes that the graph of one image takes, see `graph_bytes`.
     """
@@ -59,6 +60,7 @@ class Scorer:
     key: str = ""
     engine: Engine = LOCAL
     precision: Precision = "own"
+    search_precision: Precision = "own"
     deadline: Deadline | None = None
     graph: int = 0
 
@@ -109,8 +111,9 @@ class Scorer:
         cache = self.cache
         try:
             key = fingerprint(
-                self.key, attack.name, attack.kind, attack.run, attacked, stream_name, self._chunk_size(attack)
-            )
+                self.key, attack.name, attack.kind, attack.run, attacked, stream_name, self._chunk_size(attack),
+                self.search_precision,
+            )  # fmt: skip
         except FingerprintError:  # an attack of the user's holds something now that it did not hold before
             return self._start(attack, attacked, stream_name, running)
         found = cache.attack(key)
@@ -139,7 +142,7 @@ class Scorer:
             attack.model.ends = self.deadline.last if late else self.deadline.attacks
         job = AttackJob(
             attack=attack, oracle=self.oracle, threat=self.threat, seed=self.seed, sampler=self.sampler,
-            stream_name=f"{attack.name}{stream_name}",
+            stream_name=f"{attack.name}{stream_name}", search_precision=self.search_precision,
         )  # fmt: skip
         indices = torch.tensor(attacked, dtype=torch.long, device=self.images.device)
         chunks = self._chunks(indices, self._chunk_size(attack))
@@ -187,7 +190,7 @@ class AttackJob:
 
     Attributes:
         attack: to run.
-        oracle, threat, seed, sampler: those of the `Scorer`.
+        oracle, threat, seed, sampler, search_precision: those of the `Scorer`.
         stream_name: names its random numbers.
     """
 
@@ -197,6 +200,7 @@ class AttackJob:
     seed: int
     sampler: Sampler | None
     stream_name: str
+    search_precision: Precision = "own"
 
     def __call__(self, first: int, images: Tensor, labels: Tensor) -> AttackResult:
         """Attack a chunk. What the attack raises becomes a failed result.
@@ -236,7 +240,8 @@ class AttackJob:
                 # For attacks that draw from the global generators in spite of ``generator``.
                 seed_everything(subseed(self.seed, f"global generators under {name}"))
                 threat = as_given(self.threat) if attack.by_user else self.threat
-                returned = attack.run(attack.model, images, safe, threat=threat, generator=generator)
+                with searching_in(self.search_precision):
+                    returned = attack.run(attack.model, images, safe, threat=threat, generator=generator)
             _check_returned(returned, images)
             returned = returned.detach()
             valid = contained(self.threat, returned, images)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Literal, get_args
 
 from pytest_gradmask.checks import is_a, shown
@@ -15,8 +16,13 @@ from pytest_gradmask.errors import InputError
 if TYPE_CHECKING:
     import torch
 
-#: The defense's own; matrix products of NVIDIA's TensorFloat-32; or autocast to bfloat16.
-Precision = Literal["own", "tf32", "bfloat16"]
+#: The defense's own; matrix products of NVIDIA's TensorFloat-32; or autocast to bfloat16. ``auto`` is the own, but
+#: bfloat16 for queries that only guide a search, where that is faster and nearly the same.
+Precision = Literal["auto", "own", "tf32", "bfloat16"]
+
+#: In which queries that only guide a search are answered, and whether this is such a query.
+_SEARCH: ContextVar[Precision] = ContextVar("search", default="own")
+_GUIDING: ContextVar[bool] = ContextVar("guiding", default=False)
 
 
 def check_precision(precision: object) -> None:
@@ -32,6 +38,31 @@ def autocast(precision: Precision, device: torch.device) -> AbstractContextManag
     import torch
 
     return torch.autocast(device.type, dtype=torch.bfloat16)
+
+
+@contextmanager
+def searching_in(precision: Precision) -> Iterator[None]:
+    """Inside, queries made in `guiding` are answered in that precision."""
+    token = _SEARCH.set(precision)
+    try:
+        yield
+    finally:
+        _SEARCH.reset(token)
+
+
+@contextmanager
+def guiding() -> Iterator[bool]:
+    """Inside, queries only guide a search: no image counts as broken by an answer. Yields whether answers are rough."""
+    token = _GUIDING.set(True)
+    try:
+        yield guiding_precision() is not None
+    finally:
+        _GUIDING.reset(token)
+
+
+def guiding_precision() -> Precision | None:
+    """The precision for a query made now, if it only guides a search and may be answered roughly."""
+    return _SEARCH.get() if _GUIDING.get() and _SEARCH.get() != "own" else None
 
 
 @contextmanager

@@ -243,10 +243,10 @@ OPTIONS = (
     ),
     Option(
         name="precision",
-        default="own",
+        default="auto",
         parse=_precision,
         metavar="{" + ",".join(get_args(Precision)) + "}",
-        help="in which defenses compute under attack; scores are always in their own (default: own)",
+        help="in which defenses compute under attack; scores are always in their own (default: auto)",
     ),
     Option(
         name="engine",

@@ -187,7 +187,8 @@ def _settings(audit: Mapping[str, Any]) -> dict[str, Any]:
         **provenance.get("budget_settings", {}),
         **{key: audit[key] for key in ("margin", "confidence", "exhaustive")},
         "attempt": audit.get("attempt", 1),
-        "precision": provenance.get("precision", "own"),
+        # Audits with "auto" are scored, and mostly attacked, in the defense's own.
+        "precision": {"auto": "own"}.get(precision := provenance.get("precision", "own"), precision),
     }
 
 

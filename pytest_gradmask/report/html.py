@@ -227,9 +227,7 @@ def _settings(audit: Mapping[str, Any], evidence: Mapping[str, Any]) -> dict[str
         "bypassed": wording.bypassed_text(audit) or "nothing",
         "seed": str(provenance["seed"]),
         "device": str(provenance["device"]),
-        "precision under attack": {"own": "the defense's own"}.get(
-            precision := provenance.get("precision", "own"), f"{precision}; scores in the defense's own"
-        ),
+        "precision under attack": _precision(provenance),
         "versions": ", ".join(f"{name} {version}" for name, version in provenance["versions"].items()),
         "SHA-256 of the defense": hashes.get("defense", f"none: {hashes.get('error', 'not computed')}"),
         "SHA-256 of images and labels": hashes.get("images and labels", f"none: {hashes.get('error', 'not computed')}"),
@@ -237,6 +235,14 @@ def _settings(audit: Mapping[str, Any], evidence: Mapping[str, Any]) -> dict[str
         "seconds of the audit": f"{audit['seconds']:.1f}",
         "seconds for this report": f"{evidence.get('seconds', 0):.1f}",
     }
+
+
+def _precision(provenance: Mapping[str, Any]) -> str:
+    precision, own = provenance.get("precision", "own"), "the defense's own"
+    if precision not in ("auto", "own"):
+        return f"{precision}; scores in {own}"
+    searching = provenance.get("search_precision", "own")
+    return own if searching == "own" else f"{own}; {searching} where a query only guides a search"
 
 
 def _operation(operation: Mapping[str, Any]) -> str:

@@ -11,6 +11,7 @@ from benchmarks.__main__ import main
 from benchmarks.losses import VARIANTS, losses
 from benchmarks.queries import ATTACKS, TIMES, gave_up, margin_growth, reached
 from benchmarks.records import stored
+from benchmarks.searches import PRECISIONS, searches
 from benchmarks.surrogates import surrogates
 from pytest_gradmask import Defense
 from pytest_gradmask.loading.datasets import Dataset
@@ -55,6 +56,25 @@ def test_margins_are_recorded() -> None:
         for image in images:
             shares = [each for each in image["gone"] if each is not None]
             assert shares == sorted(shares), "the best margin so far only grows"
+
+
+def test_bfloat16_loses_next_to_nothing() -> None:
+    rows = [row for record in stored("searches") if record["chosen"] == "bfloat16" for row in record["rows"]]
+    own, rough = (
+        {(index, row["attack"], image) for index, row in enumerate(rows[start::2]) for image in row["broken"]}
+        for start in range(2)
+    )
+    assert len(own) > 50
+    assert len(own - rough) <= 0.1 * len(own)
+    assert len(rough) >= 0.95 * len(own)
+
+
+def test_both_precisions_are_measured() -> None:
+    record = searches("quantized", Defense(MODEL), DATA, budget="smoke")
+    assert [(row["attack"], row["precision"]) for row in record["rows"]] == [
+        (attack, precision) for attack in ATTACKS for precision in PRECISIONS
+    ]
+    assert all(row["broken"] for row in record["rows"] if row["attack"] == "square")
 
 
 def test_variants_have_equal_passes() -> None:

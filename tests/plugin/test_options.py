@@ -37,7 +37,7 @@ BAD_VALUES = {
     "adversarial": ("/proc/no/such", "cannot be written to"),
     "history": ("/proc/no/such", "cannot be written to"),
     "timeout": ("0", "seconds above 0"),
-    "precision": ("float8", "own, tf32, bfloat16"),
+    "precision": ("float8", "auto, own, tf32, bfloat16"),
     "deadline": ("10 minutes", "a time such as 90, 90s, 10m or 2h"),
     "engine": ("dask", "local, ray, ray:HOST:PORT or ray:auto"),
 }

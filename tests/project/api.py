@@ -87,7 +87,7 @@ CALLS: Mapping[str, tuple[Callable[..., Any], Callable[[], dict[str, Any]]]] = {
             "probes": (),
             "cache": None,
             "engine": "local",
-            "precision": "own",
+            "precision": "auto",
             "deadline": None,
             "progress": print,
         },

@@ -1,0 +1,53 @@
+"""What Square and zero-order PGD break, and how long they take, where bfloat16 guides their searches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from benchmarks.queries import ATTACKS, correct
+from benchmarks.records import clock
+from pytest_gradmask import Dataset, Defense
+from pytest_gradmask.auditing.research import Precision, bench
+
+PRECISIONS: tuple[Precision, ...] = ("own", "bfloat16")
+Progress = Callable[[object], None]
+
+
+def searches(
+    name: str,
+    defense: Defense,
+    data: Dataset,
+    *,
+    budget: str = "ci",
+    device: str = "cpu",
+    seed: int = 0,
+    progress: Progress = lambda message: None,
+) -> dict[str, Any]:
+    """Both attacks on the images that survive PGD, in both precisions.
+
+    Returns:
+        ``chosen``: what an audit chooses; ``rows``: for each attack and precision the images that it breaks, its
+        forward passes and its seconds.
+    """
+    rows, now = [], clock(device)
+    with bench(defense, data.images, data.labels, budget=budget, device=device, seed=seed) as prepared:
+        right = correct(prepared.clean)
+        pgd = prepared.scorer.run(prepared.attacks["pgd"], right)
+        survivors = sorted(set(right) - pgd.decided)
+        for attack in ATTACKS:
+            for precision in PRECISIONS:
+                progress(f"{attack} on {len(survivors)} images, {precision}")
+                started = now()
+                result = replace(prepared.scorer, search_precision=precision).run(prepared.attacks[attack], survivors)
+                if result.status == "failed":
+                    raise RuntimeError(f"{attack} failed: {result.note}")
+                rows.append({
+                    "attack": attack, "precision": precision, "broken": sorted(result.broken),
+                    "forwards": result.forwards, "seconds": round(now() - started, 2),
+                })  # fmt: skip
+        chosen = prepared.scorer.search_precision
+    return {
+        "defense": name, "budget": budget, "seed": seed, "survivors": len(survivors), "chosen": chosen, "rows": rows,
+    }  # fmt: skip
