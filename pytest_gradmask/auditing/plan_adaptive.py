@@ -8,6 +8,7 @@ from typing import Any
 from pytest_gradmask.attacks import autoattack
 from pytest_gradmask.attacks.arc import arc
 from pytest_gradmask.attacks.bypass.bpda import bypassed, removed
+from pytest_gradmask.attacks.bypass.classifiers import JointClassifier
 from pytest_gradmask.attacks.bypass.inner_logits import InnerLogits
 from pytest_gradmask.attacks.bypass.operations.search import scripted_parts
 from pytest_gradmask.attacks.decision import rays
@@ -44,7 +45,12 @@ def adaptive_attacks(surface: AttackSurface, budget: Budget, *, quick: bool) -> 
     transfer = partial(follow, stop_early=False)
     planned = [  # inner classifiers first: their passes are cheap, and what they break often decides
         *(
-            adaptive(f"transfer-inner-{number}", "surrogate", transfer, surface.inner_oracle(inner))
+            adaptive(
+                f"transfer-inner-{'joint' if isinstance(inner, JointClassifier) else number}",
+                "surrogate",
+                transfer,
+                surface.inner_oracle(inner),
+            )
             for number, inner in enumerate(surface.inner_classifiers)
         ),
         adaptive("bpda", "bypass", follow, surface.oracle(around), skip, checked="always"),

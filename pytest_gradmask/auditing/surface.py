@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from pytest_gradmask.attacks.bypass.bpda import bypassed, modules_in, removed
-from pytest_gradmask.attacks.bypass.inner_classifiers import InnerClassifier, find_inner_classifiers
+from pytest_gradmask.attacks.bypass.classifiers import InnerClassifier, JointClassifier
+from pytest_gradmask.attacks.bypass.inner_classifiers import find_inner_classifiers
 from pytest_gradmask.attacks.bypass.inner_logits import InnerLogits, find_inner_logits
 from pytest_gradmask.attacks.bypass.operations.model import OperationsBypassed
 from pytest_gradmask.attacks.bypass.operations.search import find_operations, hidden_at, points_of_search
@@ -51,7 +52,8 @@ class AttackSurface:
         approximations: submodules of ``attacked`` to bypass, each with its BPDA approximation (None: the identity).
         operations: operations in the code of ``attacked`` that hide its gradient, and how often each runs in a pass.
         inner: a submodule of ``attacked`` that returns logits which the defense then disguises; empty if there is none.
-        inner_classifiers: submodules of the defense that classify images by themselves, and whose gradient is another.
+        inner_classifiers: submodules of the defense that classify images by themselves, and whose gradient is another;
+            and several of them as one.
         scoreless: whether the outputs do not change with the image, so that they do not guide a score-based attack.
         norm_ball: whether attacks search a norm ball, and not another set.
         pictures: whether inputs are images, N x C x H x W, and no other data.
@@ -70,7 +72,7 @@ class AttackSurface:
     approximations: dict[str, object] = field(default_factory=dict)
     operations: dict[Site, int] = field(default_factory=dict)
     inner: str = ""
-    inner_classifiers: tuple[InnerClassifier, ...] = ()
+    inner_classifiers: tuple[InnerClassifier | JointClassifier, ...] = ()
     scoreless: bool = False
     norm_ball: bool = True
     pictures: bool = True
@@ -218,7 +220,9 @@ def _inner_logits(surface: AttackSurface, images: Tensor) -> str:
         return find_inner_logits(defense.model, images, defense.outputs, forwards=forwards)
 
 
-def _inner_classifiers(surface: AttackSurface, images: Tensor, threat: PerturbationSet) -> tuple[InnerClassifier, ...]:
+def _inner_classifiers(
+    surface: AttackSurface, images: Tensor, threat: PerturbationSet
+) -> tuple[InnerClassifier | JointClassifier, ...]:
     """Those that differ from every model that a planned attack already takes its gradient from."""
     attacked = [surface.source_oracle(source) for source in surface.defense.sources]
     if surface.operations:

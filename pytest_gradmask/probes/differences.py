@@ -130,7 +130,7 @@ class Differences:
     Attributes:
         directions: D of them.
         ahead, behind: the slopes of the outputs.
-        noise: changes of the outputs between neighbouring points, as slopes over the step.
+        noise: changes of the outputs between neighbouring points, and at least by rounding, as slopes over the step.
     """
 
     directions: list[list[Tensor]]
@@ -161,8 +161,21 @@ def differences(
             if number == 0:
                 near = [each + _NEIGHBOUR * step * way for each, way in zip(inputs, ways, strict=True)]
                 near = _evaluate(function, near)
-                found.noise.extend(RESOLVED * (other - now) / step for other, now in zip(near, here, strict=True))
+                rounding = torch.finfo(inputs[0].dtype).eps
+                found.noise.extend(
+                    # Outputs that do not change at all are rounded, too.
+                    torch.maximum(RESOLVED * (other - now).abs(), rounding * _largest(now)) / step
+                    for other, now in zip(near, here, strict=True)
+                )
     return found
+
+
+def _largest(outputs: Tensor) -> Tensor:
+    """The largest absolute value of each image, in the shape of the outputs."""
+    sizes = outputs.abs()
+    if sizes.ndim < 2 or sizes.numel() == 0:
+        return sizes
+    return sizes.flatten(1).amax(1).view(-1, *[1] * (sizes.ndim - 1)).expand_as(sizes)
 
 
 def _evaluate(function: Function, inputs: Sequence[Tensor]) -> list[Tensor]:

@@ -9,6 +9,7 @@ from scipy.optimize import linear_sum_assignment
 from scipy.stats import binom
 from torch import Tensor
 
+from pytest_gradmask.randomized.prediction import label_wins
 from pytest_gradmask.verdict.results import Finding
 from pytest_gradmask.verdict.stats import mcnemar_p
 
@@ -28,6 +29,25 @@ _FITTED = 100
 _LISTED = 5
 
 _Array = np.ndarray[tuple[int], np.dtype[np.int64]]
+
+
+def tied_logits(logits: Tensor, labels: Tensor) -> list[Finding]:
+    """Images that ``argmax`` calls correct, though another class has the same logit: they count as misclassified.
+
+    Args:
+        logits: of the clean images, N x K.
+        labels: of these images, N.
+    """
+    tied = int(((logits.argmax(1) == labels) & ~label_wins(logits, labels)).sum())
+    if not tied:
+        return []
+    return [
+        Finding(
+            "tied-logits",
+            f"{tied} of {len(labels)} clean images have a label whose logit is tied with another: they count as "
+            "misclassified, though argmax may return the label",
+        )
+    ]
 
 
 def check_labels(predictions: Tensor, labels: Tensor, classes: int, confidence: float) -> list[Finding]:

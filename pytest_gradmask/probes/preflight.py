@@ -19,6 +19,7 @@ from pytest_gradmask.checks import as_number, check_is, is_a, shown
 from pytest_gradmask.defense import Defense
 from pytest_gradmask.errors import DefenseError, InputError
 from pytest_gradmask.execution.batching import in_batches, on_fewer
+from pytest_gradmask.probes.labels import tied_logits
 from pytest_gradmask.probes.rejection import check_rejects, examine_rejections, unused_class
 from pytest_gradmask.threat import PerturbationSet, ThreatModel, ball_of
 from pytest_gradmask.verdict.results import Finding
@@ -168,6 +169,7 @@ def check_defense(defense: Defense, oracle: Oracle, images: Tensor, labels: Tens
         findings = unused_class(logits, labels)
     else:
         findings, rejected = examine_rejections(defense.rejects, raw, logits)
+    findings += tied_logits(logits, labels)
     number = _REPEATS_OF_MEMBERS if defense.members else _REPEATS
 
     def repeated(few: int) -> Tensor:

@@ -15,6 +15,7 @@ from pytest_gradmask.probes.derivative import wrong_gradient
 from tests.probes.gradient_toys import (
     DATA,
     THREAT,
+    AddVector,
     Apply,
     CannotBeCopied,
     InNumpy,
@@ -136,6 +137,27 @@ def test_honest_models_have_no_finding(make: Callable[[], nn.Module], images: Te
 @pytest.mark.parametrize("name", ["resnet-standard", "vgg-adversarial", "vit-standard", "vgg-standard-composite"])
 def test_trained_models_have_no_finding(name: str) -> None:
     assert check(load_model(name).requires_grad_(False), DATA.images) == []
+
+
+class Clamped(nn.Module):
+    """Log-probabilities that are nearly sure, and clamped: their derivatives underflow."""
+
+    def __init__(self, scale: float, *stages: nn.Module) -> None:
+        super().__init__()
+        self.model, self.scale = nn.Sequential(*stages, load_model("resnet-standard")), scale
+
+    def forward(self, images: Tensor) -> Tensor:
+        return (self.scale * self.model(images)).log_softmax(1).clamp(min=-8)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("scale", [10.0, 30.0, 300.0])
+def test_derivatives_that_underflow_are_not_compared(scale: float) -> None:
+    assert check(Clamped(scale).eval(), DATA.images) == []
+
+
+def test_a_wrong_gradient_before_them_is_found() -> None:
+    """Control: at this scale, most derivatives can be measured."""
+    assert check(Clamped(1.0, Apply(AddVector.apply)).eval(), DATA.images) != []
 
 
 def test_probabilities_have_no_finding() -> None:

@@ -208,6 +208,32 @@ def test_a_sound_defense() -> None:
     assert result == Preflight(classes=4, randomized=False, findings=())
 
 
+class Coarse(nn.Module):
+    """Logits in few steps, so that some are equal."""
+
+    def __init__(self, steps: float) -> None:
+        super().__init__()
+        self.model, self.steps = linear(), steps
+        self.eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        return (self.model(images) * self.steps).round() / self.steps  # type: ignore[no-any-return]
+
+
+def test_ties_are_a_finding() -> None:
+    model = Coarse(0.1)
+    with torch.no_grad():
+        logits = model(IMAGES)
+    labels = logits.argmax(1)
+    ties = int((logits.topk(2).values.diff().squeeze(1) == 0).sum())
+    assert 0 < ties < len(IMAGES)
+    [finding] = checked(model, labels).findings
+    assert finding.id == "tied-logits"
+    assert f"{ties} of {len(IMAGES)} clean images" in finding.message
+    assert not finding.undermines_attacks
+    assert checked(Coarse(1e4), labels).findings == ()
+
+
 def test_declared_probabilities_are_a_finding() -> None:
     result = checked(Defense(Softmax(linear()).eval(), outputs="probabilities"))
     assert [finding.id for finding in result.findings] == ["probabilities"]

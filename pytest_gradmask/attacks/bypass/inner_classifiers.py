@@ -6,63 +6,42 @@ et al. (2022, arXiv:2202.13711) attack the static model inside adaptive test-tim
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from functools import partial
+from itertools import combinations, permutations
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from pytest_gradmask.attacks.bypass.approximations import Approximation, fit_affine
 from pytest_gradmask.attacks.bypass.bpda import bypassed
-from pytest_gradmask.attacks.bypass.hooks import hooked, plainly
+from pytest_gradmask.attacks.bypass.classifiers import (
+    InnerClassifier,
+    JointClassifier,
+    View,
+    behaviour,
+    how_many_transfer,
+    view_of,
+)
+from pytest_gradmask.attacks.bypass.hooks import hooked
 from pytest_gradmask.attacks.bypass.search import CLOSENESS
-from pytest_gradmask.attacks.losses import logit_margin
-from pytest_gradmask.attacks.oracle import TINY_PROBABILITY, Oracle, as_logits
-from pytest_gradmask.attacks.pgd import pgd
-from pytest_gradmask.defense import FromImages, Outputs
+from pytest_gradmask.attacks.oracle import Oracle
+from pytest_gradmask.defense import FromImages
 from pytest_gradmask.execution.batching import out_of_memory
 from pytest_gradmask.execution.second_try import at_second_try
 from pytest_gradmask.threat import PerturbationSet
 
 #: At most so many are returned. More of them mostly repeat what the best ones break.
 MOST = 2
+#: Sets of at most so many are tried together.
+_JOINED = 4
 #: Share of clean images on which an inner classifier agrees with the defense; chance agrees on one of K.
 _AGREES = 0.5
 #: Error of an affine map that is exact but for rounding.
 _EXACT = 1e-3
-#: Least cosine between two gradients that lead to the same adversarial examples.
-_ALIGNED = 0.9
 #: Differences of outputs, as a share of them: by rounding alone, and of models that one attack suffices for.
 _SAME, _SIMILAR = 1e-3, 0.1
-_PGD_STEPS = 10
-
-
-class InnerClassifier(nn.Module):
-    """A submodule of a defense as a classifier of the defense's images.
-
-    Args:
-        name: dotted name of the submodule in the defense.
-        module: maps images to logits or probabilities, N x K.
-        before: from images to the input of the submodule; None for the identity.
-        outputs: what the submodule returns.
-        dtype: floating-point type of its input.
-    """
-
-    def __init__(
-        self, name: str, module: nn.Module, before: Approximation | None, outputs: Outputs, dtype: torch.dtype
-    ) -> None:
-        super().__init__()
-        self.name, self.module, self.before, self.outputs, self.dtype = name, module, before, outputs, dtype
-        self.training = False  # eval() would change the flags of the submodule, which belong to the user
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits, float32, N x K."""
-        inputs = images.clone() if self.before is None else self.before(images)
-        return as_logits(self.module(inputs.to(self.dtype)), self.outputs)
 
 
 def find_inner_classifiers(
@@ -73,7 +52,7 @@ def find_inner_classifiers(
     approximations: Mapping[str, Any] | None = None,
     attacked: Sequence[Oracle] = (),
     forwards: int = 1,
-) -> tuple[InnerClassifier, ...]:
+) -> tuple[InnerClassifier | JointClassifier, ...]:
     """Find submodules that classify images as the defense does, and whose adversarial examples may transfer to it.
 
     The input of such a submodule has the shape of the images. Its outputs are logits or probabilities of the same
@@ -82,6 +61,9 @@ def find_inner_classifiers(
     So an honest model has none.
 
     If there are more than `MOST`, those are taken whose adversarial examples, of a short PGD, fool the defense best.
+    Several submodules as one come last, if attacks on all of them at once differ from those on the defense: a defense
+    that asks whether they agree. Those that are left out by themselves count there. Of all sets, the one is taken whose
+    adversarial examples fool the defense best.
 
     Args:
         oracle: the defense.
@@ -95,7 +77,7 @@ def find_inner_classifiers(
     candidates = _candidates(oracle, images, approximations or {}, forwards)
     if not candidates:
         return ()
-    view = _view_of(oracle, images)
+    view = view_of(oracle, images)
     with torch.no_grad():
         answers = torch.stack([view(oracle, images).argmax(1) for _ in range(forwards)])
     found = [candidate for candidate in candidates if _agrees(view, candidate, images, answers)]
@@ -103,43 +85,40 @@ def find_inner_classifiers(
         return ()
     points = (images, threat.random_start(images, torch.Generator().manual_seed(0)))
     with oracle.frozen():
-        defense, *known = [_behaviour(view, model, points) for model in (oracle, *attacked)]
-        distinct = []
-        for candidate in found:
-            behaviour = _behaviour(view, candidate, points)
-            if behaviour is None or not bool(behaviour.gradient.any()):
+        defense, *known = [behaviour(view, model, points) for model in (oracle, *attacked)]
+        seen = {each: behaviour(view, each, points) for each in found}
+        distinct: list[InnerClassifier] = []
+        parts: list[InnerClassifier] = []
+        for candidate, its in seen.items():
+            if its is None or not bool(its.gradient.any()):
                 continue  # its gradient leads nowhere
-            if not behaviour.same_as(defense, _SAME) and not any(behaviour.same_as(each, _SIMILAR) for each in known):
+            if not any(its.same_as(seen[part], _SIMILAR) for part in parts):
+                parts.append(candidate)
+            if not its.same_as(defense, _SAME) and not any(its.same_as(each, _SIMILAR) for each in known):
                 distinct.append(candidate)
-                known.append(behaviour)
+                known.append(its)
+
+        def differs(joint: JointClassifier) -> bool:
+            its = behaviour(view, joint, points)
+            return its is not None and not any(its.same_as(other, _SIMILAR) for other in (defense, *known))
+
+        joint = [each for each in map(JointClassifier, _groups(parts[:_JOINED])) if differs(each)]
+    fooled = partial(how_many_transfer, view, oracle, images=images, answers=answers, threat=threat)
     if len(distinct) > MOST:
-        margins = {each: _transferred_margin(view, oracle, each, images, answers, threat) for each in distinct}
-        distinct.sort(key=margins.__getitem__, reverse=True)
-    return tuple(distinct[:MOST])
+        success = {each: fooled(each) for each in distinct}
+        distinct.sort(key=success.__getitem__, reverse=True)
+    best = [max(joint, key=fooled)] if len(joint) > 1 else joint
+    return (*distinct[:MOST], *best)
 
 
-#: Takes a model and images, and returns the logits of the classes, without "rejected".
-_View = Callable[[nn.Module, Tensor], Tensor]
-
-
-def _view_of(oracle: Oracle, images: Tensor) -> _View:
-    """How to see the defense, or a model with or without its class "rejected", as a classifier of the same classes."""
-    rejects = oracle.rejection.rejects if oracle.rejection is not None else None
-    with oracle.without_rejection(), torch.no_grad():
-        width = oracle(images[:1]).shape[1]
-
-    def view(model: nn.Module, points: Tensor) -> Tensor:
-        if isinstance(model, Oracle):
-            with model.without_rejection():
-                logits = model(points)
-        else:
-            with oracle.drawing():
-                logits = model(points.clone())
-        if isinstance(rejects, int) and logits.shape[1] == width:
-            return torch.cat([logits[:, :rejects], logits[:, rejects + 1 :]], 1)
-        return logits  # type: ignore[no-any-return]
-
-    return view
+def _groups(classifiers: Sequence[InnerClassifier]) -> list[tuple[InnerClassifier, ...]]:
+    """All sets of two or more, none of which is inside of another."""
+    sets = (group for size in range(2, len(classifiers) + 1) for group in combinations(classifiers, size))
+    return [
+        group
+        for group in sets
+        if not any(one.name.startswith(f"{other.name}.") for one, other in permutations(group, 2))
+    ]
 
 
 def _candidates(
@@ -209,7 +188,7 @@ def _are_probabilities(output: Tensor) -> bool:
     return bool((output >= 0).all()) and torch.allclose(total, torch.ones_like(total), atol=1e-3)
 
 
-def _agrees(view: _View, candidate: InnerClassifier, images: Tensor, answers: Tensor) -> bool:
+def _agrees(view: View, candidate: InnerClassifier, images: Tensor, answers: Tensor) -> bool:
     """Whether it knows the classes of the defense, and mostly agrees with its answers, a row for each forward."""
     try:
         with torch.no_grad():
@@ -220,62 +199,3 @@ def _agrees(view: _View, candidate: InnerClassifier, images: Tensor, answers: Te
             raise
         return False
     return logits.shape[1] >= classes and float((logits.argmax(1) == answers).float().mean()) >= _AGREES
-
-
-@dataclass(frozen=True, slots=True)
-class _Behaviour:
-    """A classifier at some points.
-
-    Attributes:
-        log_probabilities: N x K.
-        gradient: of the logit margin, N x C x H x W.
-    """
-
-    log_probabilities: Tensor
-    gradient: Tensor
-
-    def same_as(self, other: _Behaviour | None, tolerance: float) -> bool:
-        """Whether attacks on both find the same adversarial examples: neither outputs nor gradients differ by more."""
-        if other is None or self.log_probabilities.shape != other.log_probabilities.shape:
-            return False
-        finite = other.log_probabilities.isfinite().all(1)  # a defense may return NaN off the grid of 8 bits
-        ours, theirs = self.log_probabilities[finite], other.log_probabilities[finite]
-        if not bool((ours - theirs).norm() <= tolerance * theirs.norm()):
-            return False
-        cosine = functional.cosine_similarity(self.gradient[finite].flatten(), other.gradient[finite].flatten(), dim=0)
-        return float(cosine) >= _ALIGNED
-
-
-def _behaviour(view: _View, model: nn.Module, points: Sequence[Tensor]) -> _Behaviour | None:
-    """None if it cannot be differentiated."""
-    outputs, gradients = [], []
-    for part in points:
-        try:
-            with plainly(), torch.enable_grad():
-                logits, gradient = at_second_try(partial(_logits_and_gradient, view, model, part))
-        except Exception as error:  # code of the user
-            if out_of_memory(error):
-                raise
-            return None
-        gradients.append(torch.zeros_like(part) if gradient is None else gradient.nan_to_num())
-        outputs.append(logits.log_softmax(1))
-    # Probabilities of the defense are no smaller than that either, see `as_logits`.
-    return _Behaviour(torch.cat(outputs).clamp_min(math.log(TINY_PROBABILITY)), torch.cat(gradients))
-
-
-def _logits_and_gradient(view: _View, model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor | None]:
-    point = images.clone().requires_grad_(True)
-    logits = view(model, point + 0)  # the model may write into its input
-    margins = logit_margin(logits, logits.argmax(1)).sum()
-    (gradient,) = torch.autograd.grad(margins, point, allow_unused=True)
-    return logits.detach(), gradient
-
-
-def _transferred_margin(
-    view: _View, oracle: Oracle, candidate: InnerClassifier, images: Tensor, answers: Tensor, threat: PerturbationSet
-) -> float:
-    """Mean logit margin of the defense at adversarial examples of the candidate."""
-    generator = torch.Generator().manual_seed(0)
-    found = pgd(partial(view, candidate), images, answers[0], threat=threat, steps=_PGD_STEPS, generator=generator)
-    with torch.no_grad():
-        return float(torch.stack([logit_margin(view(oracle, found), answers[0]) for _ in answers]).mean())
