@@ -240,7 +240,8 @@ class AttackJob:
                 # For attacks that draw from the global generators in spite of ``generator``.
                 seed_everything(subseed(self.seed, f"global generators under {name}"))
                 threat = as_given(self.threat) if attack.by_user else self.threat
-                with searching_in(self.search_precision):
+                rougher = self.search_precision != attack.model.precision
+                with searching_in(self.search_precision if rougher else "own"):
                     returned = attack.run(attack.model, images, safe, threat=threat, generator=generator)
             _check_returned(returned, images)
             returned = returned.detach()

@@ -131,6 +131,16 @@ def test_own_for_all() -> None:
     assert {dtype for dtype, _, _ in model.seen} == {torch.float32}
 
 
+def test_a_chosen_precision_is_not_asked_twice() -> None:
+    """On a CPU, TensorFloat-32 changes nothing."""
+    queries = set()
+    for precision in ("own", "tf32"):
+        result = audited(linear(), threat=ThreatModel(0.01), precision=precision)
+        assert result.provenance["search_precision"] == precision
+        queries.add(result.attack("square").forwards)
+    assert len(queries) == 1
+
+
 def test_no_matrix_units(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False, raising=False)
     assert audited(linear(), threat=ThreatModel(0.01)).provenance["search_precision"] == "own"
