@@ -279,6 +279,8 @@ def _queries(records: Sequence[Record]) -> str:
 def _searches(records: Sequence[Record]) -> str:
     rows = []
     for record in records:
+        if not record["survivors"]:
+            continue
         for attack in dict.fromkeys(row["attack"] for row in record["rows"]):
             own, rough = (row for row in record["rows"] if row["attack"] == attack)
             lost, won = set(own["broken"]) - set(rough["broken"]), set(rough["broken"]) - set(own["broken"])
