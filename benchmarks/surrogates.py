@@ -6,6 +6,7 @@ It is not part of an audit unless this measurement says that it pays.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -39,6 +40,8 @@ def surrogates(
     """Images that each attack breaks, of those that are classified correctly, with the budget's queries."""
     rows = []
     with bench(defense, data.images, data.labels, budget=budget, device=device, seed=seed) as prepared:
+        # No query is repeated in another precision, so that they can be counted.
+        prepared = replace(prepared, scorer=replace(prepared.scorer, search_precision="own"))
         own: dict[str, Any] = {attack: prepared.attacks[attack].run for attack in ("square", "zero-order")}
         trained = partial(trained_surrogate, queries=get_budget(budget).square_queries)
         for attack, run in {**own, "trained surrogate": trained}.items():

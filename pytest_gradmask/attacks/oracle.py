@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from itertools import chain
 from typing import Any
@@ -16,6 +16,7 @@ from pytest_gradmask.attacks.rejection import RejectOption
 from pytest_gradmask.attacks.users_code import errors_attributed_to
 from pytest_gradmask.defense import Outputs
 from pytest_gradmask.errors import DeadlineError, DefenseError
+from pytest_gradmask.execution.compiled import eagerly
 from pytest_gradmask.execution.first_state import FirstState
 from pytest_gradmask.execution.precision import Precision, autocast, guiding_precision
 from pytest_gradmask.execution.second_try import at_second_try
@@ -176,8 +177,10 @@ class Oracle(nn.Module):
         def ask() -> Tensor:
             check_time()
             self.refresh()
-            images = copied()
-            with self._stream.active(), autocast(guiding_precision() or self.precision, images.device):
+            images, rough = copied(), guiding_precision()
+            # What was compiled would be compiled once more for another precision.
+            compiled = eagerly() if rough else nullcontext()
+            with self._stream.active(), autocast(rough or self.precision, images.device), compiled:
                 return output_of(type(model).__name__, model, images)
 
         return at_second_try(ask)

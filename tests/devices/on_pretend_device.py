@@ -27,6 +27,7 @@ from pytest_gradmask import (
     pgd,
     transfer_matrix,
 )
+from pytest_gradmask.auditing import search_precision
 from pytest_gradmask.auditing.bench import bench
 from pytest_gradmask.errors import GradmaskError
 from pytest_gradmask.loading.models.composites import RandomizedEnsemble
@@ -154,7 +155,8 @@ def test_a_randomized_defense() -> None:
 
 
 @pytest.mark.parametrize("norm", ["Linf", "L2", "L1"])
-def test_every_attack_runs_there(norm: Any) -> None:
+def test_every_attack_runs_there(norm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(search_precision, "fast_bfloat16", lambda device: False)  # as on the device
     model = masked(Quantize)
     eps = {"Linf": 0.15, "L2": 1.5, "L1": 12.0}[norm]
     labels = predictions(model, IMAGES)
