@@ -12,7 +12,19 @@ from pytest_gradmask import InputError, ThreatModel, Verdict
 from pytest_gradmask.attacks.autoattack import square
 from pytest_gradmask.auditing import search_precision as chosen
 from pytest_gradmask.execution.precision import searching_in
-from tests.toys import IMAGES, Detach, KillGradient, Quantize, audited, linear, masked, oracle, predictions, seeded
+from tests.toys import (
+    IMAGES,
+    Detach,
+    KillGradient,
+    Quantize,
+    audited,
+    convolutional,
+    linear,
+    masked,
+    oracle,
+    predictions,
+    seeded,
+)
 
 
 class Watch(nn.Module):
@@ -122,6 +134,24 @@ def test_searches_in_its_own(make: Any) -> None:
     result = audited(make().eval(), threat=ThreatModel(0.01))
     assert result.provenance["search_precision"] == "own"
     assert "raises-at-times" not in {finding.id for finding in result.findings}
+
+
+@pytest.mark.longer
+@pytest.mark.usefixtures("matrix_units")
+def test_what_is_compiled_is_not_compiled_for_it() -> None:
+    """PyTorch raises, or stays slow, where a model is compiled too often."""
+    compiled: dict[str, int] = dict.fromkeys(("own", "auto"), 0)
+    for precision in compiled:
+
+        def backend(graph: Any, _: Any, precision: str = precision) -> Any:
+            compiled[precision] += 1
+            return graph.forward
+
+        torch.compiler.reset()
+        model: Any = torch.compile(convolutional(), backend=backend)
+        result = audited(model, threat=ThreatModel(0.01), precision=precision)
+        assert result.provenance["search_precision"] == ("bfloat16" if precision == "auto" else "own")
+    assert compiled["auto"] == compiled["own"] > 0
 
 
 @pytest.mark.usefixtures("matrix_units")
