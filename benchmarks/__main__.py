@@ -6,7 +6,7 @@ import argparse
 import math
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -71,44 +71,19 @@ def _memory(options: argparse.Namespace) -> Records:
         yield f"memory-{name}", peak_memories(name, options.data, options.samples, device=options.device)
 
 
-def _strength(options: argparse.Namespace) -> Records:
-    data = load_dataset(options.data, samples=options.samples, seed=options.seed)
-    for name in options.names:
-        yield (
-            f"strength-{name}",
-            strengths(name, find(name), data, device=options.device, seed=options.seed, progress=partial(_say, name)),
-        )
+def _of_each(kind: str, measure: Callable[..., dict[str, Any]]) -> Callable[[argparse.Namespace], Records]:
+    """Measures each defense by ``measure(name, defense, data, device=, seed=, progress=)``."""
 
+    def records(options: argparse.Namespace) -> Records:
+        data = load_dataset(options.data, samples=options.samples, seed=options.seed)
+        for name in options.names:
+            progress = partial(_say, name)
+            yield (
+                f"{kind}-{name}",
+                measure(name, find(name), data, device=options.device, seed=options.seed, progress=progress),
+            )
 
-def _queries(options: argparse.Namespace) -> Records:
-    data = load_dataset(options.data, samples=options.samples, seed=options.seed)
-    for name in options.names:
-        grown = margin_growth(
-            name, find(name), data, device=options.device, seed=options.seed, progress=partial(_say, name)
-        )
-        yield f"queries-{name}", grown
-
-
-def _searches(options: argparse.Namespace) -> Records:
-    data = load_dataset(options.data, samples=options.samples, seed=options.seed)
-    for name in options.names:
-        found = searches(name, find(name), data, device=options.device, seed=options.seed, progress=partial(_say, name))
-        yield f"searches-{name}", found
-
-
-def _losses(options: argparse.Namespace) -> Records:
-    data = load_dataset(options.data, samples=options.samples, seed=options.seed)
-    for name in options.names:
-        found = losses(name, find(name), data, device=options.device, seed=options.seed, progress=partial(_say, name))
-        yield f"losses-{name}", found
-
-
-def _surrogates(options: argparse.Namespace) -> Records:
-    data = load_dataset(options.data, samples=options.samples, seed=options.seed)
-    for name in options.names:
-        progress = partial(_say, name)
-        found = surrogates(name, find(name), data, device=options.device, seed=options.seed, progress=progress)
-        yield f"surrogates-{name}", found
+    return records
 
 
 def _gpu(options: argparse.Namespace) -> Records:
@@ -144,14 +119,23 @@ def _startup(_: argparse.Namespace) -> Records:
 _COMMANDS = {
     "verdicts": (_verdicts, "time to a verdict, beside AutoAttack and BPDA by hand"),
     "steps": (_steps, "one step of APGD, beside upstream's"),
-    "strength": (_strength, "accuracy under attacks, beside attacks of other libraries with the same number of steps"),
+    "strength": (
+        _of_each("strength", strengths),
+        "accuracy under attacks, beside attacks of other libraries with the same number of steps",
+    ),
     "cache": (_cache, "a second audit of an unchanged defense, beside the first"),
     "memory": (_memory, "peak memory of an audit, beside AutoAttack's"),
-    "queries": (_queries, "how margins grow under attacks that need many queries"),
-    "searches": (_searches, "searches of Square and zero-order PGD in bfloat16, beside the defense's own precision"),
+    "queries": (_of_each("queries", margin_growth), "how margins grow under attacks that need many queries"),
+    "searches": (
+        _of_each("searches", searches),
+        "searches of Square and zero-order PGD in bfloat16, beside the defense's own precision",
+    ),
     "gpu": (_gpu, "throughput, overhead, repeatability and verdicts on a GPU; goes on where it was cut off"),
-    "losses": (_losses, "other losses, starts and averaged gradients, at equal passes"),
-    "surrogates": (_surrogates, "a surrogate trained by queries, beside the attacks that need only queries"),
+    "losses": (_of_each("losses", losses), "other losses, starts and averaged gradients, at equal passes"),
+    "surrogates": (
+        _of_each("surrogates", surrogates),
+        "a surrogate trained by queries, beside the attacks that need only queries",
+    ),
     "growth": (
         _growth,
         "how cost grows; names of what grows (images, pixels, classes, members, width), or none for all",

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pytest_gradmask import Dataset, Defense
-from pytest_gradmask.auditing.research import bench, hopeless
+from pytest_gradmask.auditing.research import Bench, bench, hopeless
 
 #: Shares of the queries after which margins are recorded.
 TIMES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0)
@@ -35,23 +35,20 @@ def margin_growth(
     """For each image that survives PGD, the share of the clean margin that is gone at `TIMES`; 1 and more is broken."""
     growth: dict[str, list[dict[str, Any]]] = {}
     with bench(defense, data.images, data.labels, budget=budget, device=device, seed=seed) as prepared:
-        pgd = prepared.scorer.run(prepared.attacks["pgd"], correct(prepared.clean))
-        survivors = sorted(set(correct(prepared.clean)) - pgd.decided)
+        survivors = pgd_survivors(prepared)
         for attack in ATTACKS:
             progress(f"{attack} on {len(survivors)} images")
             watch = _Watch()
             planned = prepared.attacks[attack]
             watched = replace(planned, run=partial(planned.run, give_up=watch))
-            result = prepared.scorer.run(watched, survivors)
-            if result.status == "failed":
-                raise RuntimeError(f"{attack} failed: {result.note}")
+            prepared.run(watched, survivors)
             growth[attack] = watch.rows()
     return {"defense": name, "budget": budget, "seed": seed, "survivors": len(survivors), "growth": growth}
 
 
-def correct(clean: list[bool]) -> list[int]:
-    """Indices of the images that are classified correctly."""
-    return [index for index, correct in enumerate(clean) if correct]
+def pgd_survivors(prepared: Bench) -> list[int]:
+    """Indices of the images that are classified correctly, and that the short PGD does not break."""
+    return sorted(set(prepared.correct) - prepared.run(prepared.attacks["pgd"], prepared.correct).decided)
 
 
 class _Watch:

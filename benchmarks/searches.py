@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from benchmarks.queries import ATTACKS, correct
+from benchmarks.queries import ATTACKS, Progress, pgd_survivors
 from benchmarks.records import clock
 from pytest_gradmask import Dataset, Defense
 from pytest_gradmask.auditing.research import Precision, bench
 
 PRECISIONS: tuple[Precision, ...] = ("own", "bfloat16")
-Progress = Callable[[object], None]
 
 
 def searches(
@@ -33,16 +31,13 @@ def searches(
     """
     rows, now = [], clock(device)
     with bench(defense, data.images, data.labels, budget=budget, device=device, seed=seed) as prepared:
-        right = correct(prepared.clean)
-        pgd = prepared.scorer.run(prepared.attacks["pgd"], right)
-        survivors = sorted(set(right) - pgd.decided)
+        survivors = pgd_survivors(prepared)
         for attack in ATTACKS:
             for precision in PRECISIONS:
                 progress(f"{attack} on {len(survivors)} images, {precision}")
+                searching = replace(prepared, scorer=replace(prepared.scorer, search_precision=precision))
                 started = now()
-                result = replace(prepared.scorer, search_precision=precision).run(prepared.attacks[attack], survivors)
-                if result.status == "failed":
-                    raise RuntimeError(f"{attack} failed: {result.note}")
+                result = searching.run(prepared.attacks[attack], survivors)
                 rows.append({
                     "attack": attack, "precision": precision, "broken": sorted(result.broken),
                     "forwards": result.forwards, "seconds": round(now() - started, 2),

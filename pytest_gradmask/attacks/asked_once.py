@@ -6,8 +6,7 @@ point in every step, up to a thousand times an image. The answer is known from t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -17,19 +16,15 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from pytest_gradmask.attacks.protocol import AttackFunction, on_wrapped
+from pytest_gradmask.execution.context import holding
 from pytest_gradmask.execution.precision import guiding_precision
 
 _EVERY: ContextVar[bool] = ContextVar("every", default=False)
 
 
-@contextmanager
-def every_query() -> Iterator[None]:
+def every_query() -> AbstractContextManager[None]:
     """Inside, queries are made also if they repeat the one before: to count what an attack takes that always moves."""
-    token = _EVERY.set(True)
-    try:
-        yield
-    finally:
-        _EVERY.reset(token)
+    return holding(_EVERY, True)
 
 
 @dataclass(slots=True)

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -60,17 +61,25 @@ class Bench:
         if isinstance(attack, str) and attack not in self.attacks:
             raise InputError(f"attack={attack!r}: does not run on this defense; use one of {', '.join(self.attacks)}")
         planned = self.attacks[attack] if isinstance(attack, str) else self._user_attack(attack)
-        correct = [index for index, right in enumerate(self.clean) if right]
+        return partial(self.run, planned, self.correct)
 
-        def run() -> AttackResult:
-            result = self.scorer.run(planned, correct)
-            if self.scorer.images.is_cuda:
-                torch.cuda.synchronize(self.scorer.images.device)
-            if result.status == "failed":
-                raise RuntimeError(f"{planned.name} failed: {result.note}")
-            return result
+    @property
+    def correct(self) -> list[int]:
+        """Indices of the images that are classified correctly without an attack."""
+        return [index for index, right in enumerate(self.clean) if right]
 
-        return run
+    def run(self, attack: PlannedAttack, indices: Sequence[int]) -> AttackResult:
+        """Attack the images at these indices, and wait for the result.
+
+        Raises:
+            RuntimeError: the attack failed.
+        """
+        result = self.scorer.run(attack, indices)
+        if self.scorer.images.is_cuda:
+            torch.cuda.synchronize(self.scorer.images.device)
+        if result.status == "failed":
+            raise RuntimeError(f"{attack.name} failed: {result.note}")
+        return result
 
     def accuracy(self, result: AttackResult) -> Proportion:
         """Robust accuracy under one attack alone, bounds valid at 99 %."""

@@ -114,8 +114,7 @@ def prepared(
             attacked = surface.oracle(surface.attacked)
             with attacked.frozen():  # its random numbers are those of a defense that was not asked
                 graph = 0 if surface.black_box else graph_bytes(attacked, images)
-            own: Precision = "own" if precision == "auto" else precision
-            search = own
+            search: Precision = "own"
             if precision == "auto" and not (surface.black_box or checked.randomized or first_state):
                 search = search_precision(oracle, images, threat=threat, seed=subseed(seed, "search precision"))
         sampler, findings = None, [*small_eps(threat, images), *checked.findings, *surface.findings]
@@ -125,6 +124,7 @@ def prepared(
             findings += unusual
         scorer = Scorer(
             oracle=oracle, images=images, labels=labels, threat=threat, seed=seed, sampler=sampler, cache=cache,
-            key=key, engine=engine, precision=own, search_precision=search, deadline=deadline, graph=graph,
+            key=key, engine=engine, precision="own" if precision == "auto" else precision, search_precision=search,
+            deadline=deadline, graph=graph,
         )  # fmt: skip
         yield Prepared(surface, scorer, tuple(findings), checked.predictions, checked.rejected, tuple(faults))

@@ -18,7 +18,7 @@ Running and scoring attacks:
       modules that a defense consists of.
     - `Scorer` runs a planned attack and scores what it returns, as an audit does. `Precision` is the type of the
       precision in which the defense computes. `subseed` derives the seed of one named random stream.
-    - `bench` prepares a defense for attacks that are timed or compared one at a time.
+    - `bench` prepares a defense for attacks that are timed or compared one at a time, and gives a `Bench`.
     - `chunk_size` says how many images an attack gets at a time, by what the `graph_bytes` of an image are.
     - `BUDGETS` holds the named budgets. `get_budget` finds one of them.
 
@@ -63,7 +63,7 @@ from pytest_gradmask.attacks.hopeless import hopeless
 from pytest_gradmask.attacks.losses import Loss, cross_entropy, logit_margin
 from pytest_gradmask.attacks.oracle import Oracle
 from pytest_gradmask.attacks.rejection import RejectOption, under_attack
-from pytest_gradmask.auditing.bench import bench
+from pytest_gradmask.auditing.bench import Bench, bench
 from pytest_gradmask.auditing.budgets import BUDGETS, get_budget
 from pytest_gradmask.auditing.planned import PlannedAttack, Run
 from pytest_gradmask.auditing.prepare import isolated
@@ -99,6 +99,7 @@ __all__ = [
     "CLOSENESS",
     "MAX_IMAGES",
     "RADII",
+    "Bench",
     "DerivativeCheck",
     "DnCNN",
     "InterimAnalysis",

@@ -177,7 +177,8 @@ def audit(
                         search_first=search_first,
                     )  # fmt: skip
                     before, result = search_first, run.until_decided()
-                    provenance["search_precision"] = ready.scorer.search_precision
+                    searched_in = ready.scorer.search_precision if precision == "auto" else precision
+                    provenance["search_precision"] = searched_in
                     fresh, search_first = run.fresh, run.search_first
                     if fresh is None:
                         _warn_if_stateful(ready)

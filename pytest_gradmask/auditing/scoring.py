@@ -45,7 +45,7 @@ class Scorer:
         key: fingerprint of everything that a run depends on besides its attack and images.
         engine: where attacks run.
         precision: in which the defense computes under attack. What an attack returns is scored in the defense's own.
-        search_precision: in which it answers queries that only guide a search.
+        search_precision: a rougher one for queries that only guide a search; ``own`` for none.
         deadline: of the audit. An attack that it interrupts counts as skipped early; None for no deadline.
         graph: bytes that the graph of one image takes, see `graph_bytes`.
     """
@@ -236,13 +236,12 @@ class AttackJob:
         attack.model.largest = 0
         self.oracle.refresh()  # what other attacks asked is forgotten
         with under_attack(self.oracle.rejection, labels) as safe:
-            with random_state_kept(images.device), tensor_float(attack.model.precision):
+            searching = searching_in(self.search_precision)
+            with random_state_kept(images.device), tensor_float(attack.model.precision), searching:
                 # For attacks that draw from the global generators in spite of ``generator``.
                 seed_everything(subseed(self.seed, f"global generators under {name}"))
                 threat = as_given(self.threat) if attack.by_user else self.threat
-                rougher = self.search_precision != attack.model.precision
-                with searching_in(self.search_precision if rougher else "own"):
-                    returned = attack.run(attack.model, images, safe, threat=threat, generator=generator)
+                returned = attack.run(attack.model, images, safe, threat=threat, generator=generator)
             _check_returned(returned, images)
             returned = returned.detach()
             valid = contained(self.threat, returned, images)

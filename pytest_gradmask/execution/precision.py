@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 from pytest_gradmask.checks import is_a, shown
 from pytest_gradmask.errors import InputError
+from pytest_gradmask.execution.context import holding
 
 if TYPE_CHECKING:
     import torch
@@ -40,24 +41,16 @@ def autocast(precision: Precision, device: torch.device) -> AbstractContextManag
     return torch.autocast(device.type, dtype=torch.bfloat16)
 
 
-@contextmanager
-def searching_in(precision: Precision) -> Iterator[None]:
+def searching_in(precision: Precision) -> AbstractContextManager[None]:
     """Inside, queries made in `guiding` are answered in that precision."""
-    token = _SEARCH.set(precision)
-    try:
-        yield
-    finally:
-        _SEARCH.reset(token)
+    return holding(_SEARCH, precision)
 
 
 @contextmanager
 def guiding() -> Iterator[bool]:
     """Inside, queries only guide a search: no image counts as broken by an answer. Yields whether answers are rough."""
-    token = _GUIDING.set(True)
-    try:
+    with holding(_GUIDING, True):
         yield guiding_precision() is not None
-    finally:
-        _GUIDING.reset(token)
 
 
 def guiding_precision() -> Precision | None:

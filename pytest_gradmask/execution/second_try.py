@@ -6,27 +6,23 @@ be asked in their way. A defense that raises now and then would not be seen thro
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from typing import TypeVar
 
 from pytest_gradmask.errors import DefenseError, GradmaskError
 from pytest_gradmask.execution.batching import out_of_memory
+from pytest_gradmask.execution.context import holding
 
 Result = TypeVar("Result")
 
 _FAULTS: ContextVar[list[str] | None] = ContextVar("faults", default=None)
 
 
-@contextmanager
-def faults_noticed(faults: list[str]) -> Iterator[None]:
+def faults_noticed(faults: list[str]) -> AbstractContextManager[None]:
     """Inside, `at_second_try` tries again. The list gets what was raised once, and not the next time, in words."""
-    token = _FAULTS.set(faults)
-    try:
-        yield
-    finally:
-        _FAULTS.reset(token)
+    return holding(_FAULTS, faults)
 
 
 def at_second_try(part: Callable[[], Result]) -> Result:

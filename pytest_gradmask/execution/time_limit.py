@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
+
+from pytest_gradmask.execution.context import holding
 
 _END: ContextVar[float] = ContextVar("end", default=math.inf)
 
@@ -15,14 +16,9 @@ class TimeIsUp(BaseException):
     """Not an `Exception`: an attack that raises one counts as failed, and the audit would go on."""
 
 
-@contextmanager
-def queries_end_after(seconds: float) -> Iterator[None]:
+def queries_end_after(seconds: float) -> AbstractContextManager[None]:
     """Inside, `check_time` raises once these seconds are over."""
-    token = _END.set(time.monotonic() + seconds)
-    try:
-        yield
-    finally:
-        _END.reset(token)
+    return holding(_END, time.monotonic() + seconds)
 
 
 def check_time() -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pytest_gradmask.execution.second_try import at_second_try
+from pytest_gradmask.threat import per_image
 
 #: From tensors to tensors.
 Function = Callable[[Sequence[Tensor]], list[Tensor]]
@@ -171,11 +172,11 @@ def differences(
 
 
 def _largest(outputs: Tensor) -> Tensor:
-    """The largest absolute value of each image, in the shape of the outputs."""
+    """The largest absolute value of each image, in a shape that goes with that of the outputs."""
     sizes = outputs.abs()
     if sizes.ndim < 2 or sizes.numel() == 0:
         return sizes
-    return sizes.flatten(1).amax(1).view(-1, *[1] * (sizes.ndim - 1)).expand_as(sizes)
+    return per_image(sizes.flatten(1).amax(1), sizes)
 
 
 def _evaluate(function: Function, inputs: Sequence[Tensor]) -> list[Tensor]:
