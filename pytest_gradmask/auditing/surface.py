@@ -277,8 +277,7 @@ def _approximations(surface: AttackSurface, images: Tensor, findings: list[Findi
         with surface.stream.active():
             found = _search(surface, images, findings)
         with surface.stream.frozen(), surface.stream.active():  # frozen: later random numbers stay the same
-            _check(replace(surface, approximations=found), images)
-        return found
+            return _that_work(surface, found, images, findings)
     if not defense.members:
         return user_bypass
     # The user's names are those in the model. The mixture holds the same modules under other names.
@@ -304,14 +303,27 @@ def _search(surface: AttackSurface, images: Tensor, findings: list[Finding]) -> 
     return found
 
 
-def _check(surface: AttackSurface, images: Tensor) -> None:
-    """Raise what an attack on the bypassed defense would raise."""
-    if surface.approximations:
-        point = images.to(parameter_dtype(surface.attacked), copy=True).requires_grad_(True)
-        with torch.enable_grad():
-            logits = surface.rewired(bypassed)(point + 0)
-        if logits.requires_grad:
-            torch.autograd.grad(logits.sum(), point, allow_unused=True)
+def _that_work(
+    surface: AttackSurface, found: dict[str, object], images: Tensor, findings: list[Finding]
+) -> dict[str, object]:
+    """Those of the approximations with which the defense can be attacked, all together."""
+    kept: dict[str, object] = {}
+    for name, approximation in found.items():
+        more = {**kept, name: approximation}
+        attack = partial(_attack_once, replace(surface, approximations=more), images)
+        if searched(f"a way to bypass {name}", attack, findings):
+            kept = more
+    return kept
+
+
+def _attack_once(surface: AttackSurface, images: Tensor) -> bool:
+    """True, or raise what an attack on the bypassed defense would raise."""
+    point = images.to(parameter_dtype(surface.attacked), copy=True).requires_grad_(True)
+    with torch.enable_grad():
+        logits = surface.rewired(bypassed)(point + 0)
+    if logits.requires_grad:
+        torch.autograd.grad(logits.sum(), point, allow_unused=True)
+    return True
 
 
 def _check_members(surface: AttackSurface, images: Tensor) -> None:

@@ -256,6 +256,24 @@ def test_a_bypass_that_cannot_run_is_dropped() -> None:
     assert "ValueError: who replaced my forward?" in messages[0]
 
 
+class RefusesReplacement(Quantize):
+    """Raises once its forward is replaced."""
+
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        if "forward" in self.__dict__:
+            raise ValueError("who replaced my forward?")
+        return super().__call__(*arguments, **options)
+
+
+@pytest.mark.parametrize("parts", [(Quantize, RefusesReplacement), (RefusesReplacement, Quantize)])
+def test_a_bypass_that_can_run_is_kept(parts: tuple[type[nn.Module], ...]) -> None:
+    found, messages = search(nn.Sequential(*(part() for part in parts), linear()).eval())
+    assert list(found) == [str(parts.index(Quantize))]
+    assert [message.partition(" found")[0] for message in messages] == [
+        f"the search for a way to bypass {parts.index(RefusesReplacement)}"
+    ]
+
+
 def test_a_search_that_succeeds_has_no_finding() -> None:
     assert search(nn.Sequential(Quantize(), linear()).eval()) == ({"0": None}, [])
 

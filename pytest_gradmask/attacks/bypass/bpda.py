@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from pytest_gradmask.attacks.bypass.approximations import Approximation
-from pytest_gradmask.attacks.bypass.hooks import checkpoints_kept, plainly
+from pytest_gradmask.attacks.bypass.hooks import checkpoints_kept, inside_transform, plainly
 from pytest_gradmask.checks import check_is, is_a, listed
 from pytest_gradmask.defense import FromImages
 
@@ -155,12 +155,23 @@ def _replace_input_gradient(function: Approximation | None) -> Rewire:
 
     def rewire(original: Forward, images: Tensor) -> Forward:
         def forward(inputs: Tensor) -> Tensor:
-            approximated = images if function is None else function(images)
-            return original(straight_through(approximated, inputs.detach()))  # type: ignore[no-any-return]
+            if not differentiated_by_defense(inputs):
+                approximated = images if function is None else function(images)
+                inputs = straight_through(approximated, inputs.detach())
+            return original(inputs)  # type: ignore[no-any-return]
 
         return forward
 
     return rewire
+
+
+def differentiated_by_defense(inputs: Tensor) -> bool:
+    """Whether a defense asks a submodule for the gradient with respect to this input, to change an image with it.
+
+    With another input it would get none. Images that an attack differentiates are never leaves here: `Rewired` clones
+    them.
+    """
+    return inside_transform() or (inputs.requires_grad and inputs.is_leaf)
 
 
 def removed(model: nn.Module, approximations: Mapping[str, Any]) -> Rewired:
@@ -168,9 +179,10 @@ def removed(model: nn.Module, approximations: Mapping[str, Any]) -> Rewired:
 
     def replace_forward(approximation: Any) -> Rewire:
         def rewire(original: Forward, images: Tensor) -> Forward:
-            if isinstance(approximation, FromImages):
-                return lambda _: original(images if approximation.function is None else approximation.function(images))
-            return approximation or (lambda inputs: inputs)
+            if not isinstance(approximation, FromImages):
+                return approximation or (lambda inputs: inputs)
+            function = approximation.function or (lambda same: same)
+            return lambda inputs: original(inputs if differentiated_by_defense(inputs) else function(images))
 
         return rewire
 

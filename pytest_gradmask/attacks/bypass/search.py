@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from pytest_gradmask.attacks.bypass.approximations import Approximation, dequantized, fit_affine, fit_convolution
-from pytest_gradmask.attacks.bypass.bpda import bypassed
+from pytest_gradmask.attacks.bypass.bpda import bypassed, differentiated_by_defense
 from pytest_gradmask.attacks.bypass.hooks import hooked
 from pytest_gradmask.attacks.oracle import parameter_dtype
 from pytest_gradmask.defense import FromImages
@@ -171,22 +171,29 @@ def _find_code_before_submodules(
     more: Approximations = {}
     entered: dict[str, Tensor | None] = {}
     left: list[str] = []
+    differentiated: list[str] = []  # by the defense; what runs inside of it is part of how it changes the image
 
     def enter(name: str, inputs: tuple[Any, ...]) -> None:
         is_image = bool(inputs) and isinstance(inputs[0], Tensor) and inputs[0].ndim == images.ndim
-        if is_image and not left and not _is_covered(name, found):
+        if not is_image or left or differentiated or _is_covered(name, found):
+            return
+        if differentiated_by_defense(inputs[0]):
+            differentiated.append(name)
+        else:
             # Without a graph, the code before it is not what stops the gradient, and another gradient would not help.
             entered[name] = inputs[0].clone() if torch.is_grad_enabled() else None
 
     def leave(name: str, _: Any) -> None:
-        if name in entered:
+        if name in differentiated:
+            differentiated.remove(name)
+        elif name in entered and not differentiated:
             left.append(name)
 
     rewired = bypassed(model, found)
 
     def ask(point: Tensor) -> Any:
-        entered.clear()
-        left.clear()
+        for noted in (entered, left, differentiated):
+            noted.clear()
         return rewired(point)
 
     with hooked(model, enter, leave), torch.enable_grad():

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from pytest_gradmask.attacks.bypass.approximations import dequantized, fit_affine, fit_convolution
-from pytest_gradmask.attacks.bypass.bpda import bypassed
+from pytest_gradmask.attacks.bypass.bpda import bypassed, removed
 from pytest_gradmask.attacks.bypass.search import find_bypass
 from pytest_gradmask.defense import FromImages
 from pytest_gradmask.loading.models.backbones import Normalize
@@ -185,6 +185,31 @@ def test_code_with_a_misleading_gradient(change: Callable[[Tensor], Tensor], slo
 @pytest.mark.parametrize("change", [scaled, lambda images: images.clamp(0, 1), lambda images: images * 1])
 def test_code_with_a_useful_gradient(change: Callable[[Tensor], Tensor]) -> None:
     assert find_bypass(Inline(change, convolutional()).eval(), draw(8, 3, 8, 8)) == {}
+
+
+class Descending(nn.Module):
+    """Changes its images along the gradient of its network, and hides the whole change, or only its size."""
+
+    def __init__(self, net: nn.Module, *, hides_images: bool) -> None:
+        super().__init__()
+        self.net, self.hides_images = net, hides_images
+
+    def forward(self, images: Tensor) -> Tensor:
+        point = images.detach().requires_grad_(True)
+        with torch.enable_grad():
+            (ascent,) = torch.autograd.grad(self.net(point).logsumexp(1).sum(), point)
+        return self.net((point.detach() if self.hides_images else images) + 0.01 * ascent.sign())  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("net", [convolutional, lambda: nn.Sequential(convolutional(), nn.Identity())])
+def test_images_that_a_defense_changes_by_its_own_gradient(net: Callable[[], nn.Module]) -> None:
+    model, images = Descending(net(), hides_images=True).eval(), draw(8, 3, 8, 8)
+    found = find_bypass(model, images)
+    assert list(found) == ["net"]
+    assert torch.equal(bypassed(model, found)(images), model(images)), "it still gets its own gradient"
+    assert (gradient(bypassed(model, found), images) != 0).any()
+    assert torch.isfinite(removed(model, found)(images)).all()
+    assert find_bypass(Descending(net(), hides_images=False).eval(), images) == {}
 
 
 def test_code_after_a_front_end() -> None:
