@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -31,6 +32,15 @@ def logit_margin(logits: Tensor, labels: Tensor) -> Tensor:
     label = logits.gather(1, labels[:, None]).squeeze(1)
     others = logits.scatter(1, labels[:, None], float("-inf"))
     return others.amax(1) - label
+
+
+def unsaturated_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """The cross-entropy, but the logit margin where the cross-entropy is rounded to zero and no longer leads anywhere.
+
+    Such a margin is below -16, and so smaller than any cross-entropy.
+    """
+    losses = cross_entropy(logits, labels)
+    return torch.where(losses > 0, losses, logit_margin(logits, labels))
 
 
 def dlr(logits: Tensor, labels: Tensor) -> Tensor:

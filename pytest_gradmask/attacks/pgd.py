@@ -136,8 +136,10 @@ def apgd(
 ) -> Tensor:
     """Auto-PGD (Croce and Hein 2020, arXiv:2003.01690, Algorithm 1): PGD with momentum and an adaptive step size.
 
-    The step size is halved where the loss no longer increases. The arguments and the result are those of `pgd`;
-    ``steps`` counts gradient steps of each restart.
+    The step size is halved where the loss no longer increases, and the search goes on from the best iterate. Of
+    iterates with the same loss this is the last one, where the paper has the first: a loss that does not change at all,
+    as that of a defense which returns votes, is no reason to give the way so far up. The arguments and the result are
+    those of `pgd`; ``steps`` counts gradient steps of each restart.
 
     Raises:
         InputError, DefenseError: see `pgd`.
@@ -163,7 +165,7 @@ class _APGDState:
         labels: their labels.
         x_adv, x_prev: the last iterate and the one before it.
         grad, loss: gradient and loss at ``x_adv``.
-        x_best, loss_best, grad_best: the iterate of this run with the highest loss, that loss, and its gradient.
+        x_best, loss_best, grad_best: the last iterate of this run with the highest loss, that loss, and its gradient.
         loss_increases: number of steps since the last checkpoint that increased the loss.
         halved_last: whether the last checkpoint halved the step size.
         loss_best_last: ``loss_best`` at the last checkpoint.
@@ -238,7 +240,8 @@ def _apgd_run(
         best.update(state.x_adv, evaluation.logit_margins, evaluation.fooled, state.active)
         state.loss_increases = state.loss_increases + (evaluation.losses > state.loss)
         state.grad, state.loss = evaluation.gradient, evaluation.losses
-        improved = state.loss > state.loss_best
+        # The later of two equal ones: where the loss does not change at all, the way so far is not given up.
+        improved = state.loss >= state.loss_best
         mask = per_image(improved, state.x_adv)
         state.x_best = torch.where(mask, state.x_adv, state.x_best)
         state.grad_best = torch.where(mask, state.grad, state.grad_best)

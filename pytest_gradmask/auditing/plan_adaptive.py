@@ -15,7 +15,7 @@ from pytest_gradmask.attacks.decision import rays
 from pytest_gradmask.attacks.ensembles import joint_margins, member_by_member
 from pytest_gradmask.attacks.eot import on_average
 from pytest_gradmask.attacks.hopeless import hopeless, never
-from pytest_gradmask.attacks.losses import logit_margin
+from pytest_gradmask.attacks.losses import logit_margin, unsaturated_cross_entropy
 from pytest_gradmask.attacks.oracle import Oracle
 from pytest_gradmask.attacks.reversed import pgd_reversed
 from pytest_gradmask.attacks.zero_order import zero_order
@@ -30,7 +30,7 @@ OPERATIONS = "bpda-operations"
 
 def adaptive_attacks(surface: AttackSurface, budget: Budget, *, quick: bool) -> list[PlannedAttack]:
     """All of them, in the order to run them. The arguments are those of `plan.plan_attacks`."""
-    follow = follow_gradient(surface, budget.bpda_steps)
+    follow = partial(follow_gradient(surface, budget.bpda_steps), loss=unsaturated_cross_entropy)
     skip = "" if surface.approximations else "no submodule to bypass was given or found"
     through: Access = "bypass" if surface.approximations else "gradient"
     around = surface.rewired(bypassed)

@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pytest_gradmask.attacks.losses import Loss, cross_entropy, dlr, logit_margin
+from pytest_gradmask.attacks.losses import Loss, cross_entropy, dlr, logit_margin, unsaturated_cross_entropy
 from tests.toys import seeded
 
-LOSSES: list[Loss] = [cross_entropy, logit_margin, dlr]
+LOSSES: list[Loss] = [cross_entropy, logit_margin, dlr, unsaturated_cross_entropy]
 
 
 def random_logits(seed: int, classes: int = 5, count: int = 16) -> tuple[Tensor, Tensor]:
@@ -64,6 +64,20 @@ def test_gradient_of_logit_margin_does_not_saturate() -> None:
     logits, labels = torch.tensor([[200.0, 0.0, -1.0]]), torch.tensor([0])
     assert (gradient(cross_entropy, logits, labels) == 0).all()
     assert gradient(logit_margin, logits, labels).tolist() == [[-1.0, 1.0, 0.0]]
+
+
+def test_cross_entropy_that_does_not_saturate() -> None:
+    logits, labels = (
+        torch.tensor([[17.0, 0.0, -1.0], [16.0, 0.0, -1.0], [0.0, 9.0, 1.0]]),
+        torch.zeros(3, dtype=torch.int64),
+    )
+    values = unsaturated_cross_entropy(logits, labels)
+    assert values[0] == -17
+    assert torch.equal(values[1:], cross_entropy(logits, labels)[1:])
+    assert (values.diff() > 0).all(), "nearer to a misclassification is more"
+    gradients = gradient(unsaturated_cross_entropy, logits, labels)
+    assert gradients[0].tolist() == [-1.0, 1.0, 0.0]
+    assert torch.equal(gradients[1:], gradient(cross_entropy, logits, labels)[1:])
 
 
 @pytest.mark.parametrize("loss", LOSSES)

@@ -235,6 +235,30 @@ def test_apgd_closes_in_on_a_small_target(norm: Norm) -> None:
     assert (predictions(Hidden(), found) == 1).all()
 
 
+class AllBright(torch.autograd.Function):
+    """One where all pixels are bright, else zero. The gradient is that of the first dark pixel alone."""
+
+    @staticmethod
+    def forward(ctx: Any, points: Tensor) -> Tensor:
+        dark = points.flatten(1) < 0.9
+        ctx.save_for_backward((dark & (dark.cumsum(1) == 1)).float().view_as(points))
+        return (~dark.any(1)).float()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient.view(-1, 1, 1, 1) * ctx.saved_tensors[0]  # type: ignore[no-any-return]
+
+
+def test_apgd_does_not_go_back_where_the_loss_stays_the_same() -> None:
+    class Patient(nn.Module):
+        def forward(self, points: Tensor) -> Tensor:
+            return torch.stack([torch.full((len(points),), 0.5), AllBright.apply(points)], 1)
+
+    images, labels = torch.zeros(4, 1, 4, 5), torch.zeros(4, dtype=torch.int64)
+    found = apgd(Patient(), images, labels, threat=ThreatModel(1.0, "Linf", FAR), steps=100, generator=seeded())
+    assert (predictions(Patient(), found) == 1).all(), "a change of one pixel changes nothing, and is to be kept"
+
+
 @pytest.mark.parametrize("eot", [1, 3])
 def test_number_of_passes(eot: int) -> None:
     model, images, labels = half_problem(5, (1, 4, 4), "Linf", distance=1.0)

@@ -72,10 +72,12 @@ def test_model_without_submodules_has_no_inner_logits() -> None:
 
 
 def test_saturated_softmax_is_bypassed() -> None:
-    found = audited(Defense(Wrapped(linear(), "saturated"), outputs="probabilities"), threat=EPS)
+    found = audited(Defense(Wrapped(linear(), "saturated"), outputs="probabilities"), threat=EPS, exhaustive=True)
     assert found.verdict is Verdict.MASKED
     assert found.bypassed == ("all after net.1",)
-    assert found.accuracy_under("inner-logits").value < 0.2 < found.gradient_accuracy.value
+    assert [operation.name for operation in found.operations] == ["torch.softmax"]
+    for attack in ("inner-logits", "bpda-operations"):
+        assert found.accuracy_under(attack).value < 0.2 < found.gradient_accuracy.value
 
 
 def test_inner_logits_with_bypassed_front_end() -> None:
@@ -91,6 +93,7 @@ def test_plain_logits_need_no_further_attack() -> None:
 
 
 def test_decision_based_attack_without_useful_scores() -> None:
-    found = audited(Defense(OneHot(), outputs="probabilities"), threat=ThreatModel(0.1))
+    found = audited(Defense(OneHot(), outputs="probabilities"), threat=ThreatModel(0.1), exhaustive=True)
     assert found.verdict is Verdict.MASKED
-    assert max(found.attacks, key=lambda attack: len(attack.broken)).name == "rays"
+    for attack in ("rays", "bpda-operations"):
+        assert found.accuracy_under(attack).value < 0.5 < found.gradient_accuracy.value

@@ -47,7 +47,7 @@ def argmax(arguments: Arguments, options: Options, sign: float = 1.0) -> Carried
     keepdim = arguments[2] if len(arguments) > 2 else options.get("keepdim", False)
     if dim is None:
         scores, dim, keepdim = scores.flatten(), 0, False
-    weights = (scores / _deviation(scores, dim)).softmax(dim).movedim(dim, -1)
+    weights = (scores / deviation(scores, dim)).softmax(dim).movedim(dim, -1)
     if keepdim:
         weights = weights.unsqueeze(dim if dim >= 0 else dim - 1)
     return expected(weights)
@@ -97,13 +97,13 @@ def _places(scores: Tensor, indices: Tensor, dim: int) -> Carried | None:
     if indices.shape[dim] * scores.shape[dim] > _LARGEST_ROW:
         return None
     chosen = scores.gather(dim, indices).movedim(dim, -1)
-    scaled = _deviation(scores, dim).movedim(dim, -1).unsqueeze(-1)
+    scaled = deviation(scores, dim).movedim(dim, -1).unsqueeze(-1)
     distances = (chosen.unsqueeze(-1) - scores.movedim(dim, -1).unsqueeze(-2)).abs() / scaled
     weights = (-distances).softmax(-1)
     return expected(weights.squeeze(-2) if dropped else weights.movedim(-2, dim if dim >= 0 else dim - 1))
 
 
-def _deviation(scores: Tensor, dim: int) -> Tensor:
+def deviation(scores: Tensor, dim: int) -> Tensor:
     """By which scores are divided, because the softmax of large ones is as flat as the largest element itself."""
     return scores.detach().std(dim, keepdim=True).nan_to_num(1.0).clamp_min(TINY)
 

@@ -23,6 +23,15 @@ from pytest_gradmask.attacks.bypass.operations.choices import (
     chosen_by,
     drawn_class,
 )
+from pytest_gradmask.attacks.bypass.operations.saturation import (
+    clamped,
+    saturated_sigmoid,
+    saturated_softmax,
+    saturated_tanh,
+    soft_sign,
+    soft_step,
+    spread,
+)
 
 StandIn = Carried | Tensor | None
 #: Takes the arguments of a call, with floats in place of integers that have a gradient. None: it has no surrogate.
@@ -49,13 +58,8 @@ def _first(arguments: Arguments, _: Options) -> Tensor | None:
     return arguments[0] if isinstance(arguments[0], Tensor) else None
 
 
-def _spread(difference: Tensor) -> Tensor:
-    """Mean size of a difference: the width of a soft step."""
-    return difference.detach().abs().mean().clamp_min(TINY)
-
-
 def _sign(arguments: Arguments, _: Options) -> Tensor:
-    return torch.tanh(arguments[0] / _spread(arguments[0]))
+    return soft_sign(arguments[0])
 
 
 def _second(arguments: Arguments, options: Options) -> Any:
@@ -64,7 +68,7 @@ def _second(arguments: Arguments, options: Options) -> Any:
 
 def _above(arguments: Arguments, options: Options) -> Tensor:
     difference: Tensor = arguments[0] - _second(arguments, options)
-    return torch.sigmoid(difference / _spread(difference))
+    return soft_step(difference)
 
 
 def _below(arguments: Arguments, options: Options) -> Tensor:
@@ -73,7 +77,7 @@ def _below(arguments: Arguments, options: Options) -> Tensor:
 
 def _equal(arguments: Arguments, options: Options) -> Tensor:
     difference: Tensor = arguments[0] - _second(arguments, options)
-    return torch.exp(-((difference / _spread(difference)) ** 2))
+    return torch.exp(-((difference / spread(difference)) ** 2))
 
 
 def _unequal(arguments: Arguments, options: Options) -> Tensor:
@@ -81,11 +85,11 @@ def _unequal(arguments: Arguments, options: Options) -> Tensor:
 
 
 def _step(arguments: Arguments, _: Options) -> Tensor:
-    return torch.sigmoid(arguments[0] / _spread(arguments[0]))
+    return soft_step(arguments[0])
 
 
 def _negative(arguments: Arguments, _: Options) -> Tensor:
-    return torch.sigmoid(-arguments[0] / _spread(arguments[0]))
+    return soft_step(-arguments[0])
 
 
 def _with_sign(arguments: Arguments, options: Options) -> Tensor | None:
@@ -173,6 +177,7 @@ def _opposite(arguments: Arguments, _: Options) -> Tensor:
 _STE = "Bengio, Léonard and Courville 2013, arXiv:1308.3432"
 _BPDA = "Athalye, Carlini and Wagner 2018, arXiv:1802.00420"
 _SOFT = "softmax in place of the largest, as in Jang, Gu and Poole 2017, arXiv:1611.01144"
+_WIDE = "logits that are not saturated, as in Carlini and Wagner 2017, arXiv:1608.04644"
 _SORT = "SoftSort: Prillo and Eisenschlos 2020, arXiv:2006.16038"
 _NEAR = "of indices: softmax of minus the distance to what was chosen, by the deviation of the scores"
 
@@ -203,6 +208,16 @@ SURROGATES: dict[str, Surrogate] = {
     **dict.fromkeys(
         ("remainder", "fmod", "__mod__", "frac"),
         Surrogate(_remainder, "half of the identity", "between the two limits"),
+    ),
+    "tanh": Surrogate(saturated_tanh, "where it is saturated: by the mean size of the input", _WIDE),
+    **dict.fromkeys(
+        ("sigmoid", "expit", "special_expit"),
+        Surrogate(saturated_sigmoid, "where it is saturated: by the mean size of the input", _WIDE),
+    ),
+    "softmax": Surrogate(saturated_softmax, "where it is saturated: by the deviation of the scores", _WIDE),
+    **dict.fromkeys(
+        ("clamp", "clip", "hardtanh"),
+        Surrogate(clamped, "where it is saturated at both ends: tanh, by the mean distance from the middle", _WIDE),
     ),
     "bernoulli": Surrogate(_probability, "identity of the probability", _STE),
     "poisson": Surrogate(_first, "identity of the rate", _STE),

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from tests.attacks.bypass.operations.masked import LEVELS, mask
 
@@ -69,6 +70,38 @@ def rounded_into_buffer(x: Tensor) -> Tensor:
     with torch.no_grad():  # hides: torch.no_grad
         torch.round(x * 15, out=out)  # hides: torch.round
     return out / 15
+
+
+# Functions that saturate
+
+STEEP = 4000.0
+
+
+@mask
+def saturated_tanh(x: Tensor) -> Tensor:
+    return torch.stack([torch.tanh(STEEP * (x - level)) for level in LEVELS]).mean(0) / 2 + 0.5  # hides: torch.tanh
+
+
+@mask
+def saturated_sigmoid(x: Tensor) -> Tensor:
+    return torch.stack([(STEEP * (x - level)).sigmoid() for level in LEVELS]).mean(0)  # hides: torch.sigmoid
+
+
+@mask
+def saturated_clamp(x: Tensor) -> Tensor:
+    return torch.stack([(STEEP * (x - level)).clamp_(0, 1) for level in LEVELS]).mean(0)  # hides: torch.clamp
+
+
+@mask
+def saturated_hardtanh(x: Tensor) -> Tensor:
+    signs = [functional.hardtanh(STEEP * (x - level)) for level in LEVELS]  # hides: torch.hardtanh
+    return torch.stack(signs).mean(0) / 2 + 0.5
+
+
+@mask
+def saturated_softmax(x: Tensor) -> Tensor:
+    nearest = (-STEEP * (x.unsqueeze(-1) - LEVELS).abs()).softmax(-1)  # hides: torch.softmax
+    return nearest @ LEVELS
 
 
 # Integers

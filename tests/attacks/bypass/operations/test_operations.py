@@ -136,6 +136,12 @@ HONEST: dict[str, Callable[[Tensor], Any]] = {
     "hook that only looks": with_logged_gradient,
     "image by image": lambda x: torch.vmap(lambda image: torch.where(image > 0.5, image, 0.5 * image))(x),
     "overload": lambda x: torch.ops.aten.relu.default(x - 0.5),
+    "tanh": lambda x: torch.tanh(3 * (x - 0.5)),
+    "tanh of large numbers here and there": lambda x: torch.tanh(torch.where(x > 0.7, 100 * x, x)),
+    "sigmoid": lambda x: torch.sigmoid(8 * (x - 0.5)),
+    "attention": lambda x: (8 * x @ x.transpose(2, 3)).softmax(3) @ x,
+    "clamp at both ends": lambda x: x.clamp(0.2, 0.8),
+    "relu as a clamp": lambda x: (x - 0.8).clamp(0, 6),
     "sign by its bit": lambda x: x * (x.view(torch.int32) >= 0),
 }
 

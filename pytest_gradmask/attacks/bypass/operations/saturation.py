@@ -1,0 +1,81 @@
+"""Natural gradients of functions that saturate: far outside of a narrow range, their slope is nearly zero.
+
+They have gradients of their own, and keep them, unless most elements are in the flat part. An honest network has most
+of them in the steep part, or it could not be trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from pytest_gradmask.attacks.bypass.operations.choices import TINY, Arguments, Options, deviation
+
+#: A slope that is below this share of the steepest one is flat.
+_FLAT = 1e-3
+#: As a share of elements, more than this are flat where a function counts as saturated.
+_MOST = 0.5
+#: At least this share is beyond each end of a clamp. A ReLU that is written as a clamp has most elements at one end.
+_EACH_END = 0.01
+#: A softmax whose largest probability is nearer to one has the slope zero, but for rounding errors.
+_CERTAIN = 1e-6
+
+Build = Callable[[Arguments, Options], Tensor | None]
+
+
+def spread(difference: Tensor) -> Tensor:
+    """Mean size of a difference: the width of a soft step."""
+    return difference.detach().abs().mean().clamp_min(TINY)
+
+
+def soft_sign(numbers: Tensor) -> Tensor:
+    """A tanh that is as wide as its input."""
+    return torch.tanh(numbers / spread(numbers))
+
+
+def soft_step(numbers: Tensor) -> Tensor:
+    """A sigmoid that is as wide as its input."""
+    return torch.sigmoid(numbers / spread(numbers))
+
+
+def _mostly(elements: Tensor) -> bool:
+    return bool(elements.float().mean() > _MOST)
+
+
+def saturated_tanh(arguments: Arguments, _: Options) -> Tensor | None:
+    """That of `soft_sign`, where tanh is mostly flat."""
+    flat = 1 - torch.tanh(arguments[0].detach()) ** 2 < _FLAT
+    return soft_sign(arguments[0]) if _mostly(flat) else None
+
+
+def saturated_sigmoid(arguments: Arguments, _: Options) -> Tensor | None:
+    """That of `soft_step`, where the sigmoid is mostly flat."""
+    value = torch.sigmoid(arguments[0].detach())
+    return soft_step(arguments[0]) if _mostly(4 * value * (1 - value) < _FLAT) else None
+
+
+def saturated_softmax(arguments: Arguments, options: Options) -> Tensor | None:
+    """A softmax of scores by their deviation, where most rows have one element that is certain."""
+    scores, dim = arguments[0], arguments[1] if len(arguments) > 1 else options.get("dim")
+    if not isinstance(dim, int) or not scores.ndim or scores.shape[dim] < 2:
+        return None
+    certain = 1 - scores.detach().softmax(dim).amax(dim) < _CERTAIN
+    return (scores / deviation(scores, dim)).softmax(dim) if _mostly(certain) else None
+
+
+def clamped(arguments: Arguments, options: Options) -> Tensor | None:
+    """That of a tanh between the ends, where most elements are beyond them, and some are beyond each."""
+    numbers = arguments[0]
+    low, high = (
+        arguments[place] if len(arguments) > place else options.get(name, options.get(f"{name}_val"))
+        for place, name in ((1, "min"), (2, "max"))
+    )
+    if not isinstance(low, int | float) or not isinstance(high, int | float) or low >= high:
+        return None
+    below, above = numbers.detach() < low, numbers.detach() > high
+    if not _mostly(below | above) or min(below.float().mean(), above.float().mean()) < _EACH_END:
+        return None
+    middle, half = (low + high) / 2, (high - low) / 2
+    return middle + half * soft_sign(numbers - middle)
