@@ -101,6 +101,42 @@ class Binary(Linear):
         return images
 
 
+class Codes(Linear):
+    """Error-correcting output codes: each bit of a code saturates. No submodule runs that returns logits."""
+
+    steepness = 1e4
+
+    def forward(self, images: Tensor) -> Tensor:
+        layer, classes = self.linear, [0, 0, 0, 1, 1, 1]
+        bits = nn.functional.linear(images.flatten(1), layer.weight[classes], layer.bias[classes])
+        code = torch.tanh(self.steepness * bits)  # hides
+        return torch.stack([code[:, :3].mean(1), code[:, 3:].mean(1)], 1)
+
+
+class SoftCodes(Codes):
+    """Honest: bits do not saturate."""
+
+    steepness = 0.1
+
+
+class Neighbours(Linear):
+    """Soft nearest neighbours: one weight is nearly one."""
+
+    steepness = 1e6
+
+    def forward(self, images: Tensor) -> Tensor:
+        known = torch.linspace(0.01, 0.99, 50)
+        distances = (images.mean((1, 2, 3)).unsqueeze(1) - known).abs()
+        weights = torch.softmax(-self.steepness * distances, 1)  # hides
+        return torch.stack([weights[:, known > 0.5].sum(1), weights[:, known < 0.5].sum(1)], 1)
+
+
+class SoftNeighbours(Neighbours):
+    """Honest: some neighbours have a weight."""
+
+    steepness = 20.0
+
+
 class Dark(Linear):
     """Honest: a part of each image is written, and the rest keeps its gradient."""
 
@@ -147,7 +183,7 @@ def hidden_line(model: nn.Module) -> int:
     return start + next(number for number, line in enumerate(lines) if "# hides" in line)
 
 
-@pytest.mark.parametrize("kind", [Rounding, Falsifying, Palette, Levels, Binary])
+@pytest.mark.parametrize("kind", [Rounding, Falsifying, Palette, Levels, Binary, Codes, Neighbours])
 def test_line_that_hides_the_gradient_is_named(kind: type[Linear], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(Path(__file__).parent)
     model = kind()
@@ -180,7 +216,7 @@ def test_operations_are_searched_at_images_and_around_them(count: int) -> None:
     assert THREAT.contains(points, images).all()
 
 
-@pytest.mark.parametrize("kind", [Linear, Dark, Sorted])
+@pytest.mark.parametrize("kind", [Linear, Dark, Sorted, SoftCodes, SoftNeighbours])
 def test_honest_defense_has_nothing_to_name(kind: type[Linear]) -> None:
     found = run(kind(), margin=0.25)
     assert found.verdict is Verdict.NOT_MASKED
