@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from pytest_gradmask.auditing.research import replaced, versions
 
 RESULTS = Path(__file__).parent / "results"
+
+Record = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +47,29 @@ CLAIMS = {
     number: Claim(**{key: _plain(value) for key, value in entry.items()})
     for number, entry in tomllib.loads((Path(__file__).parent / "claims.toml").read_text()).items()
 }
+
+
+def stored(folder: Path = RESULTS) -> list[Record]:
+    """All measurements that the audits of the claims stored, ordered by claim and test."""
+    records = [
+        {**record, "file": file.name}
+        for file in sorted(folder.glob("*.json"))
+        for record in json.loads(file.read_text())
+    ]
+    return sorted(records, key=lambda record: (list(CLAIMS).index(record["claim"]), record["test"]))
+
+
+def not_reproduced(test: str, why: str) -> pytest.MarkDecorator:
+    """Expect that the test of a claim fails. The reason has the stored figures.
+
+    Args:
+        test: name of the test, with its parameter if only one of its cases fails.
+        why: in a few words.
+    """
+    found = [record for record in stored() if test in record["test"] and not record["holds"]]
+    figures = [f"{each['ours']} ({each['images']} images, seed {each['seed']})" for each in found]
+    reason = f"{why}. Measured: {'; '.join(figures) or 'nothing is stored yet'}"
+    return pytest.mark.xfail(strict=True, raises=AssertionError, reason=reason)
 
 
 def merge(file: Path, records: list[dict[str, Any]]) -> None:

@@ -5,7 +5,6 @@ These are in `audits/results` (the audits of the claims) and `audits/trained_mas
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,7 +13,7 @@ from typing import Any
 
 from scipy.stats import spearmanr
 
-from audits.claims import CLAIMS, RESULTS
+from audits.claims import CLAIMS, Record, stored
 from audits.markdown import share, table
 from audits.short import figures_differ, pgd_fails, shortened
 from audits.trained_masks.claims import records as trained_records
@@ -22,8 +21,6 @@ from audits.trained_masks.evidence import Evidence, Measured, bounded, load
 
 DOCS = Path(__file__).parent.parent / "docs"
 HERE = Path(__file__).parent
-
-Record = Mapping[str, Any]
 
 #: Columns of a table of audits: key of an accuracy, and its heading.
 _COLUMNS = {
@@ -34,16 +31,6 @@ _COLUMNS = {
     "bpda": "BPDA",
     "autoattack": "AutoAttack's attacks",
 }
-
-
-def stored(folder: Path = RESULTS) -> list[Record]:
-    """All measurements that the audits of the claims stored, ordered by claim and test."""
-    records = [
-        {**record, "file": file.name}
-        for file in sorted(folder.glob("*.json"))
-        for record in json.loads(file.read_text())
-    ]
-    return sorted(records, key=lambda record: (list(CLAIMS).index(record["claim"]), record["test"]))
 
 
 def markdown(audits: Sequence[Record], evidence: Evidence) -> str:

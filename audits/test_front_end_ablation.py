@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from torch import nn
 
+from audits.claims import not_reproduced
 from audits.conftest import Reproduction
 from audits.measures import Comparison
 from pytest_gradmask import Composite, load_model
@@ -36,11 +37,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="batch norm is not needed: without it PGD-20 leaves 39 % of 100 images and BPDA none (seed 0)",
-)
+@not_reproduced("test_depth_with_batch_norm", "batch norm is not needed")
 def test_depth_with_batch_norm_makes_the_mask(many_images: EvalBatch, reproduction: Reproduction) -> None:
     """The deep front end masks; an identity network, a shallow one and one without batch norm do not."""
     backbone = load_model("resnet-standard")

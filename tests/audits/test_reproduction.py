@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from audits.claims import CLAIMS, merge
-from audits.reproduction import DOCS, about, commands, filled, markdown, outcome, stored, verdict
+from audits import claims
+from audits.claims import CLAIMS, merge, stored
+from audits.reproduction import DOCS, about, commands, filled, markdown, outcome, verdict
 from audits.short import figures_differ, pgd_fails, shortened
 from audits.trained_masks.claims import records as trained_records
 from audits.trained_masks.evidence import load
@@ -280,3 +281,24 @@ def test_a_sweep_is_shown_by_some_of_its_cells() -> None:
     cells = [{"defense": name, "accuracies": shares} for name in ("1e-6, 1 epochs", "1e-4, 1 epochs")]
     line = shortened(record("6", cells=cells))
     assert line == "1e-6, 1 epochs: gradient attacks 50.0 % [40.0, 60.0], BPDA 10.0 % [0.0, 20.0]"
+
+
+def expected_failures() -> list[str]:
+    """The tests of claims that are expected to fail, by the name that their marks give."""
+    sources = [file.read_text() for file in sorted(Path(claims.__file__).parent.glob("test_*.py"))]
+    return [name for source in sources for name in re.findall(r'not_reproduced\(\s*"([^"]+)"', source)]
+
+
+def test_claims_are_expected_to_fail() -> None:
+    assert len(expected_failures()) >= 3
+
+
+@pytest.mark.parametrize("name", expected_failures())
+def test_expected_failure_has_its_figures(name: str) -> None:
+    reason = claims.not_reproduced(name, "because").kwargs["reason"]
+    (figures, *_) = [record["ours"] for record in stored() if name in record["test"] and not record["holds"]]
+    assert reason.startswith(f"because. Measured: {figures} (")
+
+
+def test_expected_failure_without_figures() -> None:
+    assert claims.not_reproduced("test_of_tomorrow", "why").kwargs["reason"] == "why. Measured: nothing is stored yet"
