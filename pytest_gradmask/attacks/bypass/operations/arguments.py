@@ -37,13 +37,13 @@ def mapped(change: Callable[[Tensor], Any], value: Any) -> Any:
 
 def tracked(tensor: Tensor) -> bool:
     """Whether its graph may lead to the images. A leaf that requires a gradient is a number of the defense's own."""
-    whole = _whole(tensor)
-    return whole.requires_grad and not whole.is_leaf
+    tensor = whole(tensor)
+    return tensor.requires_grad and not tensor.is_leaf
 
 
 def has_graph(tensor: Tensor) -> bool:
     """Whether autograd records what happens to a tensor."""
-    return _whole(tensor).requires_grad
+    return whole(tensor).requires_grad
 
 
 def cut(tensor: Tensor) -> Tensor:
@@ -51,8 +51,11 @@ def cut(tensor: Tensor) -> Tensor:
     return tensor.detach() if has_graph(tensor) else tensor
 
 
-def _whole(tensor: Tensor) -> Tensor:
-    """The tensor itself. Inside `torch.vmap`, a tensor stands for parts of another: the other, which has the graph."""
+def whole(tensor: Tensor) -> Tensor:
+    """The tensor itself. Inside `torch.vmap`, a tensor stands for parts of another: the other, which has the graph.
+
+    Only of the other can numbers be asked, to decide what to do.
+    """
     while torch._C._functorch.is_batchedtensor(tensor):
         tensor = torch._C._functorch.get_unwrapped(tensor)
     return tensor

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 from pytest_gradmask.attacks.bypass.bpda import straight_through
-from pytest_gradmask.attacks.bypass.operations.arguments import has_graph
+from pytest_gradmask.attacks.bypass.operations.arguments import has_graph, whole
 from pytest_gradmask.attacks.bypass.operations.carriers import Carriers
 
 #: Operations that fill, without the underscore of those that write into their argument.
@@ -40,7 +40,7 @@ class Fills:
         soft, covered = share * constant + (1 - share) * soft.clone(), covered | mask
         result = function(*arguments, **options)
         filled = source if result is None else result  # an assignment returns nothing
-        if bool(covered.all()) and soft.shape == filled.shape:
+        if bool(whole(covered).all()) and soft.shape == filled.shape:
             with_gradient = straight_through(soft.to(filled.dtype), filled.detach().clone())
             filled = filled.copy_(with_gradient) if filled is source else with_gradient
             result = None if result is None else filled

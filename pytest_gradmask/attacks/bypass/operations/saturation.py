@@ -11,6 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from pytest_gradmask.attacks.bypass.operations.arguments import whole
 from pytest_gradmask.attacks.bypass.operations.choices import TINY, Arguments, Options, deviation
 
 #: A slope that is below this share of the steepest one is flat.
@@ -40,8 +41,12 @@ def soft_step(numbers: Tensor) -> Tensor:
     return torch.sigmoid(numbers / spread(numbers))
 
 
+def _share(elements: Tensor) -> float:
+    return float(whole(elements).float().mean())
+
+
 def _mostly(elements: Tensor) -> bool:
-    return bool(elements.float().mean() > _MOST)
+    return _share(elements) > _MOST
 
 
 def saturated_tanh(arguments: Arguments, _: Options) -> Tensor | None:
@@ -75,7 +80,7 @@ def clamped(arguments: Arguments, options: Options) -> Tensor | None:
     if not isinstance(low, int | float) or not isinstance(high, int | float) or low >= high:
         return None
     below, above = numbers.detach() < low, numbers.detach() > high
-    if not _mostly(below | above) or min(below.float().mean(), above.float().mean()) < _EACH_END:
+    if not _mostly(below | above) or min(_share(below), _share(above)) < _EACH_END:
         return None
     middle, half = (low + high) / 2, (high - low) / 2
     return middle + half * soft_sign(numbers - middle)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pytest_gradmask.attacks.bypass.operations.arguments import has_graph
+from pytest_gradmask.attacks.bypass.operations.arguments import has_graph, whole
 from pytest_gradmask.attacks.bypass.operations.choices import (
     TINY,
     Arguments,
@@ -116,7 +116,9 @@ def _step_of_quotient(arguments: Arguments, options: Options) -> Tensor | None:
         return _quotient(arguments, options)
     number, size = arguments[0], _second(arguments, options)
     own = isinstance(number, Tensor) and isinstance(size, Tensor) and number.shape == size.shape and has_graph(size)
-    return _sign(arguments, options) if own and torch.allclose(number.abs(), size, rtol=1e-4, atol=1e-6) else None
+    if not own or not bool(whole((number.abs() - size).abs() <= 1e-6 + 1e-4 * size.abs()).all()):
+        return None
+    return _sign(arguments, options)
 
 
 def _reverse_quotient(arguments: Arguments, options: Options) -> Tensor:

@@ -76,6 +76,20 @@ def test_natural_gradient_is_found_and_its_line_named(name: str) -> None:
     assert torch.equal(OperationsBypassed(model, sites)(IMAGES.clone().requires_grad_(True)), plain)
 
 
+IMAGE_BY_IMAGE = (
+    *("rounded", "without_remainder", "signs", "steps", "as_integer"),
+    *("saturated_tanh", "saturated_sigmoid", "saturated_hardtanh", "saturated_softmax"),
+)
+
+
+@pytest.mark.parametrize("name", IMAGE_BY_IMAGE)
+def test_masks_inside_of_vmap(name: str) -> None:
+    sites = find_operations(Masked(lambda x: torch.vmap(MASKS[name])(x)), IMAGES)
+    assert sites, "nothing was found"
+    _, lines = MARKED[MASKS[name].__module__]
+    assert all(site.operation in lines.get(site.line, set()) for site in sites)
+
+
 @pytest.mark.parametrize("name", sorted(set(MASKS) - {"drawn"}))
 def test_the_masks_have_no_such_gradient_themselves(name: str) -> None:
     try:
@@ -135,6 +149,10 @@ HONEST: dict[str, Callable[[Tensor], Any]] = {
     "activations on the CPU": kept_on_the_cpu,
     "hook that only looks": with_logged_gradient,
     "image by image": lambda x: torch.vmap(lambda image: torch.where(image > 0.5, image, 0.5 * image))(x),
+    "image by image, with functions that could saturate": lambda x: torch.vmap(
+        lambda image: torch.tanh(image).clamp(0.2, 0.8) + torch.sigmoid(image) * image.softmax(0)
+    )(x),
+    "divided image by image": lambda x: torch.vmap(lambda image: image / (1 + image.abs()))(x),
     "overload": lambda x: torch.ops.aten.relu.default(x - 0.5),
     "tanh": lambda x: torch.tanh(3 * (x - 0.5)),
     "tanh of large numbers here and there": lambda x: torch.tanh(torch.where(x > 0.7, 100 * x, x)),
