@@ -36,6 +36,12 @@ def is_correct(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         return torch.as_tensor(model(images)).argmax(1) == labels
 
 
+def mean_change(front_end: nn.Module, images: Tensor) -> float:
+    """By how much a front end changes a pixel, on average over all pixels and images."""
+    with torch.no_grad():
+        return float((front_end(images) - images).abs().mean())
+
+
 def correct_under_attacks(
     model: nn.Module, sources: Mapping[str, nn.Module], batch: EvalBatch, threat: ThreatModel | None = None
 ) -> dict[str, Tensor]:

@@ -6,13 +6,25 @@ import pytest
 from torch import Tensor, nn
 
 from audits.conftest import Reproduction, images_for
-from audits.measures import correct_under_attacks, figures, is_correct, listed, plain, share, shares, summary
-from pytest_gradmask import Composite, Defense, Verdict, assert_near_identity, bypassed
+from audits.measures import (
+    correct_under_attacks,
+    figures,
+    is_correct,
+    listed,
+    mean_change,
+    plain,
+    share,
+    shares,
+    summary,
+)
+from pytest_gradmask import Composite, Defense, Verdict, bypassed
 from pytest_gradmask.auditing.research import measure_gap
 from pytest_gradmask.plugin.fixtures import EvalBatch, Gradmask
 
 pytestmark = pytest.mark.gradmask
 
+#: A front end is near the identity if it changes pixels, which are in [0, 1], by at most this much on average.
+NEAR = 0.1
 COMPOSITES = [
     f"{backbone}-{training}" for training in ("standard", "adversarial") for backbone in ("resnet", "vgg", "vit")
 ]
@@ -27,17 +39,18 @@ def test_a_composite_masks(
 ) -> None:
     """Claim 1: clean accuracy stays, gradient attacks remove at most half of it, and BPDA breaks the composite."""
     batch = images_for(request)
-    assert_near_identity(composite.front_end, batch.images, atol=0.1)
+    change = mean_change(composite.front_end, batch.images)  # a single image may change by more
     audit = gradmask.audit(Defense(composite, name=request.node.callspec.id), *batch)
     bare = share(is_correct(composite.backbone, *batch))
     reproduction.check(
         "1",
         holds=audit.verdict is Verdict.MASKED
+        and change <= NEAR
         and audit.clean_accuracy.value >= bare.value - 0.1
         and audit.gradient_accuracy.value >= audit.clean_accuracy.value / 2,
         ours=f"{summary(audit)}; backbone alone, clean {bare}",
         images=audit.total,
-        details={"audits": [figures(audit)], "backbone": plain({"clean": bare})},
+        details={"audits": [figures(audit)], "backbone": plain({"clean": bare}), "mean change": round(change, 4)},
     )
 
 

@@ -164,10 +164,27 @@ def check_options_are_used(config: pytest.Config, items: Sequence[pytest.Item]) 
             )
 
 
+#: How many calls deep code is searched for the name of a fixture: a test, a helper, and what the helper calls.
+_DEPTH = 3
+
+
 def _uses(item: pytest.Item, fixture: str) -> bool:
-    """Whether a test has a fixture among its own and those that they need, or asks for it by name while it runs."""
-    code = getattr(getattr(item, "function", None), "__code__", None)
-    return fixture in getattr(item, "fixturenames", ()) or fixture in getattr(code, "co_consts", ())
+    """Whether a test has a fixture among its own and those that they need, or may ask for it by name while it runs."""
+    if fixture in getattr(item, "fixturenames", ()):
+        return True
+    definitions = getattr(getattr(item, "_fixtureinfo", None), "name2fixturedefs", {}).values()
+    functions = [getattr(item, "function", None), *(one.func for several in definitions for one in several)]
+    own = [each for each in functions if not getattr(each, "__module__", "").startswith(f"{__package__}.")]
+    return any(_mentions(each, fixture, _DEPTH) for each in own)
+
+
+def _mentions(function: object, text: str, depth: int) -> bool:
+    """Whether a text is a constant in the code of a function, or of those that it calls by their names."""
+    code, names = getattr(function, "__code__", None), getattr(function, "__globals__", {})
+    if code is None:
+        return False
+    called = [names.get(name) for name in code.co_names] if depth > 1 else []
+    return text in code.co_consts or any(_mentions(each, text, depth - 1) for each in called)
 
 
 #: Options that change what an audit finds.

@@ -35,11 +35,19 @@ def test_an_option_that_no_test_uses_is_a_usage_error(pytester: pytest.Pytester,
         "@pytest.mark.usefixtures('{fixture}')\ndef test_it(): pass",
         "@pytest.fixture\ndef mine({fixture}): pass\ndef test_it(mine): pass",
         "def test_it(request): request.getfixturevalue('{fixture}')",
+        "def images(request): return request.getfixturevalue('{fixture}')\ndef test_it(request): images(request)",
+        "@pytest.fixture\ndef mine(request): request.getfixturevalue('{fixture}')\ndef test_it(mine): pass",
+        "class TestIt:\n    def test_it(self, request): request.getfixturevalue('{fixture}')",
     ],
 )
 def test_an_option_that_a_test_uses_is_none(pytester: pytest.Pytester, test: str) -> None:
     pytester.makepyfile("import pytest\n" + test.format(fixture="eval_batch"))
     pytester.runpytest(*RUN, "--gradmask-samples=3").assert_outcomes(passed=1)
+
+
+def test_other_code_that_names_a_fixture_is_no_use(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile("def images(request): request.getfixturevalue('eval_batch')\ndef test_it(gradmask): pass")
+    assert pytester.runpytest(*RUN, "--gradmask-samples=3").ret == pytest.ExitCode.USAGE_ERROR
 
 
 def test_only_selected_tests_count(pytester: pytest.Pytester) -> None:
