@@ -85,9 +85,20 @@ def reproduction(request: pytest.FixtureRequest) -> Reproduction:
 @pytest.fixture
 def many_images(eval_batch: EvalBatch) -> EvalBatch:
     """At least 50 evaluation images, for claims that compare similar figures: 20 images are too few for these."""
-    if len(eval_batch.labels) < 50:
-        pytest.skip("needs 50 images or more: --gradmask-data=cifar10 --gradmask-samples=100")
-    return eval_batch
+    return _at_least(50, eval_batch)
+
+
+@pytest.fixture
+def very_many_images(eval_batch: EvalBatch) -> EvalBatch:
+    """At least 890 evaluation images, for claims that compare figures of which both are nearly 100 %."""
+    return _at_least(890, eval_batch)
+
+
+def _at_least(count: int, batch: EvalBatch) -> EvalBatch:
+    if len(batch.labels) < count:
+        wanted = max(count, 100)
+        pytest.skip(f"needs {count} images or more: --gradmask-data=cifar10 --gradmask-samples={wanted}")
+    return batch
 
 
 def images_for(request: pytest.FixtureRequest) -> EvalBatch:
