@@ -68,6 +68,11 @@ def share(outcomes: Tensor) -> Proportion:
     return Proportion.of(int(outcomes.sum()), len(outcomes), CONFIDENCE)
 
 
+def discordant(first: Tensor, second: Tensor) -> tuple[int, int]:
+    """Of two outcomes of the same images: for how many only the first is true, and for how many only the second."""
+    return int((first & ~second).sum()), int((second & ~first).sum())
+
+
 @dataclass(frozen=True, slots=True)
 class Comparison:
     """PGD-20 with a composite's gradient, compared with PGD-20 with its front end bypassed (BPDA), on the same images.
@@ -91,7 +96,7 @@ class Comparison:
     @property
     def masked(self) -> bool:
         """BPDA breaks more images than PGD, by an exact paired test at 99 %, and by more than 5 percentage points."""
-        only_bpda, only_pgd = int((self.pgd & ~self.bpda).sum()), int((self.bpda & ~self.pgd).sum())
+        only_bpda, only_pgd = discordant(self.pgd, self.bpda)
         return mcnemar_p(only_bpda, only_pgd) < 1 - CONFIDENCE and only_bpda - only_pgd > 0.05 * len(self.clean)
 
     @property

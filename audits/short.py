@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
+from audits.claims import Record
 from audits.markdown import share
 from pytest_gradmask.auditing.research import accuracy_bounds
-
-Record = Mapping[str, Any]
 
 _NAMES = {"gradient": "gradient attacks", "autoattack": "AutoAttack's attacks", "bpda": "BPDA"}
 _BLACK_BOX = {"square": "Square", "zero-order": "zero-order"}

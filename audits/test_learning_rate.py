@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from audits.conftest import Reproduction
-from audits.measures import Comparison, share
+from audits.measures import Comparison, discordant, share
 from pytest_gradmask.auditing.research import available, load_checkpoint, mcnemar_p
 from pytest_gradmask.plugin.fixtures import EvalBatch
 
@@ -18,8 +18,6 @@ CHECKPOINTS = Path(__file__).parent / "checkpoints"
 RATES = ("1e-7", "1e-6", "1e-5", "1e-4", "1e-3")
 #: Name in the checkpoint, and epochs over 5,085 images in batches of 32.
 LENGTHS = {"1-half-epoch": 0.5, "2-one-epoch": 1.0, "3-two-epochs": 2.0, "4-five-epochs": 5.0}
-
-
 #: Images of each class for the sweep. Its two ends are compared on all images.
 OF_EACH = 10
 
@@ -41,7 +39,7 @@ def test_larger_learning_rates_and_longer_training_end_the_masking(
         if (name := f"lr-{rate}-{length}") in trained
     }
     least, most = (found[end] for end in ends)
-    lost, gained = int((least.clean & ~most.clean).sum()), int((most.clean & ~least.clean).sum())
+    lost, gained = discordant(least.clean, most.clean)
     p = mcnemar_p(lost, gained)  # exact and paired: both classify the same images
     reproduction.check(
         "6",

@@ -249,7 +249,7 @@ class AllBright(torch.autograd.Function):
         return gradient.view(-1, 1, 1, 1) * ctx.saved_tensors[0]  # type: ignore[no-any-return]
 
 
-def test_apgd_does_not_go_back_where_the_loss_stays_the_same() -> None:
+def test_apgd_on_a_flat_loss() -> None:
     class Patient(nn.Module):
         def forward(self, points: Tensor) -> Tensor:
             return torch.stack([torch.full((len(points),), 0.5), AllBright.apply(points)], 1)

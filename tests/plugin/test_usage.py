@@ -45,7 +45,7 @@ def test_an_option_that_a_test_uses_is_none(pytester: pytest.Pytester, test: str
     pytester.runpytest(*RUN, "--gradmask-samples=3").assert_outcomes(passed=1)
 
 
-def test_other_code_that_names_a_fixture_is_no_use(pytester: pytest.Pytester) -> None:
+def test_fixture_named_in_other_code(pytester: pytest.Pytester) -> None:
     pytester.makepyfile("def images(request): request.getfixturevalue('eval_batch')\ndef test_it(gradmask): pass")
     assert pytester.runpytest(*RUN, "--gradmask-samples=3").ret == pytest.ExitCode.USAGE_ERROR
 

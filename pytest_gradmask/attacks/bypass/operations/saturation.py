@@ -6,8 +6,6 @@ of them in the steep part, or it could not be trained.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
@@ -22,8 +20,6 @@ _MOST = 0.5
 _EACH_END = 0.01
 #: A softmax whose largest probability is nearer to one has the slope zero, but for rounding errors.
 _CERTAIN = 1e-6
-
-Build = Callable[[Arguments, Options], Tensor | None]
 
 
 def spread(difference: Tensor) -> Tensor:
@@ -49,16 +45,19 @@ def _mostly(elements: Tensor) -> bool:
     return _share(elements) > _MOST
 
 
+def _flat_tanh(numbers: Tensor) -> bool:
+    """Whether most elements are where tanh is flat."""
+    return _mostly(1 - torch.tanh(numbers.detach()) ** 2 < _FLAT)
+
+
 def saturated_tanh(arguments: Arguments, _: Options) -> Tensor | None:
     """That of `soft_sign`, where tanh is mostly flat."""
-    flat = 1 - torch.tanh(arguments[0].detach()) ** 2 < _FLAT
-    return soft_sign(arguments[0]) if _mostly(flat) else None
+    return soft_sign(arguments[0]) if _flat_tanh(arguments[0]) else None
 
 
 def saturated_sigmoid(arguments: Arguments, _: Options) -> Tensor | None:
-    """That of `soft_step`, where the sigmoid is mostly flat."""
-    value = torch.sigmoid(arguments[0].detach())
-    return soft_step(arguments[0]) if _mostly(4 * value * (1 - value) < _FLAT) else None
+    """That of `soft_step`, where the sigmoid is mostly flat: it is a tanh of half the number, moved."""
+    return soft_step(arguments[0]) if _flat_tanh(arguments[0] / 2) else None
 
 
 def saturated_softmax(arguments: Arguments, options: Options) -> Tensor | None:
