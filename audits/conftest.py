@@ -48,7 +48,16 @@ class Reproduction:
     def __init__(self, request: pytest.FixtureRequest) -> None:
         self._request = request
 
-    def check(self, number: str, *, holds: bool, ours: str, images: int, details: dict[str, Any] | None = None) -> None:
+    def check(
+        self,
+        number: str,
+        *,
+        holds: bool,
+        ours: str,
+        images: int,
+        details: dict[str, Any] | None = None,
+        stored: bool = True,
+    ) -> None:
         """Record and assert.
 
         Args:
@@ -57,6 +66,7 @@ class Reproduction:
             ours: our figures in words, with intervals.
             images: how many they were measured on.
             details: plain data for tables and pictures.
+            stored: whether ``--store-claims`` keeps it. It need not where another test measures the same case in full.
         """
         __tracebackhide__ = True
         claim = CLAIMS[number]
@@ -72,7 +82,7 @@ class Reproduction:
             "budget": options.gradmask_budget or "smoke",
             "seed": options.gradmask_seed or 0,
         }
-        self._request.node.user_properties.append((_PROPERTY, record))
+        self._request.node.user_properties.append((_PROPERTY, (record, stored)))
         assert holds, f"claim {number} ({claim.text})\n  paper: {claim.paper}\n  here:  {ours} ({images} images)"
 
 
@@ -118,16 +128,19 @@ class Reproductions:
     def __init__(self, file: Path | None) -> None:
         self._file = file
         self._records: list[dict[str, Any]] = []
+        self._stored: list[dict[str, Any]] = []
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Collect the records of one report."""
         if report.when == "call":
-            self._records += [value for name, value in report.user_properties if name == _PROPERTY]  # type: ignore[misc]
+            found: list[Any] = [value for name, value in report.user_properties if name == _PROPERTY]
+            self._records += [record for record, _ in found]
+            self._stored += [record for record, stored in found if stored]
 
     def pytest_sessionfinish(self) -> None:
         """Store the records, replacing those of the same tests."""
-        if self._file is not None and self._records:
-            merge(self._file, self._records)
+        if self._file is not None and self._stored:
+            merge(self._file, self._stored)
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """The paper's figure beside ours, claim by claim."""

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pytest_gradmask import Audit, Proportion, ThreatModel, bypassed, pgd
-from pytest_gradmask.auditing.research import mcnemar_p
+from pytest_gradmask import Audit, Budget, Defense, Proportion, ThreatModel, bypassed, pgd
+from pytest_gradmask.auditing.research import accuracy, bench, mcnemar_p
 from pytest_gradmask.plugin.fixtures import EvalBatch
 
 CONFIDENCE = 0.99
@@ -133,6 +133,14 @@ def figures(audit: Audit) -> dict[str, Any]:
         "provenance": dict(audit.provenance),
         "seconds": round(audit.seconds, 1),
     }
+
+
+def under_autoattack(defense: Defense, batch: EvalBatch, *, budget: Budget, seed: int) -> Proportion:
+    """Robust accuracy under AutoAttack's attacks together, each on all images. Arguments are those of an audit."""
+    with bench(defense, *batch, budget=budget, seed=seed, exhaustive=True) as prepared:
+        attacks = [attack for attack in prepared.attacks.values() if "standard" in attack.autoattack]
+        results = [prepared.run(attack, prepared.correct) for attack in attacks]
+        return accuracy(prepared.clean, prepared.predictions, results, CONFIDENCE)
 
 
 def plain(shares: Mapping[str, Proportion]) -> dict[str, list[float]]:

@@ -100,8 +100,11 @@ def bench(
     budget: str | Budget = "smoke",
     device: str = "cpu",
     seed: int = 0,
+    exhaustive: bool = False,
 ) -> Iterator[Bench]:
     """Put a defense on the bench. The arguments are those of `pytest_gradmask.audit`. On exit no trace is left.
+
+    Attacks are those of an audit that ends with its verdict, or of an exhaustive one, in which they give no image up.
 
     Raises:
         InputError, DefenseError: the input cannot be attacked; the message says what to change.
@@ -114,7 +117,7 @@ def bench(
     images, labels = images.detach().to(where), labels.detach().long().to(where)
     with prepared(defense, images, labels, threat=threat, budget=budget, margin=budget.margin, seed=seed) as ready:
         clean, predictions = ready.scorer.clean()
-        planned = plan_attacks(ready.surface, budget, quick=True)
+        planned = plan_attacks(ready.surface, budget, quick=not exhaustive)
         yield Bench(
             attacks={attack.name: attack for attack in planned if not attack.skip},
             clean=clean,

@@ -72,6 +72,13 @@ def test_expected_failure_is_shown_and_stored(pytester: pytest.Pytester) -> None
     assert found["holds"] is False
 
 
+def test_short_version_of_a_measurement_is_shown_and_not_stored(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(AUDIT.format(holds=True).replace("images=7", "images=7, stored=False"))
+    result = pytester.runpytest("-p", "audits.conftest", "--store-claims=claims.json")
+    result.stdout.fnmatch_lines(["*holds: AutoAttack 12 % (7 images)  test_it"])
+    assert not (pytester.path / "claims.json").exists()
+
+
 @pytest.mark.longer
 def test_workers_tell_the_controller(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(AUDIT.format(holds=True))
