@@ -11,7 +11,7 @@ from torch import Tensor
 from pytest_gradmask.attacks import autoattack
 from pytest_gradmask.attacks.asked_once import asked_once
 from pytest_gradmask.attacks.eot import on_average
-from pytest_gradmask.attacks.losses import cross_entropy, logit_margin
+from pytest_gradmask.attacks.losses import cross_entropy, dlr, logit_margin
 from pytest_gradmask.attacks.oracle import Oracle
 from pytest_gradmask.attacks.pgd import apgd, pgd
 from pytest_gradmask.auditing.budgets import Budget
@@ -124,11 +124,14 @@ def _counted(run: Run, model: Oracle, *batch: Tensor, **arguments: object) -> Te
 
 
 def _quick_attack(surface: AttackSurface) -> PlannedAttack:
+    # No deferred attack may follow, so its figure must be low itself. Where logits are small on noisy images, the other
+    # losses lead to more noise; DLR does not depend on the scale.
+    losses = (*_LOSSES, dlr) if surface.classes > 2 else _LOSSES
     # On a randomized defense one forward says little: it goes on to points that fool more often.
     stop_early = not surface.randomized
-    run = partial(pgd, steps=_QUICK_STEPS, restarts=2, loss=_LOSSES, stop_early=stop_early, eot=surface.eot)
+    run = partial(pgd, steps=_QUICK_STEPS, restarts=len(losses), loss=losses, stop_early=stop_early, eot=surface.eot)
     model = surface.oracle(surface.attacked)
-    cost = gradient_steps(surface, 2 * _QUICK_STEPS)
+    cost = gradient_steps(surface, len(losses) * _QUICK_STEPS)
     return PlannedAttack(name="pgd", kind="gradient", access="gradient", run=run, model=model, cost=cost)
 
 

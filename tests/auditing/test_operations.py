@@ -137,6 +137,33 @@ class SoftNeighbours(Neighbours):
     steepness = 20.0
 
 
+class Kernels(Neighbours):
+    """Soft nearest neighbours by a kernel that nearly all of them are too far away for."""
+
+    steepness = 1e6
+
+    def forward(self, images: Tensor) -> Tensor:
+        known = torch.linspace(0.01, 0.99, 50)
+        distances = (images.mean((1, 2, 3)).unsqueeze(1) - known).abs()
+        weights = torch.exp(-self.steepness * (distances - distances.amin(1, keepdim=True)))  # hides
+        return torch.stack([weights[:, known > 0.5].sum(1), weights[:, known < 0.5].sum(1)], 1)
+
+
+class WideKernels(Kernels):
+    """Honest: some neighbours have a weight."""
+
+    steepness = 20.0
+
+
+class LogSoftmax(Linear):
+    """Honest: the logarithm of a softmax, written by hand. The classifier is sure, so most exponentials vanish."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits = 1000 * super().forward(images)
+        logits = logits - logits.amax(1, keepdim=True)
+        return logits - logits.exp().sum(1, keepdim=True).log()
+
+
 class Dark(Linear):
     """Honest: a part of each image is written, and the rest keeps its gradient."""
 
@@ -183,7 +210,7 @@ def hidden_line(model: nn.Module) -> int:
     return start + next(number for number, line in enumerate(lines) if "# hides" in line)
 
 
-@pytest.mark.parametrize("kind", [Rounding, Falsifying, Palette, Levels, Binary, Codes, Neighbours])
+@pytest.mark.parametrize("kind", [Rounding, Falsifying, Palette, Levels, Binary, Codes, Neighbours, Kernels])
 def test_line_that_hides_the_gradient_is_named(kind: type[Linear], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(Path(__file__).parent)
     model = kind()
@@ -216,7 +243,7 @@ def test_operations_are_searched_at_images_and_around_them(count: int) -> None:
     assert THREAT.contains(points, images).all()
 
 
-@pytest.mark.parametrize("kind", [Linear, Dark, Sorted, SoftCodes, SoftNeighbours])
+@pytest.mark.parametrize("kind", [Linear, Dark, Sorted, SoftCodes, SoftNeighbours, WideKernels, LogSoftmax])
 def test_honest_defense_has_nothing_to_name(kind: type[Linear]) -> None:
     found = run(kind(), margin=0.25)
     assert found.verdict is Verdict.NOT_MASKED

@@ -6,6 +6,8 @@ of them in the steep part, or it could not be trained.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -18,6 +20,8 @@ _FLAT = 1e-3
 _MOST = 0.5
 #: At least this share is beyond each end of a clamp. A ReLU that is written as a clamp has most elements at one end.
 _EACH_END = 0.01
+#: An exponential below this is flat: so are weights of what is far away, and probabilities of other classes.
+_VANISHED = 1e-6
 #: A softmax whose largest probability is nearer to one has the slope zero, but for rounding errors.
 _CERTAIN = 1e-6
 
@@ -58,6 +62,28 @@ def saturated_tanh(arguments: Arguments, _: Options) -> Tensor | None:
 def saturated_sigmoid(arguments: Arguments, _: Options) -> Tensor | None:
     """That of `soft_step`, where the sigmoid is mostly flat: it is a tanh of half the number, moved."""
     return soft_step(arguments[0]) if _flat_tanh(arguments[0] / 2) else None
+
+
+def saturated_erf(arguments: Arguments, _: Options) -> Tensor | None:
+    """An error function that is as wide as its input, where it is mostly flat."""
+    numbers = arguments[0]
+    flat = torch.exp(-(numbers.detach() ** 2)) < _FLAT
+    return torch.erf(numbers / spread(numbers)) if _mostly(flat) else None
+
+
+def vanished_exp(arguments: Arguments, _: Options) -> Tensor | None:
+    """An exponential that is as wide as its input, where most elements have vanished."""
+    return _vanished(arguments[0])
+
+
+def vanished_exp2(arguments: Arguments, _: Options) -> Tensor | None:
+    """The same for powers of two."""
+    return _vanished(arguments[0] * math.log(2))
+
+
+def _vanished(numbers: Tensor) -> Tensor | None:
+    flat = torch.exp(numbers.detach()) < _VANISHED
+    return torch.exp(numbers / spread(numbers)) if _mostly(flat) else None
 
 
 def saturated_softmax(arguments: Arguments, options: Options) -> Tensor | None:

@@ -25,12 +25,15 @@ from pytest_gradmask.attacks.bypass.operations.choices import (
 )
 from pytest_gradmask.attacks.bypass.operations.saturation import (
     clamped,
+    saturated_erf,
     saturated_sigmoid,
     saturated_softmax,
     saturated_tanh,
     soft_sign,
     soft_step,
     spread,
+    vanished_exp,
+    vanished_exp2,
 )
 
 StandIn = Carried | Tensor | None
@@ -215,6 +218,15 @@ SURROGATES: dict[str, Surrogate] = {
     **dict.fromkeys(
         ("sigmoid", "expit", "special_expit"),
         Surrogate(saturated_sigmoid, "where it is saturated: by the mean size of the input", _WIDE),
+    ),
+    **dict.fromkeys(
+        ("erf", "special_erf"),
+        Surrogate(saturated_erf, "where it is saturated: by the mean size of the input", _WIDE),
+    ),
+    "exp": Surrogate(vanished_exp, "where it has vanished: by the mean size of the input", _WIDE),
+    **dict.fromkeys(
+        ("exp2", "special_exp2"),
+        Surrogate(vanished_exp2, "where it has vanished: by the mean size of the input", _WIDE),
     ),
     "softmax": Surrogate(saturated_softmax, "where it is saturated: by the deviation of the scores", _WIDE),
     **dict.fromkeys(

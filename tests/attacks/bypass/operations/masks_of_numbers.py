@@ -104,6 +104,25 @@ def saturated_softmax(x: Tensor) -> Tensor:
     return nearest @ LEVELS
 
 
+@mask
+def saturated_erf(x: Tensor) -> Tensor:
+    return torch.stack([torch.erf(STEEP * (x - level)) for level in LEVELS]).mean(0) / 2 + 0.5  # hides: torch.erf
+
+
+@mask
+def vanished_exp(x: Tensor) -> Tensor:
+    far = (x.unsqueeze(-1) - LEVELS).abs()
+    near = torch.exp(STEEP * (far.amin(-1, keepdim=True) - far))  # hides: torch.exp
+    return (near @ LEVELS) / near.sum(-1)
+
+
+@mask
+def vanished_exp2(x: Tensor) -> Tensor:
+    far = (x.unsqueeze(-1) - LEVELS).abs()
+    near = torch.exp2(STEEP * (far.amin(-1, keepdim=True) - far))  # hides: torch.exp2
+    return (near @ LEVELS) / near.sum(-1)
+
+
 # Integers
 
 
