@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pytest_gradmask.execution.model_state import overwrite
+
 #: What torch itself keeps in a module, and the ``forward`` that a bypass replaces for a while.
 _TORCHS = {*vars(nn.Module()), "forward"}
 
@@ -59,9 +61,7 @@ def _tensors(module: nn.Module) -> dict[str, Tensor]:
 def _put_back_tensor(module: nn.Module, name: str, tensor: Tensor, before: Tensor) -> None:
     if getattr(module, name, None) is not tensor:
         setattr(module, name, tensor)
-    before = before.to(tensor.device)
-    if not torch.equal(tensor, before):
-        tensor.data.copy_(before)  # a graph that still holds the tensor may be differentiated
+    overwrite(tensor.data, before.to(tensor.device))  # a graph that still holds the tensor may be differentiated
 
 
 def _put_back_attributes(

@@ -55,6 +55,10 @@ def model_states_restored(models: Sequence[nn.Module]) -> Iterator[None]:
             parameter.grad = grad
 
 
+def _kind(tensor: Tensor) -> tuple[object, ...]:
+    return tensor.shape, tensor.dtype, tensor.device, tensor.layout
+
+
 def _identities(table: Mapping[str, object]) -> list[tuple[str, int]]:
     return [(name, id(value)) for name, value in table.items()]
 
@@ -66,8 +70,21 @@ def _set(module: nn.Module, attributes: Mapping[str, object]) -> None:
 
 
 def _set_value(tensor: Tensor, value: Tensor) -> None:
-    if (tensor.shape, tensor.dtype, tensor.device) != (value.shape, value.dtype, value.device):
+    if _kind(tensor) != _kind(value):
         tensor.data = value
-    elif not torch.equal(tensor, value):
+    else:
         with torch.no_grad():
+            overwrite(tensor, value)
+
+
+def overwrite(tensor: Tensor, value: Tensor) -> None:
+    """Write other values into a tensor of the same shape, type and layout, unless it has them already."""
+    if tensor.layout is torch.strided:
+        if not torch.equal(tensor, value):
             tensor.copy_(value)
+    # Sparse tensors cannot be compared, and `copy_` gives those in COO format other memory.
+    elif tensor.layout is torch.sparse_coo and tensor._nnz() == value._nnz():
+        tensor._indices().copy_(value._indices())
+        tensor._values().copy_(value._values())
+    else:
+        tensor.copy_(value)

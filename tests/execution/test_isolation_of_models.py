@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pytest_gradmask import audit
+from pytest_gradmask import Verdict, audit
 from pytest_gradmask.execution.isolation import moved, no_trace
 from tests.execution.isolation_toys import Inside, Stateful
-from tests.toys import CPU, IMAGES, THREAT, TINY
+from tests.toys import CPU, IMAGES, THREAT, TINY, predictions, seeded
 
 
 def test_train_flags(inside: Inside, model: nn.Module) -> None:
@@ -64,6 +64,35 @@ def test_buffers_of_nan_are_no_problem(inside: Inside, model: Stateful) -> None:
     with inside(model):
         model.mean.zero_()
     assert model.mean.isnan().all()
+
+
+class Projected(nn.Module):
+    """A classifier with a sparse matrix, which may fade with every forward."""
+
+    def __init__(self, layout: torch.layout, *, fades: bool) -> None:
+        super().__init__()
+        weight = torch.randn(4, 192, generator=seeded()) * (torch.rand(4, 192, generator=seeded(1)) < 0.5)
+        self.register_buffer("weight", weight.to_sparse(layout=layout))
+        self.fades = fades
+
+    def forward(self, images: Tensor) -> Tensor:
+        weight: Any = self.weight
+        if self.fades:
+            weight.values().mul_(0.999)
+        return (weight @ (images.flatten(1) - 0.5).T).T  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("layout", [torch.sparse_coo, torch.sparse_csr, torch.sparse_csc], ids=str)
+@pytest.mark.parametrize("fades", [False, True], ids=["constant", "fades"])
+@pytest.mark.filterwarnings("ignore:Sparse C:UserWarning")  # that they are in beta
+def test_sparse_buffers(layout: torch.layout, fades: bool) -> None:
+    model = Projected(layout, fades=fades)
+    before = model.weight.to_dense()  # type: ignore[operator]
+    labels = predictions(Projected(layout, fades=False), IMAGES)
+    found = audit(model.eval(), IMAGES, labels, threat=THREAT, budget=TINY)
+    assert found.verdict is (Verdict.INCONCLUSIVE if fades else Verdict.NOT_MASKED)
+    assert ("stateful" in [finding.id for finding in found.findings]) is fades
+    assert torch.equal(model.weight.to_dense(), before)  # type: ignore[operator]
 
 
 def _fill(model: Stateful) -> None:
