@@ -10,7 +10,7 @@ from pathlib import Path
 
 from audits.zoo import find
 from audits.zoo.code import alone
-from audits.zoo.measurement import RESULTS, Record, measure, repeat, store, stored, stored_record
+from audits.zoo.measurement import REPEATED, RESULTS, Record, measure, repeat, store, stored, stored_record
 from pytest_gradmask import InputError, load_dataset
 from pytest_gradmask.auditing.research import BUDGETS, get_budget
 from pytest_gradmask.training.provenance import exit_code
@@ -56,9 +56,10 @@ def _measure(options: argparse.Namespace) -> None:
 
 def _repeat(options: argparse.Namespace) -> None:
     budget = get_budget(options.budget)
-    margin = budget.margin if options.margin is None else options.margin
+    samples, margin = REPEATED.get(budget.name, (budget.samples, budget.margin))
+    margin = margin if options.margin is None else options.margin
     for seed in options.seeds:
-        data = load_dataset(options.data, samples=options.samples or budget.samples, seed=seed)
+        data = load_dataset(options.data, samples=options.samples or samples, seed=seed)
         for entry in find(options.names):
             record = _measured(entry.name, options.output)
             repeats = {(each["budget"], each["seed"], each["exhaustive"]): each for each in record.get("repeats", [])}
@@ -123,13 +124,24 @@ def _parser() -> argparse.ArgumentParser:
     repeating.add_argument("--exhaustive", action="store_true", help="run every attack on every image")
     repeating.set_defaults(run=_repeat)
 
+    samples, margin = REPEATED["smoke"]
     for command in (measuring, coding, repeating):
         add = command.add_argument
         add("names", **names)  # type: ignore[arg-type]
         add("--data", default="embedded", metavar="SPEC", help="as of --gradmask-data (default: %(default)s)")
-        add("--samples", type=int, metavar="N", help="images, chosen at random (default: the budget's)")
+        add(
+            "--samples",
+            type=int,
+            metavar="N",
+            help=f"images, chosen at random (default: the budget's; {samples} in repeats at smoke)",
+        )
         add("--budget", choices=BUDGETS, default="ci", help="budget of the attacks (default: %(default)s)")
-        add("--margin", type=float, metavar="SHARE", help="a larger masking gap is masking (default: the budget's)")
+        add(
+            "--margin",
+            type=float,
+            metavar="SHARE",
+            help=f"a larger gap is masking (default: the budget's; {margin:g} in repeats at smoke)",
+        )
         add("--device", default="cpu", help="torch device (default: %(default)s)")
         add("--missing", action="store_true", help="measure only what is not stored yet")
         add("--output", type=Path, default=RESULTS, metavar="FOLDER", help="(default: audits/zoo/results)")

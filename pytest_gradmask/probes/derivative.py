@@ -47,7 +47,8 @@ _FAR, _FOLLOWED_FAR, _FAR_DIRECTIONS = (1 / 16, 1 / 4, 1.0), 0.95, 16
 #: 0.34 to 1.02 of that of random-front-end and trained-front-end (16 points), as operations also round inside.
 _ROUNDING = 0.2
 #: Change of the logits by float64, as a share of their spread, above which the copy is another function.
-_SAME = 0.05
+#: Noise that is drawn in float64 is other noise, and moves logits by more.
+_SAME = 0.002
 
 
 def wrong_gradient(oracle: Oracle, images: Tensor, threat: ThreatModel, generator: torch.Generator) -> list[Finding]:

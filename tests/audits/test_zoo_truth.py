@@ -15,7 +15,7 @@ from audits.defenses import references
 from audits.defenses.entry import Entry
 from audits.zoo import ZOO, __main__, find, page
 from audits.zoo.flags import autoattack_flags
-from audits.zoo.measurement import measure, repeat, store, stored, stored_truth
+from audits.zoo.measurement import REPEATED, measure, repeat, store, stored, stored_truth
 from audits.zoo.truth import AuditedDefense, Truth, right_verdicts
 from pytest_gradmask import Defense, Verdict
 from pytest_gradmask.errors import DataError, InputError
@@ -210,6 +210,10 @@ def test_stored_records_are_consistent() -> None:
         assert truth.masked == (truth.gap[0] > truth.margin), name
         assert truth.gap[1] <= truth.gap[0] <= truth.gap[2], name
         assert record["provenance"]["images"] == record["audit"]["images"], name
+        for each in record.get("repeats", []):
+            samples, margin = REPEATED[each["budget"]]
+            assert each["margin"] == margin, name
+            assert each["images"] <= samples, name
 
 
 # the page
@@ -276,9 +280,11 @@ def test_repeats_are_added_to_records(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     asked: list[tuple[int, bool]] = []
+    margins: set[tuple[str, float]] = set()
 
     def repeated(entry: Entry, _: Dataset, **more: Any) -> dict[str, Any]:
         asked.append((more["seed"], more["exhaustive"]))
+        margins.add((more["budget"].name, more["margin"]))
         budget = more["budget"].name
         return {
             "seed": more["seed"],
@@ -305,6 +311,7 @@ def test_repeats_are_added_to_records(
     ]
     assert __main__.main(["repeat", "ripple", "--seeds", "1", "--missing", "--budget", "smoke", *settings]) == 0
     assert asked[5:] == [(1, False)], "another budget is another audit"
+    assert margins == {("ci", 0.05), ("smoke", 0.10)}, "those of the other repeats"
     old = {"seed": 1, "exhaustive": False, "verdict": "ripple", "budget": "full"}  # without versions
     store("ripple", {**a_record(), "repeats": [old]}, tmp_path)
     assert __main__.main(["repeat", "ripple", "--seeds", "1", "--missing", "--budget", "full", *settings]) == 0

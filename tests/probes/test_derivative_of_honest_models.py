@@ -162,3 +162,20 @@ def test_a_wrong_gradient_before_them_is_found() -> None:
 
 def test_probabilities_have_no_finding() -> None:
     assert check(Softmax(convolutional()).eval(), outputs="probabilities") == []
+
+
+class SeededNoise(nn.Module):
+    """Adds the same noise to every image. A copy in float64 draws other numbers with the same seed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = load_model("vgg-adversarial")
+
+    def forward(self, images: Tensor) -> Tensor:
+        noise = torch.randn(images.shape[1:], generator=seeded(), dtype=images.dtype)
+        return self.model(images + 0.1 * noise)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_noise_that_float64_draws_anew(seed: int) -> None:
+    assert check(SeededNoise().eval().requires_grad_(False), DATA.images[4 * seed :], seed) == []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -20,10 +20,16 @@ class Exits:
 
     def __init__(self) -> None:
         self._left: list[Tensor] = []
+        self._before = WeakIdKeyDictionary()
         self._strangers = WeakIdKeyDictionary()  # tensors that none of the first so many have become
 
     def __len__(self) -> int:
         return len(self._left)
+
+    def exclude(self, tensors: Iterable[Tensor]) -> None:
+        """Tensors that have not come back, because they were there before."""
+        for tensor in tensors:
+            self._before[tensor] = True
 
     def add(self, tensor: Tensor) -> None:
         """A tensor with a graph leaves."""
@@ -34,7 +40,9 @@ class Exits:
 
         The newest of those that correlate is taken. Its axes may have been exchanged, and its scale and offset, too.
         """
-        if self._strangers.get(tensor) == len(self._left) or tensor.numel() < 2 or tensor.is_complex():
+        if tensor in self._before or self._strangers.get(tensor) == len(self._left):
+            return None
+        if tensor.numel() < 2 or tensor.is_complex():
             return None
         for candidate in self._candidates(tensor):
             linked = _matched(candidate, tensor)

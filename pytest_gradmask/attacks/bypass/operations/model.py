@@ -37,6 +37,7 @@ class OperationsBypassed(nn.Module):
     def watched(self, images: Tensor) -> tuple[Tensor, Watch]:
         """The outputs for images that require a gradient, and what was seen on the way."""
         watch = Watch(self.sites)
+        watch.exits.exclude((*self.model.parameters(), *self.model.buffers()))
         with plainly(), _state_without_graph(self.model), watch.on(), _without_hooks(self.model, watch):
             # A copy, because the model may write into its input, and because a leaf belongs to the caller.
             return watch.returned(self.model(images.clone())), watch

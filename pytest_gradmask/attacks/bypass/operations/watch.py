@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import Function
 from torch.overrides import TorchFunctionMode
 
@@ -37,7 +37,8 @@ from pytest_gradmask.attacks.bypass.operations.tampering import PROPERTIES, TAMP
 Call = Callable[..., Any]
 
 _CASTS = {"to", "_to_copy", "type", "type_as", "byte", "char", "short", "int", "long", "bool", "half", "bfloat16"}
-_LIKE = {"to", "type_as", "view_as", "reshape_as", "expand_as"}
+#: Of the second tensor of these, only shape and type are taken; or it holds statistics, which have no derivative.
+_OF_FIRST = {"to", "type_as", "view_as", "reshape_as", "expand_as", "batch_norm", "instance_norm"}
 
 
 class Watch(TorchFunctionMode):
@@ -101,8 +102,7 @@ class Watch(TorchFunctionMode):
         return self._watched(function, name, build, args, kwargs, blocked)
 
     def _watched(self, function: Call, name: str, build: Build | None, args: Any, kwargs: Any, blocked: bool) -> Any:
-        # Of the second tensor of these, only shape and type are taken.
-        inputs = list(tensors_in(args[0] if name in _LIKE else (args, kwargs)))
+        inputs = list(tensors_in(args[0] if name in _OF_FIRST and args else (args, kwargs)))
         self._adopt(inputs)
         with_graph = any(tracked(each) for each in inputs)
         carried = bool(self.carriers) and any(each in self.carriers for each in inputs)
@@ -168,7 +168,7 @@ class Watch(TorchFunctionMode):
     def _adopt(self, inputs: list[Tensor]) -> None:
         """Link tensors that came in from outside of PyTorch to those that left it."""
         for each in inputs if self.exits else ():
-            if not has_graph(each) and each not in self.carriers:
+            if not (has_graph(each) or isinstance(each, nn.Parameter) or each in self.carriers):
                 linked = self.exits.link(each)
                 if linked is not None:
                     self.carriers.adopt(each, linked)

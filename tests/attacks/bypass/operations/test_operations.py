@@ -377,3 +377,33 @@ def test_forward_alone_is_not_watched() -> None:
 
 def test_a_site_says_where_it_is() -> None:
     assert str(Site("/home/you/defense.py", 14, "torch.round")) == "`torch.round` at defense.py:14"
+
+
+class Normalized(nn.Module):
+    """Features are rounded outside of PyTorch. The statistics of the batch norm behind resemble them."""
+
+    def __init__(self, *, registered: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.features, norm, self.head = nn.Linear(192, 32), nn.BatchNorm1d(32), nn.Linear(32, 10)
+        with torch.no_grad():
+            self.features.bias.mul_(50)
+            assert norm.running_mean is not None
+            norm.running_mean.copy_(self.features(IMAGES.flatten(1)).mean(0))
+        self.norm = norm if registered else None
+        self.kept = [norm.eval()]
+        self.eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = self.features(images.flatten(1))
+        rounded = torch.from_numpy(features.detach().numpy().round(1))
+        return self.head(self.kept[0](rounded))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("registered", [True, False])
+def test_statistics_of_a_batch_norm_have_not_come_back(registered: bool) -> None:
+    model = Normalized(registered=registered)
+    assert not gradient(model).any()
+    sites = find_operations(model, IMAGES)
+    true = nn.Sequential(nn.Flatten(), model.features, model.kept[0], model.head)
+    assert cosine_similarity(gradient(OperationsBypassed(model, sites)).flatten(), gradient(true).flatten(), 0) > 0.9
